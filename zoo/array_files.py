@@ -1,0 +1,100 @@
+"""Reading and checking arrays that users bring: an .npz file or a Zarr group.
+
+Legend: n examples.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+_TWO_ARRAYS = ("x", "y")
+_SIX_ARRAYS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
+
+
+def load_array_file(path: str | Path) -> dict[str, np.ndarray]:
+    """Checked arrays by name: `x`, `y`, or the six of `x_train` ... `y_test`. Inputs are float32, classes int64.
+
+    Nothing is ever unpickled.
+
+    Raises:
+        FileNotFoundError: if there is nothing at that path.
+        ValueError: if an array is missing, empty, not finite, not numeric, or of the wrong shape.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no data at {path}; give an .npz file or a Zarr group")
+    found = _read_zarr(path) if path.is_dir() else _read_npz(path)
+    wanted = _SIX_ARRAYS if any(name in found for name in _SIX_ARRAYS) else _TWO_ARRAYS
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValueError(
+            f"{path} must hold arrays {', '.join(_TWO_ARRAYS)} or {', '.join(_SIX_ARRAYS)}; "
+            f"missing {missing}, found {sorted(found)}"
+        )
+    named = {name: found[name] for name in wanted}
+    for name in wanted[::2]:
+        _check_pair(name, named[name], named[name.replace("x", "y", 1)])
+    _check_same_kind(named)
+    return {name: _standard_dtype(name, array) for name, array in named.items()}
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError(f"{path} holds a single array; save inputs and targets with numpy.savez(x=..., y=...)")
+            return {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise ValueError(f"cannot read {path} as an .npz file of plain arrays: {error}") from error
+
+
+def _read_zarr(path: Path) -> dict[str, np.ndarray]:
+    import zarr
+
+    try:
+        group = zarr.open_group(path, mode="r")
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"cannot read {path} as a Zarr group: {error}") from error
+    return {name: np.asarray(array[...]) for name, array in group.arrays()}
+
+
+def _check_pair(name: str, inputs: np.ndarray, targets: np.ndarray) -> None:
+    target_name = name.replace("x", "y", 1)
+    for key, array in ((name, inputs), (target_name, targets)):
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"array {key!r} must be numeric, got dtype {array.dtype}")
+        if array.ndim == 0 or array.size == 0:
+            raise ValueError(f"array {key!r} must hold one example or more, got shape {array.shape}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"array {key!r} holds {np.sum(~np.isfinite(array)):,} values that are not finite")
+    if len(inputs) != len(targets):
+        raise ValueError(
+            f"arrays {name!r} and {target_name!r} must be of one length, got {len(inputs)}, {len(targets)}"
+        )
+    if inputs.ndim < 2:
+        raise ValueError(f"array {name!r} must be (examples, ...features), got shape {inputs.shape}")
+    if targets.dtype.kind in "iub" and (targets.ndim != 1 or targets.min() < 0):
+        raise ValueError(
+            f"array {target_name!r} of integers must be one class >= 0 per example, got shape {targets.shape} "
+            f"and minimum {targets.min()}; use real numbers for regression"
+        )
+    if targets.dtype.kind == "f" and targets.ndim > 2:
+        raise ValueError(f"array {target_name!r} of real numbers must be (n,) or (n, K), got shape {targets.shape}")
+
+
+def _check_same_kind(named: dict[str, np.ndarray]) -> None:
+    for letter in "xy":
+        shapes = {name: array.shape[1:] for name, array in named.items() if name.startswith(letter)}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"arrays of all splits must have one shape per example, got {shapes}")
+    kinds = {name: array.dtype.kind == "f" for name, array in named.items() if name.startswith("y")}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"targets of all splits must be integers, or all real numbers; real: {kinds}")
+
+
+def _standard_dtype(name: str, array: np.ndarray) -> np.ndarray:
+    is_class = name.startswith("y") and array.dtype.kind in "iub"
+    return array.astype(np.int64 if is_class else np.float32)

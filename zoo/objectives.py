@@ -1,0 +1,115 @@
+"""What a task asks of the outputs of N networks: a loss to train on and an error to report.
+
+Each objective also gives the gradient of its loss by the outputs, for the hand-written backward pass of MLPs.
+
+Legend: N networks, B examples, L symbols of a sequence (absent for plain examples), K outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Objective(Protocol):
+    """Loss and error of N networks; `targets` may lack the leading dim N where all networks share them."""
+
+    @property
+    def name(self) -> str: ...
+
+    def num_outputs(self, num_classes: int, targets: Tensor) -> int:
+        """K for a data set of that many classes and with such targets."""
+        ...
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean over examples and symbols: (N, B, ..., K), (B, ...) or (N, B, ...) -> (N,)."""
+        ...
+
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What one reads beside the loss, also a mean: (N,)."""
+        ...
+
+    def loss_and_grad(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (N,) and their gradients by the outputs (N, B, ..., K)."""
+        ...
+
+
+class CrossEntropy:
+    """Cross-entropy in nats of K logits; error is the fraction of wrong predictions."""
+
+    name: Final = "cross_entropy"
+
+    def num_outputs(self, num_classes: int, targets: Tensor) -> int:
+        return num_classes
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return _mean(-self._log_probs(outputs, targets)[1])
+
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return _mean((outputs.argmax(-1) != targets).to(outputs.dtype))
+
+    def loss_and_grad(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, chosen = self._log_probs(outputs, targets)
+        classes = torch.arange(outputs.shape[-1], device=outputs.device)
+        one_hot = (targets[..., None] == classes).to(outputs.dtype)
+        return _mean(-chosen), (log_probs.exp() - one_hot) / chosen[0].numel()
+
+    def _log_probs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (N, B, ..., K), and those of the targets (N, B, ...)."""
+        log_probs = F.log_softmax(outputs, dim=-1)
+        index = targets.expand(outputs.shape[:-1])[..., None]
+        return log_probs, log_probs.gather(-1, index)[..., 0]
+
+
+class BinaryCrossEntropy:
+    """Cross-entropy in nats of one logit and targets 0 or 1; error is the fraction of wrong predictions."""
+
+    name: Final = "binary_cross_entropy"
+
+    def num_outputs(self, num_classes: int, targets: Tensor) -> int:
+        return 1
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.loss_and_grad(outputs, targets)[0]
+
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return _mean(((outputs[..., 0] > 0) != (targets > 0)).to(outputs.dtype))
+
+    def loss_and_grad(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = outputs[..., 0]  # (N, B)
+        wanted = targets.to(logits.dtype).expand(logits.shape)
+        losses = F.softplus(logits) - wanted * logits  # -log p of the target, without overflow
+        return _mean(losses), ((logits.sigmoid() - wanted) / losses[0].numel())[..., None]
+
+
+class SquaredError:
+    """Squared error, a mean over the K outputs too; error is the mean absolute difference."""
+
+    name: Final = "squared_error"
+
+    def num_outputs(self, num_classes: int, targets: Tensor) -> int:
+        return targets.shape[-1]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return _mean((outputs - targets).square())
+
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return _mean((outputs - targets).abs())
+
+    def loss_and_grad(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        difference = outputs - targets
+        return _mean(difference.square()), 2 * difference / difference[0].numel()
+
+
+OBJECTIVES: Final[dict[str, Objective]] = {
+    CrossEntropy.name: CrossEntropy(),
+    BinaryCrossEntropy.name: BinaryCrossEntropy(),
+    SquaredError.name: SquaredError(),
+}
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(1)  # (N,)

@@ -1,0 +1,256 @@
+"""Tasks: a data set, a module and a loss, executed for N networks at once.
+
+A task is defined by one ordinary module. Populations of it run through `torch.func`, MLPs through the hand-batched
+functions of `zoo.mlp_population`; the tests hold both to the module.
+
+Legend: N networks, P numbers of one network (T of them trainable), B examples, K outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from zoo.architectures import MLP
+from zoo.datasets import Dataset, Split
+from zoo.initialization import PARAMETRIZATIONS, init_mup, init_runs
+from zoo.layout import ParamLayout
+from zoo.mlp_population import mlp_backward, mlp_forward
+from zoo.objectives import Objective
+
+MAX_TRAIN_EVALUATED: Final = 2048
+DEFAULT_MEMORY_BUDGET: Final = 16 * 2**20  # bytes of activations in one chunk of an evaluation
+
+
+class Batch(NamedTuple):
+    """Examples for one step: inputs (B, ...) and targets (B, ...) shared by all networks, or either with N in front."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class Task:
+    """A data set, a module and a loss, for N networks at once.
+
+    Args:
+        name: for people.
+        dataset: with its three splits.
+        build: makes the module in its own initialisation, drawing from the CPU's global generator.
+        objective: loss and error.
+        parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `init_mup`).
+        config: JSON-able options from which `get_task(**config)` makes this task again; empty for a task of your own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dataset: Dataset,
+        build: Callable[[], nn.Module],
+        objective: Objective,
+        *,
+        parametrization: str = "sp",
+        config: Mapping[str, object] | None = None,
+    ) -> None:
+        if parametrization not in PARAMETRIZATIONS:
+            raise ValueError(f"parametrization must be one of {PARAMETRIZATIONS}, got {parametrization!r}")
+        self.name = name
+        self.dataset = dataset
+        self.objective = objective
+        self.parametrization = parametrization
+        self.config = dict(config or {})
+        self._build = build
+        with torch.random.fork_rng(devices=[]):
+            self._template = build()
+        self.layout = ParamLayout.of(self._template)
+        self._input_ndim = dataset.train.inputs.ndim
+        self._target_ndim = dataset.train.targets.ndim
+
+    @property
+    def device(self) -> torch.device:
+        return self.dataset.train.inputs.device
+
+    def to(self, device: torch.device | str) -> Task:
+        """This task with its data on another device."""
+        moved = copy.copy(self)
+        moved.dataset = self.dataset.to(device)
+        moved._template = copy.deepcopy(self._template).to(device)
+        moved.__dict__.pop("_evaluated_train", None)
+        return moved
+
+    def make_model(self) -> nn.Module:
+        """One freshly initialised module, on the CPU."""
+        model = self._build()
+        if self.parametrization == "mup":
+            init_mup(model, self.layout)
+        return model
+
+    def init(self, rng: torch.Generator, n: int) -> Tensor:
+        """Parameters (n, P) of networks with seeds drawn from `rng`."""
+        seeds = torch.randint(2**62, (n,), generator=rng, device=rng.device)
+        return self.init_runs(seeds.tolist())
+
+    def init_runs(self, seeds: Sequence[int], scales: Tensor | float = 1.0) -> Tensor:
+        """Parameters (N, P): row i is what `make_model` gives under `torch.manual_seed(seeds[i])`.
+
+        Args:
+            seeds: N seeds.
+            scales: factor on each network's matrices and embeddings, one or (N,).
+        """
+        return init_runs(self.make_model, self.layout, seeds, scales).to(self.device)
+
+    def for_runs(self, runs: Sequence[int]) -> Task:
+        """The task that network j of a population trains on when it is run `runs[j]` of a zoo: here always the same."""
+        return self
+
+    def run_attributes(self, runs: Sequence[int]) -> dict[str, Tensor]:
+        """What distinguishes runs beside their seeds, by name, each (N,): here nothing."""
+        return {}
+
+    def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs (N, B, ..., K) in evaluation mode, differentiable in `params`.
+
+        Args:
+            params: (N, P).
+            inputs: (B, ...) shared by all networks, or (N, B, ...).
+        """
+        self.layout.check_vector(params)
+        if self._is_mlp:
+            return mlp_forward(self.layout, params, self._flat_inputs(inputs), self._activation)[0]
+        return self._module_outputs(params, inputs, training=False)[0]
+
+    def loss(self, params: Tensor, batch: Batch) -> Tensor:
+        """Losses (N,) in training mode, differentiable in `params` (N, P); buffers are left as they are."""
+        self.layout.check_vector(params)
+        if self._is_mlp:
+            outputs = self.predict(params, batch.inputs)
+        else:
+            outputs = self._module_outputs(params, batch.inputs, training=True)[0]
+        return self.objective.loss(outputs, self._targets(batch.targets, len(params)))
+
+    def loss_and_grad(self, params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses (N,) and their gradients (N, T); buffers in `params` (BatchNorm statistics) advance in place."""
+        self.layout.check_vector(params)
+        targets = self._targets(batch.targets, len(params))
+        if self._is_mlp:
+            inputs = self._flat_inputs(batch.inputs)
+            outputs, sums, activities = mlp_forward(self.layout, params, inputs, self._activation)
+            loss, output_grad = self.objective.loss_and_grad(outputs, targets)
+            saved = (sums, activities)
+            return loss, mlp_backward(
+                self.layout, params, inputs, self._activation, saved=saved, output_grad=output_grad
+            )
+
+        def total(params: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+            outputs, buffers = self._module_outputs(params, batch.inputs, training=True)
+            losses = self.objective.loss(outputs, targets)
+            return losses.sum(), (losses, buffers)
+
+        grads, (_, (losses, buffers)) = grad_and_value(total, has_aux=True)(params)
+        for name, value in buffers.items():
+            params[:, self.layout[name].span] = value.reshape(len(params), -1).to(params.dtype)
+        return losses.detach(), grads[:, : self.layout.num_trainable]
+
+    @torch.no_grad()
+    def evaluate(
+        self, params: Tensor, split: str = "test", memory_budget: int = DEFAULT_MEMORY_BUDGET
+    ) -> dict[str, Tensor]:
+        """Loss and error (N,) over a whole split; of "train" over at most 2,048 examples, always the same.
+
+        Args:
+            params: (N, P).
+            split: "train", "val" or "test".
+            memory_budget: bytes of activations that may exist at once.
+        """
+        self.layout.check_vector(params)
+        data = self._evaluated_train if split == "train" else self.dataset.split(split)
+        num_pairs = max(1, memory_budget // self._bytes_per_example)
+        example_chunk = min(len(data), num_pairs)
+        network_chunk = max(1, num_pairs // example_chunk)
+        results = [
+            self._evaluate_chunk(part, data, example_chunk, first, len(params))
+            for first, part in _chunks(params, network_chunk)
+        ]
+        loss, error = (torch.cat(parts) for parts in zip(*results, strict=True))
+        return {"loss": loss, "error": error}
+
+    def _evaluate_chunk(
+        self, params: Tensor, data: Split, example_chunk: int, first: int, num_networks: int
+    ) -> tuple[Tensor, Tensor]:
+        loss, error = params.new_zeros(len(params)), params.new_zeros(len(params))
+        for start, inputs in _chunks(data.inputs, example_chunk):
+            targets = self._targets(data.targets[start : start + example_chunk], num_networks)
+            if targets.ndim > self._target_ndim:
+                targets = targets[first : first + len(params)]
+            outputs = self.predict(params, inputs)
+            share = len(inputs) / len(data)
+            loss += share * self.objective.loss(outputs, targets)
+            error += share * self.objective.error(outputs, targets)
+        return loss, error
+
+    def _targets(self, targets: Tensor, num_networks: int) -> Tensor:
+        """Targets as the objective takes them, (B, ...) or (N, B, ...)."""
+        return targets
+
+    def _module_outputs(self, params: Tensor, inputs: Tensor, *, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs (N, B, ..., K) through vmap, and the buffers by name as the forward pass has left them."""
+        named = self.layout.unflatten(params)
+        buffers = {slot.name: named[slot.name].detach().clone() for slot in self.layout if slot.kind == "buffer"}
+        named |= buffers
+        self._template.train(training)
+
+        def forward(named: dict[str, Tensor], inputs: Tensor) -> Tensor:
+            return functional_call(self._template, named, (inputs,))
+
+        input_dim = 0 if inputs.ndim > self._input_ndim else None
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
+            outputs = vmap(forward, in_dims=(0, input_dim), randomness="different")(named, inputs)
+        return outputs, buffers
+
+    def _flat_inputs(self, inputs: Tensor) -> Tensor:
+        return inputs.flatten(2 if inputs.ndim > self._input_ndim else 1)  # (B, D) or (N, B, D)
+
+    @cached_property
+    def _is_mlp(self) -> bool:
+        return type(self._template) is MLP
+
+    @property
+    def _activation(self) -> str:
+        return str(self._template.activation)
+
+    @cached_property
+    def _evaluated_train(self) -> Split:
+        train = self.dataset.train
+        if len(train) <= MAX_TRAIN_EVALUATED:
+            return train
+        chosen = torch.linspace(0, len(train) - 1, MAX_TRAIN_EVALUATED, dtype=torch.float64, device=self.device).long()
+        return Split(train.inputs[chosen], train.targets[chosen])
+
+    @cached_property
+    def _bytes_per_example(self) -> int:
+        """Size of all activations of one network on one example, counted by running the module once."""
+        sizes: list[int] = []
+
+        def count(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel() * output.element_size())
+
+        hooks = [module.register_forward_hook(count) for module in self._template.modules()]
+        self._template.eval()
+        self._template(self.dataset.train.inputs[:1])
+        for hook in hooks:
+            hook.remove()
+        return max(1, sum(sizes))
+
+
+def _chunks(values: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    start = 0
+    for part in values.split(size):
+        yield start, part
+        start += len(part)
