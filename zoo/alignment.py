@@ -9,7 +9,7 @@ Source: Ainsworth et al. 2022 (arXiv 2209.04836), section 3.2, "Matching weights
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -37,9 +37,10 @@ def align(layout: ParamLayout, params: Tensor, reference: Tensor, *, rescale: bo
     """Networks with their units permuted so that they are as close to a reference as can be found.
 
     Minimises the Euclidean distance over trainable parameters by coordinate descent over the groups; each step is a
-    linear assignment, solved exactly. With one group the result is optimal. With several it is a local optimum, the
-    better of two: that reached from the units' present order, and that reached by matching the groups one after
-    another, each first by the weights whose other ends are matched already.
+    linear assignment, solved exactly. Where no slot belongs to two groups (one hidden layer, a transformer's heads
+    and units) the result is optimal. Otherwise it is a local optimum, the better of two: that reached from the units'
+    present order, and that reached by matching the groups one after another, each first by the weights whose other
+    ends are matched already.
 
     Args:
         layout: layout of the networks.
@@ -66,7 +67,7 @@ def align(layout: ParamLayout, params: Tensor, reference: Tensor, *, rescale: bo
         reference = balance(layout, reference.expand_as(params))[1]
     target = reference.expand_as(params)
     permutations = _descend(layout, params, target, identity(layout, len(params), params.device))
-    if len(layout.groups) > 1:
+    if not groups_are_independent(layout):
         other = _descend(layout, params, target, _match_in_order(layout, params, target))
         permutations = _nearer(layout, params, target, permutations, other)
     return Alignment(permutations, apply(layout, params, permutations))
@@ -95,10 +96,10 @@ def canonical(layout: ParamLayout, params: Tensor, *, rescale: bool = False) -> 
         params = balance(layout, params)[1]
     permutations = identity(layout, len(params), params.device)
     for i, group in enumerate(layout.groups):
-        settled = {other.name for other in layout.groups[:i]}
+        settled = [other.name for other in layout.groups[:i]]
         ordered = apply(layout, params, permutations)
         key = torch.zeros(len(params), group.size, dtype=torch.float64, device=params.device)
-        for _, units in _unit_blocks(layout, group, ordered, settled):  # (N, U, K)
+        for _, units in unit_blocks(layout, group, ordered, settled):  # (N, U, K)
             key += units.double() @ _weyl_sequence(units.shape[-1]).to(params.device)
         permutations[group.name] = key.argsort(dim=1, stable=True)
     return Alignment(permutations, apply(layout, params, permutations))
@@ -138,9 +139,22 @@ def balance(layout: ParamLayout, params: Tensor) -> tuple[Scales, Tensor]:
     return scales, apply_scales(layout, params, scales)
 
 
-def unit_similarity(layout: ParamLayout, group: SymmetryGroup, params: Tensor, reference: Tensor) -> Tensor:
-    """Inner products (N, U, U) of the group's units in `params` (rows) with those in `reference` (columns)."""
-    return _similarity(layout, group, params, reference, {other.name for other in layout.groups})
+def groups_are_independent(layout: ParamLayout) -> bool:
+    """Whether no trainable slot belongs to two groups, so that each group can be matched by itself."""
+    return not any(others for group in layout.groups for _, _, others in _trainable_axes(layout, group))
+
+
+def unit_blocks(
+    layout: ParamLayout, group: SymmetryGroup, params: Tensor, settled: Collection[str] | None = None
+) -> Iterator[tuple[GroupAxis, Tensor]]:
+    """Each trainable axis of a group with its numbers by unit (N, U, K).
+
+    Slots that also belong to a group outside `settled`, a collection of names, are left out; None leaves none out.
+    """
+    for slot, axis, others in _trainable_axes(layout, group):
+        if settled is None or others <= set(settled):
+            block = params[:, slot.span].view(len(params), *slot.shape).movedim(1 + axis.axis, 1)
+            yield axis, block.reshape(len(params), group.size, -1)
 
 
 def assign(similarity: Tensor) -> Tensor:
@@ -162,7 +176,7 @@ def _descend(layout: ParamLayout, params: Tensor, target: Tensor, start: Permuta
         for group in layout.groups:
             current = {name: permutation[active] for name, permutation in permutations.items()}
             moved = apply(layout, params[active], current)
-            similarity = unit_similarity(layout, group, moved, target[active])
+            similarity = _similarity(layout, group, moved, target[active])
             best = assign(similarity)
             before = similarity.diagonal(dim1=1, dim2=2).sum(1)
             gain = similarity.gather(1, best.unsqueeze(1)).sum((1, 2)) - before
@@ -171,7 +185,7 @@ def _descend(layout: ParamLayout, params: Tensor, target: Tensor, start: Permuta
             permutations[group.name][chosen] = permutations[group.name][chosen].gather(1, best[better])
             improved |= better
         active = active[improved]
-        if len(layout.groups) < 2 or not len(active):
+        if groups_are_independent(layout) or not len(active):
             break
     return permutations
 
@@ -199,25 +213,20 @@ def _nearer(
 
 
 def _similarity(
-    layout: ParamLayout, group: SymmetryGroup, params: Tensor, reference: Tensor, settled: set[str]
+    layout: ParamLayout,
+    group: SymmetryGroup,
+    params: Tensor,
+    reference: Tensor,
+    settled: Collection[str] | None = None,
 ) -> Tensor:
+    """Inner products (N, U, U) of the group's units in `params` (rows) with those in `reference` (columns)."""
     total = torch.zeros(len(params), group.size, group.size, dtype=torch.float64, device=params.device)
     pairs = zip(
-        _unit_blocks(layout, group, params, settled), _unit_blocks(layout, group, reference, settled), strict=True
+        unit_blocks(layout, group, params, settled), unit_blocks(layout, group, reference, settled), strict=True
     )
     for (_, mine), (_, theirs) in pairs:
         total += torch.bmm(mine.double(), theirs.double().transpose(1, 2))
     return total  # (N, U, U)
-
-
-def _unit_blocks(
-    layout: ParamLayout, group: SymmetryGroup, params: Tensor, settled: set[str]
-) -> Iterator[tuple[GroupAxis, Tensor]]:
-    """Each trainable axis of the group with its numbers by unit (N, U, K), if all other groups' axes are settled."""
-    for slot, axis, others in _trainable_axes(layout, group):
-        if others <= settled:
-            block = params[:, slot.span].view(len(params), *slot.shape).movedim(1 + axis.axis, 1)
-            yield axis, block.reshape(len(params), group.size, -1)
 
 
 def _trainable_axes(layout: ParamLayout, group: SymmetryGroup) -> Iterator[tuple[ParamSlot, GroupAxis, set[str]]]:
@@ -238,8 +247,7 @@ def _balancing_factor(layout: ParamLayout, group: SymmetryGroup, params: Tensor)
     squares: Mapping[int, Tensor] = {
         power: params.new_zeros(len(params), group.size, dtype=torch.float64) for power in (-1, 0, 1)
     }
-    everywhere = {other.name for other in layout.groups}
-    for axis, units in _unit_blocks(layout, group, params, everywhere):
+    for axis, units in unit_blocks(layout, group, params):
         if axis.scale_power not in squares:
             raise ValueError(f"scale power of {axis.slot!r} must be -1, 0 or 1 to balance, got {axis.scale_power}")
         squares[axis.scale_power].add_(units.double().square().sum(-1))
