@@ -1,6 +1,22 @@
 """Populations of trained networks: train them at once, keep every trajectory, read them fast."""
 
 from zoo.layout import GroupAxis, LayoutMismatchError, ParamLayout, ParamSlot, SymmetryGroup
+from zoo.schema import RunStatus, ZooSpec
+from zoo.store import Zoo
 from zoo.tasks import Batch, Task, get_task
+from zoo.writer import ZooWriter
 
-__all__ = ["Batch", "GroupAxis", "LayoutMismatchError", "ParamLayout", "ParamSlot", "SymmetryGroup", "Task", "get_task"]
+__all__ = [
+    "Batch",
+    "GroupAxis",
+    "LayoutMismatchError",
+    "ParamLayout",
+    "ParamSlot",
+    "RunStatus",
+    "SymmetryGroup",
+    "Task",
+    "Zoo",
+    "ZooSpec",
+    "ZooWriter",
+    "get_task",
+]

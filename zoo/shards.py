@@ -1,0 +1,237 @@
+"""Random access to standard Zarr v3 shards through their index.
+
+zarr-python decodes a shard's chunks through a general pipeline, at some hundred microseconds each. Here a shard is
+mapped into memory, its index is read once, and a row is one copy plus the check of its CRC32C.
+
+A shard is a file: its chunks of one network each, in any order, then for each (run, snapshot) of the block the
+offset and length of its chunk as two little-endian uint64 (all ones where there is none), then the CRC32C of that
+index. Each chunk is P numbers, little-endian, and their CRC32C.
+
+Source: Zarr specification version 3, "sharding-indexed codec" and "crc32c codec", version 1.0.
+
+Legend: G runs of one block, S snapshots, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Protocol
+
+import google_crc32c
+import numpy as np
+from zarr.abc.store import Store
+from zarr.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+_ABSENT: Final = np.uint64(2**64 - 1)
+_CRC_NBYTES: Final = 4
+# CRC32C of any message followed by its own CRC32C
+_CRC_RESIDUE: Final = 0x48674BC7
+_NUM_MAPPED: Final = 1024
+_NUM_FETCHED: Final = 4
+
+
+class ShardError(ValueError):
+    """A shard that is missing or damaged; the message says how, the caller knows which block."""
+
+
+@dataclass(frozen=True)
+class ShardShape:
+    """Runs and snapshots of a shard and the type and number of values in one chunk."""
+
+    num_runs: int
+    num_snapshots: int
+    num_params: int
+    dtype: np.dtype
+
+    @property
+    def row_nbytes(self) -> int:
+        return self.num_params * self.dtype.itemsize
+
+    @property
+    def chunk_nbytes(self) -> int:
+        return self.row_nbytes + _CRC_NBYTES
+
+    @property
+    def index_nbytes(self) -> int:
+        return self.num_runs * self.num_snapshots * 16 + _CRC_NBYTES
+
+
+class Shard:
+    """One shard in memory or mapped.
+
+    Args:
+        raw: (nbytes,) uint8, the whole file.
+        shape: what it should hold.
+
+    Raises:
+        ShardError: if the index is damaged or points outside the file.
+    """
+
+    def __init__(self, raw: np.ndarray, shape: ShardShape) -> None:
+        self.raw = raw
+        self.shape = shape
+        index = raw[max(0, len(raw) - shape.index_nbytes) :]
+        if len(index) < shape.index_nbytes:
+            raise ShardError(f"truncated: {len(raw):,} bytes, the index alone has {shape.index_nbytes:,}")
+        if google_crc32c.value(index) != _CRC_RESIDUE:
+            raise ShardError("truncated, or its index is damaged (checksum of the index)")
+        entries = index[:-_CRC_NBYTES].view("<u8").reshape(-1, 2)
+        self.present = entries[:, 0] != _ABSENT  # (G * S,)
+        offsets, lengths = entries[self.present].astype(np.int64).T
+        if not (lengths == shape.chunk_nbytes).all():
+            raise ShardError(
+                f"a network takes {shape.chunk_nbytes:,} bytes by the layout, the index has {set(lengths.tolist())}"
+            )
+        if len(offsets) and (offsets.min() < 0 or (offsets + lengths).max() > len(raw) - shape.index_nbytes):
+            raise ShardError("its index points outside the file")
+        self.offsets = np.full(len(entries), -1, np.int64)
+        self.offsets[self.present] = offsets
+
+    def copy_row(self, run: int, snapshot: int, row: np.ndarray) -> bool:
+        """Copy one network into `row`, (row_nbytes,) uint8; False, and nothing copied, if it is not there.
+
+        Args:
+            run: counted from the first of the block.
+
+        Raises:
+            ShardError: if the bytes do not have their checksum.
+        """
+        start = self.offsets.item(run * self.shape.num_snapshots + snapshot)
+        if start < 0:
+            return False
+        stop = start + self.shape.row_nbytes
+        if google_crc32c.value(self.raw[start : stop + _CRC_NBYTES]) != _CRC_RESIDUE:
+            raise ShardError(f"run {run} of the block, snapshot {snapshot}: damaged (checksum of its parameters)")
+        row[:] = self.raw[start:stop]
+        return True
+
+    def has_gaps(self) -> bool:
+        """Whether some bytes of the file belong to no chunk, or to two, and so have no checksum of their own."""
+        starts = np.sort(self.offsets[self.present])
+        expected = np.arange(len(starts)) * self.shape.chunk_nbytes
+        size = len(starts) * self.shape.chunk_nbytes + self.shape.index_nbytes
+        return size != len(self.raw) or not np.array_equal(starts, expected)
+
+
+class ShardSource(Protocol):
+    """Where the shards of a zoo come from."""
+
+    def open(self, block: int) -> Shard:
+        """The shard of a block; ShardError if it is missing or damaged."""
+        ...
+
+
+class MappedShards:
+    """Shards in a local folder, mapped into memory; the most recent ones stay open.
+
+    Args:
+        folder: of the params array.
+        shape: of its shards.
+    """
+
+    def __init__(self, folder: Path, shape: ShardShape) -> None:
+        self.folder = folder
+        self.shape = shape
+        self.open = lru_cache(_NUM_MAPPED)(self._open)
+
+    def __reduce__(self) -> tuple:
+        return MappedShards, (self.folder, self.shape)
+
+    def _open(self, block: int) -> Shard:
+        path = self.folder / shard_key(block)
+        try:
+            with open(path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise ShardError(f"missing: {path}") from None
+        except ValueError:
+            raise ShardError(f"truncated: {path} is empty") from None
+        return Shard(np.frombuffer(mapped, np.uint8), self.shape)
+
+
+class FetchedShards:
+    """Shards of any Zarr store, fetched whole; the most recent few are kept.
+
+    Args:
+        store: that holds the zoo.
+        prefix: key of the params array.
+        shape: of its shards.
+    """
+
+    def __init__(self, store: Store, prefix: str, shape: ShardShape) -> None:
+        self.store = store
+        self.prefix = prefix
+        self.shape = shape
+        self.open = lru_cache(_NUM_FETCHED)(self._open)
+
+    def __reduce__(self) -> tuple:
+        return FetchedShards, (self.store, self.prefix, self.shape)
+
+    def _open(self, block: int) -> Shard:
+        key = f"{self.prefix}/{shard_key(block)}".lstrip("/")
+        value = sync(self.store.get(key, default_buffer_prototype()))
+        if value is None:
+            raise ShardError(f"missing: {key} in {self.store}")
+        return Shard(np.frombuffer(value.to_bytes(), np.uint8), self.shape)
+
+
+def shard_key(block: int) -> str:
+    """Key of a block's shard, below the params array."""
+    return f"c/{block}/0/0"
+
+
+def shard_parts(stored: np.ndarray, present: np.ndarray, shape: ShardShape) -> Iterator[np.ndarray]:
+    """Bytes of a shard, one run after the other and the index last.
+
+    Args:
+        stored: (g, S, P) of the stored dtype, g <= G.
+        present: (g, S) bool; networks that are not present take no space and read as the fill value.
+        shape: of the shard; runs beyond g are absent.
+    """
+    index = np.full((shape.num_runs, shape.num_snapshots, 2), _ABSENT, "<u8")
+    offset = 0
+    for run, kept in enumerate(present):
+        rows = np.ascontiguousarray(stored[run][kept]).view(np.uint8)  # (kept, row_nbytes)
+        chunks = np.empty((len(rows), shape.chunk_nbytes), np.uint8)
+        chunks[:, :-_CRC_NBYTES] = rows
+        checksums = np.array([google_crc32c.value(row) for row in rows], "<u4")
+        chunks[:, -_CRC_NBYTES:] = checksums.view(np.uint8).reshape(-1, _CRC_NBYTES)
+        index[run, kept, 0] = offset + shape.chunk_nbytes * np.arange(len(rows))
+        index[run, kept, 1] = shape.chunk_nbytes
+        offset += chunks.size
+        yield chunks.reshape(-1)
+    yield from checked(index)
+
+
+def checked(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Bytes of an array followed by their CRC32C: a chunk of the codecs bytes and crc32c."""
+    raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    yield raw
+    yield np.array([google_crc32c.value(raw)], "<u4").view(np.uint8)
+
+
+def run_checksums(stored: np.ndarray, present: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+    """CRC32C of all that is kept of each run, whatever its place in a file.
+
+    Args:
+        stored: (g, S, P) parameters as stored.
+        present: (g, S) bool; absent networks do not count.
+        others: arrays (g, ...) of the remaining values, in the order of the schema.
+
+    Returns:
+        (g,) uint32.
+    """
+    result = np.empty(len(stored), np.uint32)
+    for run, kept in enumerate(present):
+        value = 0
+        for snapshot in np.flatnonzero(kept):
+            value = google_crc32c.extend(value, stored[run, snapshot].view(np.uint8))
+        for values in others:
+            value = google_crc32c.extend(value, values[run].tobytes())
+        result[run] = value
+    return result

@@ -1,0 +1,279 @@
+"""Zoo: reads a population of trained networks from a folder, an s3:// address or any Zarr store.
+
+Legend: R runs, S snapshots, P numbers of one network, G runs of one block, B pairs asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+import zarr
+from torch import Tensor
+from zarr.abc.store import Store
+from zarr.storage import LocalStore, StorePath
+
+from zoo.layout import ParamLayout
+from zoo.precision import from_stored
+from zoo.schema import Json, RunStatus, ZooFormatError, ZooSpec
+from zoo.shards import FetchedShards, MappedShards, ShardError, ShardShape, ShardSource
+from zoo.verify import Finding, block_name, verify_zoo
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
+
+
+class DamagedZooError(ValueError):
+    """Numbers that are missing or do not have their checksum; the message says which block."""
+
+
+class Zoo:
+    """A zoo, open for reading. Use `Zoo.open`.
+
+    Blocks that are committed later are seen by opening the zoo again.
+
+    Attributes:
+        spec: all settings of the zoo.
+        group: the Zarr group.
+        shards: source of the parameters.
+    """
+
+    def __init__(self, group: zarr.Group, spec: ZooSpec, shards: ShardSource) -> None:
+        self.group = group
+        self.spec = spec
+        self.shards = shards
+
+    @classmethod
+    def open(cls, source: str | os.PathLike | Store, *, storage_options: Mapping[str, str] | None = None) -> Zoo:
+        """Open a zoo.
+
+        Args:
+            source: a folder, an address (s3://bucket/path; needs the extra `s3`), or a Zarr store.
+            storage_options: settings of the object store (access_key_id, region, endpoint, ...).
+
+        Raises:
+            FileNotFoundError: if there is nothing.
+            ZooFormatError: if it is no zoo, its attributes are damaged, or its version is newer than this release.
+        """
+        store = _resolve(source, storage_options or {})
+        try:
+            group = zarr.open_group(store, mode="r", zarr_format=3)
+            attributes = cast("dict[str, Json]", dict(group.attrs))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no Zarr group, and so no zoo, at {source}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ZooFormatError(f"{source} is no Zarr group, or its zarr.json is damaged: {error!r}") from error
+        spec = ZooSpec.from_attributes(attributes)
+        return cls(group, spec, _shard_source(group, spec))
+
+    @property
+    def layout(self) -> ParamLayout:
+        return self.spec.layout
+
+    @property
+    def num_runs(self) -> int:
+        return self.spec.num_runs
+
+    @property
+    def num_snapshots(self) -> int:
+        return self.spec.shape[1]
+
+    @property
+    def num_blocks(self) -> int:
+        return self.spec.num_blocks
+
+    @property
+    def task_config(self) -> Mapping[str, Json]:
+        """Settings from which `get_task` rebuilds the task."""
+        return self.spec.task_config
+
+    @cached_property
+    def attributes(self) -> dict[str, Json]:
+        """Attributes of the Zarr group, those added by users included."""
+        return cast("dict[str, Json]", dict(self.group.attrs))
+
+    @property
+    def params(self) -> ParamsView:
+        """The parameters, indexed like an array (R, S, ...) and read as float32."""
+        return ParamsView(self)
+
+    @cached_property
+    def inner_step(self) -> np.ndarray:
+        """(R, S) int64 training step of each snapshot; -1 where a run has none."""
+        return self.array("inner_step")
+
+    @cached_property
+    def runs(self) -> Mapping[str, np.ndarray]:
+        """Columns of the runs, each (R,): seed, status, checksum and the hyperparameters."""
+        return {name: self.array(f"runs/{name}") for name in self.spec.run_columns}
+
+    @cached_property
+    def status(self) -> np.ndarray:
+        """(R,) of RunStatus."""
+        return self.array("runs/status")
+
+    def metric(self, name: str) -> np.ndarray:
+        """(R, S) float32 metric of each snapshot, NaN where there is none.
+
+        Raises:
+            KeyError: for a metric that the zoo does not have.
+        """
+        if name not in self.spec.metric_names:
+            raise KeyError(f"no metric {name!r}; the zoo has {list(self.spec.metric_names)}")
+        return self.array(f"metrics/{name}")
+
+    def read(self, pairs: np.ndarray | Tensor | list) -> np.ndarray:
+        """Parameters of any (run, snapshot) pairs; each network's checksum is checked.
+
+        Args:
+            pairs: (B, 2) integers.
+
+        Returns:
+            (B, P) float32; NaN for snapshots that a run does not have.
+
+        Raises:
+            IndexError: for a run or snapshot that the zoo does not have, or a run that is not there yet.
+            DamagedZooError: if the stored numbers are damaged.
+        """
+        pairs = self._checked_pairs(np.asarray(pairs))
+        stored = np.empty((len(pairs), self.layout.num_params), self.spec.stored_dtype)
+        rows = stored.view(np.uint8)
+        block_size = self.spec.block_size
+        order = np.argsort(pairs[:, 0], kind="stable").tolist()
+        absent = []
+        current, shard = -1, None
+        for i, (run, snapshot) in zip(order, pairs[order].tolist(), strict=True):
+            block, local = divmod(run, block_size)
+            try:
+                if block != current or shard is None:
+                    current, shard = block, self.shards.open(block)
+                if not shard.copy_row(local, snapshot, rows[i]):
+                    absent.append(i)
+            except ShardError as error:
+                raise self._damaged(block, error) from error
+        params = from_stored(stored, self.spec.dtype)
+        params[absent] = np.nan
+        return params
+
+    def read_block(self, block: int) -> np.ndarray:
+        """(g, S, P) float32 parameters of all runs of a block, in one pass over its shard."""
+        runs = self.spec.block_runs(block)
+        pairs = np.stack(np.meshgrid(runs, range(self.num_snapshots), indexing="ij"), axis=-1)
+        return self.read(pairs.reshape(-1, 2)).reshape(len(runs), self.num_snapshots, -1)
+
+    def blocks(self) -> Iterator[tuple[range, np.ndarray]]:
+        """Runs and parameters (g, S, P) of each committed block: a scan in bounded memory."""
+        for block in range(self.num_blocks):
+            runs = self.spec.block_runs(block)
+            if self.status[runs.start]:
+                yield runs, self.read_block(block)
+
+    def state_dict(self, run: int, snapshot: int) -> dict[str, Tensor]:
+        """Tensors of one network as `load_state_dict` takes them."""
+        if self.inner_step[run, snapshot] < 0:
+            raise IndexError(f"run {run} has no snapshot {snapshot}")
+        return self.layout.unflatten(torch.from_numpy(self.params[run, snapshot]))
+
+    def split(self, name: str, *, include_diverged: bool = False) -> np.ndarray:
+        """Runs of a declared split that are there, in ascending order.
+
+        Args:
+            name: by default the zoo declares "train", "val" and "test".
+            include_diverged: also runs whose training failed.
+
+        Raises:
+            KeyError: for a split that is not declared.
+        """
+        rule = self.spec.splits
+        usable = (self.status != RunStatus.EMPTY) & (include_diverged | (self.status != RunStatus.DIVERGED))
+        return np.flatnonzero(rule.members(name, self.runs[rule.key]) & usable)
+
+    def verify(self) -> list[Finding]:
+        """Everything that is wrong, by block; empty for a sound and complete zoo. Reads all of it."""
+        try:
+            group = zarr.open_group(self.group.store_path, mode="r", zarr_format=3)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            return [Finding(None, "attributes", f"zarr.json cannot be read: {error!r}; restore it from a copy")]
+        return verify_zoo(group, self.spec, _shard_source(group, self.spec))
+
+    def array(self, name: str) -> np.ndarray:
+        """A whole array of the zoo other than the parameters, for instance "metrics/val_loss".
+
+        Raises:
+            DamagedZooError: if it is missing or a chunk does not have its checksum.
+        """
+        try:
+            return np.asarray(cast("zarr.Array", self.group[name])[...])
+        except (KeyError, ValueError, OSError) as error:
+            raise DamagedZooError(f"array {name!r} cannot be read: {error!r}; Zoo.verify() finds the block") from error
+
+    def _checked_pairs(self, pairs: np.ndarray) -> np.ndarray:
+        if pairs.size == 0:
+            return np.empty((0, 2), np.int64)
+        if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+            raise IndexError(f"pairs must be (B, 2) integers (run, snapshot), got {pairs.dtype} {pairs.shape}")
+        pairs = pairs.astype(np.int64, copy=False)
+        low, high = pairs.min(axis=0), pairs.max(axis=0)
+        if low.min() < 0 or high[0] >= self.num_runs or high[1] >= self.num_snapshots:
+            raise IndexError(
+                f"pairs must lie in {self.num_runs} runs x {self.num_snapshots} snapshots, got values from "
+                f"{low.tolist()} to {high.tolist()}"
+            )
+        empty = self.status[pairs[:, 0]] == RunStatus.EMPTY
+        if empty.any():
+            raise IndexError(f"run {pairs[empty.argmax(), 0]} is not there yet: its block is not committed")
+        return pairs
+
+    def _damaged(self, block: int, error: Exception) -> DamagedZooError:
+        return DamagedZooError(f"{block_name(self.spec, block)}: {error}. Build again into the same path to repair it")
+
+
+class ParamsView:
+    """Array-like view (R, S, P) of a zoo's parameters; only what is asked for is read."""
+
+    def __init__(self, zoo: Zoo) -> None:
+        self._zoo = zoo
+        self.shape = zoo.spec.shape
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, key: object) -> np.ndarray:
+        """Parameters by run and snapshot (integers, slices, arrays, as in NumPy), and entries of the vector after them.
+
+        Raises:
+            IndexError: outside the zoo.
+        """
+        parts = key if isinstance(key, tuple) else (key,)
+        grid = self.shape[:2]
+        runs = np.broadcast_to(np.arange(grid[0])[:, None], grid)[parts[:2]]
+        snapshots = np.broadcast_to(np.arange(grid[1]), grid)[parts[:2]]
+        rows = self._zoo.read(np.stack([runs, snapshots], axis=-1).reshape(-1, 2))
+        return rows.reshape(*np.shape(runs), self.shape[2])[(..., *parts[2:])]
+
+
+def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> Store:
+    if isinstance(source, Store):
+        return source
+    text = os.fspath(source)
+    if "://" not in text:
+        if not Path(text).is_dir():
+            raise FileNotFoundError(f"there is no folder, and so no zoo, at {text}")
+        return LocalStore(text, read_only=True)
+    try:
+        from obstore.store import from_url
+        from zarr.storage import ObjectStore
+    except ImportError as error:
+        raise ImportError(f"reading {text} needs the extra s3: pip install 'weightfoundry[s3]'") from error
+    return ObjectStore(from_url(text, config=cast("S3Config", dict(options))), read_only=True)
+
+
+def _shard_source(group: zarr.Group, spec: ZooSpec) -> ShardSource:
+    shape = ShardShape(spec.block_size, spec.shape[1], spec.shape[2], spec.stored_dtype)
+    place: StorePath = group.store_path
+    if isinstance(place.store, LocalStore):
+        return MappedShards(place.store.root / place.path / "params", shape)
+    return FetchedShards(place.store, f"{place.path}/params".lstrip("/"), shape)
