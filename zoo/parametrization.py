@@ -3,20 +3,54 @@
 A role says how a tensor's size depends on the width of the network. Roles are all that the maximal update
 parametrization (µP) needs to know about a model, so they are inferred once and kept in the layout.
 
+Scales are powers of fan_in: variance of the initial values, multiplier in the forward pass, size of an update whose
+entries do not depend on width (Adam and kin). µP has two equivalent forms: "mup" leaves the forward pass as it is and
+works on an unmodified model, "mup_multiplier" divides the output layer by its fan_in and updates it as an input.
+
+| role                  | sp                 | mup                 | mup_multiplier      |
+|                       | var  mult  update  | var  mult  update   | var  mult  update   |
+| input                 | -1   0     0       | -1   0     0        | -1   0     0        |
+| hidden                | -1   0     0       | -1   0     -1       | -1   0     -1       |
+| output                | -1   0     0       | -2   0     -1       | 0    -1    0        |
+| embedding             | var 1, else 0      | var 1, else 0       | var 1, else 0       |
+| bias 0, norm weight 1 | else 0             | else 0              | else 0              |
+
+µP also asks for attention logits divided by the width of a head instead of its root.
+
 Source: Yang and Hu 2021 (arXiv 2011.14522); Yang et al. 2022 (arXiv 2203.03466), tables 3, 8 and 9.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 PARAM_ROLES: Final = ("input", "hidden", "output", "bias", "norm", "embedding")
 BUFFER_ROLES: Final = ("running_mean", "running_var", "counter", "buffer")
 ROLES: Final = PARAM_ROLES + BUFFER_ROLES
+
+PARAMETRIZATIONS: Final = ("sp", "mup", "mup_multiplier")
+
+
+class FanInPowers(NamedTuple):
+    """Exponents of fan_in, see the table above."""
+
+    variance: int
+    multiplier: int
+    update: int
+
+
+_STANDARD: Final = FanInPowers(variance=-1, multiplier=0, update=0)
+_CONSTANT: Final = FanInPowers(variance=0, multiplier=0, update=0)
+_MATRIX_POWERS: Final[dict[str, dict[str, FanInPowers]]] = {
+    "sp": {},
+    "mup": {"hidden": FanInPowers(-1, 0, -1), "output": FanInPowers(-2, 0, -1)},
+    "mup_multiplier": {"hidden": FanInPowers(-1, 0, -1), "output": FanInPowers(0, -1, 0)},
+}
 
 _MATRIX_MODULES: Final = (
     nn.Linear,
@@ -98,6 +132,74 @@ def fan_in(role: str, shape: tuple[int, ...], owner: nn.Module | None = None) ->
     if role == "bias" and isinstance(weight, Tensor) and weight.ndim > 1:
         return _product(tuple(weight.shape)[1:])
     return 1
+
+
+def fan_in_powers(role: str, parametrization: str) -> FanInPowers:
+    """How a tensor of that role scales with fan_in.
+
+    Raises:
+        ValueError: for an unknown role of a parameter or an unknown parametrization.
+    """
+    if parametrization not in PARAMETRIZATIONS:
+        raise ValueError(f"parametrization must be one of {PARAMETRIZATIONS}, got {parametrization!r}")
+    if role not in PARAM_ROLES:
+        raise ValueError(f"role must be one of {PARAM_ROLES}, got {role!r}")
+    if role not in ("input", "hidden", "output"):
+        return _CONSTANT
+    return _MATRIX_POWERS[parametrization].get(role, _STANDARD)
+
+
+def init_std(role: str, fan_in: int, parametrization: str) -> float:
+    """Standard deviation of the initial values of a matrix or embedding."""
+    return fan_in ** (fan_in_powers(role, parametrization).variance / 2)
+
+
+def forward_multiplier(role: str, fan_in: int, parametrization: str) -> float:
+    """Factor by which the forward pass multiplies the tensor's product (and its bias)."""
+    return float(fan_in) ** fan_in_powers(role, parametrization).multiplier
+
+
+def update_scale(role: str, fan_in: int, parametrization: str) -> float:
+    """Factor of an update whose entries do not depend on width."""
+    return float(fan_in) ** fan_in_powers(role, parametrization).update
+
+
+@torch.no_grad()
+def parametrize(
+    module: nn.Module,
+    parametrization: str = "mup",
+    *,
+    rng: torch.Generator | None = None,
+    roles: Mapping[str, str] | None = None,
+    gain: float = 1.0,
+) -> nn.Module:
+    """The same module, its parameters initialised anew in a parametrization that needs no forward multiplier.
+
+    Matrices and embeddings become normal, biases zero, weights of norms one.
+
+    Args:
+        module: any module; tied tensors keep the role of their first name.
+        parametrization: "mup" or "sp".
+        rng: source of randomness on the CPU; default torch's own.
+        roles: roles by name that override the inferred ones.
+        gain: factor of the standard deviation of input and hidden matrices (2 ** 0.5 for deep ReLU networks).
+
+    Raises:
+        ValueError: for a parametrization with multipliers, which the module's forward pass would have to apply.
+    """
+    if parametrization == "mup_multiplier":
+        raise ValueError('"mup_multiplier" changes the forward pass; use the equivalent form "mup"')
+    inferred = infer_roles(module, roles)
+    owners = dict(module.named_modules())
+    for name, param in module.named_parameters():
+        role = inferred[name]
+        if role in ("bias", "norm"):
+            param.fill_(float(role == "norm"))
+            continue
+        width = fan_in(role, tuple(param.shape), owners[name.rpartition(".")[0]])
+        std = init_std(role, width, parametrization) * (gain if role in ("input", "hidden") else 1.0)
+        param.copy_(torch.randn(param.shape, generator=rng) * std)
+    return module
 
 
 def _param_role(owner: nn.Module, local_name: str, param: Tensor) -> str:

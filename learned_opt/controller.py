@@ -1,0 +1,305 @@
+"""The per-tensor controller of the normalised rule: its meta-parameters, statistics and outputs.
+
+It sees a handful of numbers for each tensor and returns how long the next step is and how much the newest gradient
+counts in its direction. Nothing here has the size of a parameter.
+
+Legend: N networks, R tensors, M meta-parameters, T horizon, L depth, f = t / T fraction of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from learned_opt.update_rule import TensorSpec
+from zoo.parametrization import PARAM_ROLES
+
+REFERENCE_HORIZON: Final = 400  # scales of the tasks for which theta = 0 is meant
+REFERENCE_WIDTH: Final = 32
+REFERENCE_DEPTH: Final = 2
+
+FAST_WEIGHT: Final = 0.1
+SLOW_AGREEMENT_WEIGHT: Final = 0.02
+LOG_STEP_RANGE: Final = (-4.0, 3.0)
+LOG_SIZE_RANGE: Final = (-5.0, 4.0)
+NESTEROV_RANGE: Final = (-4.0, 4.0)
+NETWORK_LOG_STEP: Final = 4.0  # largest move of log_step over a whole run per unit of the second output
+INPUT_LIMIT: Final = 3.0
+INITIAL_STEPS: Final = 5  # after which the initial gradient scale is fixed
+
+NUM_STATISTICS: Final = 7  # columns of the statistics, see `Statistics`
+NUM_INPUTS: Final = 10 + len(PARAM_ROLES)
+NUM_HIDDEN: Final = 8
+NUM_OUTPUTS: Final = 3
+
+_TINY: Final = 1e-24
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A named meta-parameter and the map from theta, which gives `start` at 0.
+
+    Kinds: "shift" start + z; "scale" start * exp(z); "decay" 1 - min(start * exp(z), limit) with start = 1 - value;
+    "share" sigmoid(logit(start) + 3 z).
+    """
+
+    name: str
+    kind: str
+    start: float
+    limit: float = math.inf
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Value from theta."""
+        if self.kind == "shift":
+            return self.start + z
+        if self.kind == "scale":
+            return self.start * z.exp()
+        if self.kind == "decay":
+            return 1 - (self.start * z.exp()).clamp(max=self.limit)
+        return torch.sigmoid(_logit(self.start) + 3 * z)
+
+    def encode(self, value: float) -> float:
+        """Theta from a value: inverse of `decode`."""
+        if self.kind == "shift":
+            return value - self.start
+        if self.kind == "scale":
+            return math.log(value / self.start)
+        if self.kind == "decay":
+            return math.log((1 - value) / self.start)
+        return (_logit(value) - _logit(self.start)) / 3
+
+
+def _logit(x: float) -> float:
+    return math.log(x / (1 - x))
+
+
+SCALARS: Final = (
+    Scalar("rate", "scale", 0.009),
+    Scalar("log_input", "shift", 0.5),  # log multipliers of the step by role
+    Scalar("log_hidden", "shift", -0.3),
+    Scalar("log_output", "shift", 0.4),
+    Scalar("log_bias", "shift", -0.3),
+    Scalar("log_norm", "shift", -0.3),
+    Scalar("log_embedding", "shift", 0.5),
+    Scalar("noise_power", "shift", 0.6),  # gamma
+    Scalar("momentum_decay", "decay", 0.13, 0.7),  # b1
+    Scalar("square_decay", "decay", 0.05, 0.5),  # b2
+    Scalar("slow_decay", "decay", 0.005, 0.3),
+    Scalar("nesterov", "scale", 0.12),
+    Scalar("horizon_power", "shift", -0.3),  # a
+    Scalar("depth_power", "shift", -0.6),  # b
+    Scalar("width_power", "shift", 0.5),  # w
+    Scalar("agreement_rate", "scale", 0.04),  # kappa
+    Scalar("agreement_target", "shift", 0.0),
+    Scalar("schedule_power", "scale", 1.0),  # p
+    Scalar("mix_input", "share", 0.95),  # share of the orthogonalised direction
+    Scalar("mix_hidden", "share", 0.95),
+)
+SCALAR_NAMES: Final = tuple(scalar.name for scalar in SCALARS)
+NUM_NETWORK: Final = NUM_HIDDEN * (NUM_INPUTS + 1) + NUM_OUTPUTS * (NUM_HIDDEN + 1)
+
+Scalars = dict[str, Tensor]  # name -> (N, 1)
+
+
+class Network(NamedTuple):
+    """Weights of the controller's network."""
+
+    hidden_weight: Tensor  # (N, 16, 8)
+    hidden_bias: Tensor  # (N, 1, 8)
+    output_weight: Tensor  # (N, 8, 3)
+    output_bias: Tensor  # (N, 1, 3)
+
+
+class Horizon(NamedTuple):
+    """Where a run stands; (1,) or (N,)."""
+
+    fraction: Tensor  # f, of the steps of the whole run
+    num_steps: Tensor  # T
+
+
+class Statistics(NamedTuple):
+    """What the controller remembers of each tensor, (N, R) each."""
+
+    age: Tensor  # updates so far
+    recent_square: Tensor  # fast average of the mean squared gradient
+    usual_square: Tensor  # slow average of it
+    recent_agreement: Tensor
+    usual_agreement: Tensor
+    log_step: Tensor
+    initial_square: Tensor  # recent_square after the first few updates
+
+
+class Signals(NamedTuple):
+    """What the controller is told at each update, (N, R) each."""
+
+    grad_square: Tensor  # mean squared gradient
+    agreement: Tensor  # cosine of the gradient and the last update
+    momentum_share: Tensor  # mean squared momentum / mean second moment
+    weight_square: Tensor  # mean squared parameter
+
+
+class Controls(NamedTuple):
+    """What the controller answers, (N, R) each."""
+
+    size: Tensor  # RMS of the update before the learning-rate multiplier, schedule included
+    nesterov: Tensor  # weight of the newest gradient in the direction
+    schedule: Tensor  # (N, 1) factor (1 - f) ** p of the schedule
+
+
+def decode(theta: Tensor, *, network: bool) -> tuple[Scalars, Network | None]:
+    """Scalars and network of meta-parameters (N, M)."""
+    count = len(SCALARS)
+    scalars = {scalar.name: scalar.decode(theta[:, i : i + 1]) for i, scalar in enumerate(SCALARS)}
+    if not network:
+        return scalars, None
+    sizes = (NUM_INPUTS * NUM_HIDDEN, NUM_HIDDEN, NUM_HIDDEN * NUM_OUTPUTS, NUM_OUTPUTS)
+    hidden_weight, hidden_bias, output_weight, output_bias = theta[:, count:].split(sizes, dim=1)
+    return scalars, Network(
+        hidden_weight.unflatten(1, (NUM_INPUTS, NUM_HIDDEN)),
+        hidden_bias.unsqueeze(1),
+        output_weight.unflatten(1, (NUM_HIDDEN, NUM_OUTPUTS)),
+        output_bias.unsqueeze(1),
+    )
+
+
+def encode_scalars(values: Mapping[str, float]) -> Tensor:
+    """Leading part of theta that gives these scalars; those not named stay at their start.
+
+    Raises:
+        ValueError: for a name that is no scalar of the rule.
+    """
+    unknown = set(values) - set(SCALAR_NAMES)
+    if unknown:
+        raise ValueError(f"unknown scalars {sorted(unknown)}; there are {SCALAR_NAMES}")
+    return torch.tensor([scalar.encode(values.get(scalar.name, scalar.start)) for scalar in SCALARS])
+
+
+def control(
+    scalars: Scalars,
+    network: Network | None,
+    *,
+    specs: Sequence[TensorSpec],
+    statistics: Statistics,
+    signals: Signals,
+    horizon: Horizon,
+) -> tuple[Statistics, Controls]:
+    """New statistics and the controls of the next update."""
+    known = _static(tuple(specs), signals.grad_square.device)
+    fraction, num_steps = horizon.fraction[:, None], horizon.num_steps[:, None]  # (1 or N, 1)
+    log_horizon = (num_steps / REFERENCE_HORIZON).log()
+    base = _log_base(scalars, known, log_horizon)  # (N, R)
+    statistics = _remember(scalars, statistics, signals)
+    rho = _half_log_ratio(statistics.recent_square, statistics.usual_square)
+    log_step = statistics.log_step
+    log_size = scalars["noise_power"] * rho + log_step
+    nesterov = scalars["nesterov"].expand_as(rho)
+    if network is not None:
+        inputs = _inputs(known, statistics, signals, rho=rho, base=base, fraction=fraction, log_horizon=log_horizon)
+        hidden = torch.tanh(torch.baddbmm(network.hidden_bias, inputs, network.hidden_weight))
+        output = torch.baddbmm(network.output_bias, hidden, network.output_weight)  # (N, R, 3)
+        log_size = log_size + output[..., 0]
+        log_step = log_step + output[..., 1] * NETWORK_LOG_STEP / num_steps
+        nesterov = (nesterov * output[..., 2].clamp(*NESTEROV_RANGE).exp()).clamp(max=1.0)
+    statistics = statistics._replace(log_step=log_step.clamp(*LOG_STEP_RANGE))
+    schedule = (1 - fraction) ** scalars["schedule_power"]
+    return statistics, Controls(schedule * (base + log_size.clamp(*LOG_SIZE_RANGE)).exp(), nesterov, schedule)
+
+
+class _Static(NamedTuple):
+    """What does not change during a run, (R,) each unless said."""
+
+    role: Tensor  # index into PARAM_ROLES
+    role_bits: Tensor  # (R, 6)
+    log_width: Tensor  # log(fan_in / 32) of matrices, else 0
+    log_scaled_width: Tensor  # the same of hidden and output matrices, else 0
+    log_depth: Tensor  # log(L / 2)
+    depth_input: Tensor  # log((L + 1) / 3)
+
+
+@lru_cache(maxsize=64)
+def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
+    role = torch.tensor([PARAM_ROLES.index(spec.role) for spec in specs])
+    fan_in = torch.tensor([float(max(1, spec.fan_in)) for spec in specs])
+    depth = torch.tensor([float(max(1, spec.depth)) for spec in specs])
+    log_width = (fan_in / REFERENCE_WIDTH).log()
+    columns = _Static(
+        role,
+        torch.nn.functional.one_hot(role, len(PARAM_ROLES)).float(),
+        log_width * _has_role(specs, "input", "hidden", "output"),
+        log_width * _has_role(specs, "hidden", "output"),
+        (depth / REFERENCE_DEPTH).log(),
+        ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
+    )
+    return _Static(*(column.to(device) for column in columns))
+
+
+def _has_role(specs: Sequence[TensorSpec], *roles: str) -> Tensor:
+    return torch.tensor([float(spec.role in roles) for spec in specs])
+
+
+def _log_base(scalars: Scalars, known: _Static, log_horizon: Tensor) -> Tensor:
+    role_logs = torch.cat([scalars[f"log_{role}"] for role in PARAM_ROLES], dim=1)  # (N, 6)
+    return (
+        scalars["rate"].log()
+        + scalars["horizon_power"] * log_horizon
+        + scalars["depth_power"] * known.log_depth
+        + role_logs[:, known.role]
+        - scalars["width_power"] * known.log_scaled_width
+    )
+
+
+def _remember(scalars: Scalars, statistics: Statistics, signals: Signals) -> Statistics:
+    """Averages after an update; while a tensor is young they are plain means."""
+    age = statistics.age
+    young = 1 / (age + 1)
+    agreement = torch.where(age > 0, signals.agreement, 0.0)
+    recent_square = statistics.recent_square.lerp(signals.grad_square, young.clamp(min=FAST_WEIGHT))
+    slow_weight = torch.maximum(1 - scalars["slow_decay"], young)
+    moved = scalars["agreement_rate"] * (agreement - scalars["agreement_target"])
+    return Statistics(
+        age=age + 1,
+        recent_square=recent_square,
+        usual_square=statistics.usual_square.lerp(signals.grad_square, slow_weight),
+        recent_agreement=statistics.recent_agreement.lerp(agreement, young.clamp(min=FAST_WEIGHT)),
+        usual_agreement=statistics.usual_agreement.lerp(agreement, young.clamp(min=SLOW_AGREEMENT_WEIGHT)),
+        log_step=statistics.log_step + torch.where(age > 0, moved, 0.0),
+        initial_square=torch.where(age < INITIAL_STEPS, recent_square, statistics.initial_square),
+    )
+
+
+def _inputs(
+    known: _Static,
+    statistics: Statistics,
+    signals: Signals,
+    *,
+    rho: Tensor,
+    base: Tensor,
+    fraction: Tensor,
+    log_horizon: Tensor,
+) -> Tensor:
+    """Inputs of the network (N, R, 16), each of order one."""
+    relative_step = 0.5 * (base + statistics.log_step - 0.5 * (signals.weight_square + 1e-8).log() + 2)
+    columns = torch.broadcast_tensors(
+        2 * fraction - 1,
+        log_horizon,
+        known.depth_input,
+        known.log_width,
+        rho,
+        3 * statistics.recent_agreement,
+        6 * statistics.usual_agreement,
+        0.5 * (signals.momentum_share + 1e-6).log() + 1,
+        0.5 * _half_log_ratio(statistics.recent_square, statistics.initial_square),
+        relative_step,
+    )
+    inputs = torch.stack(columns, dim=2).clamp(-INPUT_LIMIT, INPUT_LIMIT)
+    return torch.cat([inputs, known.role_bits.expand(*inputs.shape[:2], -1)], dim=2)
+
+
+def _half_log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    return 0.5 * ((a + _TINY) / (b + _TINY)).log()

@@ -1,0 +1,248 @@
+"""Accumulators of gradients and the 39 features that the published MLP rule reads.
+
+Order of the features: gradient 1, parameter 1, momenta 3, second moment 1, momenta * rsqrt(second moment) 3,
+rsqrt(second moment) 1, factored-normalised gradient 3, row 3, column 3, rsqrt(row) 3, rsqrt(column) 3, momenta *
+factored preconditioner 3; these 28 are divided by their root mean square over the tensor. Then 11 of time.
+
+A tensor is handled as (E, R, C): C is its largest axis, R the second largest, E all others. Vectors are one row.
+Only 16 of the 39 vary along both rows and columns. They are built chunk by chunk, and the others enter the first
+layer of a network as biases of rows, of columns or of the whole tensor: the same numbers for less than half the work.
+
+Source: Metz et al. 2022 (arXiv 2203.11860), small_fc_lopt; Shazeer and Stern 2018 (arXiv 1804.04235) for the factors.
+
+Legend: N networks, 3 decays, E x R x C one tensor, n = E * R * C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+NUM_FEATURES: Final = 39
+NUM_TENSOR_FEATURES: Final = 28
+TIMESCALES: Final = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+DENSE: Final = [*range(13), *range(25, 28)]  # features that vary along rows and columns
+ROW: Final = [13, 14, 15, 19, 20, 21]
+COLUMN: Final = [16, 17, 18, 22, 23, 24]
+
+_SQUARE_FLOOR: Final = 1e-30
+_FACTOR_FLOOR: Final = 1e-9
+_MEAN_SQUARE_FLOOR: Final = 1e-5
+
+Chunk = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Accumulators:
+    """Exponential averages, updated in place."""
+
+    momentum: Tensor  # (N, 3, E, R, C)
+    square: Tensor  # (N, 1, E, R, C)
+    row: Tensor  # (N, 3, E, R, 1), for vectors the same as column
+    column: Tensor  # (N, 3, E, 1, C)
+    factored: bool  # False for vectors, which keep a full second moment in `column`
+
+
+@dataclass(frozen=True)
+class Decays:
+    """Decay of each accumulator and network."""
+
+    momentum: Tensor  # (N, 3)
+    square: Tensor  # (N, 1)
+    factored: Tensor  # (N, 3)
+
+
+@dataclass(frozen=True)
+class Preconditioners:
+    """Factors of gradient and momenta; their product over rows and columns is Adafactor's 1 / sqrt(v)."""
+
+    row: Tensor  # (N, 3, E, R, 1)
+    column: Tensor  # (N, 3, E, 1, C), of the gradient
+    momentum_column: Tensor  # (N, 3, E, 1, C), of the momenta
+
+
+def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """(second largest axis, largest axis), later ones first among equals; None for vectors and scalars."""
+    if len(shape) < 2:
+        return None
+    order = sorted(range(len(shape)), key=lambda axis: shape[axis])  # stable
+    return order[-2], order[-1]
+
+
+def canonical(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """View (N, E, R, C) of a tensor (N, *shape), a copy where its strides do not allow a view."""
+    axes = factored_axes(shape)
+    if axes is None:
+        return x.reshape(x.shape[0], 1, 1, math.prod(shape))
+    others = [axis for axis in range(len(shape)) if axis not in axes]
+    permuted = x.permute(0, *(1 + axis for axis in (*others, *axes)))
+    num_blocks = math.prod(shape[axis] for axis in others)
+    return permuted.reshape(x.shape[0], num_blocks, shape[axes[0]], shape[axes[1]])
+
+
+def uncanonical(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Inverse of `canonical`: (N, E, R, C) -> view (N, *shape)."""
+    axes = factored_axes(shape)
+    if axes is None:
+        return x.reshape(x.shape[0], *shape)
+    others = [axis for axis in range(len(shape)) if axis not in axes]
+    order = [*others, *axes]
+    inverse = [order.index(axis) for axis in range(len(shape))]
+    return x.reshape(x.shape[0], *(shape[axis] for axis in order)).permute(0, *(1 + axis for axis in inverse))
+
+
+def chunks(shape: tuple[int, int, int], max_numel: int) -> Iterator[Chunk]:
+    """Blocks of an (E, R, C) tensor with at most `max_numel` elements (at least one)."""
+    num_blocks, num_rows, num_columns = shape
+    columns = max(1, min(num_columns, max_numel))
+    rows = max(1, min(num_rows, max_numel // columns))
+    blocks = max(1, min(num_blocks, max_numel // (columns * rows)))
+    for e in range(0, num_blocks, blocks):
+        for r in range(0, num_rows, rows):
+            for c in range(0, num_columns, columns):
+                yield slice(e, e + blocks), slice(r, r + rows), slice(c, c + columns)
+
+
+def accumulate(accumulators: Accumulators, grad: Tensor, decays: Decays) -> Accumulators:
+    """Accumulators after a gradient (N, E, R, C), as new tensors: the readable, differentiable form."""
+    grad_square = (grad.square() + _SQUARE_FLOOR).unsqueeze(1)
+    factored = _as_channels(1 - decays.factored)
+    row_mean = grad_square.mean(-1, keepdim=True) if accumulators.factored else grad_square
+    column_mean = grad_square.mean(-2, keepdim=True)
+    return Accumulators(
+        momentum=accumulators.momentum.lerp(grad.unsqueeze(1), _as_channels(1 - decays.momentum)),
+        square=accumulators.square.lerp(grad.square().unsqueeze(1), _as_channels(1 - decays.square)),
+        row=accumulators.row.lerp(row_mean, factored),
+        column=accumulators.column.lerp(column_mean, factored),
+        factored=accumulators.factored,
+    )
+
+
+def accumulate_factors(accumulators: Accumulators, grad: Tensor, decays: Decays) -> None:
+    """Update the row and column averages of squared gradients (N, E, R, C), without a temporary of that size."""
+    weight = _as_channels(1 - decays.factored)
+    if not accumulators.factored:
+        accumulators.column.lerp_((grad.square() + _SQUARE_FLOOR).unsqueeze(1), weight)
+        accumulators.row.copy_(accumulators.column)
+        return
+    for average, axis in ((accumulators.row, -1), (accumulators.column, -2)):
+        norm = torch.linalg.vector_norm(grad, dim=axis, keepdim=True)
+        average.lerp_((norm.square() / grad.shape[axis] + _SQUARE_FLOOR).unsqueeze(1), weight)
+
+
+def accumulate_elements(momentum: Tensor, square: Tensor, grad: Tensor, decays: Decays) -> None:
+    """Update the averages of gradients and of their squares; all are chunks of the same place."""
+    momentum.lerp_(grad.unsqueeze(1), _as_channels(1 - decays.momentum))
+    square.lerp_(grad.square().unsqueeze(1), _as_channels(1 - decays.square))
+
+
+def preconditioners(accumulators: Accumulators) -> Preconditioners:
+    """Adafactor's factors of the current averages."""
+    row, column = accumulators.row, accumulators.column
+    if not accumulators.factored:
+        one = torch.ones_like(row[..., :1])
+        return Preconditioners(one, _safe_rsqrt(column + 1e-9), (column + 1e-6).rsqrt())
+    row_factor = _safe_rsqrt(row / (row.mean(dim=-2, keepdim=True) + 1e-9))
+    column_factor = _safe_rsqrt(column)
+    return Preconditioners(row_factor, column_factor, column_factor)
+
+
+def row_features(accumulators: Accumulators) -> Tensor:
+    """The 6 features (N, 6, E, R, 1) in the order of ROW."""
+    return torch.cat([accumulators.row, (accumulators.row + 1e-8).rsqrt()], dim=1)
+
+
+def column_features(accumulators: Accumulators) -> Tensor:
+    """The 6 features (N, 6, E, 1, C) in the order of COLUMN."""
+    return torch.cat([accumulators.column, (accumulators.column + 1e-8).rsqrt()], dim=1)
+
+
+def dense_features(
+    params: Tensor, grad: Tensor, accumulators: Accumulators, factors: Preconditioners, *, chunk: Chunk, out: Tensor
+) -> Tensor:
+    """The 16 features of DENSE for one chunk, feature-major.
+
+    Args:
+        params: (N, E, R, C).
+        grad: (N, E, R, C).
+        out: room (N, 16, at least e * r * c) for the result.
+
+    Returns:
+        View (N, 16, e, r, c) of `out`.
+    """
+    e, r, c = chunk
+    momentum, square = accumulators.momentum[:, :, e, r, c], accumulators.square[:, :, e, r, c]
+    grad = grad[:, e, r, c].unsqueeze(1)
+    room = out[:, :, : grad[0].numel()].unflatten(2, grad.shape[2:])
+    whole = slice(None)
+    row, column = factors.row[:, :, e, r], (whole, whole, e, whole, c)
+    room[:, 0:1] = grad
+    room[:, 1:2] = params[:, e, r, c].unsqueeze(1)
+    room[:, 2:5] = momentum
+    room[:, 5:6] = square
+    inverse_root = room[:, 9:10]
+    torch.rsqrt(square + 1e-6, out=inverse_root)
+    torch.mul(momentum, inverse_root, out=room[:, 6:9])
+    torch.mul(row, factors.column[column], out=room[:, 10:13])
+    room[:, 10:13].mul_(grad)
+    torch.mul(row, factors.momentum_column[column], out=room[:, 13:16])
+    room[:, 13:16].mul_(momentum)
+    return room
+
+
+def all_features(params: Tensor, grad: Tensor, accumulators: Accumulators, inner_step: Tensor) -> Tensor:
+    """All 39 features (N, 39, E, R, C), written for reading: the twin of the folded form.
+
+    Args:
+        params: (N, E, R, C).
+        grad: (N, E, R, C).
+        accumulators: already updated with `grad`.
+        inner_step: (1,) or (N,) updates made before this one.
+    """
+    momentum, square = accumulators.momentum, accumulators.square
+    row, column = accumulators.row.expand_as(momentum), accumulators.column.expand_as(momentum)
+    factors = preconditioners(accumulators)
+    inverse_root = (square + 1e-6).rsqrt()
+    grad = grad.unsqueeze(1)
+    groups = [
+        grad,
+        params.unsqueeze(1),
+        momentum,
+        square,
+        momentum * inverse_root,
+        inverse_root,
+        grad * factors.row * factors.column,
+        row,
+        column,
+        (row + 1e-8).rsqrt(),
+        (column + 1e-8).rsqrt(),
+        momentum * factors.row * factors.momentum_column,
+    ]
+    features = torch.cat(groups, dim=1)  # (N, 28, E, R, C)
+    features = features * inverse_rms(features.square().mean(dim=(2, 3, 4), keepdim=True))
+    time = time_features(inner_step).expand(features.shape[0], -1)[..., None, None, None]
+    return torch.cat([features, time.expand(-1, -1, *features.shape[2:])], dim=1)
+
+
+def inverse_rms(mean_square: Tensor) -> Tensor:
+    """Factor that brings features with this mean square to unit scale."""
+    return (mean_square + _MEAN_SQUARE_FLOOR).rsqrt()
+
+
+def time_features(inner_step: Tensor) -> Tensor:
+    """tanh(t / tau - 1) for each time scale: (N,) -> (N, 11)."""
+    scales = torch.tensor(TIMESCALES, dtype=torch.float32, device=inner_step.device)
+    return torch.tanh(inner_step[:, None] / scales - 1)
+
+
+def _safe_rsqrt(x: Tensor) -> Tensor:
+    return x.clamp(min=_FACTOR_FLOOR).rsqrt()
+
+
+def _as_channels(x: Tensor) -> Tensor:
+    return x[..., None, None, None]

@@ -1,0 +1,284 @@
+"""A small network reads 39 features of each parameter and writes its update: small_fc_lopt, and µLO in µP.
+
+update = lr * scale(role, fan_in) * step_size * direction * exp(0.001 * magnitude),   (direction, magnitude) = MLP(x)
+
+with the learned decays d = 1 - exp(10 (log(1 - d0) / 10 + offset)). In µP ("mulo") the scale is 1 / fan_in for hidden
+and output matrices and the step size 0.01; in standard parametrization ("small-fc-lopt") they are 1 and 0.001.
+
+Layout of theta (2,409 numbers at H = 32): W1 (H, 39), b1, W2 (H, H), b2, W3 (2, H), b3, then the offsets of the decays
+of the momenta (3), the second moment (1) and the factored averages (3). Columns of W1 in the order of `features`.
+
+Source: Metz et al. 2022 (arXiv 2203.11860); Thérien et al. 2024 (arXiv 2406.00153) for µP.
+
+Legend: N networks, M meta-parameters, H hidden units, E x R x C one tensor (see `features`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from learned_opt import features
+from learned_opt.features import Accumulators, Chunk, Decays, Preconditioners
+from learned_opt.update_rule import (
+    RuleOption,
+    RuleState,
+    StepCount,
+    TensorSpec,
+    batched_theta,
+    per_network,
+    per_tensor,
+    register_rule,
+)
+from zoo.parametrization import update_scale
+
+STEP_SIZES: Final = {"mup": 0.01, "sp": 0.001}
+MOMENTUM_DECAYS: Final = (0.9, 0.99, 0.999)
+SQUARE_DECAYS: Final = (0.999,)
+FACTORED_DECAYS: Final = (0.9, 0.99, 0.999)
+MAGNITUDE_SCALE: Final = 0.001
+CHUNK_NUMEL: Final = 16_384  # activations of one chunk stay in the second-level cache
+
+STATE_KEYS: Final = ("momentum", "square", "row", "column")
+
+_NUM_DECAYS: Final = len(MOMENTUM_DECAYS) + len(SQUARE_DECAYS) + len(FACTORED_DECAYS)
+_TRUNCATED_NORMAL_STD: Final = 0.87962566  # std of a standard normal cut at +-2
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Affine map of feature-major activations, one for each network."""
+
+    weight: Tensor  # (N, out, in)
+    bias: Tensor  # (N, out)
+
+
+@register_rule("mlp")
+class MlpRule:
+    """small_fc_lopt.
+
+    Args:
+        hidden: width H of the two hidden layers.
+        parametrization: "mup" or "sp": scale of the updates.
+        reference: use the readable twin, which builds all features at once.
+        chunk_numel: elements handled at once, which bounds temporary memory.
+    """
+
+    name = "mlp"
+
+    def __init__(
+        self,
+        hidden: int = 32,
+        parametrization: str = "mup",
+        *,
+        reference: bool = False,
+        chunk_numel: int = CHUNK_NUMEL,
+    ) -> None:
+        if hidden < 1 or chunk_numel < 1:
+            raise ValueError(f"hidden and chunk_numel must be positive, got {hidden} and {chunk_numel}")
+        if parametrization not in STEP_SIZES:
+            raise ValueError(f"parametrization must be one of {sorted(STEP_SIZES)}, got {parametrization!r}")
+        self.hidden = hidden
+        self.parametrization = parametrization
+        self.reference = reference
+        self.chunk_numel = chunk_numel
+        self._sizes = (features.NUM_FEATURES, hidden, hidden, 2)
+
+    @property
+    def config(self) -> dict[str, RuleOption]:
+        return {"hidden": self.hidden, "parametrization": self.parametrization}
+
+    @property
+    def num_theta(self) -> int:
+        return sum(o * (i + 1) for i, o in pairwise(self._sizes)) + _NUM_DECAYS
+
+    def init_theta(self, rng: torch.Generator) -> Tensor:
+        """Weights from a normal cut at two standard deviations with variance 1 / fan_in, zero biases and offsets."""
+        parts = []
+        for fan_in, fan_out in pairwise(self._sizes):
+            weight = torch.empty(fan_out, fan_in)
+            torch.nn.init.trunc_normal_(weight, std=1.0, a=-2.0, b=2.0, generator=rng)
+            parts += [weight.flatten() / (_TRUNCATED_NORMAL_STD * fan_in**0.5), torch.zeros(fan_out)]
+        return torch.cat([*parts, torch.zeros(_NUM_DECAYS)])
+
+    def init_state(self, specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleState:
+        state: RuleState = {"momentum": [], "square": [], "row": [], "column": []}
+        for spec, param in zip(specs, params, strict=True):
+            shape = features.canonical(param.detach(), spec.shape).shape
+            num_networks, blocks, rows, columns = shape
+            row = (blocks, rows, 1) if features.factored_axes(spec.shape) else (blocks, rows, columns)
+
+            def zeros(*shape: int, like: Tensor = param, n: int = num_networks) -> Tensor:
+                return torch.zeros(n, *shape, dtype=torch.float32, device=like.device)
+
+            state["momentum"].append(zeros(len(MOMENTUM_DECAYS), blocks, rows, columns))
+            state["square"].append(zeros(len(SQUARE_DECAYS), blocks, rows, columns))
+            state["row"].append(zeros(len(FACTORED_DECAYS), *row))
+            state["column"].append(zeros(len(FACTORED_DECAYS), blocks, 1, columns))
+        return state
+
+    def unpack(self, theta: Tensor) -> tuple[list[Layer], Decays]:
+        """Layers and decays of meta-parameters (N, M)."""
+        layers, offset = [], 0
+        for fan_in, fan_out in pairwise(self._sizes):
+            weight = theta[:, offset : offset + fan_in * fan_out].unflatten(1, (fan_out, fan_in))
+            offset += fan_in * fan_out
+            layers.append(Layer(weight, theta[:, offset : offset + fan_out]))
+            offset += fan_out
+        momentum, square, factored = theta[:, offset:].split([len(MOMENTUM_DECAYS), 1, len(FACTORED_DECAYS)], dim=1)
+        decays = Decays(
+            learned_decay(MOMENTUM_DECAYS, momentum),
+            learned_decay(SQUARE_DECAYS, square).clamp(0, 1),
+            learned_decay(FACTORED_DECAYS, factored).clamp(0, 1),
+        )
+        return layers, decays
+
+    def update(
+        self,
+        theta: Tensor,
+        specs: Sequence[TensorSpec],
+        params: list[Tensor],
+        grads: Sequence[Tensor],
+        state: RuleState,
+        *,
+        inner_step: StepCount,
+        num_steps: StepCount | None,
+        lr: Sequence[float] | float = 1.0,
+        weight_decay: Sequence[float] | float = 0.0,
+    ) -> None:
+        """Change `params` and `state` in place, see `UpdateRule.update`; the horizon `num_steps` is not used."""
+        if not params:
+            return
+        layers, decays = self.unpack(batched_theta(theta, self, params[0].shape[0]))
+        time = per_network(inner_step, params[0])
+        lrs, decay_rates = per_tensor(lr, len(specs)), per_tensor(weight_decay, len(specs))
+        for i, spec in enumerate(specs):
+            if params[i].numel() == 0:
+                continue
+            base = lrs[i] * STEP_SIZES[self.parametrization]
+            step_size = base * update_scale(spec.role, spec.fan_in, self.parametrization)
+            shrink = 1 - base * decay_rates[i]
+            param, grad = features.canonical(params[i], spec.shape), features.canonical(grads[i], spec.shape)
+            momentum, square, row, column = (state[key][i] for key in STATE_KEYS)
+            factored = features.factored_axes(spec.shape) is not None
+            accumulators = Accumulators(momentum, square, row, column, factored)
+            if self.reference:
+                accumulators, step = reference_step(
+                    layers, decays, accumulators, param=param, grad=grad, inner_step=time
+                )
+                params[i] = features.uncanonical(shrink * param - step_size * step, spec.shape)
+                for key in STATE_KEYS:
+                    state[key][i] = getattr(accumulators, key)
+            else:
+                update = _ChunkedUpdate(layers, decays, time, accumulators, self.chunk_numel)
+                update.apply_(param, grad, step_size, shrink)
+                if param.data_ptr() != params[i].data_ptr():  # the canonical form could not be a view
+                    params[i].copy_(features.uncanonical(param, spec.shape))
+
+
+def learned_decay(initial: Sequence[float], offset: Tensor) -> Tensor:
+    """1 - exp(10 (log(1 - initial) / 10 + offset)), equal to `initial` at offset 0."""
+    start = torch.log1p(-torch.tensor(initial, dtype=torch.float32, device=offset.device))
+    return 1 - torch.exp(start + 10 * offset)
+
+
+def reference_step(
+    layers: Sequence[Layer],
+    decays: Decays,
+    accumulators: Accumulators,
+    *,
+    param: Tensor,
+    grad: Tensor,
+    inner_step: Tensor,
+) -> tuple[Accumulators, Tensor]:
+    """New accumulators and step (N, E, R, C) before scaling: the readable, differentiable twin."""
+    accumulators = features.accumulate(accumulators, grad, decays)
+    x = features.all_features(param, grad, accumulators, inner_step).flatten(2)  # (N, 39, n)
+    for layer in layers[:-1]:
+        x = torch.relu(layer.weight @ x + layer.bias[..., None])  # (N, H, n)
+    direction, magnitude = (layers[-1].weight @ x + layers[-1].bias[..., None]).unbind(1)
+    return accumulators, (direction * torch.exp(MAGNITUDE_SCALE * magnitude)).view_as(param)
+
+
+class _ChunkedUpdate:
+    """One update of one tensor in constant temporary memory: statistics of the features first, then the network."""
+
+    def __init__(
+        self, layers: Sequence[Layer], decays: Decays, time: Tensor, accumulators: Accumulators, chunk_numel: int
+    ) -> None:
+        self.layers = layers
+        self.decays = decays
+        self.time = time
+        self.accumulators = accumulators
+        self.chunk_numel = chunk_numel
+
+    def apply_(self, param: Tensor, grad: Tensor, step_size: float, shrink: float) -> None:
+        """param <- shrink * param - step_size * step, and update the accumulators."""
+        num_blocks, num_rows, num_columns = param.shape[1:]
+        chunks = list(features.chunks((num_blocks, num_rows, num_columns), self.chunk_numel))
+        first, second, last = self.layers
+        num_networks, width = param.shape[0], first.weight.shape[1]
+        room = min(self.chunk_numel, param[0].numel())
+        dense = param.new_empty(num_networks, len(features.DENSE), room)
+        hidden = param.new_empty(2, num_networks, width, room)
+
+        features.accumulate_factors(self.accumulators, grad, self.decays)
+        factors = features.preconditioners(self.accumulators)
+        mean_square = self._accumulate(param, grad, factors, chunks, dense)
+        weight, row_bias, column_bias = self._fold(first, mean_square)
+        for chunk in chunks:
+            e, r, c = chunk
+            x = features.dense_features(param, grad, self.accumulators, factors, chunk=chunk, out=dense).flatten(2)
+            one, two = hidden[..., : x.shape[2]]
+            sums = one.unflatten(2, param[:, e, r, c].shape[1:])
+            torch.add(row_bias[:, :, e, r], column_bias[:, :, e, :, c], out=sums)
+            one.baddbmm_(weight, x).relu_()
+            torch.baddbmm(second.bias[..., None], second.weight, one, out=two).relu_()
+            direction, magnitude = torch.baddbmm(last.bias[..., None], last.weight, two).unbind(1)
+            step = direction.mul_(magnitude.mul_(MAGNITUDE_SCALE).exp_())
+            target = param[:, e, r, c]
+            if shrink != 1:
+                target.mul_(shrink)
+            target.sub_(step.view_as(target), alpha=step_size)
+
+    def _accumulate(
+        self, param: Tensor, grad: Tensor, factors: Preconditioners, chunks: Sequence[Chunk], room: Tensor
+    ) -> Tensor:
+        """Update momenta and second moments; mean squares (N, 28) of the features after that."""
+        total = param.new_zeros(param.shape[0], len(features.DENSE))
+        for chunk in chunks:
+            place = (slice(None), slice(None), *chunk)
+            momentum, square = self.accumulators.momentum[place], self.accumulators.square[place]
+            features.accumulate_elements(momentum, square, grad[(slice(None), *chunk)], self.decays)
+            dense = features.dense_features(param, grad, self.accumulators, factors, chunk=chunk, out=room)
+            total += torch.linalg.vector_norm(dense.flatten(2), dim=2).square_()
+        mean_square = param.new_empty(param.shape[0], features.NUM_TENSOR_FEATURES)
+        mean_square[:, features.DENSE] = total / param[0].numel()
+        for positions, values in (
+            (features.ROW, features.row_features(self.accumulators)),
+            (features.COLUMN, features.column_features(self.accumulators)),
+        ):
+            mean_square[:, positions] = values.square().mean(dim=(2, 3, 4))
+        return mean_square
+
+    def _fold(self, first: Layer, mean_square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First layer on dense features (N, H, 16), and what the other features add: by row and by column."""
+        num_tensor_features = features.NUM_TENSOR_FEATURES
+        scaled = first.weight[:, :, :num_tensor_features] * features.inverse_rms(mean_square)[:, None]
+        time = features.time_features(self.time).expand(first.weight.shape[0], -1)
+        constant = first.bias + (first.weight[:, :, num_tensor_features:] @ time[..., None]).squeeze(-1)  # (N, H)
+        row = _mix(scaled[:, :, features.ROW], features.row_features(self.accumulators))
+        column = _mix(scaled[:, :, features.COLUMN], features.column_features(self.accumulators))
+        if not self.accumulators.factored:  # a vector's row features vary along its columns
+            row, column = torch.zeros_like(row[..., :1]), row + column
+        return scaled[:, :, features.DENSE], row + constant[..., None, None, None], column
+
+
+def _mix(weight: Tensor, x: Tensor) -> Tensor:
+    """(N, H, F) and (N, F, e, r, c) -> (N, H, e, r, c)."""
+    return (weight @ x.flatten(2)).unflatten(2, x.shape[2:])

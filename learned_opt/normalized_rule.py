@@ -1,0 +1,265 @@
+"""The self-tuning normalised rule "mulo-norm": an orthogonalised direction, and a controller of its size per tensor.
+
+With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms and embeddings are not orthogonalised):
+
+    m <- lerp(m, g, 1 - b1);  v <- lerp(v, g^2, 1 - b2)
+    d  = rms_normalised(lerp(m, g, nesterov) / sqrt(v))
+    u  = rms_normalised(lerp(d, rms_normalised(NewtonSchulz(d)), mix[role]))
+    rho       = log(rms of recent gradients / rms of all gradients)          gradients that shrink ask for smaller steps
+    agreement = <g, last u> / (|g| |last u|)                                 while steps point the same way they grow
+    log_step <- log_step + kappa (agreement - target),  within [-4, 3]
+    W <- W - lr (1 - t/T)^p exp(base[tensor] + clamp(gamma rho + log_step + o1, -5, 4)) u
+    base      = log rate + a log(T/400) + b log(L/2) + c[role] + w log(32/fan_in) [hidden, output]
+
+A network of 16 -> 8 tanh -> 3 on the statistics of the tensor adds o1, moves log_step by 4 o2 / T, and multiplies
+`nesterov` by exp(o3). The exponent w near 1/2 is µP's spectral condition for orthogonalised updates.
+
+Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then W1 (16, 8), b1,
+W2 (8, 3), b2 of the network. Without the network ("mulo-norm-scalars") only the scalars.
+
+Source: Jordan et al. 2024 (Muon) for the direction and the coefficients of Newton-Schulz; Yang et al. 2023
+(arXiv 2310.17813) for the spectral condition.
+
+Legend: N networks, R tensors, M meta-parameters, T horizon, L depth, f = t / T.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from learned_opt.controller import (
+    NUM_HIDDEN,
+    NUM_INPUTS,
+    NUM_NETWORK,
+    NUM_STATISTICS,
+    REFERENCE_HORIZON,
+    SCALARS,
+    Horizon,
+    Scalars,
+    Signals,
+    Statistics,
+    control,
+    decode,
+)
+from learned_opt.update_rule import (
+    RuleOption,
+    RuleState,
+    StepCount,
+    TensorSpec,
+    batched_theta,
+    per_network,
+    per_tensor,
+    register_rule,
+)
+
+ORTHOGONAL_ROLES: Final = ("input", "hidden")
+AGREEMENTS: Final = ("update", "momentum")
+CONSTANT_FRACTION: Final = 0.5  # of the run, at which the step stays where the horizon is not known
+MAX_BATCH_NUMEL: Final = 2**22  # equally shaped tensors are orthogonalised together up to this many numbers
+
+_NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
+_TINY: Final = 1e-24
+
+
+@register_rule("normalized")
+class NormalizedRule:
+    """The rule above.
+
+    Args:
+        network: False for the scalars alone.
+        agreement: "update" compares gradients with the last update, which is then kept (12 bytes of state for each
+            parameter); "momentum" with the normalised momentum instead (8 bytes).
+        reference: put new tensors into the lists instead of changing them in place, which autograd can follow.
+    """
+
+    name = "normalized"
+
+    def __init__(self, *, network: bool = True, agreement: str = "update", reference: bool = False) -> None:
+        if agreement not in AGREEMENTS:
+            raise ValueError(f"agreement must be one of {AGREEMENTS}, got {agreement!r}")
+        self.network = network
+        self.agreement = agreement
+        self.reference = reference
+
+    @property
+    def config(self) -> dict[str, RuleOption]:
+        return {"network": self.network, "agreement": self.agreement}
+
+    @property
+    def num_theta(self) -> int:
+        return len(SCALARS) + (NUM_NETWORK if self.network else 0)
+
+    def init_theta(self, rng: torch.Generator) -> Tensor:
+        """Scalars at their starts; a network with random hidden units whose outputs are zero."""
+        theta = torch.zeros(self.num_theta)
+        if self.network:
+            hidden = torch.randn(NUM_INPUTS * NUM_HIDDEN, generator=rng) / NUM_INPUTS**0.5
+            theta[len(SCALARS) : len(SCALARS) + hidden.numel()] = hidden
+        return theta
+
+    def init_state(self, specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleState:
+        kinds = ("momentum", "square", "update") if self.agreement == "update" else ("momentum", "square")
+        state: RuleState = {kind: [torch.zeros_like(p, dtype=torch.float32) for p in params] for kind in kinds}
+        state["statistics"] = [p.new_zeros(p.shape[0], NUM_STATISTICS, dtype=torch.float32) for p in params]
+        return state
+
+    def update(
+        self,
+        theta: Tensor,
+        specs: Sequence[TensorSpec],
+        params: list[Tensor],
+        grads: Sequence[Tensor],
+        state: RuleState,
+        *,
+        inner_step: StepCount,
+        num_steps: StepCount | None,
+        lr: Sequence[float] | float = 1.0,
+        weight_decay: Sequence[float] | float = 0.0,
+    ) -> None:
+        """Change `params` and `state`, see `UpdateRule.update`; without `num_steps` the step stays constant."""
+        used = [i for i, param in enumerate(params) if param.numel()]
+        if not used:
+            return
+        scalars, network = decode(batched_theta(theta, self, params[0].shape[0]), network=self.network)
+        signals = self._accumulate(scalars, [params[i] for i in used], [grads[i] for i in used], state, used)
+        statistics = Statistics(*torch.stack([state["statistics"][i] for i in used], dim=1).unbind(2))
+        horizon = horizon_of(inner_step, num_steps, like=params[used[0]])
+        statistics, controls = control(
+            scalars,
+            network,
+            specs=[specs[i] for i in used],
+            statistics=statistics,
+            signals=signals,
+            horizon=horizon,
+        )
+        for i, row in zip(used, torch.stack(statistics, dim=2).unbind(1), strict=True):
+            self._set(state["statistics"], i, row)
+
+        lrs, decay_rates = per_tensor(lr, len(specs)), per_tensor(weight_decay, len(specs))
+        decay = scalars["rate"] * controls.schedule  # (N, 1)
+        columns = {i: column for column, i in enumerate(used)}
+        for i, update in self._updates(
+            scalars, controls.nesterov, specs=specs, grads=grads, state=state, columns=columns
+        ):
+            size = lrs[i] * controls.size[:, columns[i]]
+            shrink = 1 - lrs[i] * decay_rates[i] * decay[:, 0] if decay_rates[i] else None
+            self._apply(params, i, update, size, shrink)
+            if self.agreement == "update":
+                self._set(state["update"], i, update)
+
+    def _accumulate(
+        self, scalars: Scalars, params: list[Tensor], grads: list[Tensor], state: RuleState, used: list[int]
+    ) -> Signals:
+        """Update momenta and second moments of the used tensors; the signals of the gradients."""
+        columns = []
+        for param, grad, i in zip(params, grads, used, strict=True):
+            momentum, square = state["momentum"][i], state["square"][i]
+            last = state["update"][i] if self.agreement == "update" else momentum * (square + _TINY).rsqrt()
+            agreement = cosine(grad, last)
+            momentum = self._lerp(state["momentum"], i, grad, 1 - scalars["momentum_decay"])
+            square = self._lerp(state["square"], i, grad.square(), 1 - scalars["square_decay"])
+            share = mean_square(momentum) / (square.flatten(1).mean(1) + 1e-30)
+            columns.append(Signals(mean_square(grad), agreement, share, mean_square(param)))
+        return Signals(*(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
+
+    def _updates(
+        self,
+        scalars: Scalars,
+        nesterov: Tensor,
+        *,
+        specs: Sequence[TensorSpec],
+        grads: Sequence[Tensor],
+        state: RuleState,
+        columns: dict[int, int],
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Index and update (N, *shape), of unit RMS, of each tensor; equal shapes are orthogonalised together."""
+        groups: dict[tuple[tuple[int, ...], str], list[int]] = defaultdict(list)
+        for i in columns:
+            alone = specs[i].role not in ORTHOGONAL_ROLES or self.reference
+            groups[(specs[i].shape, f"{i}" if alone else "")].append(i)
+        for group in groups.values():
+            per_batch = max(1, MAX_BATCH_NUMEL // grads[group[0]].numel())
+            for start in range(0, len(group), per_batch):
+                batch = group[start : start + per_batch]
+                directions = []
+                for i in batch:
+                    weight = _like(nesterov[:, columns[i]], grads[i])
+                    direction = state["momentum"][i].lerp(grads[i], weight)
+                    directions.append(rms_normalised(direction.mul_((state["square"][i] + _TINY).rsqrt_())))
+                if specs[batch[0]].role in ORTHOGONAL_ROLES:
+                    mixes = torch.stack([scalars[f"mix_{specs[i].role}"][:, 0] for i in batch], dim=1)
+                    directions = orthogonal_mix(directions, mixes)
+                yield from zip(batch, directions, strict=True)
+
+    def _lerp(self, tensors: list[Tensor], i: int, value: Tensor, weight: Tensor) -> Tensor:
+        weight = _like(weight[:, 0], value)
+        tensors[i] = tensors[i].lerp(value, weight) if self.reference else tensors[i].lerp_(value, weight)
+        return tensors[i]
+
+    def _set(self, tensors: list[Tensor], i: int, value: Tensor) -> None:
+        if self.reference:
+            tensors[i] = value
+        else:
+            tensors[i].copy_(value)
+
+    def _apply(self, params: list[Tensor], i: int, update: Tensor, size: Tensor, shrink: Tensor | None) -> None:
+        param = params[i]
+        kept = param if shrink is None else param * _like(shrink, param)
+        self._set(params, i, torch.addcmul(kept, update, _like(size, param), value=-1))
+
+
+def horizon_of(inner_step: StepCount, num_steps: StepCount | None, like: Tensor) -> Horizon:
+    """Where runs stand; past their end they stay at the last step size."""
+    if num_steps is None:
+        return Horizon(like.new_tensor([CONSTANT_FRACTION]), like.new_tensor([float(REFERENCE_HORIZON)]))
+    total = per_network(num_steps, like)
+    return Horizon(torch.minimum(per_network(inner_step, like), total - 1) / total, total)
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """(N, *shape) -> (N,)."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).square() / x[0].numel()
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of two tensors (N, *shape), of which `b` has unit RMS or is zero: (N,)."""
+    dot = (a.flatten(1).unsqueeze(1) @ b.flatten(1).unsqueeze(2)).flatten()
+    return dot / (a[0].numel() * (mean_square(a) + 1e-30).sqrt())
+
+
+def rms_normalised(x: Tensor) -> Tensor:
+    """Each network's tensor (N, *shape) brought to root mean square one."""
+    return x * _like((mean_square(x) + _TINY).rsqrt(), x)
+
+
+def orthogonal_mix(directions: Sequence[Tensor], mixes: Tensor) -> list[Tensor]:
+    """Directions (N, *shape), mixed with their orthogonalised selves by `mixes` (N, K), of unit RMS again."""
+    stacked = torch.stack(list(directions), dim=1).flatten(3)  # (N, K, fan_out, fan_in)
+    if stacked.ndim == 3:
+        stacked = stacked.unsqueeze(2)
+    batch = stacked.flatten(0, 1)
+    mixed = batch.lerp(rms_normalised(newton_schulz(batch)), _like(mixes.flatten(), batch))
+    return list(rms_normalised(mixed).view(stacked.shape[:2] + directions[0].shape[1:]).unbind(1))
+
+
+def newton_schulz(x: Tensor, num_iterations: int = 5) -> Tensor:
+    """Nearly the nearest semi-orthogonal matrices of (B, rows, columns): singular values between .7 and 1.2."""
+    transposed = x.shape[1] > x.shape[2]
+    x = x.transpose(1, 2) if transposed else x
+    a, b, c = _NEWTON_SCHULZ
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-20)
+    for _ in range(num_iterations):
+        gram = x @ x.transpose(1, 2)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.transpose(1, 2) if transposed else x
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    """(N,) -> (N, 1, ..., 1) with as many dims as `other`."""
+    return x.reshape(-1, *(1,) * (other.ndim - 1))
