@@ -1,5 +1,6 @@
 """Populations of trained networks: train them at once, keep every trajectory, read them fast."""
 
+from zoo.interop import import_checkpoints
 from zoo.layout import GroupAxis, LayoutMismatchError, ParamLayout, ParamSlot, SymmetryGroup
 from zoo.schema import RunStatus, ZooSpec
 from zoo.store import Zoo
@@ -19,4 +20,5 @@ __all__ = [
     "ZooSpec",
     "ZooWriter",
     "get_task",
+    "import_checkpoints",
 ]
