@@ -1,1 +1,25 @@
+"""Generate networks: from a zoo to new parameters, or to the update of a start that reaches a prompted loss."""
 
+from generator.alignment import Alignment, measure_alignment, prompt_grid
+from generator.dataset import PairConfig
+from generator.lightning_module import OptimizationConfig
+from generator.model import RecurrentDiffusionTransformer
+from generator.normalizer import ParamNormalizer
+from generator.objectives import ObjectiveConfig
+from generator.pipeline import GeneratedParams, ParameterPipeline
+from generator.train import GeneratorConfig, train_generator
+
+__all__ = [
+    "Alignment",
+    "GeneratedParams",
+    "GeneratorConfig",
+    "ObjectiveConfig",
+    "OptimizationConfig",
+    "PairConfig",
+    "ParamNormalizer",
+    "ParameterPipeline",
+    "RecurrentDiffusionTransformer",
+    "measure_alignment",
+    "prompt_grid",
+    "train_generator",
+]

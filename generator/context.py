@@ -1,0 +1,41 @@
+"""What the generator needs to know of the networks in a batch: tokens, normalisation, and the task to run them on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from generator.normalizer import ParamNormalizer, Scale
+from generator.tokens import ChunkTokenizer, NeuronTokenizer
+from zoo.layout import ParamLayout
+from zoo.tasks import Task
+
+
+@dataclass(frozen=True)
+class NetworkContext:
+    """One layout as the generator sees it.
+
+    Attributes:
+        tokenizer: cuts the layout into feature blocks.
+        scale: normalisation of its flat vectors.
+        task: on which networks of the layout are run; None if they never are.
+    """
+
+    tokenizer: NeuronTokenizer | ChunkTokenizer
+    scale: Scale
+    task: Task | None = None
+
+    @classmethod
+    def of(cls, normalizer: ParamNormalizer, layout: ParamLayout, task: Task | None = None) -> NetworkContext:
+        """Context of a layout that is made of features the normalizer knows."""
+        tokenizer = normalizer.make_tokenizer(layout)
+        return cls(tokenizer, normalizer.scale(tokenizer), task)
+
+    @property
+    def layout(self) -> ParamLayout:
+        return self.tokenizer.layout
+
+    def to(self, device: torch.device | str) -> NetworkContext:
+        task = None if self.task is None else self.task.to(device)
+        return NetworkContext(self.tokenizer, self.scale.to(device), task)

@@ -1,0 +1,141 @@
+"""One training step's losses: noise the targets, run the model, score its prediction.
+
+Legend: B pairs, P numbers of one network, V samples per pair (2 with the energy score, else 1), E examples.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from generator.context import NetworkContext
+from generator.dataset import PairBatch
+from generator.model import RecurrentDiffusionTransformer
+from generator.objectives import (
+    ObjectiveConfig,
+    clean_of,
+    comparable_outputs,
+    draw_examples,
+    energy_score,
+    log_loss_gap,
+    prediction_target,
+    signal_and_noise,
+    task_losses,
+)
+from generator.tokens import CHUNKS, ChunkTokenizer
+from generator.windows import to_windows
+
+
+def training_losses(
+    model: RecurrentDiffusionTransformer,
+    context: NetworkContext,
+    batch: PairBatch,
+    config: ObjectiveConfig,
+    *,
+    rng: torch.Generator,
+    precision: AbstractContextManager,
+) -> dict[str, Tensor]:
+    """Scalar losses by name; "total" is their weighted sum.
+
+    Args:
+        model: the generator.
+        context: of the layout of the batch.
+        batch: pairs.
+        config: which losses.
+        rng: noise, timesteps and examples are drawn from it, on the CPU.
+        precision: autocast for the model alone; losses are computed in float32.
+    """
+    device, size = batch.target.device, len(batch.target)
+    clean = context.scale.normalize(batch.target)
+    start = context.scale.normalize(batch.start) if model.config["use_start"] else None
+    num_samples = 2 if config.energy_score else 1
+    timestep = torch.rand(size, generator=rng).to(device)
+    gaussian = torch.randn(clean.shape, generator=rng).to(device)
+    signal, noise = signal_and_noise(config.prediction, timestep[:, None])
+    noisy = signal * clean + noise * gaussian
+    is_diffusion = bool(model.config["diffusion"])
+    latent = torch.randn(num_samples * size, clean.shape[1], generator=rng).to(device)
+    windows = _draw_windows(model, context, config, rng)
+    with precision:
+        output = model(
+            context.tokenizer,
+            batch.prompt.repeat(num_samples),
+            noisy=noisy.repeat(num_samples, 1) if is_diffusion else None,
+            timestep=timestep.repeat(num_samples) if is_diffusion else None,
+            latent=latent if model.config["use_latent"] else None,
+            start=None if start is None else start.repeat(num_samples, 1),
+            has_start=batch.has_start.repeat(num_samples),
+            windows=windows,
+        )
+    wanted = prediction_target(config.prediction, clean, gaussian, timestep)
+    if windows is not None:
+        losses = {"params": _window_loss(output, wanted, context, windows)}
+        return losses | {"total": losses["params"]}
+    losses = {"params": _score(output, wanted, config)}
+    total = losses["params"]
+    if config.uses_functions:
+        predicted = clean_of(config.prediction, output, noisy.repeat(num_samples, 1), timestep.repeat(num_samples))
+        losses |= _function_losses(context, batch, context.scale.denormalize(predicted), config, rng)
+        total = total + config.function_weight * losses["function"]
+        if config.function_energy_weight:
+            total = total + config.function_energy_weight * losses["function_energy"]
+    return losses | {"total": total}
+
+
+def _score(output: Tensor, wanted: Tensor, config: ObjectiveConfig) -> Tensor:
+    if not config.energy_score:
+        return F.mse_loss(output, wanted)
+    first, second = output.chunk(2)
+    return energy_score(first, second, wanted).mean()
+
+
+def _function_losses(
+    context: NetworkContext, batch: PairBatch, predicted: Tensor, config: ObjectiveConfig, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """Function-space losses of predicted parameters (V * B, P) against those of the real targets."""
+    if context.task is None:
+        raise ValueError("the function-space loss needs a task to run networks on; give one or set its weights to 0")
+    num_samples = len(predicted) // len(batch.target)
+    task = context.task.for_runs(batch.runs.tolist())
+    tasks = context.task.for_runs(batch.runs.repeat(num_samples).tolist())
+    examples = draw_examples(task, config, rng)
+    outputs = tasks.predict(predicted, examples.inputs)  # (V * B, E, ..., K)
+    with torch.no_grad():
+        real_outputs = task.predict(batch.target, examples.inputs)
+        reference = task_losses(task, real_outputs, examples)
+    gap = log_loss_gap(task_losses(tasks, outputs, examples), reference.repeat(num_samples))
+    asks = ~(batch.prompt.target.isnan().all(1) & batch.prompt.task_bits.isnan().all(1))
+    weight = asks.float().repeat(num_samples)
+    losses = {"function": (gap * weight).sum() / weight.sum().clamp(min=1)}
+    if config.function_energy_weight:
+        first, second = comparable_outputs(task, outputs).chunk(2)
+        losses["function_energy"] = energy_score(first, second, comparable_outputs(task, real_outputs)).mean()
+    return losses
+
+
+def _draw_windows(
+    model: RecurrentDiffusionTransformer, context: NetworkContext, config: ObjectiveConfig, rng: torch.Generator
+) -> Tensor | None:
+    if not config.windows_per_step:
+        return None
+    if config.uses_functions or config.energy_score or not model.window:
+        raise ValueError(
+            "windows_per_step needs a model with window > 0, energy_score=False and both function weights 0: "
+            "a part of a network cannot be run on examples"
+        )
+    total = math.ceil(context.tokenizer.groups[0].size / model.window)
+    return torch.randperm(total, generator=rng)[: config.windows_per_step].to(model.device)
+
+
+def _window_loss(chunks: Tensor, wanted: Tensor, context: NetworkContext, windows: Tensor) -> Tensor:
+    """Mean squared error over the numbers in sampled windows (B * K, window, W), padding left out."""
+    assert isinstance(context.tokenizer, ChunkTokenizer)
+    window = chunks.shape[1]
+    targets = to_windows(context.tokenizer.encode(wanted)[CHUNKS], window, windows)
+    mask = to_windows(context.tokenizer.mask[None].float().to(chunks.device), window, windows)  # (K, window, W)
+    counted = mask.repeat(len(chunks) // len(windows), 1, 1)
+    return ((chunks - targets).square() * counted).sum() / counted.sum().clamp(min=1)

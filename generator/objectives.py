@@ -1,0 +1,130 @@
+"""Training objectives: how targets are noised, what the model predicts, and how predictions are scored.
+
+Three losses can be combined: a distance in (normalised) parameter space, either mean squared error or the energy score
+of samples; the *function-space loss*, which compares the loss that the predicted network has with the loss of the real
+target network on the same examples; and the energy score of both networks' outputs.
+
+Source: v-prediction: Salimans and Ho 2022 (arXiv 2202.00512); flow matching on straight paths: Lipman et al. 2022
+(arXiv 2210.02747); energy score: Gneiting and Raftery 2007, equation 21.
+
+Legend: B networks, P numbers of one network, E examples, K outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.tasks import Batch, Task
+
+PREDICTIONS: Final = ("sample", "v_prediction", "flow")
+LOSS_FLOOR: Final = 1e-4  # nats; below it, losses of networks are not told apart
+_LOG_PROB_FLOOR: Final = -12.0
+_MIN_SIGNAL: Final = 1e-4
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised.
+
+    Attributes:
+        prediction: "sample" (x0), "v_prediction", both on the cosine path, or "flow" (velocity on straight paths).
+        energy_score: two samples per target and the energy score, or one and the mean squared error.
+        function_weight: of the function-space loss; 0 switches it off (the setting of G.pt).
+        function_examples: E, drawn anew for every step.
+        function_split: "train", or "train_val" to draw from both; never the test split.
+        function_energy_weight: of the energy score on outputs.
+        windows_per_step: score only so many random windows of chunk tokens, so that memory does not grow with the
+            network; 0 for all.
+    """
+
+    prediction: str = "sample"
+    energy_score: bool = True
+    function_weight: float = 1.0
+    function_examples: int = 96
+    function_split: str = "train"
+    function_energy_weight: float = 0.5
+    windows_per_step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {PREDICTIONS}, got {self.prediction!r}")
+        if self.function_split not in ("train", "train_val"):
+            raise ValueError(f"function_split must be 'train' or 'train_val', got {self.function_split!r}")
+        if self.function_energy_weight and not self.energy_score:
+            raise ValueError("function_energy_weight needs energy_score=True: it scores two samples per target")
+
+    @property
+    def uses_functions(self) -> bool:
+        """Whether predicted networks are run on examples."""
+        return self.function_weight > 0 or self.function_energy_weight > 0
+
+
+def signal_and_noise(prediction: str, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients of data and noise at times (B,) in [0, 1]: a noisy input is signal * clean + noise * Gaussian."""
+    if prediction == "flow":
+        return 1 - timestep, timestep
+    angle = timestep * (math.pi / 2)
+    return angle.cos().clamp(min=_MIN_SIGNAL), angle.sin()
+
+
+def prediction_target(prediction: str, clean: Tensor, gaussian: Tensor, timestep: Tensor) -> Tensor:
+    """What the model should output: (B, P)."""
+    if prediction == "sample":
+        return clean
+    if prediction == "flow":
+        return gaussian - clean
+    signal, noise = signal_and_noise(prediction, timestep[:, None])
+    return signal * gaussian - noise * clean
+
+
+def clean_of(prediction: str, output: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
+    """Clean parameters (B, P) that an output stands for: the inverse of `prediction_target`."""
+    if prediction == "sample":
+        return output
+    signal, noise = signal_and_noise(prediction, timestep[:, None])
+    return noisy - noise * output if prediction == "flow" else signal * noisy - noise * output
+
+
+def energy_score(first: Tensor, second: Tensor, target: Tensor) -> Tensor:
+    """Energy score (B,) of two independent samples each, a proper score: least if samples are distributed as targets.
+
+    Distances are root mean squares over all dims but the first, so that networks of every size weigh the same.
+    """
+    return _rms(first - target) + _rms(second - target) - _rms(first - second)
+
+
+def draw_examples(task: Task, config: ObjectiveConfig, rng: torch.Generator) -> Batch:
+    """E examples for the function-space loss, shared by all networks of a step."""
+    splits = [task.dataset.train, task.dataset.val][: 2 if config.function_split == "train_val" else 1]
+    inputs, targets = (torch.cat([getattr(part, name) for part in splits]) for name in ("inputs", "targets"))
+    chosen = torch.randint(len(inputs), (config.function_examples,), generator=rng).to(inputs.device)
+    return Batch(inputs[chosen], targets[chosen])
+
+
+def task_losses(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
+    """Losses (B,) in evaluation mode of outputs (B, E, ..., K) of `task.predict` on the batch."""
+    return task.objective.loss(outputs, task._targets(batch.targets, len(outputs)))
+
+
+def log_loss_gap(achieved: Tensor, reference: Tensor) -> Tensor:
+    """Function-space loss (B,): difference of two losses on the logarithmic scale on which prompts are read."""
+    return ((achieved + LOSS_FLOOR).log() - (reference + LOSS_FLOOR).log()).abs()
+
+
+def comparable_outputs(task: Task, outputs: Tensor) -> Tensor:
+    """What the energy score on outputs compares: log-probabilities where there are classes, else the outputs."""
+    if task.objective.name == "cross_entropy":
+        return F.log_softmax(outputs, dim=-1).clamp(min=_LOG_PROB_FLOOR)
+    if task.objective.name == "binary_cross_entropy":
+        return F.logsigmoid(torch.cat((outputs, -outputs), dim=-1)).clamp(min=_LOG_PROB_FLOOR)
+    return outputs
+
+
+def _rms(difference: Tensor) -> Tensor:
+    return (difference.flatten(1).square().mean(1) + 1e-6).sqrt()

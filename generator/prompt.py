@@ -1,0 +1,160 @@
+"""Prompts: what the generated network should be like, and how the model reads it.
+
+A prompt gives target values for any subset of metrics, values of the start for any subset, and optionally the bits of
+a task. What is not given is NaN inside the batch, so that one model answers every combination.
+
+Legend: B prompts, M metrics, T task bits.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+ALIASES: Final = {"loss": "val_loss", "error": "val_error", "return": "val_return"}
+_FREQUENCIES: Final = (0.5, 1.0, 2.0, 4.0)
+_LOG_FLOORS: Final = {"loss": 1e-4, "error": 5e-3}
+
+
+@dataclass(frozen=True)
+class MetricRange:
+    """Values of a metric that the networks of the training runs have."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A batch of prompts; NaN where nothing is asked or known.
+
+    Attributes:
+        target: (B, M) asked values, in the unit of the metric.
+        start: (B, M) values of the start network.
+        task_bits: (B, T) zeros and ones; T may be 0.
+    """
+
+    target: Tensor
+    start: Tensor
+    task_bits: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        values: Mapping[str, float | Tensor] | None,
+        metrics: Sequence[str],
+        batch_size: int,
+        *,
+        start: Mapping[str, float | Tensor] | None = None,
+        task_bits: Tensor | Sequence[float] | None = None,
+        num_task_bits: int = 0,
+    ) -> Prompt:
+        """Prompts from values by metric name; "loss" means "val_loss", and so on by ALIASES.
+
+        Raises:
+            ValueError: for a metric the model does not know, NaN, or a wrong number of values or bits.
+        """
+        bits = torch.full((batch_size, num_task_bits), math.nan)
+        if task_bits is not None:
+            given = torch.as_tensor(task_bits, dtype=torch.float32)
+            if given.shape[-1] != num_task_bits:
+                raise ValueError(f"task_bits must have {num_task_bits} entries, got {given.shape[-1]}")
+            bits = given.expand(batch_size, num_task_bits)
+        return cls(_table(values, metrics, batch_size), _table(start, metrics, batch_size), bits)
+
+    def __len__(self) -> int:
+        return self.target.shape[0]
+
+    def __getitem__(self, chosen: Tensor) -> Prompt:
+        return Prompt(self.target[chosen], self.start[chosen], self.task_bits[chosen])
+
+    def to(self, device: torch.device | str) -> Prompt:
+        return Prompt(self.target.to(device), self.start.to(device), self.task_bits.to(device))
+
+    def repeat(self, times: int) -> Prompt:
+        """The whole batch `times` times over."""
+        return Prompt(self.target.repeat(times, 1), self.start.repeat(times, 1), self.task_bits.repeat(times, 1))
+
+    def empty(self) -> Prompt:
+        """The null prompt: only what is known of the start stays."""
+        return Prompt(self.target * math.nan, self.start, self.task_bits * math.nan)
+
+    def warn_outside(self, ranges: Mapping[str, MetricRange]) -> None:
+        """Warn where a target lies outside what the training runs reached."""
+        for (name, known), values in zip(ranges.items(), self.target.unbind(1), strict=True):
+            asked = [value for value in values.unique().tolist() if not math.isnan(value) and value not in known]
+            if asked:
+                shown = ", ".join(f"{value:.4g}" for value in asked[:4])
+                warnings.warn(
+                    f"prompt {name} = {shown} is outside the range of the training runs, "
+                    f"{known.low:.4g} to {known.high:.4g}; expect saturation near that range",
+                    stacklevel=3,
+                )
+
+
+class PromptEncoder(nn.Module):
+    """Prompt features (B, width): values, Fourier features of the targets, and a bit for each that is given.
+
+    Losses and errors are read as logarithms, other metrics (returns) on a scale of -2 to 2 over their range.
+
+    Args:
+        ranges: known metrics in the order of the prompt's columns.
+        num_task_bits: T.
+    """
+
+    def __init__(self, ranges: Mapping[str, MetricRange], num_task_bits: int = 0) -> None:
+        super().__init__()
+        self.ranges = dict(ranges)
+        self.width = len(self.ranges) * (2 * len(_FREQUENCIES) + 4) + 2 * num_task_bits
+
+    def forward(self, prompt: Prompt) -> Tensor:
+        parts = []
+        for i, (name, known) in enumerate(self.ranges.items()):
+            target, has_target = _present(_readable(name, known, prompt.target[:, i]))
+            start, has_start = _present(_readable(name, known, prompt.start[:, i]))
+            waves = target[:, None] * torch.tensor(_FREQUENCIES, device=target.device)  # (B, 4)
+            fourier = torch.cat((waves.sin(), waves.cos()), dim=1) * has_target[:, None]
+            parts += [torch.stack((target / 2, has_target, start, has_start), dim=1), fourier]
+        bits, has_bits = _present(prompt.task_bits * 2 - 1)
+        return torch.cat((*parts, bits, has_bits), dim=1)  # (B, width)
+
+
+def canonical_metric(name: str, metrics: Sequence[str]) -> str:
+    """Full name of a metric; ValueError with the known ones otherwise."""
+    full = ALIASES.get(name, name)
+    if full not in metrics:
+        raise ValueError(f"the generator was not trained on metric {name!r}; it knows {list(metrics)}")
+    return full
+
+
+def _table(values: Mapping[str, float | Tensor] | None, metrics: Sequence[str], batch_size: int) -> Tensor:
+    table = torch.full((batch_size, len(metrics)), math.nan)
+    for name, value in (values or {}).items():
+        column = torch.as_tensor(value, dtype=torch.float32)
+        if column.isnan().any():
+            raise ValueError(f"{name} must be a number, got NaN; leave a metric out to ask nothing of it")
+        if column.ndim > 1 or (column.ndim == 1 and len(column) not in (1, batch_size)):
+            raise ValueError(f"{name} must be one value or {batch_size}, got shape {tuple(column.shape)}")
+        table[:, list(metrics).index(canonical_metric(name, metrics))] = column.cpu()
+    return table
+
+
+def _present(values: Tensor) -> tuple[Tensor, Tensor]:
+    missing = values.isnan()
+    return values.masked_fill(missing, 0.0), (~missing).float()
+
+
+def _readable(name: str, known: MetricRange, values: Tensor) -> Tensor:
+    for kind, floor in _LOG_FLOORS.items():
+        if name.endswith(kind):
+            return (values.clamp(min=0) + floor).log().clamp(max=3)
+    return 4 * (values - known.low) / max(known.high - known.low, 1e-6) - 2

@@ -1,0 +1,243 @@
+"""Train a generator on one or several zoos, from the zoos' arrays to a pipeline that can be saved.
+
+Legend: N starts, K prompts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor
+
+from generator.alignment import measure_alignment, prompt_grid
+from generator.context import NetworkContext
+from generator.dataset import PairConfig, Trajectories
+from generator.lightning_module import GeneratorModule, OptimizationConfig, PairDataModule
+from generator.model import RecurrentDiffusionTransformer, model_widths
+from generator.normalizer import ParamNormalizer
+from generator.objectives import ObjectiveConfig
+from generator.pipeline import ParameterPipeline
+from generator.prompt import Prompt, canonical_metric
+from generator.sampler import make_scheduler, sample_params
+from zoo.store import Zoo
+from zoo.tasks import Task, get_task
+
+_NETWORKS_FOR_STATISTICS: Final = 8192
+_MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
+_NUM_VALIDATION_PROMPTS: Final = 8
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """All settings of a training, besides the zoos.
+
+    Attributes:
+        tokenizer: "neuron" or "chunk".
+        chunk_width: numbers per chunk token.
+        metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
+        task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
+        num_task_bits: see there.
+        model: options of RecurrentDiffusionTransformer (width, num_blocks, recurrence, use_start ...).
+        pairs: how pairs are drawn.
+        objective: losses.
+        optimization: optimizers, schedule, precision, seed.
+        max_runs: train on only so many runs of each zoo; None for all.
+        num_validation_starts: unseen starts on which prompt alignment selects the model; 0 keeps the last one.
+    """
+
+    tokenizer: str = "neuron"
+    chunk_width: int = 64
+    metrics: tuple[str, ...] = ("loss",)
+    task_bits: str | None = None
+    num_task_bits: int = 0
+    model: Mapping[str, Any] = field(default_factory=dict)
+    pairs: PairConfig = field(default_factory=PairConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    max_runs: int | None = None
+    num_validation_starts: int = 32
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Full names in sorted order, which is that of a prompt's columns."""
+        known = ("train_loss", "train_error", "val_loss", "val_error", "val_return", *self.metrics)
+        return tuple(sorted({canonical_metric(name, known) for name in self.metrics}))
+
+
+class AlignmentSelection(Callback):
+    """Keeps the averaged weights that meet prompts best on validation starts.
+
+    The denoising error is no criterion: the models with the lowest are those that memorise.
+    """
+
+    def __init__(self, validation: Sequence[tuple[Tensor, Tensor]], metric: str, prediction: str) -> None:
+        self.validation = validation
+        self.metric = metric
+        self.scheduler = make_scheduler(prediction)
+        self.best_score = -float("inf")
+        self.best_weights: dict[str, Tensor] | None = None
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, GeneratorModule)
+        if 2 * (trainer.current_epoch + 1) <= module.optimization.num_epochs or not trainer.is_global_zero:
+            return  # early models are never the best
+        scores = [
+            self._score(module, context, starts, prompts)
+            for context, (starts, prompts) in zip(module.contexts, self.validation, strict=True)
+        ]
+        score = sum(scores) / len(scores)
+        module.log("val/r2_log", score, rank_zero_only=True)
+        if score > self.best_score:
+            self.best_score = score
+            self.best_weights = {name: value.clone() for name, value in module.averaged.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_weights": self.best_weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score, self.best_weights = state_dict["best_score"], state_dict["best_weights"]
+
+    def _score(self, module: GeneratorModule, context: NetworkContext, starts: Tensor, prompts: Tensor) -> float:
+        rng = torch.Generator().manual_seed(0)
+
+        def generate(networks: Tensor, asked: Tensor) -> Tensor:
+            prompt = Prompt.of({self.metric: asked}, list(module.averaged.ranges), len(asked))
+            given = networks if module.averaged.config["use_start"] else None
+            return sample_params(module.averaged, context, self.scheduler, prompt, start=given, generator=rng)
+
+        assert context.task is not None
+        kind = self.metric.removeprefix("val_")
+        return measure_alignment(generate, context.task, starts, prompts, metric=kind).r2_log
+
+
+def train_generator(
+    zoos: Sequence[Zoo],
+    config: GeneratorConfig,
+    *,
+    out: str | Path,
+    tasks: Sequence[Task] | None = None,
+    trainer_options: Mapping[str, Any] | None = None,
+) -> ParameterPipeline:
+    """Train a generator and return its pipeline; an interrupted training in `out` is resumed exactly.
+
+    Args:
+        zoos: one or several, which may differ in widths and depths.
+        config: all settings.
+        out: folder of checkpoints and logs.
+        tasks: of each zoo; default those that the zoos record.
+        trainer_options: for lightning.Trainer (accelerator, devices, strategy, enable_progress_bar ...).
+
+    Raises:
+        ValueError: if a zoo has no finished runs, or the function-space loss is on and a zoo records no task.
+    """
+    runs = _read_runs(zoos, config, "train")
+    tasks = [_task_of(zoo) for zoo in zoos] if tasks is None else list(tasks)
+    model, normalizer, contexts = assemble(runs, tasks, config)
+    module = GeneratorModule(model, contexts, config.objective, config.optimization)
+    data = PairDataModule(runs, config.pairs, config.optimization)
+    callbacks: list[Callback] = [
+        ModelCheckpoint(Path(out) / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+    ]
+    selection = None
+    metric = canonical_metric(config.metrics[0], config.metric_names)
+    if config.num_validation_starts and metric in ("val_loss", "val_error"):
+        selection = AlignmentSelection(_validation(zoos, runs, config, metric), metric, config.objective.prediction)
+        callbacks.insert(0, selection)
+    trainer = make_trainer(config.optimization, out, callbacks, trainer_options or {})
+    last = Path(out) / "checkpoints" / "last.ckpt"
+    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    best = module.averaged
+    if selection is not None and selection.best_weights is not None:
+        best.load_state_dict(selection.best_weights)
+    return ParameterPipeline(best.eval().cpu(), normalizer, make_scheduler(config.objective.prediction))
+
+
+def assemble(
+    runs: Sequence[Trajectories], tasks: Sequence[Task | None], config: GeneratorConfig
+) -> tuple[RecurrentDiffusionTransformer, ParamNormalizer, list[NetworkContext]]:
+    """Untrained model, statistics fitted on the training runs, and the context of each zoo.
+
+    The model's initial weights follow from the seed of the optimization.
+    """
+    rng = torch.Generator().manual_seed(config.optimization.seed)
+    samples = [
+        one.sample(min(_NETWORKS_FOR_STATISTICS, _MAX_NUMBERS // one.layout.num_params + 1), rng) for one in runs
+    ]
+    normalizer = ParamNormalizer.fit(
+        config.tokenizer, [one.layout for one in runs], samples, chunk_width=config.chunk_width
+    )
+    contexts = [NetworkContext.of(normalizer, one.layout, task) for one, task in zip(runs, tasks, strict=True)]
+    nodes, edges = model_widths([context.tokenizer for context in contexts])
+    ranges = {}
+    for name in config.metric_names:
+        known = [one.range_of(name) for one in runs]
+        ranges[name] = (min(one.low for one in known), max(one.high for one in known))
+    options = {"use_latent": config.objective.energy_score, **config.model}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.optimization.seed)
+        model = RecurrentDiffusionTransformer(nodes, edges, ranges, num_task_bits=config.num_task_bits, **options)
+    return model, normalizer, contexts
+
+
+def make_trainer(
+    optimization: OptimizationConfig, out: str | Path, callbacks: list[Callback], options: Mapping[str, Any]
+) -> lightning.Trainer:
+    """Trainer for a generator: CSV log, TensorBoard too if it is installed, rich progress, no validation loop."""
+    loggers: list[Logger] = [CSVLogger(str(out), name="", version="log")]
+    if importlib.util.find_spec("tensorboard"):
+        loggers.append(TensorBoardLogger(str(out), name="", version="tensorboard"))
+    defaults: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 50}
+    settings = {**defaults, **options}
+    if settings.get("strategy") == "ddp":  # a zoo without edges leaves the edge layers without gradients
+        settings["strategy"] = "ddp_find_unused_parameters_true"
+    if settings.get("enable_progress_bar", True):
+        callbacks = [*callbacks, RichProgressBar(refresh_rate=20)]
+    return lightning.Trainer(
+        max_epochs=optimization.num_epochs,
+        reload_dataloaders_every_n_epochs=1,
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=str(out),
+        enable_model_summary=False,
+        **settings,
+    )
+
+
+def _task_of(zoo: Zoo) -> Task:
+    options: dict[str, Any] = dict(zoo.task_config)
+    return get_task(**options)
+
+
+def _read_runs(zoos: Sequence[Zoo], config: GeneratorConfig, split: str) -> list[Trajectories]:
+    return [
+        Trajectories.from_zoo(
+            zoo,
+            split,
+            config.metric_names,
+            mask_column=config.task_bits,
+            num_task_bits=config.num_task_bits,
+            max_runs=config.max_runs,
+        )
+        for zoo in zoos
+    ]
+
+
+def _validation(
+    zoos: Sequence[Zoo], runs: Sequence[Trajectories], config: GeneratorConfig, metric: str
+) -> list[tuple[Tensor, Tensor]]:
+    """Initial networks of validation runs (N, P) and prompts (K,) of each zoo."""
+    unseen = _read_runs(zoos, config, "val")
+    pairs = []
+    for one, seen in zip(unseen, runs, strict=True):
+        rows = torch.arange(min(config.num_validation_starts, len(one)))
+        prompts = prompt_grid(seen, metric, num_prompts=_NUM_VALIDATION_PROMPTS)
+        pairs.append((one.read(rows, torch.zeros_like(rows)), prompts))
+    return pairs
