@@ -75,6 +75,7 @@ class Shard:
     def __init__(self, raw: np.ndarray, shape: ShardShape) -> None:
         self.raw = raw
         self.shape = shape
+        self._view = memoryview(raw)  # slices of it copy faster than those of an array
         index = raw[max(0, len(raw) - shape.index_nbytes) :]
         if len(index) < shape.index_nbytes:
             raise ShardError(f"truncated: {len(raw):,} bytes, the index alone has {shape.index_nbytes:,}")
@@ -92,23 +93,32 @@ class Shard:
         self.offsets = np.full(len(entries), -1, np.int64)
         self.offsets[self.present] = offsets
 
-    def copy_row(self, run: int, snapshot: int, row: np.ndarray) -> bool:
-        """Copy one network into `row`, (row_nbytes,) uint8; False, and nothing copied, if it is not there.
+    def copy_rows(self, entries: np.ndarray, places: np.ndarray, target: memoryview) -> list[int]:
+        """Copy networks into a buffer after checking each one's CRC32C.
 
         Args:
-            run: counted from the first of the block.
+            entries: (n,) run * S + snapshot, runs counted from the first of the block.
+            places: (n,) row of the buffer for each.
+            target: bytes of the buffer, whose rows are `row_nbytes` long.
+
+        Returns:
+            Places whose networks are not in the shard; nothing was copied there.
 
         Raises:
-            ShardError: if the bytes do not have their checksum.
+            ShardError: if the bytes of a network do not have their checksum.
         """
-        start = self.offsets.item(run * self.shape.num_snapshots + snapshot)
-        if start < 0:
-            return False
-        stop = start + self.shape.row_nbytes
-        if google_crc32c.value(self.raw[start : stop + _CRC_NBYTES]) != _CRC_RESIDUE:
-            raise ShardError(f"run {run} of the block, snapshot {snapshot}: damaged (checksum of its parameters)")
-        row[:] = self.raw[start:stop]
-        return True
+        nbytes = self.shape.row_nbytes
+        raw, view, crc = self.raw, self._view, google_crc32c.value
+        absent = []
+        for entry, place, start in zip(entries.tolist(), places.tolist(), self.offsets[entries].tolist(), strict=True):
+            if start < 0:
+                absent.append(place)
+                continue
+            if crc(raw[start : start + nbytes + _CRC_NBYTES]) != _CRC_RESIDUE:
+                run, snapshot = divmod(entry, self.shape.num_snapshots)
+                raise ShardError(f"damaged: run {run} of the block, snapshot {snapshot} (checksum of its parameters)")
+            target[place * nbytes : (place + 1) * nbytes] = view[start : start + nbytes]
+        return absent
 
     def has_gaps(self) -> bool:
         """Whether some bytes of the file belong to no chunk, or to two, and so have no checksum of their own."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -47,6 +48,7 @@ class Zoo:
         self.group = group
         self.spec = spec
         self.shards = shards
+        self._bounds = np.array(spec.shape[:2], np.uint64)
 
     @classmethod
     def open(cls, source: str | os.PathLike | Store, *, storage_options: Mapping[str, str] | None = None) -> Zoo:
@@ -142,18 +144,17 @@ class Zoo:
         """
         pairs = self._checked_pairs(np.asarray(pairs))
         stored = np.empty((len(pairs), self.layout.num_params), self.spec.stored_dtype)
-        rows = stored.view(np.uint8)
-        block_size = self.spec.block_size
-        order = np.argsort(pairs[:, 0], kind="stable").tolist()
+        target = memoryview(stored.view(np.uint8).reshape(-1))
+        order = np.argsort(pairs[:, 0], kind="stable")
+        blocks, locals_ = np.divmod(pairs[order, 0], self.spec.block_size)
+        entries = locals_ * self.num_snapshots + pairs[order, 1]
         absent = []
-        current, shard = -1, None
-        for i, (run, snapshot) in zip(order, pairs[order].tolist(), strict=True):
-            block, local = divmod(run, block_size)
+        bounds = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(pairs)]
+        for start, stop in pairwise(bounds):
+            block = int(blocks[start]) if start < stop else 0
             try:
-                if block != current or shard is None:
-                    current, shard = block, self.shards.open(block)
-                if not shard.copy_row(local, snapshot, rows[i]):
-                    absent.append(i)
+                shard = self.shards.open(block)
+                absent += shard.copy_rows(entries[start:stop], order[start:stop], target)
             except ShardError as error:
                 raise self._damaged(block, error) from error
         params = from_stored(stored, self.spec.dtype)
@@ -218,15 +219,14 @@ class Zoo:
         if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
             raise IndexError(f"pairs must be (B, 2) integers (run, snapshot), got {pairs.dtype} {pairs.shape}")
         pairs = pairs.astype(np.int64, copy=False)
-        low, high = pairs.min(axis=0), pairs.max(axis=0)
-        if low.min() < 0 or high[0] >= self.num_runs or high[1] >= self.num_snapshots:
+        if not (pairs.astype(np.uint64) < self._bounds).all():  # negative numbers become huge
             raise IndexError(
                 f"pairs must lie in {self.num_runs} runs x {self.num_snapshots} snapshots, got values from "
-                f"{low.tolist()} to {high.tolist()}"
+                f"{pairs.min(axis=0).tolist()} to {pairs.max(axis=0).tolist()}"
             )
-        empty = self.status[pairs[:, 0]] == RunStatus.EMPTY
-        if empty.any():
-            raise IndexError(f"run {pairs[empty.argmax(), 0]} is not there yet: its block is not committed")
+        there = self.status[pairs[:, 0]]
+        if not there.all():
+            raise IndexError(f"run {pairs[there.argmin(), 0]} is not there yet: its block is not committed")
         return pairs
 
     def _damaged(self, block: int, error: Exception) -> DamagedZooError:

@@ -115,11 +115,13 @@ def _check_runs(shard: Shard, spec: ZooSpec, block: int, values: Mapping[str, np
     """Findings of each run of a block whose files can all be read."""
     snapshots, params = spec.shape[1:]
     stored = np.empty((1, snapshots, params), spec.stored_dtype)
-    rows = stored.view(np.uint8)[0]
+    target = memoryview(stored.view(np.uint8).reshape(-1))
+    places = np.arange(snapshots)
     for local, run in enumerate(spec.block_runs(block)):
         name = f"run {run} of {block_name(spec, block)}"
         status = int(values["runs/status"][local])
-        present = np.array([shard.copy_row(local, snapshot, rows[snapshot]) for snapshot in range(snapshots)])
+        present = np.ones(snapshots, bool)
+        present[shard.copy_rows(local * snapshots + places, places, target)] = False
         own = [array[local : local + 1] for key, array in values.items() if key != "runs/checksum"]
         if status not in set(RunStatus) - {RunStatus.EMPTY}:
             yield Finding(block, "array", f"{name}: status {status} is not possible; {_REBUILD}")
