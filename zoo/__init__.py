@@ -2,6 +2,7 @@
 
 from zoo.interop import import_checkpoints
 from zoo.layout import GroupAxis, LayoutMismatchError, ParamLayout, ParamSlot, SymmetryGroup
+from zoo.population import train_population
 from zoo.schema import RunStatus, ZooSpec
 from zoo.store import Zoo
 from zoo.tasks import Batch, Task, get_task
@@ -21,4 +22,5 @@ __all__ = [
     "ZooWriter",
     "get_task",
     "import_checkpoints",
+    "train_population",
 ]

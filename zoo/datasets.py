@@ -8,6 +8,7 @@ Legend: n examples, C channels, L symbols of context.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import sysconfig
@@ -202,6 +203,7 @@ def _count_classes(targets: list[np.ndarray]) -> int:
     return max(int(array.max()) for array in targets) + 1 if is_class else 0
 
 
+@functools.cache
 def _hashed_source_files() -> list[tuple[bytes, Path]]:
     root = Path(sysconfig.get_path("stdlib"))
     files = []

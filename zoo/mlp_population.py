@@ -1,16 +1,17 @@
 """Forward and backward pass of N multilayer perceptrons at once, written out by hand.
 
-Where all networks see the same minibatch, the first layer of all of them is one matrix product, which is why training
-a population costs little more than its arithmetic. The tests hold these functions to the module and to autograd.
+Activities are kept with units before examples, so that no product needs a transposed copy, and so that the first layer
+of all networks is one matrix product where they see the same minibatch. This is why training a population costs little
+more than its arithmetic. The tests hold these functions to the module and to autograd.
 
-Legend: N networks, B examples, D inputs, I and O units below and above a matrix, K outputs.
+Legend: N networks, B examples, D inputs, O units of a layer, K outputs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,76 +23,70 @@ _SELU_SCALE: Final = 1.0507009873554805
 _SELU_ALPHA: Final = 1.6732632423543772
 
 
-def mlp_forward(
-    layout: ParamLayout, params: Tensor, inputs: Tensor, activation: str
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Outputs of N networks, and what the backward pass needs.
+class MLPActivities(NamedTuple):
+    """What the backward pass needs of each hidden layer: sums before the activation and activities, (N, O, B)."""
+
+    sums: list[Tensor]
+    activities: list[Tensor]
+
+
+def mlp_forward(layout: ParamLayout, params: Tensor, inputs: Tensor, activation: str) -> tuple[Tensor, MLPActivities]:
+    """Outputs (N, B, K) of N networks, and what the backward pass needs.
 
     Args:
         layout: of an MLP.
         params: (N, P).
         inputs: (B, D) shared by all networks, or (N, B, D).
         activation: one of ACTIVATIONS.
-
-    Returns:
-        Outputs (N, B, K); of each hidden layer the sums before the activation (N, B, O); and its activities (N, B, O).
     """
-    weights, biases = mlp_slots(layout, params)
-    sums, activities = [], []
-    value = _first_layer(weights[0], biases[0], inputs)
+    weights, biases = _layers(layout, params)
+    saved = MLPActivities([], [])
+    value = _first_layer(weights[0], inputs) + biases[0][..., None]  # (N, O, B)
     for weight, bias in zip(weights[1:], biases[1:], strict=True):
-        sums.append(value)
-        activities.append(ACTIVATIONS[activation](value))
-        value = torch.baddbmm(bias[:, None], activities[-1], weight.mT)  # (N, B, O)
-    return value, sums, activities
+        saved.sums.append(value)
+        saved.activities.append(ACTIVATIONS[activation](value))
+        value = torch.bmm(weight, saved.activities[-1]) + bias[..., None]  # (N, O, B)
+    return value.mT, saved
 
 
 def mlp_backward(
-    layout: ParamLayout,
-    params: Tensor,
-    inputs: Tensor,
-    activation: str,
-    *,
-    saved: tuple[list[Tensor], list[Tensor]],
-    output_grad: Tensor,
+    layout: ParamLayout, params: Tensor, inputs: Tensor, activation: str, *, saved: MLPActivities, output_grad: Tensor
 ) -> Tensor:
     """Gradients (N, P) of N networks by their parameters.
 
     Args:
         layout, params, inputs, activation: as in `mlp_forward`.
-        saved: sums and activities of the hidden layers, from `mlp_forward`.
+        saved: from `mlp_forward`.
         output_grad: (N, B, K) gradient by the outputs.
     """
-    weights, _ = mlp_slots(layout, params)
-    sums, activities = saved
-    parts: list[Tensor] = []
-    grad = output_grad
-    for weight, value, activity in zip(weights[:0:-1], sums[::-1], activities[::-1], strict=True):
-        parts += [grad.sum(1), torch.bmm(grad.mT, activity).flatten(1)]
-        grad = torch.bmm(grad, weight) * DERIVATIVES[activation](value)
-    parts += [grad.sum(1), _first_weight_grad(grad, inputs)]
+    weights, _ = _layers(layout, params)
+    parts: list[Tensor] = []  # of the last layer first
+    grad = output_grad.mT  # (N, K, B)
+    for weight, value, activity in zip(weights[:0:-1], saved.sums[::-1], saved.activities[::-1], strict=True):
+        parts += [grad.sum(2), torch.bmm(grad, activity.mT).flatten(1)]
+        grad = torch.bmm(weight.mT, grad) * DERIVATIVES[activation](value)  # (N, O, B)
+    parts += [grad.sum(2), _first_weight_grad(grad, inputs)]
     return torch.cat(parts[::-1], dim=1)
 
 
-def mlp_slots(layout: ParamLayout, params: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _layers(layout: ParamLayout, params: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Weights (N, O, I) and biases (N, O) of each layer, views of `params`."""
     views = list(layout.views(params).values())
     return views[0::2], views[1::2]
 
 
-def _first_layer(weight: Tensor, bias: Tensor, inputs: Tensor) -> Tensor:
-    num_networks, num_units, num_inputs = weight.shape
+def _first_layer(weight: Tensor, inputs: Tensor) -> Tensor:
     if inputs.ndim == 3:
-        return torch.baddbmm(bias[:, None], inputs, weight.mT)  # (N, B, O)
-    together = inputs @ weight.reshape(-1, num_inputs).T  # (B, N * O): one product for the whole population
-    return together.view(-1, num_networks, num_units).transpose(0, 1) + bias[:, None]  # (N, B, O)
+        return torch.bmm(weight, inputs.mT)  # (N, O, B)
+    num_networks, num_units, num_inputs = weight.shape
+    together = weight.reshape(-1, num_inputs) @ inputs.T  # (N * O, B): one product for the whole population
+    return together.view(num_networks, num_units, -1)
 
 
 def _first_weight_grad(grad: Tensor, inputs: Tensor) -> Tensor:
     if inputs.ndim == 3:
-        return torch.bmm(grad.mT, inputs).flatten(1)  # (N, O * D)
-    together = grad.transpose(0, 1).flatten(1)  # (B, N * O)
-    return (together.T @ inputs).view(len(grad), -1)  # (N, O * D)
+        return torch.bmm(grad, inputs).flatten(1)  # (N, O * D)
+    return (grad.flatten(0, 1) @ inputs).view(len(grad), -1)  # (N, O * D)
 
 
 def _gelu_derivative(x: Tensor) -> Tensor:

@@ -30,7 +30,10 @@ DEFAULT_MEMORY_BUDGET: Final = 16 * 2**20  # bytes of activations in one chunk o
 
 
 class Batch(NamedTuple):
-    """Examples for one step: inputs (B, ...) and targets (B, ...) shared by all networks, or either with N in front."""
+    """Examples for one step: inputs (B, ...) and targets (B, ...) shared by all networks, or either with N in front.
+
+    `Task.batch` makes one from the indices of examples.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -67,8 +70,11 @@ class Task:
         self.config = dict(config or {})
         self._build = build
         with torch.random.fork_rng(devices=[]):
-            self._template = build()
+            self._template = build().eval()
+        self._training_template = copy.deepcopy(self._template).train()
         self.layout = ParamLayout.of(self._template)
+        self._is_mlp = type(self._template) is MLP
+        self.compiled: dict[tuple[object, ...], Callable] = {}  # programs of zoo.inner_loop, by kind of optimizer
         self._input_ndim = dataset.train.inputs.ndim
         self._target_ndim = dataset.train.targets.ndim
 
@@ -81,6 +87,8 @@ class Task:
         moved = copy.copy(self)
         moved.dataset = self.dataset.to(device)
         moved._template = copy.deepcopy(self._template).to(device)
+        moved._training_template = copy.deepcopy(self._training_template).to(device)
+        moved.compiled = {}
         moved.__dict__.pop("_evaluated_train", None)
         return moved
 
@@ -113,6 +121,17 @@ class Task:
         """What distinguishes runs beside their seeds, by name, each (N,): here nothing."""
         return {}
 
+    def batch(self, indices: Tensor, num_networks: int, split: str = "train") -> Batch:
+        """Examples of a split for N networks.
+
+        Args:
+            indices: (B,) of examples that all networks share, or (N, B).
+            num_networks: N.
+            split: "train", "val" or "test".
+        """
+        data = self.dataset.split(split)
+        return Batch(data.inputs[indices], self._targets(data.targets[indices], num_networks))
+
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
         """Outputs (N, B, ..., K) in evaluation mode, differentiable in `params`.
 
@@ -132,24 +151,22 @@ class Task:
             outputs = self.predict(params, batch.inputs)
         else:
             outputs = self._module_outputs(params, batch.inputs, training=True)[0]
-        return self.objective.loss(outputs, self._targets(batch.targets, len(params)))
+        return self.objective.loss(outputs, batch.targets)
 
     def loss_and_grad(self, params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses (N,) and their gradients (N, T); buffers in `params` (BatchNorm statistics) advance in place."""
         self.layout.check_vector(params)
-        targets = self._targets(batch.targets, len(params))
         if self._is_mlp:
             inputs = self._flat_inputs(batch.inputs)
-            outputs, sums, activities = mlp_forward(self.layout, params, inputs, self._activation)
-            loss, output_grad = self.objective.loss_and_grad(outputs, targets)
-            saved = (sums, activities)
+            outputs, saved = mlp_forward(self.layout, params, inputs, self._activation)
+            loss, output_grad = self.objective.loss_and_grad(outputs, batch.targets)
             return loss, mlp_backward(
                 self.layout, params, inputs, self._activation, saved=saved, output_grad=output_grad
             )
 
         def total(params: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
             outputs, buffers = self._module_outputs(params, batch.inputs, training=True)
-            losses = self.objective.loss(outputs, targets)
+            losses = self.objective.loss(outputs, batch.targets)
             return losses.sum(), (losses, buffers)
 
         grads, (_, (losses, buffers)) = grad_and_value(total, has_aux=True)(params)
@@ -203,10 +220,10 @@ class Task:
         named = self.layout.unflatten(params)
         buffers = {slot.name: named[slot.name].detach().clone() for slot in self.layout if slot.kind == "buffer"}
         named |= buffers
-        self._template.train(training)
+        template = self._training_template if training else self._template
 
         def forward(named: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            return functional_call(self._template, named, (inputs,))
+            return functional_call(template, named, (inputs,))
 
         input_dim = 0 if inputs.ndim > self._input_ndim else None
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
@@ -215,10 +232,6 @@ class Task:
 
     def _flat_inputs(self, inputs: Tensor) -> Tensor:
         return inputs.flatten(2 if inputs.ndim > self._input_ndim else 1)  # (B, D) or (N, B, D)
-
-    @cached_property
-    def _is_mlp(self) -> bool:
-        return type(self._template) is MLP
 
     @property
     def _activation(self) -> str:
@@ -242,7 +255,6 @@ class Task:
                 sizes.append(output.numel() * output.element_size())
 
         hooks = [module.register_forward_hook(count) for module in self._template.modules()]
-        self._template.eval()
         self._template(self.dataset.train.inputs[:1])
         for hook in hooks:
             hook.remove()

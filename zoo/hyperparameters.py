@@ -1,0 +1,76 @@
+"""Optimizers from JSON-able options, with hyperparameters that may differ from run to run.
+
+A hyperparameter is a number, or a range that each run draws from by its own seed:
+`{"uniform": [low, high]}`, `{"log_uniform": [low, high]}`, `{"choice": [a, b, c]}`.
+
+Legend: N networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from zoo.initialization import derive_seed
+from zoo.muon import Muon
+from zoo.optimizers import Adam, CompilableOptimizer, Sgd
+from zoo.schedules import Schedule
+
+OPTIMIZERS: Final[dict[str, type[Sgd | Adam | Muon]]] = {"sgd": Sgd, "adam": Adam, "muon": Muon}
+RANGES: Final = ("uniform", "log_uniform", "choice")
+
+
+def make_optimizer(config: Mapping[str, object], seeds: Sequence[int]) -> tuple[CompilableOptimizer, dict[str, Tensor]]:
+    """Optimizer of a population, and those of its hyperparameters that differ between runs, each (N,) float64.
+
+    Args:
+        config: `name`, one of OPTIMIZERS; its hyperparameters, numbers or ranges; `schedule`, `warmup_steps` and
+            `final_factor` of its Schedule.
+        seeds: N seeds, one a run.
+
+    Raises:
+        ValueError: for unknown names, or values out of range.
+    """
+    name = config.get("name")
+    if not isinstance(name, str) or name not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {sorted(OPTIMIZERS)}, got {name!r}")
+    kind = OPTIMIZERS[name]
+    schedule_keys = {"schedule": "name", "warmup_steps": "warmup_steps", "final_factor": "final_factor"}
+    known = [field.name for field in fields(kind)] + list(schedule_keys)
+    unknown = sorted(set(config) - set(known) - {"name"})
+    if unknown:
+        raise ValueError(f"optimizer {name!r} has the options {sorted(set(known))}, got {unknown}")
+    schedule = Schedule(**{schedule_keys[key]: value for key, value in config.items() if key in schedule_keys})  # type: ignore[arg-type]
+    own = {key: value for key, value in config.items() if key not in ("name", *schedule_keys)}
+    drawn = {key: draw(value, seeds, key) for key, value in own.items() if isinstance(value, Mapping)}
+    return kind(schedule=schedule, **(own | drawn)), drawn  # type: ignore[arg-type]
+
+
+def draw(spec: Mapping[str, Sequence[float]] | float, seeds: Sequence[int], name: str) -> Tensor:
+    """One value for each run, (N,) float64; row i depends on the range, `seeds[i]` and `name` alone.
+
+    Raises:
+        ValueError: if the range is none of RANGES, or its bounds are not in order.
+    """
+    if not isinstance(spec, Mapping):
+        return torch.full((len(seeds),), float(spec), dtype=torch.float64)
+    if len(spec) != 1 or next(iter(spec)) not in RANGES:
+        raise ValueError(f"{name} must be a number or one of {RANGES} with its values, got {dict(spec)}")
+    kind, values = next(iter(spec.items()))
+    shares = torch.tensor([derive_seed(seed, name) / 2**63 for seed in seeds], dtype=torch.float64)  # [0, 1)
+    if kind == "choice":
+        options = torch.tensor(values, dtype=torch.float64)
+        if not len(options):
+            raise ValueError(f"{name} must have something to choose from, got {dict(spec)}")
+        return options[(shares * len(options)).long().clamp(max=len(options) - 1)]
+    if len(values) != 2 or not values[0] <= values[1] or (kind == "log_uniform" and values[0] <= 0):
+        positive = "0 < " if kind == "log_uniform" else ""
+        raise ValueError(f"{name} must be {kind} with {positive}low <= high, got {values}")
+    if kind == "uniform":
+        return values[0] + shares * (values[1] - values[0])
+    return (math.log(values[0]) + shares * math.log(values[1] / values[0])).exp()

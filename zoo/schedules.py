@@ -1,0 +1,47 @@
+"""Learning-rate schedules as factors on the base rate.
+
+Legend: W warm-up steps, T all steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+SCHEDULES: Final = ("constant", "cosine")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then constant or cosine decay.
+
+    Equal to torch's LinearLR(start_factor=1 / (W + 1), total_iters=W) followed by
+    CosineAnnealingLR(T_max=T - W, eta_min=final_factor * lr).
+
+    Args:
+        name: "constant" or "cosine".
+        warmup_steps: W.
+        final_factor: factor after T steps of "cosine", from 0 to 1.
+    """
+
+    name: str = "constant"
+    warmup_steps: int = 0
+    final_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.name!r}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}")
+        if not 0 <= self.final_factor <= 1:
+            raise ValueError(f"final_factor must be from 0 to 1, got {self.final_factor}")
+
+    def factor(self, inner_step: int, num_steps: int) -> float:
+        """Factor of the step that follows `inner_step` steps, of `num_steps` in all."""
+        if inner_step < self.warmup_steps:
+            return (inner_step + 1) / (self.warmup_steps + 1)
+        if self.name == "constant":
+            return 1.0
+        progress = (inner_step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
+        return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
