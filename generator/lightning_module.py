@@ -115,9 +115,6 @@ class GeneratorModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         self.contexts = [context.to(self.device) for context in self.contexts]
 
-    def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
-        return batch.to(device)
-
     def training_step(self, batch: PairBatch, batch_idx: int) -> None:
         config = self.optimization
         step = self.current_epoch * config.steps_per_epoch + batch_idx
@@ -178,6 +175,9 @@ class PairDataModule(lightning.LightningDataModule):
             count=count * world_size,
         )
         return DataLoader(batches, batch_size=None, shuffle=False, num_workers=self.num_workers)
+
+    def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
+        return batch.to(device)
 
 
 def split_params(model: nn.Module, *, use_muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

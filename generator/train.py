@@ -143,9 +143,7 @@ def train_generator(
     model, normalizer, contexts = assemble(runs, tasks, config)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
-    callbacks: list[Callback] = [
-        ModelCheckpoint(Path(out) / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
-    ]
+    callbacks: list[Callback] = [keep_last_checkpoint(out)]
     selection = None
     metric = canonical_metric(config.metrics[0], config.metric_names)
     if config.num_validation_starts and metric in ("val_loss", "val_error"):
@@ -187,6 +185,17 @@ def assemble(
     return model, normalizer, contexts
 
 
+def keep_last_checkpoint(out: str | Path) -> ModelCheckpoint:
+    """Callback that writes checkpoints/last.ckpt after every epoch."""
+    return ModelCheckpoint(
+        Path(out) / "checkpoints",
+        filename="last",
+        save_top_k=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
 def make_trainer(
     optimization: OptimizationConfig, out: str | Path, callbacks: list[Callback], options: Mapping[str, Any]
 ) -> lightning.Trainer:
@@ -194,7 +203,11 @@ def make_trainer(
     loggers: list[Logger] = [CSVLogger(str(out), name="", version="log")]
     if importlib.util.find_spec("tensorboard"):
         loggers.append(TensorBoardLogger(str(out), name="", version="tensorboard"))
-    defaults: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 50}
+    defaults: dict[str, Any] = {
+        "accelerator": "auto",
+        "devices": 1,
+        "log_every_n_steps": min(50, optimization.steps_per_epoch),
+    }
     settings = {**defaults, **options}
     if settings.get("strategy") == "ddp":  # a zoo without edges leaves the edge layers without gradients
         settings["strategy"] = "ddp_find_unused_parameters_true"

@@ -91,7 +91,9 @@ def test_every_objective_gives_gradients_to_every_parameter(task, runs, predicti
     losses = training_losses(model, context, batch, config, rng=batch_rng(0, 0, 1), precision=torch.enable_grad())
     assert set(losses) == {"params", "function", "function_energy", "total"}
     losses["total"].backward()
-    missing = [name for name, param in model.named_parameters() if param.grad is None or not param.grad.isfinite().all()]
+    missing = [
+        name for name, param in model.named_parameters() if param.grad is None or not param.grad.isfinite().all()
+    ]
     assert not missing
 
 

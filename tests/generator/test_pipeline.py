@@ -1,0 +1,142 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from generator.model import RecurrentDiffusionTransformer, model_widths
+from generator.normalizer import ParamNormalizer
+from generator.pipeline import ParameterPipeline
+from generator.sampler import make_scheduler
+from zoo.architectures import CNN, MLP
+from zoo.layout import LayoutMismatchError, ParamLayout
+
+METRICS = {"val_error": (0.05, 0.9), "val_loss": (0.1, 2.3)}
+
+
+def make_pipeline(*layouts, kind="neuron", **options):
+    torch.manual_seed(0)
+    networks = [torch.randn(20, layout.num_params).abs() for layout in layouts]
+    normalizer = ParamNormalizer.fit(kind, layouts, networks, chunk_width=7)
+    nodes, edges = model_widths([normalizer.make_tokenizer(layout) for layout in layouts])
+    defaults = {"width": 16, "num_blocks": 1, "num_heads": 2, "edge_width": 8}
+    model = RecurrentDiffusionTransformer(nodes, edges, METRICS, **{**defaults, **options}).eval()
+    with torch.no_grad():
+        for param in model.parameters():
+            param.add_(0.05 * torch.randn_like(param))
+    return ParameterPipeline(model, normalizer, make_scheduler("sample"))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline(ParamLayout.of(MLP(8, (6,), 3)))
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("kind", ["neuron", "chunk"])
+def test_generated_networks_load_into_a_fresh_module(kind):
+    for module in (MLP(8, (6, 5), 3), CNN(1, (4, 6), 3)):
+        pipe = make_pipeline(ParamLayout.of(module), kind=kind)
+        out = pipe(prompt={"loss": 0.5}, num_samples=3, num_inference_steps=2, generator=seeded())
+        assert out.params.shape == (3, ParamLayout.of(module).num_params)
+        for state in out.state_dicts():
+            module.load_state_dict(state)
+
+
+def test_a_start_may_be_a_module_a_state_dict_or_vectors(pipe):
+    module = MLP(8, (6,), 3)
+    layout = ParamLayout.of(module)
+    starts = (module, module.state_dict(), layout.flatten(module), layout.flatten(module)[None])
+    outs = [pipe(start, {"loss": 0.5}, num_inference_steps=2, generator=seeded()).params for start in starts]
+    assert all(torch.equal(outs[0], out) for out in outs)
+    other = pipe(MLP(8, (6,), 3), {"loss": 0.5}, num_inference_steps=2, generator=seeded()).params
+    assert not torch.equal(outs[0], other)
+
+
+def test_calls_are_seeded_and_batched(pipe):
+    one, two = (pipe(prompt={"loss": 0.5}, num_samples=4, generator=seeded()).params for _ in range(2))
+    assert torch.equal(one, two)
+    assert (one[0] - one[1]).abs().max() > 1e-3
+    prompts = torch.tensor([0.2, 1.0])
+    out = pipe(prompt={"loss": prompts, "error": 0.3}, num_samples=2, generator=seeded())
+    assert len(out) == 2
+
+
+def test_counters_are_copied_from_the_start():
+    module = CNN(1, (4, 6), 3)
+    module.norms[0].num_batches_tracked.fill_(123)
+    pipe = make_pipeline(ParamLayout.of(module))
+    (state,) = pipe(module, {"loss": 0.5}, num_inference_steps=2).state_dicts()
+    assert state["norms.0.num_batches_tracked"].item() == 123
+    assert (state["norms.1.running_var"] > 0).all()
+
+
+def test_improve_starts_each_update_from_the_last(pipe):
+    module = MLP(8, (6,), 3)
+    results = pipe.improve(module, {"loss": 0.5}, num_updates=2, num_inference_steps=2, generator=seeded())
+    rng = seeded()
+    first = pipe(module, {"loss": 0.5}, num_inference_steps=2, generator=rng)
+    second = pipe(first.params, {"loss": 0.5}, num_inference_steps=2, generator=rng)
+    assert torch.equal(results[0].params, first.params)
+    assert torch.equal(results[1].params, second.params)
+
+
+def test_one_pipeline_generates_other_widths(pipe):
+    wide = MLP(8, (11,), 3)
+    out = pipe(wide, {"loss": 0.5}, num_inference_steps=2)
+    wide.load_state_dict(out.state_dicts()[0])
+    out = pipe(prompt={"loss": 0.5}, layout=ParamLayout.of(wide), num_inference_steps=2)
+    wide.load_state_dict(out.state_dicts()[0])
+
+
+def test_wrong_requests_are_refused(pipe):
+    with pytest.raises(ValueError, match="not trained on metric 'accuracy'"):
+        pipe(prompt={"accuracy": 0.9})
+    with pytest.raises(ValueError, match="NaN"):
+        pipe(prompt={"loss": math.nan})
+    with pytest.raises(ValueError, match="one value or 1"):
+        pipe(prompt={"loss": torch.ones(3)})
+    with pytest.raises(LayoutMismatchError):
+        pipe(MLP(9, (6,), 3), {"loss": 0.5})
+    with pytest.raises(LayoutMismatchError):
+        pipe(nn.Linear(2, 2).state_dict(), {"loss": 0.5})
+    with pytest.raises(LayoutMismatchError):
+        pipe(torch.zeros(5), {"loss": 0.5})
+    broken = MLP(8, (6,), 3)
+    nn.init.constant_(broken.layers[0].weight, math.nan)
+    with pytest.raises(ValueError, match="finite"):
+        pipe(broken, {"loss": 0.5})
+    with pytest.raises(ValueError, match="num_samples"):
+        pipe(torch.zeros(2, ParamLayout.of(broken).num_params), {"loss": 0.5}, num_samples=3)
+    with pytest.raises(ValueError, match="num_samples"):
+        pipe(prompt={"loss": 0.5}, num_samples=0)
+    with pytest.raises(ValueError, match="task_bits"):
+        pipe(prompt={"loss": 0.5}, task_bits=[1, 0])
+
+
+def test_prompts_outside_the_trained_range_warn(pipe):
+    with pytest.warns(UserWarning, match=r"val_loss = 0.01 is outside .* 0.1 to 2.3"):
+        pipe(prompt={"loss": 0.01}, num_inference_steps=2)
+
+
+def test_a_pipeline_of_several_layouts_asks_which(pipe):
+    layouts = [ParamLayout.of(MLP(8, hidden, 3)) for hidden in ((6,), (5, 4))]
+    several = make_pipeline(*layouts)
+    with pytest.raises(ValueError, match="pass layout"):
+        several(prompt={"loss": 0.5})
+    vector = torch.zeros(layouts[1].num_params)
+    assert several(vector, {"loss": 0.5}, num_inference_steps=2).layout == layouts[1]
+
+
+def test_saving_keeps_everything_and_pickles_nothing(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = ParameterPipeline.from_pretrained(tmp_path)
+    ours, theirs = (p(prompt={"error": 0.2}, num_samples=2, generator=seeded()).params for p in (pipe, loaded))
+    torch.testing.assert_close(ours, theirs)
+    assert loaded.metrics == pipe.metrics == ["val_error", "val_loss"]
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+    assert loaded.scheduler.config.clip_sample is False

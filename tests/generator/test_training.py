@@ -1,0 +1,177 @@
+import json
+
+import lightning
+import pytest
+import torch
+
+from generator.alignment import measure_alignment, prompt_grid
+from generator.dataset import PairBatches, PairConfig, Trajectories, batch_rng
+from generator.lightning_module import GeneratorModule, OptimizationConfig, PairDataModule, split_params
+from generator.model import RecurrentDiffusionTransformer
+from generator.objectives import ObjectiveConfig
+from generator.pipeline import ParameterPipeline
+from generator.sampler import make_scheduler
+from generator.train import GeneratorConfig, assemble, keep_last_checkpoint, make_trainer
+from zoo.tasks import get_task
+
+SMALL = {"width": 16, "num_blocks": 1, "num_heads": 2, "edge_width": 8}
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+
+
+def make_runs(task, num_runs=8, num_snapshots=4, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    params = task.init(rng, num_runs)[:, None].repeat(1, num_snapshots, 1)
+    params *= torch.linspace(1, 2, num_snapshots)[None, :, None]
+    return Trajectories(task.layout, params, {"val_loss": torch.rand(num_runs, num_snapshots, generator=rng) + 0.1})
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return [get_task("digits", hidden=(4,)), get_task("digits", hidden=(4, 3))]
+
+
+def make_config(**optimization):
+    defaults = {"num_steps": 8, "num_epochs": 4, "warmup_steps": 2, "precision": "float32"}
+    return GeneratorConfig(
+        model=SMALL,
+        pairs=PairConfig(batch_size=4),
+        objective=ObjectiveConfig(function_examples=8),
+        optimization=OptimizationConfig(**{**defaults, **optimization}),
+    )
+
+
+def train(tasks, config, out, *, checkpoint=None, callbacks=()):
+    runs = [make_runs(task, seed=i) for i, task in enumerate(tasks)]
+    model, normalizer, contexts = assemble(runs, tasks, config)
+    module = GeneratorModule(model, contexts, config.objective, config.optimization)
+    data = PairDataModule(runs, config.pairs, config.optimization)
+    trainer = make_trainer(
+        config.optimization, out, list(callbacks), {**QUIET, "enable_checkpointing": bool(callbacks)}
+    )
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+    return module, normalizer
+
+
+def test_targets_come_later_in_the_run_of_the_start(tasks):
+    runs = make_runs(tasks[0], num_snapshots=5)
+    for index in range(5):
+        batch = runs.pairs(PairConfig(batch_size=64, start_share=1.0), batch_rng(0, index))
+        ratio = batch.target.norm(dim=1) / batch.start.norm(dim=1)
+        assert (ratio > 1.1).all()
+        cosine = torch.nn.functional.cosine_similarity(batch.start, batch.target)
+        torch.testing.assert_close(cosine, torch.ones(64))
+        known = ~batch.prompt.target.isnan() & ~batch.prompt.start.isnan()
+        assert (batch.prompt.target != batch.prompt.start)[known].all()
+
+
+def test_without_a_start_every_snapshot_is_a_target(tasks):
+    runs = make_runs(tasks[0], num_snapshots=3)
+    batch = runs.pairs(PairConfig(batch_size=200, start_share=0.0, prompt_dropout=0.0), batch_rng(0, 0))
+    assert not batch.has_start.any()
+    assert batch.prompt.start.isnan().all()
+    assert len(batch.prompt.target.unique()) == 24
+
+
+def test_batches_follow_from_seed_and_index_alone(tasks):
+    runs = [make_runs(task) for task in tasks]
+    config = PairConfig(batch_size=4)
+    whole = PairBatches(runs, config, seed=3, first=0, count=6)
+    tail = PairBatches(runs, config, seed=3, first=4, count=2)
+    assert torch.equal(whole[5].target, tail[1].target)
+    assert not torch.equal(whole[5].target, PairBatches(runs, config, seed=4, first=5, count=1)[0].target)
+    assert [whole[i].zoo for i in range(4)] == [0, 1, 0, 1]
+
+
+def test_muon_gets_the_matrices_of_the_blocks():
+    model = RecurrentDiffusionTransformer({"a": 5}, {"b": 1}, {"val_loss": (0.1, 1.0)}, width=16, num_blocks=1)
+    matrices, others = split_params(model, use_muon=True)
+    assert len(matrices) + len(others) == len(list(model.parameters()))
+    inside = {id(param) for param in model.blocks.parameters()}
+    assert matrices
+    assert all(id(param) in inside and param.ndim == 2 for param in matrices)
+    assert not split_params(model, use_muon=False)[0]
+
+
+def test_training_on_two_depths_moves_every_parameter(tasks, tmp_path):
+    config = make_config()
+    before = assemble([make_runs(task, seed=i) for i, task in enumerate(tasks)], tasks, config)[0].state_dict()
+    module, _ = train(tasks, config, tmp_path)
+    after = module.model.state_dict()
+    stayed = [name for name, value in before.items() if torch.equal(value, after[name])]
+    assert not stayed
+    assert all(value.isfinite().all() for value in after.values())
+    averaged = module.averaged.state_dict()
+    assert any(not torch.equal(averaged[name], value) for name, value in after.items())
+    assert (tmp_path / "log" / "metrics.csv").exists()
+
+
+def test_resumed_training_equals_uninterrupted(tasks, tmp_path):
+    class Interrupt(lightning.pytorch.callbacks.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 2:
+                raise RuntimeError("interrupted")
+
+    config = make_config()
+    whole, _ = train(tasks, config, tmp_path / "whole")
+    keep = keep_last_checkpoint(tmp_path)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        train(tasks, config, tmp_path / "part", callbacks=[keep, Interrupt()])
+    resumed, _ = train(tasks, config, tmp_path / "rest", checkpoint=str(tmp_path / "checkpoints" / "last.ckpt"))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_prompts_reach_from_the_median_of_what_runs_reach(tasks):
+    runs = make_runs(tasks[0])
+    runs.metrics["val_loss"] = torch.tensor([[2.3, 0.3], [2.2, 0.1], [2.4, 0.2]]).repeat(3, 1)[:8]
+    prompts = prompt_grid(runs, num_prompts=5)
+    assert prompts[0].item() == pytest.approx(0.2)
+    assert prompts[-1].item() == pytest.approx(2.2)
+    assert (prompts.log().diff() - prompts.log().diff()[0]).abs().max() < 1e-4
+
+
+def test_alignment_of_an_oracle_is_perfect(tasks):
+    """Networks whose own loss is the prompt: found by scaling one network's logits."""
+    task = tasks[0]
+    network = task.init(torch.Generator().manual_seed(0), 1)
+    factors = torch.linspace(0.1, 20, 50)
+    named = task.layout.views(network.repeat(50, 1))
+    named["layers.1.weight"] *= factors[:, None, None]
+    bank = torch.cat([named[slot.name].flatten(1) for slot in task.layout], dim=1)
+    losses = task.evaluate(bank, "val")["loss"]
+    prompts = losses.sort().values[[0, 20, 40]]
+
+    def retrieve(starts, asked):
+        return bank[(losses - asked[:, None]).abs().argmin(1)]
+
+    alignment = measure_alignment(retrieve, task, network.repeat(2, 1), prompts)
+    assert alignment.r2_log == pytest.approx(1.0)
+    assert alignment.spearman == pytest.approx(1.0)
+    assert alignment.val["loss"].shape == (2, 3)
+
+
+def test_a_trained_pipeline_can_be_saved(tasks, tmp_path):
+    module, normalizer = train(tasks[:1], make_config(num_steps=2, num_epochs=1), tmp_path)
+    pipe = ParameterPipeline(module.averaged, normalizer, make_scheduler("sample"))
+    pipe.save_pretrained(tmp_path / "pipe")
+    index = json.loads((tmp_path / "pipe" / "model_index.json").read_text())
+    assert index["model"] == ["generator.model", "RecurrentDiffusionTransformer"]
+    loaded = ParameterPipeline.from_pretrained(tmp_path / "pipe")
+    ours, theirs = (p(prompt={"loss": 0.5}, generator=torch.Generator().manual_seed(0)) for p in (pipe, loaded))
+    torch.testing.assert_close(ours.params, theirs.params)
+
+
+@pytest.mark.slow
+def test_two_devices_train_one_model(tasks, tmp_path):
+    config = make_config(num_steps=4, num_epochs=2)
+    runs = [make_runs(task, seed=i) for i, task in enumerate(tasks)]
+    model, _, contexts = assemble(runs, tasks, config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    module = GeneratorModule(model, contexts, config.objective, config.optimization)
+    data = PairDataModule(runs, config.pairs, config.optimization)
+    trainer = make_trainer(
+        config.optimization, tmp_path, [], {**QUIET, "devices": 2, "strategy": "ddp_spawn_find_unused_parameters_true"}
+    )
+    trainer.fit(module, data)
+    assert trainer.world_size == 2
+    assert any(not torch.equal(value, module.model.state_dict()[name]) for name, value in before.items())
