@@ -1,0 +1,63 @@
+"""Splitting particles over processes, and bringing back together what they found.
+
+`Devices()` is a single process. `FabricDevices` uses Lightning Fabric, whatever its strategy and accelerator.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+class Devices:
+    """One process that holds all particles."""
+
+    num_processes: int = 1
+    rank: int = 0
+    device: torch.device = torch.device("cpu")
+
+    def share(self, count: int) -> slice:
+        """The part of `count` particles that this process holds: equal parts, in the order of ranks.
+
+        Raises:
+            ValueError: if the particles cannot be divided equally.
+        """
+        if count % self.num_processes:
+            raise ValueError(f"{count} particles cannot be divided by {self.num_processes} processes; use a multiple")
+        part = count // self.num_processes
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows of all processes, in the order of ranks."""
+        return rows
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over processes."""
+        return value
+
+
+class FabricDevices(Devices):
+    """The processes of a launched Lightning Fabric."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
+        self.num_processes = fabric.world_size
+        self.rank = fabric.global_rank
+        self.device = fabric.device
+
+    def gather(self, rows: Tensor) -> Tensor:
+        gathered = self.fabric.all_gather(rows)
+        if not isinstance(gathered, Tensor):
+            raise TypeError(f"Fabric must gather a tensor, got {type(gathered).__name__}")
+        return gathered.flatten(0, 1) if self.num_processes > 1 else rows
+
+    def mean(self, value: Tensor) -> Tensor:
+        reduced = self.fabric.all_reduce(value.clone(), reduce_op="mean")
+        if not isinstance(reduced, Tensor):
+            raise TypeError(f"Fabric must reduce a tensor, got {type(reduced).__name__}")
+        return reduced

@@ -1,0 +1,190 @@
+"""A meta-training from beginning to end: stages with their rules, estimators and tasks, which hand theta on.
+
+Legend: M meta-parameters, Q antithetic pairs, K inner steps of a truncation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from learned_opt.devices import Devices
+from learned_opt.estimators import PES, FullUnrollES, GradientEstimator, TruncatedBackprop, TruncatedES
+from learned_opt.meta_objective import LogLossObjective
+from learned_opt.meta_tasks import MetaTaskConfig, MetaTaskDistribution, bucket_problems
+from learned_opt.meta_train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
+from learned_opt.truncated_step import TruncatedStep
+from learned_opt.truncation import LogUniformHorizon
+from learned_opt.update_rule import RuleOption, UpdateRule, get_rule
+from learned_opt.validation import Validation, validation_problems
+from zoo.initialization import derive_seed
+
+_TRUNCATED = {"pes": PES, "truncated_es": TruncatedES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullUnrollConfig:
+    """Settings of `FullUnrollES`: Q pairs, perturbation std, distribution of tasks."""
+
+    num_pairs: int
+    std: float
+    tasks: MetaTaskConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedConfig:
+    """Settings of the truncated estimators.
+
+    Args:
+        method: "pes", "truncated_es" or "backprop".
+        num_pairs: Q of each bucket; for "backprop" the number of networks.
+        std: of the perturbation; for "backprop" only the unit of the theta optimizer.
+        truncation_length: K.
+        horizon: shortest and longest training.
+    """
+
+    method: str = "pes"
+    num_pairs: int = 8
+    std: float = 0.01
+    truncation_length: int = 50
+    horizon: tuple[int, int] = (100, 2000)
+
+    def __post_init__(self) -> None:
+        if self.method not in (*_TRUNCATED, "backprop"):
+            raise ValueError(f"method must be one of {(*_TRUNCATED, 'backprop')}, got {self.method!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One meta-training.
+
+    Args:
+        name: folder of its checkpoints.
+        rule: name of an update rule.
+        rule_options: of that rule.
+        estimator: how the meta-gradient is estimated, and on what.
+        training: length and theta optimizer; its seed is replaced by one derived from the run's.
+        objective: meta-loss of full unrolls and of validation.
+    """
+
+    name: str
+    rule: str
+    training: MetaTrainConfig
+    estimator: FullUnrollConfig | TruncatedConfig
+    rule_options: dict[str, RuleOption] = field(default_factory=dict)
+    objective: LogLossObjective = field(default_factory=LogLossObjective)
+
+    def make_rule(self) -> UpdateRule:
+        return get_rule(self.rule, **self.rule_options)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage leaves: its rule, its theta, its curves."""
+
+    stage: Stage
+    rule: UpdateRule
+    result: MetaTrainResult
+
+
+OnOuterStep = Callable[[Stage, int, MetaTrainHistory], None]
+
+
+def run_recipe(
+    stages: Sequence[Stage],
+    *,
+    seed: int,
+    out: Path,
+    devices: Devices | None = None,
+    on_outer_step: OnOuterStep | None = None,
+    start: Tensor | None = None,
+) -> list[StageResult]:
+    """Run stages one after the other, resuming what is found in `out`.
+
+    A stage begins from the theta selected by the stage before. Where its rule has more meta-parameters (a network
+    beside the scalars), the rule's own initial values fill the rest.
+
+    Args:
+        stages: at least one.
+        seed: meta-seed; different ones share nothing but the tasks for selection.
+        out: folder, one sub-folder a stage.
+        devices: processes among which particles are split.
+        on_outer_step: called with the stage, the outer steps done and the curves.
+        start: (M,) theta of the first stage, default the rule's own.
+    """
+    devices = devices or Devices()
+    theta, results = start, []
+    for stage in stages:
+        rule = stage.make_rule()
+        theta = initial_theta(rule, derive_seed(seed, stage.name, "theta"), theta)
+        training = replace(stage.training, seed=derive_seed(seed, stage.name))
+
+        def report(done: int, history: MetaTrainHistory, stage: Stage = stage) -> None:
+            if on_outer_step:
+                on_outer_step(stage, done, history)
+
+        result = meta_train(
+            make_estimator(stage, rule, devices),
+            theta,
+            training,
+            unit=stage.estimator.std,
+            validate=Validation(rule, validation_problems(), stage.objective),
+            out=out / stage.name,
+            on_outer_step=report,
+            devices=devices,
+        )
+        theta = result.theta
+        results.append(StageResult(stage, rule, result))
+    return results
+
+
+def initial_theta(rule: UpdateRule, seed: int, previous: Tensor | None) -> Tensor:
+    """(M,) the rule's initial meta-parameters, their leading part replaced by those of the stage before."""
+    theta = rule.init_theta(torch.Generator().manual_seed(seed))
+    if previous is not None:
+        if len(previous) > len(theta):
+            raise ValueError(
+                f"rule {rule.name!r} has {len(theta)} meta-parameters, the stage before left {len(previous)}"
+            )
+        theta[: len(previous)] = previous
+    return theta
+
+
+def make_estimator(stage: Stage, rule: UpdateRule, devices: Devices) -> GradientEstimator:
+    """The estimator that a stage describes."""
+    config = stage.estimator
+    if isinstance(config, FullUnrollConfig):
+        return FullUnrollES(
+            rule,
+            MetaTaskDistribution(config.tasks),
+            stage.objective,
+            num_pairs=config.num_pairs,
+            std=config.std,
+            devices=devices,
+        )
+    held = devices.share(config.num_pairs)
+    num_copies = 1 if config.method == "backprop" else 2
+    steps = [
+        TruncatedStep(
+            rule,
+            problem,
+            LogUniformHorizon(*config.horizon),
+            num_groups=config.num_pairs,
+            num_copies=num_copies,
+            group_range=range(held.start, held.stop),
+        )
+        for problem in bucket_problems()
+    ]
+    if config.method == "backprop":
+        return TruncatedBackprop(steps, truncation_length=config.truncation_length, devices=devices)
+    return _TRUNCATED[config.method](steps, truncation_length=config.truncation_length, std=config.std, devices=devices)
+
+
+def describe(stages: Sequence[Stage]) -> list[dict[str, object]]:
+    """JSON-able description of stages, for a file's metadata."""
+    return [asdict(stage) for stage in stages]
+

@@ -1,0 +1,118 @@
+"""Data sets made for meta-training: cheap, without end, and none that an evaluation uses.
+
+Every function is deterministic in its arguments and returns standardised inputs. Splits are those of `zoo.datasets`.
+
+Legend: n examples, D inputs, H hidden units of a teacher, L points of a sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.datasets import SPLIT_NAMES, Dataset, Split, get_dataset
+
+NUM_CLASSES: Final = 10
+_SEQUENCE_POINTS: Final = 40
+_TEMPLATE_POINTS: Final = 12
+_SHARES: Final = (0.7, 0.85)  # ends of the training and the validation split
+
+
+@lru_cache(maxsize=64)
+def teacher_student(
+    seed: int, num_inputs: int, num_hidden: int, label_noise: float, num_examples: int = 5000
+) -> Dataset:
+    """Classes given by a random ReLU network; inputs correlated, their scales falling off by a factor e^2.
+
+    Args:
+        seed: of teacher and inputs.
+        num_inputs: D.
+        num_hidden: H, how crooked the class boundaries are.
+        label_noise: standard deviation added to the teacher's logits, which have 1.
+        num_examples: n, of all splits.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(num_examples, num_inputs, generator=rng) * torch.linspace(0, -2, num_inputs).exp()
+    inputs = inputs @ torch.linalg.qr(torch.randn(num_inputs, num_inputs, generator=rng))[0]
+    bias = 0.5 * torch.randn(num_hidden, generator=rng)
+    hidden = torch.relu(inputs @ torch.randn(num_inputs, num_hidden, generator=rng) + bias)
+    logits = hidden @ torch.randn(num_hidden, NUM_CLASSES, generator=rng)
+    logits = (logits - logits.mean(0)) / logits.std(0)
+    noise = label_noise * torch.randn(logits.shape, generator=rng)
+    return _split(f"teacher{seed}", inputs, (logits + noise).argmax(1))
+
+
+@lru_cache(maxsize=64)
+def placed_patterns(seed: int, noise: float, num_examples: int = 5000) -> Dataset:
+    """Sequences (40,) in which one of ten random patterns stands at a random place, in correlated noise.
+
+    A relative of MNIST-1D with other patterns for every seed.
+    """
+    rng = np.random.RandomState(seed)
+    patterns = 3 * rng.standard_normal((NUM_CLASSES, _TEMPLATE_POINTS))
+    patterns = np.stack([np.convolve(np.pad(p, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid") for p in patterns])
+    labels = rng.randint(0, NUM_CLASSES, num_examples)
+    begins = rng.randint(0, _SEQUENCE_POINTS - _TEMPLATE_POINTS + 1, num_examples)
+    heights = 1 + 0.4 * rng.standard_normal(num_examples)
+    white = rng.standard_normal((num_examples, _SEQUENCE_POINTS + 4))
+    sequences = 4 * noise * np.stack([np.convolve(row, np.full(5, 0.2), mode="valid") for row in white])
+    columns = begins[:, None] + np.arange(_TEMPLATE_POINTS)
+    sequences[np.arange(num_examples)[:, None], columns] += patterns[labels] * heights[:, None]
+    return _split(f"patterns{seed}", torch.from_numpy(sequences.astype(np.float32)), torch.from_numpy(labels))
+
+
+@lru_cache(maxsize=8)
+def digits_images(size: int = 8) -> Dataset:
+    """The 8x8 digits, bilinearly enlarged to (1, size, size)."""
+    digits = get_dataset("digits")
+    if size == 8:
+        return standardised(digits)
+    splits = {
+        name: Split(
+            F.interpolate(digits.split(name).inputs, size=(size, size), mode="bilinear"), digits.split(name).targets
+        )
+        for name in SPLIT_NAMES
+    }
+    return standardised(_with_splits(f"digits{size}x{size}", splits, digits.num_classes))
+
+
+def label_subset(dataset: Dataset, members: Sequence[int]) -> Dataset:
+    """Two classes: whether an example's class is one of `members`."""
+    chosen = torch.tensor(sorted(members))
+    splits = {
+        name: Split(dataset.split(name).inputs, torch.isin(dataset.split(name).targets, chosen).long())
+        for name in SPLIT_NAMES
+    }
+    return _with_splits(f"{dataset.name}-in{''.join(map(str, sorted(members)))}", splits, 2)
+
+
+def standardised(dataset: Dataset, scale: float = 1.0) -> Dataset:
+    """Inputs shifted and divided by mean and standard deviation of all training inputs together, then scaled."""
+    mean, std = dataset.train.inputs.mean(), dataset.train.inputs.std()
+    splits = {
+        name: Split((dataset.split(name).inputs - mean) * (scale / std), dataset.split(name).targets)
+        for name in SPLIT_NAMES
+    }
+    return _with_splits(dataset.name, splits, dataset.num_classes)
+
+
+def _split(name: str, inputs: Tensor, targets: Tensor) -> Dataset:
+    ends = [round(share * len(inputs)) for share in _SHARES]
+    parts = zip(SPLIT_NAMES, inputs.tensor_split(ends), targets.tensor_split(ends), strict=True)
+    return standardised(_with_splits(name, {key: Split(x, y) for key, x, y in parts}, NUM_CLASSES))
+
+
+def _with_splits(name: str, splits: dict[str, Split], num_classes: int) -> Dataset:
+    digest = hashlib.sha256()
+    for split in splits.values():
+        digest.update(split.inputs.contiguous().numpy().tobytes())
+        digest.update(split.targets.contiguous().numpy().tobytes())
+    train, val, test = (splits[key] for key in SPLIT_NAMES)
+    return Dataset(name, train, val, test, num_classes, f"sha256:{digest.hexdigest()}")
