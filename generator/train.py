@@ -139,7 +139,7 @@ def train_generator(
         ValueError: if a zoo has no finished runs, or the function-space loss is on and a zoo records no task.
     """
     runs = _read_runs(zoos, config, "train")
-    tasks = [_task_of(zoo) for zoo in zoos] if tasks is None else list(tasks)
+    tasks = [task_of(zoo) for zoo in zoos] if tasks is None else list(tasks)
     model, normalizer, contexts = assemble(runs, tasks, config)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
@@ -203,12 +203,8 @@ def make_trainer(
     loggers: list[Logger] = [CSVLogger(str(out), name="", version="log")]
     if importlib.util.find_spec("tensorboard"):
         loggers.append(TensorBoardLogger(str(out), name="", version="tensorboard"))
-    defaults: dict[str, Any] = {
-        "accelerator": "auto",
-        "devices": 1,
-        "log_every_n_steps": min(50, optimization.steps_per_epoch),
-    }
-    settings = {**defaults, **options}
+    every = min(50, optimization.steps_per_epoch)
+    settings: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": every, **options}
     if settings.get("strategy") == "ddp":  # a zoo without edges leaves the edge layers without gradients
         settings["strategy"] = "ddp_find_unused_parameters_true"
     if settings.get("enable_progress_bar", True):
@@ -224,7 +220,8 @@ def make_trainer(
     )
 
 
-def _task_of(zoo: Zoo) -> Task:
+def task_of(zoo: Zoo) -> Task:
+    """Task on which a zoo was trained, from the settings that it records."""
     options: dict[str, Any] = dict(zoo.task_config)
     return get_task(**options)
 

@@ -1,0 +1,52 @@
+"""Sample networks from a trained generator.
+
+    python -m scripts.sample_params pipeline=PATH prompt.loss=0.2 out=x.safetensors [start=y.safetensors]
+
+Inputs: a pipeline folder; optionally a network to start from, as safetensors with the names of its state dict.
+Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names and
+shapes that `load_state_dict` takes. Typical run time: seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from scripts.cli import console, run
+
+
+def main(config: DictConfig) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from generator import ParameterPipeline
+
+    pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(config.device)
+    start = None if config.start is None else load_file(str(config.start))
+    prompt = OmegaConf.to_container(config.prompt, resolve=True) or None
+    generated = pipe(
+        start,
+        prompt,
+        num_samples=config.num_samples,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        task_bits=None if config.task_bits is None else list(config.task_bits),
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    states = generated.state_dicts()
+    paths = _numbered(Path(str(config.out)), len(states))
+    for state, path in zip(states, paths, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous().cpu() for name, value in state.items()}, path)
+        console.print(f"wrote {path}", soft_wrap=True)
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}_{i}{path.suffix}") for i in range(count)]
+
+
+if __name__ == "__main__":
+    run(main, "sample_params")
