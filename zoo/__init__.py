@@ -1,5 +1,6 @@
 """Populations of trained networks: train them at once, keep every trajectory, read them fast."""
 
+from zoo.build import build_zoo
 from zoo.interop import import_checkpoints
 from zoo.layout import GroupAxis, LayoutMismatchError, ParamLayout, ParamSlot, SymmetryGroup
 from zoo.population import train_population
@@ -20,6 +21,7 @@ __all__ = [
     "Zoo",
     "ZooSpec",
     "ZooWriter",
+    "build_zoo",
     "get_task",
     "import_checkpoints",
     "train_population",

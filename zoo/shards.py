@@ -32,7 +32,7 @@ _CRC_NBYTES: Final = 4
 # CRC32C of any message followed by its own CRC32C
 _CRC_RESIDUE: Final = 0x48674BC7
 _NUM_MAPPED: Final = 1024
-_NUM_FETCHED: Final = 4
+_NUM_FETCHED: Final = 2
 
 
 class ShardError(ValueError):
@@ -75,7 +75,7 @@ class Shard:
     def __init__(self, raw: np.ndarray, shape: ShardShape) -> None:
         self.raw = raw
         self.shape = shape
-        self._view = memoryview(raw)  # slices of it copy faster than those of an array
+        self._view = raw.data  # slices of it copy faster than those of an array
         index = raw[max(0, len(raw) - shape.index_nbytes) :]
         if len(index) < shape.index_nbytes:
             raise ShardError(f"truncated: {len(raw):,} bytes, the index alone has {shape.index_nbytes:,}")

@@ -6,7 +6,7 @@ Legend: R runs, S snapshots, P numbers of one network, G runs of one block, B pa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -144,7 +144,7 @@ class Zoo:
         """
         pairs = self._checked_pairs(np.asarray(pairs))
         stored = np.empty((len(pairs), self.layout.num_params), self.spec.stored_dtype)
-        target = memoryview(stored.view(np.uint8).reshape(-1))
+        target = stored.view(np.uint8).reshape(-1).data
         order = np.argsort(pairs[:, 0], kind="stable")
         blocks, locals_ = np.divmod(pairs[order, 0], self.spec.block_size)
         entries = locals_ * self.num_snapshots + pairs[order, 1]
@@ -191,16 +191,32 @@ class Zoo:
             KeyError: for a split that is not declared.
         """
         rule = self.spec.splits
-        usable = (self.status != RunStatus.EMPTY) & (include_diverged | (self.status != RunStatus.DIVERGED))
-        return np.flatnonzero(rule.members(name, self.runs[rule.key]) & usable)
+        usable = self.usable_runs(include_diverged=include_diverged)
+        return usable[rule.members(name, self.runs[rule.key][usable])]
 
-    def verify(self) -> list[Finding]:
-        """Everything that is wrong, by block; empty for a sound and complete zoo. Reads all of it."""
+    def usable_runs(self, *, include_diverged: bool = False) -> np.ndarray:
+        """All runs that are there, by default without those whose training failed, in ascending order."""
+        unwanted = [RunStatus.EMPTY] if include_diverged else [RunStatus.EMPTY, RunStatus.DIVERGED]
+        return np.flatnonzero(~np.isin(self.status, unwanted))
+
+    def verify(self, blocks: Iterable[int] | None = None) -> list[Finding]:
+        """Everything that is wrong, by block; empty for a sound and complete zoo. Reads all of it.
+
+        Args:
+            blocks: to look at these alone.
+        """
         try:
             group = zarr.open_group(self.group.store_path, mode="r", zarr_format=3)
         except (ValueError, KeyError, TypeError, OSError) as error:
             return [Finding(None, "attributes", f"zarr.json cannot be read: {error!r}; restore it from a copy")]
-        return verify_zoo(group, self.spec, _shard_source(group, self.spec))
+        chosen = range(self.num_blocks) if blocks is None else blocks
+        return verify_zoo(group, self.spec, _shard_source(group, self.spec), chosen)
+
+    def export(self, run: int, snapshot: int, path: str | os.PathLike) -> None:
+        """Write one network as safetensors, and what is known of it as JSON beside; see `zoo.interop.export`."""
+        from zoo.interop import export
+
+        export(self, run, snapshot, Path(path))
 
     def array(self, name: str) -> np.ndarray:
         """A whole array of the zoo other than the parameters, for instance "metrics/val_loss".

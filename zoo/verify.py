@@ -5,7 +5,7 @@ Legend: G runs of one block, S snapshots, P numbers of one network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -40,17 +40,18 @@ class Finding:
         return f"[{self.kind}] {self.message}"
 
 
-def verify_zoo(group: zarr.Group, spec: ZooSpec, shards: ShardSource) -> list[Finding]:
+def verify_zoo(group: zarr.Group, spec: ZooSpec, shards: ShardSource, blocks: Iterable[int]) -> list[Finding]:
     """All findings of a zoo, empty when it is sound; see `Zoo.verify`.
 
     Args:
         group: opened just now, so that it shows what the store holds.
         spec: of the zoo.
         shards: a source that has opened none yet.
+        blocks: to look at.
     """
     arrays, findings = _open_arrays(group, spec)
     if not findings:  # blocks cannot be judged by arrays of another shape
-        findings = [f for block in range(spec.num_blocks) for f in _check_block(arrays, spec, shards, block)]
+        findings = [f for block in blocks for f in _check_block(arrays, spec, shards, block)]
     return [*_check_attributes(group), *findings]
 
 
@@ -115,7 +116,7 @@ def _check_runs(shard: Shard, spec: ZooSpec, block: int, values: Mapping[str, np
     """Findings of each run of a block whose files can all be read."""
     snapshots, params = spec.shape[1:]
     stored = np.empty((1, snapshots, params), spec.stored_dtype)
-    target = memoryview(stored.view(np.uint8).reshape(-1))
+    target = stored.view(np.uint8).reshape(-1).data
     places = np.arange(snapshots)
     for local, run in enumerate(spec.block_runs(block)):
         name = f"run {run} of {block_name(spec, block)}"
