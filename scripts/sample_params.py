@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from scripts.cli import console, run
 
@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
 
     pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(config.device)
     start = None if config.start is None else load_file(str(config.start))
-    prompt = OmegaConf.to_container(config.prompt, resolve=True) or None
+    prompt = {str(name): float(value) for name, value in config.prompt.items() if value is not None}
     generated = pipe(
         start,
         prompt,

@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from generator import train_generator
-    from generator.report import alignment_report
+    from generator.unseen_starts import alignment_report
     from zoo.store import Zoo
 
     if config.num_threads:

@@ -1,0 +1,68 @@
+"""Prompt alignment of a trained pipeline on initial networks that no run of the zoo began with.
+
+Legend: N starts, K prompts, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from generator.alignment import Alignment, measure_alignment, prompt_grid
+from generator.dataset import Trajectories
+from generator.pipeline import ParameterPipeline
+from generator.train import GeneratorConfig, task_of
+from zoo.store import Zoo
+
+_START_SEED: Final = 2**40  # far from the seeds of zoos
+
+
+def alignment_report(
+    pipe: ParameterPipeline, zoo: Zoo, config: GeneratorConfig, *, num_starts: int = 128, num_inference_steps: int = 8
+) -> dict[str, dict[str, float]]:
+    """Figures of one update from unseen starts ("start") and of networks from noise ("noise").
+
+    Prompts are on validation data, from the median over training runs of the lowest value a run reaches; test figures
+    stand beside. "finals" is the test accuracy of the last networks of held-out runs. Generators of a task family have
+    other protocols, and an empty report.
+    """
+    metric = next((name for name in config.metric_names if name in ("val_loss", "val_error")), None)
+    if metric is None or config.num_task_bits or not num_starts:
+        return {}
+    prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (metric,), memory_budget=0), metric)
+    task = task_of(zoo)
+    starts = task.init(torch.Generator().manual_seed(_START_SEED), num_starts)
+    held_out = zoo.split("test")
+    finals = 1 - zoo.metric("test_error")[held_out, -1].mean().item()
+    modes = {"noise": config.pairs.start_share < 1, "start": config.pairs.start_share > 0}
+    report = {}
+    for mode in (name for name, is_trained in modes.items() if is_trained):
+        rng = torch.Generator().manual_seed(0)
+
+        def generate(networks: Tensor, asked: Tensor, mode: str = mode, rng: torch.Generator = rng) -> Tensor:
+            given = networks if mode == "start" else None
+            return pipe(
+                given,
+                {metric: asked},
+                num_samples=len(asked),
+                num_inference_steps=num_inference_steps,
+                layout=zoo.layout,
+                generator=rng,
+            ).params
+
+        alignment = measure_alignment(generate, task, starts, prompts, metric=metric.removeprefix("val_"))
+        report[mode] = {**_figures(alignment), "finals": finals}
+    return report
+
+
+def _figures(alignment: Alignment) -> dict[str, float]:
+    return {
+        "spearman": alignment.spearman,
+        "r2_log": alignment.r2_log,
+        "test_r2_log": alignment.test_r2_log,
+        "lowest_prompt": alignment.prompts[0].item(),
+        "lowest_achieved": alignment.val[alignment.metric][:, 0].log().mean().exp().item(),
+        "accuracy": alignment.lowest_accuracy,
+    }

@@ -1,0 +1,46 @@
+import json
+
+import hydra
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scripts import sample_params, train_generator
+from zoo.build import build_zoo
+from zoo.tasks import get_task
+
+
+def compose(name, *overrides):
+    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
+        return hydra.compose(name, list(overrides))
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("zoo") / "digits"
+    build_zoo(path, get_task("digits", hidden=(4,)), num_runs=60, num_steps=10, snapshot_steps=(0, 5, 10))
+    return path
+
+
+def test_a_generator_is_trained_sampled_and_loaded(zoo, tmp_path):
+    small = ["generator.model.width=16", "generator.model.num_heads=2", "generator.model.num_blocks=1"]
+    steps = ["generator.optimization.num_steps=4", "generator.optimization.num_epochs=2"]
+    counts = ["num_starts=2", "generator.num_validation_starts=2", "generator.pairs.batch_size=4"]
+    quiet = ["trainer.accelerator=cpu", "+trainer.enable_progress_bar=false"]
+    out = tmp_path / "generator"
+    train_generator.main(compose("train_generator", f"zoo={zoo}", f"out={out}", *small, *steps, *counts, *quiet))
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["alignment"][str(zoo)]) == {"start", "noise"}
+    assert (out / "config.yaml").exists()
+    assert (out / "checkpoints" / "last.ckpt").exists()
+
+    sample = tmp_path / "x.safetensors"
+    options = [f"pipeline={out / 'pipeline'}", f"out={sample}", "num_inference_steps=2"]
+    sample_params.main(compose("sample_params", *options, "prompt.loss=2.25", "num_samples=2"))
+    module = get_task("digits", hidden=(4,)).make_model()
+    module.load_state_dict(load_file(tmp_path / "x_1.safetensors"))
+    start = f"start={tmp_path / 'x_0.safetensors'}"
+    sample_params.main(compose("sample_params", *options, "prompt.loss=2.25", start))
+    assert all(torch.isfinite(value).all() for value in load_file(sample).values())
+    with pytest.raises(ValueError, match="not trained on metric 'train_error'"):
+        sample_params.main(compose("sample_params", *options, "prompt.train_error=0.2"))
