@@ -1,0 +1,41 @@
+"""Make a zoo of checkpoints that were trained elsewhere.
+
+    python -m scripts.import_checkpoints paths=PATH out=PATH [metrics=PATH] [task='{name: digits, hidden: [16]}']
+
+Inputs: safetensors files, torch files (never run as code), or adapters; a folder of them, each child of which is a
+run, or a list paths=[a,b,...] of runs, where a folder is a trajectory. Steps and metrics come from metrics.csv or
+metrics.json beside them, or the table given. Outputs: a zoo at `out`, all of it or nothing. Run time: that of reading
+the files.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from scripts.cli import console, run
+from zoo import get_task, import_checkpoints
+from zoo.summary import summarize, summary_tables
+
+
+def main(config: DictConfig) -> int:
+    if not isinstance(config.keep_nonfinite, bool):
+        raise ValueError(f"keep_nonfinite must be true or false, got {config.keep_nonfinite!r}")
+    task = None if config.task is None else get_task(**OmegaConf.to_container(config.task))
+    paths = [str(path) for path in config.paths] if isinstance(config.paths, ListConfig) else str(config.paths)
+    zoo = import_checkpoints(
+        paths,
+        str(config.out),
+        model=None if task is None else task.layout,
+        task_config=None if task is None else task.config,
+        metrics=None if config.metrics is None else str(config.metrics),
+        state_key=config.state_key,
+        dtype=config.dtype,
+        keep_nonfinite=config.keep_nonfinite,
+    )
+    for table in summary_tables(summarize(zoo)):
+        console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, "import_checkpoints")

@@ -1,0 +1,54 @@
+"""A small zoo that several tests read; they must not write to it."""
+
+import numpy as np
+import pytest
+
+from zoo.architectures import MLP
+from zoo.layout import ParamLayout
+from zoo.schema import RunStatus, ZooSpec
+from zoo.store import Zoo
+from zoo.writer import ZooWriter
+
+STEPS = (0, 1, 4, 40, 400)
+
+
+@pytest.fixture(scope="session")
+def small_zoo_path(tmp_path_factory):
+    """Ten runs of a 4-3-2 MLP in three blocks; run 4 diverged. Losses fall like 1 / (1 + step), errors like half."""
+    path = tmp_path_factory.mktemp("zoos") / "small"
+    rng = np.random.default_rng(0)
+    layout = ParamLayout.of(MLP(4, (3,), 2))
+    spec = ZooSpec(
+        layout=layout,
+        num_runs=10,
+        snapshot_steps=STEPS,
+        block_size=4,
+        metric_names=("train_loss", "val_loss", "val_error", "sharpness"),
+        columns={"lr": "float64"},
+        task_config={"name": "made up"},
+    )
+    writer = ZooWriter.create(path, spec)
+    for block in range(writer.num_blocks):
+        runs = np.array(writer.block_runs(block))
+        start = rng.normal(size=(len(runs), 1, layout.num_params))
+        drift = rng.normal(size=(len(runs), 1, layout.num_params)) * np.log1p(STEPS)[:, None]
+        params = (start + drift).astype(np.float32)
+        loss = (1 + 0.01 * runs[:, None]) / (1.0 + np.array(STEPS))
+        diverged = runs == 4
+        params[diverged, -1] = np.nan
+        loss[diverged, -1] = np.nan
+        metrics = {
+            "train_loss": loss,
+            "val_loss": 2 * loss,
+            "val_error": loss / 2,
+            "sharpness": np.full_like(loss, np.nan),
+        }
+        status = np.where(diverged, RunStatus.DIVERGED, RunStatus.COMPLETE)
+        columns = {"seed": runs, "lr": 0.1 * (runs + 1)}
+        writer.write_block(block, params, np.tile(STEPS, (len(runs), 1)), metrics, columns, status)
+    return path
+
+
+@pytest.fixture
+def small_zoo(small_zoo_path):
+    return Zoo.open(small_zoo_path)
