@@ -71,6 +71,14 @@ class TaskProblem:
         return torch.cat([*(view.flatten(1) for view in views), params[:, self.layout.num_trainable :]], dim=1)
 
     def loss_and_grad(self, params: Tensor, datasets: Tensor, examples: Tensor) -> tuple[Tensor, list[Tensor]]:
+        loss, grads = self.flat_loss_and_grad(params, datasets, examples)
+        slots = [slot for slot in self.layout if slot.kind == "param"]
+        return loss, [
+            grads[:, slot.span].unflatten(1, slot.shape) if slot.shape else grads[:, slot.offset] for slot in slots
+        ]
+
+    def flat_loss_and_grad(self, params: Tensor, datasets: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
+        """As `loss_and_grad`, with the gradients as one tensor (N, T)."""
         batch = self._batch(datasets, examples, len(params))
         if torch.is_grad_enabled():  # backpropagation through training: the gradient needs a graph of its own
             leaf = params if params.requires_grad else params.detach().requires_grad_()
@@ -82,7 +90,7 @@ class TaskProblem:
             if computing is not params:
                 params[:, self.layout.num_trainable :] = computing[:, self.layout.num_trainable :]
                 grads = grads * self.param_scale
-        return loss, self._grad_views(grads)
+        return loss, grads[:, : self.layout.num_trainable]
 
     def validation_loss(self, params: Tensor, datasets: Tensor) -> Tensor:
         return self.evaluate(params, datasets)[0]
@@ -110,10 +118,6 @@ class TaskProblem:
         trainable = self.layout.num_trainable
         return torch.cat([params[:, :trainable] * self.param_scale, params[:, trainable:]], dim=1)
 
-    def _grad_views(self, grads: Tensor) -> list[Tensor]:
-        slots = [slot for slot in self.layout if slot.kind == "param"]
-        return [grads[:, slot.span].unflatten(1, slot.shape) if slot.shape else grads[:, slot.offset] for slot in slots]
-
     def _batch(self, datasets: Tensor, places: Tensor, num_networks: int) -> Batch:
         train = self._train
         index = (places * train.inputs.shape[1]).long().to(train.inputs.device)  # (G, B)
@@ -134,13 +138,16 @@ class TaskProblem:
         return Split(torch.stack([s.inputs for s in splits]), torch.stack([s.targets for s in splits]))
 
 
-def specs_of(layout: ParamLayout) -> tuple[TensorSpec, ...]:
+def specs_of(layout: ParamLayout, depth: int | None = None) -> tuple[TensorSpec, ...]:
     """Descriptions of a layout's trainable tensors.
 
-    Depth is the number of residual branches (two a block) where slots are named `blocks.i.`, else that of hidden
-    layers.
+    Args:
+        layout: of the networks.
+        depth: residual branches, or hidden layers; by default two for each block where slots are named `blocks.<i>.`,
+            else one for each input or hidden matrix.
     """
     slots = [slot for slot in layout if slot.kind == "param"]
-    blocks = {slot.name.split(".")[1] for slot in slots if slot.name.startswith("blocks.")}
-    depth = 2 * len(blocks) or 1 + sum(slot.role == "hidden" for slot in slots)
+    if depth is None:
+        blocks = {slot.name.split(".")[1] for slot in slots if slot.name.startswith("blocks.")}
+        depth = 2 * len(blocks) or max(1, sum(slot.role in ("input", "hidden") for slot in slots))
     return tuple(TensorSpec(slot.name, slot.role, slot.fan_in, slot.shape, depth) for slot in slots)
