@@ -139,7 +139,7 @@ class Signals(NamedTuple):
     """What the controller is told at each update, (N, R) each."""
 
     grad_square: Tensor  # mean squared gradient
-    agreement: Tensor  # cosine of the gradient and the last update
+    agreement: Tensor  # cosine of the gradient and the normalised momentum before it
     momentum_share: Tensor  # mean squared momentum / mean second moment
     weight_square: Tensor  # mean squared parameter
 

@@ -6,13 +6,15 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
     d  = rms_normalised(lerp(m, g, nesterov) / sqrt(v))
     u  = rms_normalised(lerp(d, rms_normalised(NewtonSchulz(d)), mix[role]))
     rho       = log(rms of recent gradients / rms of all gradients)          gradients that shrink ask for smaller steps
-    agreement = <g, last u> / (|g| |last u|)                                 while steps point the same way they grow
+    agreement = cosine(g, m / sqrt(v)), m and v before this gradient          while gradients agree, steps grow
     log_step <- log_step + kappa (agreement - target),  within [-4, 3]
     W <- W - lr (1 - t/T)^p exp(base[tensor] + clamp(gamma rho + log_step + o1, -5, 4)) u
     base      = log rate + a log(T/400) + b log(L/2) + c[role] + w log(32/fan_in) [hidden, output]
 
 A network of 16 -> 8 tanh -> 3 on the statistics of the tensor adds o1, moves log_step by 4 o2 / T, and multiplies
 `nesterov` by exp(o3). The exponent w near 1/2 is µP's spectral condition for orthogonalised updates.
+
+The state is that of Adam: 8 bytes for each parameter.
 
 Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then W1 (16, 8), b1,
 W2 (8, 3), b2 of the network. Without the network ("mulo-norm-scalars") only the scalars.
@@ -58,7 +60,6 @@ from learned_opt.update_rule import (
 )
 
 ORTHOGONAL_ROLES: Final = ("input", "hidden")
-AGREEMENTS: Final = ("update", "momentum")
 CONSTANT_FRACTION: Final = 0.5  # of the run, at which the step stays where the horizon is not known
 MAX_BATCH_NUMEL: Final = 2**22  # equally shaped tensors are orthogonalised together up to this many numbers
 
@@ -72,23 +73,18 @@ class NormalizedRule:
 
     Args:
         network: False for the scalars alone.
-        agreement: "update" compares gradients with the last update, which is then kept (12 bytes of state for each
-            parameter); "momentum" with the normalised momentum instead (8 bytes).
         reference: put new tensors into the lists instead of changing them in place, which autograd can follow.
     """
 
     name = "normalized"
 
-    def __init__(self, *, network: bool = True, agreement: str = "update", reference: bool = False) -> None:
-        if agreement not in AGREEMENTS:
-            raise ValueError(f"agreement must be one of {AGREEMENTS}, got {agreement!r}")
+    def __init__(self, *, network: bool = True, reference: bool = False) -> None:
         self.network = network
-        self.agreement = agreement
         self.reference = reference
 
     @property
     def config(self) -> dict[str, RuleOption]:
-        return {"network": self.network, "agreement": self.agreement}
+        return {"network": self.network}
 
     @property
     def num_theta(self) -> int:
@@ -103,8 +99,9 @@ class NormalizedRule:
         return theta
 
     def init_state(self, specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleState:
-        kinds = ("momentum", "square", "update") if self.agreement == "update" else ("momentum", "square")
-        state: RuleState = {kind: [torch.zeros_like(p, dtype=torch.float32) for p in params] for kind in kinds}
+        state: RuleState = {
+            kind: [torch.zeros_like(p, dtype=torch.float32) for p in params] for kind in ("momentum", "square")
+        }
         state["statistics"] = [p.new_zeros(p.shape[0], NUM_STATISTICS, dtype=torch.float32) for p in params]
         return state
 
@@ -149,8 +146,6 @@ class NormalizedRule:
             size = lrs[i] * controls.size[:, columns[i]]
             shrink = 1 - lrs[i] * decay_rates[i] * decay[:, 0] if decay_rates[i] else None
             self._apply(params, i, update, size, shrink)
-            if self.agreement == "update":
-                self._set(state["update"], i, update)
 
     def _accumulate(
         self, scalars: Scalars, params: list[Tensor], grads: list[Tensor], state: RuleState, used: list[int]
@@ -159,8 +154,7 @@ class NormalizedRule:
         columns = []
         for param, grad, i in zip(params, grads, used, strict=True):
             momentum, square = state["momentum"][i], state["square"][i]
-            last = state["update"][i] if self.agreement == "update" else momentum * (square + _TINY).rsqrt()
-            agreement = cosine(grad, last)
+            agreement = cosine(grad, momentum * (square + _TINY).rsqrt_())
             momentum = self._lerp(state["momentum"], i, grad, 1 - scalars["momentum_decay"])
             square = self._lerp(state["square"], i, grad.square(), 1 - scalars["square_decay"])
             share = mean_square(momentum) / (square.flatten(1).mean(1) + 1e-30)
@@ -227,9 +221,11 @@ def mean_square(x: Tensor) -> Tensor:
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of two tensors (N, *shape), of which `b` has unit RMS or is zero: (N,)."""
-    dot = (a.flatten(1).unsqueeze(1) @ b.flatten(1).unsqueeze(2)).flatten()
-    return dot / (a[0].numel() * (mean_square(a) + 1e-30).sqrt())
+    """Cosine of two tensors (N, *shape) for each network, 0 where one of them is zero: (N,)."""
+    a, b = a.flatten(1), b.flatten(1)
+    dot = (a.unsqueeze(1) @ b.unsqueeze(2)).flatten()
+    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    return torch.where(norms > 0, dot / norms, 0.0)
 
 
 def rms_normalised(x: Tensor) -> Tensor:
