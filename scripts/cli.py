@@ -1,0 +1,82 @@
+"""How every script starts: a Hydra config, help that helps, and user errors in one line.
+
+`HYDRA_FULL_ERROR=1` shows the full traceback instead. Exit codes: 0 done, 1 a finding or failure that the script
+reports, 2 wrong usage or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from itertools import takewhile
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+console = Console()
+_USER_ERRORS = (ValueError, KeyError, OSError, ImportError, HydraException, OmegaConfBaseException)
+
+
+def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line's overrides, call `main` with it, exit with its code."""
+
+    def guarded(config: DictConfig) -> None:
+        code = _report_errors(lambda: main(_with_all_values(config)))
+        if code or HydraConfig.get().mode is not RunMode.MULTIRUN:
+            sys.exit(code)
+
+    if not any(argument.startswith("-") for argument in sys.argv[1:]):
+        code = _report_errors(lambda: _compose(config_name, sys.argv[1:]))
+        if code:
+            sys.exit(code)
+    hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)()
+
+
+def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> None:
+    """Write the resolved config and `summary.json` beside a script's outputs in the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    (out / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
+
+
+def _compose(config_name: str, overrides: list[str]) -> None:
+    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
+        hydra.compose(config_name, overrides)
+
+
+def _with_all_values(config: DictConfig) -> DictConfig:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}, or see --help")
+    return config
+
+
+def _report_errors(action: Callable[[], int | None]) -> int:
+    try:
+        return action() or 0
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except _USER_ERRORS as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return "; ".join(lines)
+    if len(lines) > 1 and lines[1].startswith("Available options"):
+        return f"{lines[0]}; there are {', '.join(takewhile(lambda line: not line.endswith('path:'), lines[2:]))}"
+    return f"{lines[0].rstrip('.')}; see --help"

@@ -1,0 +1,1 @@
+"""Hydra configs of the scripts: one file a script, one folder a group."""

@@ -1,0 +1,59 @@
+"""What a user sees who mistypes: one line, no traceback, a non-zero exit code."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import cli
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts" / "conf").glob("*.yaml"))
+
+
+def start(script: str, *arguments: str, monkeypatch, capsys) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a script, started in this process."""
+    monkeypatch.setattr(sys, "argv", [f"scripts/{script}.py", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(importlib.import_module(f"scripts.{script}").main, script)
+    return int(exit_.value.code or 0), *capsys.readouterr()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_unknown_key_gives_one_line_and_code_2(script, monkeypatch, capsys):
+    extra = ["experiment=mulo"] if script == "meta_train" else []
+    code, _, stderr = start(script, "nonsense_key=1", *extra, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert "nonsense_key" in stderr
+    assert len(stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_shows_usage_and_values(script, monkeypatch, capsys):
+    extra = ["experiment=mulo"] if script == "meta_train" else []
+    code, stdout, _ = start(script, *extra, "--help", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert f"python -m scripts.{script}" in stdout
+
+
+def test_missing_value_is_named(monkeypatch, capsys):
+    code, _, stderr = start("inspect_zoo", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert stderr.strip() == "error: missing value: give zoo=..., or see --help"
+
+
+def test_unknown_choice_lists_what_there_is(monkeypatch, capsys):
+    code, _, stderr = start("build_zoo", "out=x", "task=nonsense", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert stderr.strip().endswith("there are arrays, digits, digits_subset, mnist1d, mnist5k, python_source")
+
+
+def test_developers_can_ask_for_the_traceback():
+    command = [sys.executable, "-m", "scripts.inspect_zoo", "zoo=/nonexistent"]
+    environment = {**os.environ, "HYDRA_FULL_ERROR": "1"}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode != 0
+    assert "Traceback" in result.stderr
