@@ -126,9 +126,10 @@ class RayExecutor:
         if started:
             ray.init(address=self.address, num_cpus=self.num_cpus, log_to_driver=False)
         try:
-            task = ray.remote(num_cpus=self.cpus_per_block, num_gpus=self.gpus_per_block, max_retries=self.max_retries)(
-                build_with_threads
+            remote = ray.remote(
+                num_cpus=self.cpus_per_block, num_gpus=self.gpus_per_block, max_retries=self.max_retries
             )
+            task = remote(build_with_threads)  # type: ignore[var-annotated]
             shared = ray.put(build)
             waiting = [task.remote(shared, block, max(1, int(self.cpus_per_block))) for block in blocks]
             while waiting:
