@@ -9,7 +9,8 @@ Legend: N networks, M others, K neighbours, C candidates, P numbers of one netwo
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ DEFAULT_NUM_CANDIDATES: Final = 32
 _PAIRS_PER_MATCHING: Final = 4096
 
 
-class Neighbours(NamedTuple):
+@dataclass(frozen=True)
+class Neighbours:
     """Nearest others: matched distances (N, K), ascending, and indices (N, K)."""
 
     distances: Tensor

@@ -1,68 +1,231 @@
-"""Prompt alignment of a trained pipeline on initial networks that no run of the zoo began with.
+"""An evaluation as tables for people, and as JSON.
 
-Legend: N starts, K prompts, P numbers of one network.
+Legend: N unseen starts, K prompts, S numbers of Adam steps.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
-import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-from generator.alignment import Alignment, measure_alignment, prompt_grid
-from generator.dataset import Trajectories
-from generator.pipeline import ParameterPipeline
-from generator.train import GeneratorConfig, task_of
-from zoo.store import Zoo
+from generator.alignment import Alignment
+from generator.collapse import MEASURES
+from generator.evaluate import GENERATOR, Evaluation, SamplerResult
+from generator.verdict import Verdict
 
-_START_SEED: Final = 2**40  # far from the seeds of zoos
-
-
-def alignment_report(
-    pipe: ParameterPipeline, zoo: Zoo, config: GeneratorConfig, *, num_starts: int = 128, num_inference_steps: int = 8
-) -> dict[str, dict[str, float]]:
-    """Figures of one update from unseen starts ("start") and of networks from noise ("noise").
-
-    Prompts are on validation data, from the median over training runs of the lowest value a run reaches; test figures
-    stand beside. "finals" is the test accuracy of the last networks of held-out runs. Generators of a task family have
-    other protocols, and an empty report.
-    """
-    metric = next((name for name in config.metric_names if name in ("val_loss", "val_error")), None)
-    if metric is None or config.num_task_bits or not num_starts:
-        return {}
-    prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (metric,), memory_budget=0), metric)
-    task = task_of(zoo)
-    starts = task.init(torch.Generator().manual_seed(_START_SEED), num_starts)
-    held_out = zoo.split("test")
-    finals = 1 - zoo.metric("test_error")[held_out, -1].mean().item()
-    modes = {"noise": config.pairs.start_share < 1, "start": config.pairs.start_share > 0}
-    report = {}
-    for mode in (name for name, is_trained in modes.items() if is_trained):
-        rng = torch.Generator().manual_seed(0)
-
-        def generate(networks: Tensor, asked: Tensor, mode: str = mode, rng: torch.Generator = rng) -> Tensor:
-            given = networks if mode == "start" else None
-            return pipe(
-                given,
-                {metric: asked},
-                num_samples=len(asked),
-                num_inference_steps=num_inference_steps,
-                layout=zoo.layout,
-                generator=rng,
-            ).params
-
-        alignment = measure_alignment(generate, task, starts, prompts, metric=metric.removeprefix("val_"))
-        report[mode] = {**_figures(alignment), "finals": finals}
-    return report
+_SIGNIFICANT_DIGITS: Final = 5
+_SCORES: Final = ("r2_log", "test_r2_log", "spearman", "lowest_accuracy")
 
 
-def _figures(alignment: Alignment) -> dict[str, float]:
+def print_report(evaluation: Evaluation, console: Console) -> None:
+    """Print all tables and verdicts."""
+    generator = evaluation.results[GENERATOR]
+    for table in (
+        sampler_table(evaluation),
+        prompt_table(generator),
+        collapse_table(generator),
+        update_table(evaluation),
+    ):
+        console.print(table)
+    print_verdicts(evaluation.verdicts, console)
+
+
+def print_verdicts(verdicts: Mapping[str, Verdict], console: Console) -> None:
+    """Print one line for each claim."""
+    for claim, verdict in verdicts.items():
+        colour = "green" if verdict.passed else "red"
+        console.print(f"[{colour}]{'PASS' if verdict.passed else 'FAIL'}[/] [bold]{claim}[/]: ", end="")
+        console.print(verdict.text, markup=False, highlight=False)
+
+
+def sampler_table(evaluation: Evaluation) -> Table:
+    """All samplers, one a row: how they meet prompts, and what their networks at the lowest prompt are like."""
+    title = f"All samplers; columns from 'accuracy' on at the lowest prompt, val loss {evaluation.floor:.3f}"
+    names = ("R² log", "Spearman", "R² test", "val loss", "accuracy", "cosine", "share", "IoU", "corr.", "log-prob")
+    table = _table(title, "sampler", *names, "norm", "to real", "to real, log-prob", "ms/network")
+    for name, result in evaluation.results.items():
+        table.add_row(name, *_sampler_cells(result), style="bold" if name == GENERATOR else None)
+    collapse = evaluation.results[GENERATOR].collapse[0]
+    real = {name: compared.real for name, compared in collapse.measures.items()}
+    table.add_section()
+    table.add_row(
+        "real, at the generator's loss",
+        "", "", "",
+        f"{real['val loss']:.3f}",
+        f"{real['test accuracy']:.2%}",
+        "",
+        f"{real['mean-update share']:.3f}",
+        f"{real['wrong-prediction IoU']:.3f}",
+        f"{real['loss correlation']:.3f}",
+        f"{real['log-prob distance']:.2f}",
+        f"{real['norm']:.2f}",
+        "",
+        "",
+    )  # fmt: skip
+    table.add_row("real, last snapshot", "", "", "", "", f"{evaluation.final_accuracy.mean():.2%}")
+    return table
+
+
+def prompt_table(result: SamplerResult) -> Table:
+    """What each prompt gives: mean and spread over starts."""
+    title = "Each prompt: geometric mean and factor of one standard deviation over starts; accuracy mean ± deviation"
+    table = _table(title, "prompt", "val loss", "test loss", "test accuracy", "")
+    for alignment, note in ((result.below, "below the floor"), (result.alignment, "")):
+        for k, prompt in enumerate(alignment.prompts.tolist()):
+            accuracy = 1 - alignment.test["error"][:, k]
+            table.add_row(
+                f"{prompt:.3f}",
+                _spread(alignment.val["loss"][:, k]),
+                _spread(alignment.test["loss"][:, k]),
+                f"{accuracy.mean():.2%} ± {accuracy.std():.2%}",
+                note,
+            )
+    return table
+
+
+def collapse_table(result: SamplerResult) -> Table:
+    """Generated networks beside real ones at equal loss."""
+    headings = [f"{kind} at {one.prompt:.3f}" for one in result.collapse for kind in ("generated", "real")]
+    table = _table("Collapse and diversity, against what the same starts became at equal loss", "measure", *headings)
+    table.add_column("meaning", justify="left", overflow="fold")
+    for name, meaning in MEASURES.items():
+        values = [value for one in result.collapse for value in dataclasses.astuple(one.measures[name])]
+        table.add_row(name, *(f"{value:.4g}" for value in values), meaning)
+    for name, meaning in (
+        ("cosine_to_real", "cosine of generated and real update of one start, mean [95%]"),
+        ("distance_to_real", "distance to what the start became, mean [95%]"),
+    ):
+        cells = [cell for one in result.collapse for cell in (f"{getattr(one, name):.3g}", "")]
+        table.add_row(name.replace("_", " "), *cells, meaning)
+    return table
+
+
+def update_table(evaluation: Evaluation) -> Table:
+    """Updates of the generator at the lowest prompt in steps of tuned Adam, and Adam itself."""
+    adam, generator = evaluation.adam, evaluation.results[GENERATOR]
+    title = (
+        f"Updates at the lowest prompt against tuned Adam from the same starts "
+        f"({1e6 * adam.seconds_per_step:.0f} µs a step and network in a population; "
+        f"one update {1e3 * generator.seconds:.1f} ms)"
+    )
+    table = _table(title, "", "R² log", "val loss", "test accuracy", "Adam steps by loss", "by accuracy", "Adam's time")
+    for number, alignment in enumerate(evaluation.recursion, 1):
+        loss = _log_mean(alignment.val["loss"][:, 0])
+        error = alignment.test["error"][:, 0].mean()
+        steps = adam.equivalent_steps(loss).item()
+        table.add_row(
+            f"{number} update{'s' if number > 1 else ''}",
+            f"{alignment.r2_log:.3f}",
+            f"{loss:.3f}",
+            f"{1 - error:.2%}",
+            _steps(steps, adam.steps[-1]),
+            _steps(adam.equivalent_steps_by_error(error).item(), adam.steps[-1]),
+            f"{1e3 * adam.seconds_per_step * min(steps, adam.steps[-1]):.1f} ms",
+        )
+    table.add_section()
+    for i, steps in enumerate(adam.steps):
+        if i % 4 == 0 or i == len(adam.steps) - 1:
+            loss, error = _log_mean(adam.val_loss[:, i]), adam.test_error[:, i].mean()
+            table.add_row(
+                f"Adam, rate {adam.learning_rates[i]:g}", "", f"{loss:.3f}", f"{1 - error:.2%}", f"{steps}", "", ""
+            )
+    return table
+
+
+def save_report(evaluation: object, path: Path) -> None:
+    """Write any report as JSON: dataclasses as objects, tensors as lists of 5 significant digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(to_json(evaluation)) + "\n")
+
+
+def summary(evaluation: Evaluation) -> dict[str, object]:
+    """The numbers that one compares between evaluations."""
+    generator = evaluation.results[GENERATOR]
     return {
-        "spearman": alignment.spearman,
-        "r2_log": alignment.r2_log,
-        "test_r2_log": alignment.test_r2_log,
-        "lowest_prompt": alignment.prompts[0].item(),
-        "lowest_achieved": alignment.val[alignment.metric][:, 0].log().mean().exp().item(),
-        "accuracy": alignment.lowest_accuracy,
+        "floor": evaluation.floor,
+        "final_accuracy": evaluation.final_accuracy.mean().item(),
+        "samplers": {
+            name: {
+                "r2_log": result.alignment.r2_log,
+                "test_r2_log": result.alignment.test_r2_log,
+                "spearman": result.alignment.spearman,
+                "lowest_accuracy": result.alignment.lowest_accuracy,
+                "cosine": result.collapse[0].cosine_to_real.mean,
+                "strangeness": result.strangeness.mean().item(),
+                "seconds": result.seconds,
+            }
+            for name, result in evaluation.results.items()
+        },
+        "recursion_r2_log": [alignment.r2_log for alignment in evaluation.recursion],
+        "collapse": {f"{one.prompt:.4g}": to_json(one.measures) for one in generator.collapse},
+        "verdicts": {claim: to_json(verdict) for claim, verdict in evaluation.verdicts.items()},
     }
+
+
+def to_json(value: object) -> object:
+    """JSON-able form of nested dataclasses, mappings, sequences and tensors; what is not finite becomes null."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, float):
+        return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, Alignment):
+        return _fields(value) | {name: to_json(getattr(value, name)) for name in _SCORES}
+    if dataclasses.is_dataclass(value):
+        return _fields(value)
+    if isinstance(value, Mapping):
+        return {str(name): to_json(one) for name, one in value.items()}
+    return [to_json(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _fields(value: object) -> dict[str, object]:
+    return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}  # type: ignore[arg-type]
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _sampler_cells(result: SamplerResult) -> list[str]:
+    at_floor = result.collapse[0]
+    measures = {name: compared.generated for name, compared in at_floor.measures.items()}
+    alignment = result.alignment
+    return [
+        f"{alignment.r2_log:.3f}",
+        f"{alignment.spearman:.3f}",
+        f"{alignment.test_r2_log:.3f}",
+        f"{measures['val loss']:.3f}",
+        f"{measures['test accuracy']:.2%}",
+        f"{at_floor.cosine_to_real.mean:.3f}",
+        f"{measures['mean-update share']:.3f}",
+        f"{measures['wrong-prediction IoU']:.3f}",
+        f"{measures['loss correlation']:.3f}",
+        f"{measures['log-prob distance']:.2f}",
+        f"{measures['norm']:.2f}",
+        f"{at_floor.distance_to_real.mean:.2f}",
+        f"{result.strangeness.mean():.2f}",
+        f"{1e3 * result.seconds:.2f}",
+    ]
+
+
+def _log_mean(losses: Tensor) -> Tensor:
+    return losses.log().mean().exp()
+
+
+def _spread(losses: Tensor) -> str:
+    return f"{_log_mean(losses):.3f} x/÷ {losses.log().std().exp():.2f}"
+
+
+def _steps(steps: float, most: int) -> str:
+    return f"{steps:.0f}" if math.isfinite(steps) else f"> {most}"

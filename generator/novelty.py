@@ -1,0 +1,281 @@
+"""Are generated networks new? Five tests that copying and interpolation of the training set cannot pass.
+
+(A) distance to the training set without symmetries, (B) accuracy against overlap of errors, (C) two generators from
+disjoint halves of the runs, (D) retrieval and regression, (E) losses that no training network had.
+
+Source: what is to be shown, and the measures of (A) and (B): Zeng et al. 2025 (arXiv 2506.07998), who found that
+earlier generators copy or interpolate.
+
+Legend: N networks, M networks of the pool, R runs, K prompts, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from generator.alignment import Alignment
+from generator.baselines import MatchedAverage, NoisyCopy
+from generator.collapse import Behaviour
+from generator.dataset import Trajectories
+from generator.neighbours import nearest, paired_distances
+from generator.testbed import METRIC, Sampler, Testbed, log_gap, nearest_snapshots
+from generator.verdict import Estimate, Verdict
+from zoo.metrics import wrong_prediction_iou
+
+GENERATED: Final = "generated"
+HELD_OUT: Final = "held-out runs"
+COPIES: Final = "exact copies"
+NOISE_LEVELS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+AVERAGED_COUNTS: Final = (2, 4, 8)
+DISTANCE_MARGIN: Final = 0.05  # relative to held-out runs
+IOU_MARGIN: Final = 0.03
+ACCURACY_MARGIN: Final = 0.005
+
+
+@dataclass(frozen=True)
+class NetworkSet:
+    """One kind of networks against the training set.
+
+    Attributes:
+        distances: (N,) matched distance to the nearest network of the pool.
+        overlaps: (N,) largest wrong-prediction IoU with a network of the pool, on test data.
+        accuracies: (N,) on test data.
+    """
+
+    distances: Tensor
+    overlaps: Tensor
+    accuracies: Tensor
+
+
+@dataclass(frozen=True)
+class NoveltyReport:
+    """Tests (A) and (B): the sets of networks by name, and the verdicts."""
+
+    prompt: float
+    sets: dict[str, NetworkSet]
+    verdicts: dict[str, Verdict]
+
+
+@dataclass(frozen=True)
+class HalvesReport:
+    """Test (C).
+
+    Attributes:
+        mutual: (N,) matched distances between the two generators' networks from one start and one noise.
+        to_training: (N,) mean of both networks' distances to the nearest network of their own training half.
+        verdict: whether the generators are nearer to each other.
+    """
+
+    mutual: Tensor
+    to_training: Tensor
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class BandReport:
+    """Test (E).
+
+    Attributes:
+        band: losses withheld in training.
+        prompts: (K,) inside the band.
+        achieved: (N, K) val losses.
+        outside: (K,) the error of answering every prompt with the nearest loss outside the band.
+        verdict: whether the generator meets the withheld losses better than that.
+    """
+
+    band: tuple[float, float]
+    prompts: Tensor
+    achieved: Tensor
+    outside: Tensor
+    verdict: Verdict
+
+
+def novelty_report(testbed: Testbed, generated: Tensor, prompt: float, rng: torch.Generator) -> NoveltyReport:
+    """Tests (A) and (B) at one prompt.
+
+    The pool holds each training run's snapshot nearest to the generated networks' mean loss and the two beside it: a
+    copy has the loss of what it copies.
+
+    Args:
+        testbed: training and unseen runs.
+        generated: (N, P) one network per start of the first N unseen runs.
+        prompt: loss that they were prompted with.
+        rng: of the noise and of what is copied.
+    """
+    losses = testbed.val_loss(generated)
+    level = losses.log().mean().exp()
+    pool = pool_at(testbed.train, level)
+    asked = {METRIC: level.expand(len(generated))}
+    sets = {
+        GENERATED: generated,
+        HELD_OUT: testbed.real_at(losses),
+        COPIES: NoisyCopy(testbed.train, 0.0)(None, asked, rng),
+    }
+    sets |= {f"noise {noise:g}": NoisyCopy(testbed.train, noise)(None, asked, rng) for noise in NOISE_LEVELS}
+    sets |= {f"average of {n}": MatchedAverage(testbed.train, n)(None, asked, rng) for n in AVERAGED_COUNTS}
+    known = Behaviour.of(testbed.task, pool)
+    measured = {name: _against(testbed, params, pool, known) for name, params in sets.items()}
+    return NoveltyReport(
+        prompt, measured, {"novelty A": distance_verdict(measured), "novelty B": overlap_verdict(measured)}
+    )
+
+
+def pool_at(train: Trajectories, level: Tensor) -> Tensor:
+    """Networks (M, P) of all training runs around a loss (): of each the nearest snapshot, and those beside it."""
+    rows = torch.arange(len(train))
+    nearest_ones = nearest_snapshots(train.metrics[METRIC], level)
+    around = (nearest_ones[:, None] + torch.tensor([-1, 0, 1])).clamp(min=0)  # (R, 3)
+    around = torch.minimum(around, train.counts[:, None] - 1)
+    pairs = torch.stack((rows.repeat_interleave(3), around.flatten()), dim=1).unique(dim=0)
+    return train.read(pairs[:, 0], pairs[:, 1])
+
+
+def distance_verdict(sets: Mapping[str, NetworkSet]) -> Verdict:
+    """(A): generated networks are not nearer to the training set than unseen real runs."""
+    held_out = sets[HELD_OUT].distances
+    relative = Estimate.of((sets[GENERATED].distances - held_out) / held_out.mean())
+    exceeded = [
+        name
+        for name, one in sets.items()
+        if name.startswith(("noise", "average")) and one.distances.mean() < sets[GENERATED].distances.mean()
+    ]
+    return Verdict(
+        relative.low >= -DISTANCE_MARGIN,
+        f"generated networks lie {relative:+.1%} from where held-out runs lie, in matched distance to the nearest "
+        f"training network (at least {-DISTANCE_MARGIN:.0%}); farther than {', '.join(exceeded) or 'no'} copies",
+    )
+
+
+def overlap_verdict(sets: Mapping[str, NetworkSet]) -> Verdict:
+    """(B): errors overlap with the training set's no more than those of unseen real runs, at the accuracy that noise
+    and averaging have not at such an overlap."""
+    generated = sets[GENERATED]
+    overlap = Estimate.of(generated.overlaps - sets[HELD_OUT].overlaps)
+    gains = {
+        kind: Estimate.of(generated.accuracies - _frontier(sets, kind, generated.overlaps))
+        for kind in ("noise", "average")
+    }
+    return Verdict(
+        overlap.high <= IOU_MARGIN and all(gain.low > -ACCURACY_MARGIN for gain in gains.values()),
+        f"largest IoU of errors with a training network differs from held-out runs' by {overlap:+.3f} (at most "
+        f"{IOU_MARGIN:g}); accuracy at equal IoU against the frontier of noise {gains['noise']:+.1%}, of averages "
+        f"{gains['average']:+.1%} (at least {-ACCURACY_MARGIN:.1%})",
+    )
+
+
+def halves_report(
+    samplers: tuple[Sampler, Sampler],
+    halves: tuple[Trajectories, Trajectories],
+    *,
+    starts: Tensor,
+    prompt: float,
+    seed: int,
+) -> HalvesReport:
+    """Test (C): two generators that share no training run agree with each other more than with their training sets.
+
+    Args:
+        samplers: two, each trained on the half of the same place.
+        halves: disjoint runs.
+        starts: (N, P) unseen starts.
+        prompt: loss that both are asked for.
+        seed: of the noise, the same for both.
+
+    Raises:
+        ValueError: if the halves share a run.
+    """
+    shared = set(halves[0].runs.tolist()) & set(halves[1].runs.tolist())
+    if shared:
+        raise ValueError(f"halves must be disjoint, they share {len(shared)} runs")
+    layout = halves[0].layout
+    asked = {METRIC: torch.full((len(starts),), prompt)}
+    first, second = (sampler(starts, asked, torch.Generator().manual_seed(seed)).cpu() for sampler in samplers)
+    mutual = paired_distances(layout, first, second)
+    own = [
+        nearest(layout, networks, pool_at(half, torch.tensor(prompt))).distances[:, 0]
+        for networks, half in zip((first, second), halves, strict=True)
+    ]
+    to_training = (own[0] + own[1]) / 2
+    gap = Estimate.of((to_training - mutual) / to_training.mean())
+    verdict = Verdict(
+        gap.low > 0,
+        f"two generators from disjoint halves are {gap:+.1%} nearer to each other than to their training sets",
+    )
+    return HalvesReport(mutual, to_training, verdict)
+
+
+def retrieval_verdict(strangeness: Mapping[str, Tensor], generator: str) -> Verdict:
+    """(D): the generator foretells what a start becomes better than retrieval and regression do.
+
+    Args:
+        strangeness: (N,) by sampler: RMS difference in log-probability on test data between its network for a start
+            and what that start became at the prompted loss. It is small only for a network that has both the loss and
+            the peculiarities of this run.
+        generator: name of the generator among them.
+    """
+    own = strangeness[generator]
+    gains = {name: Estimate.of(values - own) for name, values in strangeness.items() if name != generator}
+    best = min(gains, key=lambda name: gains[name].low)
+    return Verdict(
+        gains[best].low > 0,
+        f"log-prob distance to what the start became is {Estimate.of(own):.3f}; that of {best}, the best of "
+        f"{len(gains)} rivals, is larger by {gains[best]:+.3f}",
+    )
+
+
+def withheld_band_report(
+    testbed: Testbed, sampler: Sampler, band: tuple[float, float], *, starts: Tensor, num_prompts: int, seed: int
+) -> BandReport:
+    """Test (E): a generator trained without networks of a band of losses still meets prompts inside it.
+
+    Args:
+        testbed: task.
+        sampler: trained without the band.
+        band: lowest and highest withheld val loss.
+        starts: (N, P) unseen starts.
+        num_prompts: K, log-spaced inside the band.
+        seed: of the noise.
+    """
+    low, high = torch.tensor(band).log()
+    prompts = torch.linspace(low.item(), high.item(), num_prompts + 2)[1:-1].exp()
+    asked = {METRIC: prompts.repeat(len(starts))}
+    rng = torch.Generator().manual_seed(seed)
+    networks = sampler(starts.repeat_interleave(num_prompts, dim=0), asked, rng).cpu()
+    achieved = testbed.val_loss(networks).view(len(starts), num_prompts)
+    outside = torch.minimum(prompts.log() - low, high - prompts.log())
+    errors = torch.stack([log_gap(column, prompt) for column, prompt in zip(achieved.T, prompts, strict=True)])
+    gain = Estimate.of((outside.mean() - errors.mean(0)) / outside.mean())
+    verdict = Verdict(
+        gain.low > 0,
+        f"errors of log loss inside the withheld band {band[0]:.2g} to {band[1]:.2g} are {gain:.0%} smaller than "
+        "those of the best answer from outside it",
+    )
+    return BandReport(band, prompts, achieved, outside, verdict)
+
+
+def middle_band(alignment: Alignment) -> tuple[float, float]:
+    """The middle third of the prompted losses, on a logarithmic scale."""
+    low, high = alignment.prompts[0].log(), alignment.prompts[-1].log()
+    return (low + (high - low) / 3).exp().item(), (high - (high - low) / 3).exp().item()
+
+
+def _against(testbed: Testbed, params: Tensor, pool: Tensor, known: Behaviour) -> NetworkSet:
+    does = Behaviour.of(testbed.task, params)
+    overlaps = wrong_prediction_iou(does.predictions, does.targets, known.predictions).max(1).values
+    distances = nearest(testbed.task.layout, params, pool).distances[:, 0]
+    return NetworkSet(distances, overlaps, does.accuracy)
+
+
+def _frontier(sets: Mapping[str, NetworkSet], kind: str, overlaps: Tensor) -> Tensor:
+    """Accuracy (N,) that copies with noise, or averages, have at such an overlap; beyond them that of their ends."""
+    points = [(one.overlaps.mean(), one.accuracies.mean()) for name, one in sets.items() if name.startswith(kind)]
+    points.append((sets[COPIES].overlaps.mean(), sets[COPIES].accuracies.mean()))
+    table = torch.tensor(sorted((x.item(), y.item()) for x, y in points))  # (points, 2)
+    right = torch.searchsorted(table[:, 0].contiguous(), overlaps.float()).clamp(1, len(table) - 1)
+    (x0, y0), (x1, y1) = table[right - 1].T, table[right].T
+    share = ((overlaps - x0) / (x1 - x0).clamp(min=1e-9)).clamp(0, 1)
+    return y0.lerp(y1, share.float()).double()
