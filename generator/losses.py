@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from generator.context import NetworkContext
 from generator.dataset import PairBatch
+from generator.fingerprints import random_examples, unit_fingerprints
 from generator.model import RecurrentDiffusionTransformer
 from generator.objectives import (
     ObjectiveConfig,
@@ -60,6 +61,7 @@ def training_losses(
     is_diffusion = bool(model.config["diffusion"])
     latent = torch.randn(num_samples * size, clean.shape[1], generator=rng).to(device)
     windows = _draw_windows(model, context, config, rng)
+    fingerprints = _start_fingerprints(model, context, batch, rng)
     with precision:
         output = model(
             context.tokenizer,
@@ -69,6 +71,7 @@ def training_losses(
             latent=latent if model.config["use_latent"] else None,
             start=None if start is None else start.repeat(num_samples, 1),
             has_start=batch.has_start.repeat(num_samples),
+            fingerprints={name: values.repeat(num_samples, 1, 1) for name, values in fingerprints.items()},
             windows=windows,
         )
     wanted = prediction_target(config.prediction, clean, gaussian, timestep)
@@ -84,6 +87,16 @@ def training_losses(
         if config.function_energy_weight:
             total = total + config.function_energy_weight * losses["function_energy"]
     return losses | {"total": total}
+
+
+def _start_fingerprints(
+    model: RecurrentDiffusionTransformer, context: NetworkContext, batch: PairBatch, rng: torch.Generator
+) -> dict[str, Tensor]:
+    if not model.config["num_fingerprints"]:
+        return {}
+    if context.task is None:
+        raise ValueError("fingerprints need a task to run networks on; give one or switch them off")
+    return unit_fingerprints(context.task, batch.start, random_examples(context.task, rng))
 
 
 def _score(output: Tensor, wanted: Tensor, config: ObjectiveConfig) -> Tensor:
@@ -103,9 +116,9 @@ def _function_losses(
     task = context.task.for_runs(batch.runs.tolist())
     tasks = context.task.for_runs(batch.runs.repeat(num_samples).tolist())
     examples = draw_examples(task, config, rng)
-    outputs = tasks.predict(predicted, examples.inputs)  # (V * B, E, ..., K)
+    outputs = tasks.predict(predicted, examples.inputs).contiguous()  # (V * B, E, ..., K); softmax is slow on views
     with torch.no_grad():
-        real_outputs = task.predict(batch.target, examples.inputs)
+        real_outputs = task.predict(batch.target, examples.inputs).contiguous()
         reference = task_losses(task, real_outputs, examples)
     gap = log_loss_gap(task_losses(tasks, outputs, examples), reference.repeat(num_samples))
     asks = ~(batch.prompt.target.isnan().all(1) & batch.prompt.task_bits.isnan().all(1))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from generator.prompt import Prompt
 from generator.sampler import Scheduler, sample_params
 from generator.tokens import is_generated
 from zoo.layout import LayoutMismatchError, ParamLayout
+from zoo.tasks import Task
 
 Start = nn.Module | Mapping[str, Tensor] | Tensor
 
@@ -89,6 +90,7 @@ class ParameterPipeline(DiffusionPipeline):
         start_metrics: Mapping[str, float | Tensor] | None = None,
         task_bits: Tensor | Sequence[float] | None = None,
         layout: ParamLayout | None = None,
+        task: Task | None = None,
         generator: torch.Generator | None = None,
     ) -> GeneratedParams:
         """Generate networks.
@@ -103,6 +105,7 @@ class ParameterPipeline(DiffusionPipeline):
             start_metrics: what is known of the start, as `prompt`.
             task_bits: (T,) or (B, T), for a generator trained on a family of tasks.
             layout: to generate; default that of the start module, or the only one seen in training.
+            task: of the start; only generators with fingerprints need it, see `generator.fingerprints`.
             generator: random numbers, on the CPU or the pipeline's device.
 
         Raises:
@@ -125,7 +128,7 @@ class ParameterPipeline(DiffusionPipeline):
             starts = starts.expand(batch_size, -1)
         generated = sample_params(
             self.model,
-            self._context(layout),
+            self._context(layout, task),
             self.scheduler,
             asked,
             start=starts,
@@ -145,6 +148,7 @@ class ParameterPipeline(DiffusionPipeline):
         *,
         num_updates: int,
         num_inference_steps: int = 8,
+        task: Task | None = None,
         generator: torch.Generator | None = None,
     ) -> list[GeneratedParams]:
         """Networks after each of `num_updates` updates, each of which starts from the last with the same prompt."""
@@ -157,6 +161,7 @@ class ParameterPipeline(DiffusionPipeline):
                     prompt,
                     num_inference_steps=num_inference_steps,
                     layout=layout,
+                    task=task,
                     generator=generator,
                 )
             )
@@ -185,11 +190,12 @@ class ParameterPipeline(DiffusionPipeline):
             raise ValueError("start must be finite, got NaN or infinity in its parameters; did its training diverge?")
         return vectors
 
-    def _context(self, layout: ParamLayout) -> NetworkContext:
+    def _context(self, layout: ParamLayout, task: Task | None) -> NetworkContext:
         key = (layout, self.device)
         if key not in self._contexts:
             self._contexts[key] = NetworkContext.of(self.normalizer, layout).to(self.device)
-        return self._contexts[key]
+        context = self._contexts[key]
+        return context if task is None else replace(context, task=task.to(self.device))
 
 
 def _batch_size(starts: Tensor | None, num_samples: int | None) -> int:

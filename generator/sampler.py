@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from generator.context import NetworkContext
+from generator.fingerprints import fixed_examples, unit_fingerprints
 from generator.model import RecurrentDiffusionTransformer
 from generator.objectives import signal_and_noise
 from generator.prompt import Prompt
@@ -75,7 +76,7 @@ def sample_params(
     parts = []
     for chosen in torch.arange(len(prompt)).split(_NETWORKS_PER_PASS):
         asked = prompt[chosen].to(device)
-        known = None if start is None else context.scale.normalize(start[chosen.to(start.device)].to(device))
+        known = None if start is None else start[chosen.to(start.device)].to(device)
         values = _sample_normalised(model, context, scheduler, asked, options, start=known)
         parts.append(context.scale.denormalize(values))
     return torch.cat(parts)
@@ -98,12 +99,16 @@ def _sample_normalised(
     *,
     start: Tensor | None,
 ) -> Tensor:
-    """Normalised values (B, P) of one pass from a normalised start (B, P)."""
+    """Normalised values (B, P) of one pass from a start (B, P)."""
     generator = options.generator
+    fingerprints = None if start is None else _fingerprints(model, context, start)
+    start = None if start is None else context.scale.normalize(start)
     shape = (len(prompt), context.layout.num_params)
     device = context.scale.mean.device
     prompts = [prompt] if options.guidance_scale == 1 else [prompt, prompt.empty()]
-    prototypes = [model.prototypes(context.tokenizer, asked, start=start) for asked in prompts]
+    prototypes = [
+        model.prototypes(context.tokenizer, asked, start=start, fingerprints=fingerprints) for asked in prompts
+    ]
 
     def predict(noisy: Tensor | None, time: float) -> Tensor:
         latent = randn_tensor(shape, generator=generator, device=device) if model.config["use_latent"] else None
@@ -115,6 +120,7 @@ def _sample_normalised(
                 timestep=torch.full((shape[0],), time, device=device),
                 latent=latent,
                 start=start,
+                fingerprints=fingerprints,
                 prototypes=prototype,
             )
             for asked, prototype in zip(prompts, prototypes, strict=True)
@@ -130,6 +136,18 @@ def _sample_normalised(
         time = (float(timestep) + (not is_flow)) / NUM_TRAIN_TIMESTEPS
         values = _advance(scheduler, predict(values, time), timestep, values, options)
     return values
+
+
+def _fingerprints(
+    model: RecurrentDiffusionTransformer, context: NetworkContext, start: Tensor
+) -> dict[str, Tensor] | None:
+    if not model.config["num_fingerprints"]:
+        return None
+    if context.task is None:
+        raise ValueError(
+            "this generator looks at what the start computes on labelled training examples; pass task=get_task(...)"
+        )
+    return unit_fingerprints(context.task, start, fixed_examples(context.task))
 
 
 def _set_timesteps(scheduler: Scheduler, num_steps: int, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from generator.alignment import measure_alignment, prompt_grid
 from generator.context import NetworkContext
 from generator.dataset import PairConfig, Trajectories
+from generator.fingerprints import num_fingerprints
 from generator.lightning_module import GeneratorModule, OptimizationConfig, PairDataModule
 from generator.model import RecurrentDiffusionTransformer, model_widths
 from generator.normalizer import ParamNormalizer
@@ -45,6 +46,7 @@ class GeneratorConfig:
         metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
         task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
         num_task_bits: see there.
+        fingerprints: whether the model sees what the start computes on labelled examples (MLP classifiers only).
         model: options of RecurrentDiffusionTransformer (width, num_blocks, recurrence, use_start ...).
         pairs: how pairs are drawn.
         objective: losses.
@@ -58,6 +60,7 @@ class GeneratorConfig:
     metrics: tuple[str, ...] = ("loss",)
     task_bits: str | None = None
     num_task_bits: int = 0
+    fingerprints: bool = False
     model: Mapping[str, Any] = field(default_factory=dict)
     pairs: PairConfig = field(default_factory=PairConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -178,10 +181,14 @@ def assemble(
     for name in config.metric_names:
         known = [one.range_of(name) for one in runs]
         ranges[name] = (min(one.low for one in known), max(one.high for one in known))
-    options = {"use_latent": config.objective.energy_score, **config.model}
+    options = {"use_latent": config.objective.energy_score, "num_task_bits": config.num_task_bits, **config.model}
+    if config.fingerprints:
+        if any(task is None for task in tasks):
+            raise ValueError("fingerprints need the task of each zoo; give tasks or set fingerprints=False")
+        options["num_fingerprints"] = max(num_fingerprints(task) for task in tasks if task is not None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optimization.seed)
-        model = RecurrentDiffusionTransformer(nodes, edges, ranges, num_task_bits=config.num_task_bits, **options)
+        model = RecurrentDiffusionTransformer(nodes, edges, ranges, **options)
     return model, normalizer, contexts
 
 

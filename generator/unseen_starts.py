@@ -49,6 +49,7 @@ def alignment_report(
                 num_samples=len(asked),
                 num_inference_steps=num_inference_steps,
                 layout=zoo.layout,
+                task=task,
                 generator=rng,
             ).params
 

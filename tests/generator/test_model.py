@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from generator import denoiser
 from generator.model import RecurrentDiffusionTransformer, model_widths
 from generator.prompt import Prompt
 from generator.tokens import ChunkTokenizer, NeuronTokenizer
@@ -129,6 +130,13 @@ def test_the_recurrence_carries_what_crosses_windows():
         with torch.no_grad():
             moved = (model(tokenizer, prompt, **changed) - model(tokenizer, prompt, **inputs)).abs()
         assert bool(moved[:, -7:].max() > 1e-6) == reaches
+
+
+def test_plain_and_fused_attention_agree(monkeypatch):
+    query, key, value = torch.randn(3, 2, 4, 9, 5)
+    plain = denoiser.attend(query, key, value)
+    monkeypatch.setattr(denoiser, "_SHORT_SEQUENCE", 0)
+    torch.testing.assert_close(denoiser.attend(query, key, value), plain)
 
 
 def test_missing_or_surplus_inputs_are_refused():

@@ -1,0 +1,90 @@
+"""Functional fingerprints: what the units of a start compute on labelled examples, and what the loss asks of them.
+
+The weights of a random network say little about what a unit deep inside does; running the network on a few training
+examples does. Without fingerprints a generator has to learn to execute its input. The price: labelled examples are
+needed when networks are generated, too.
+
+Legend: N networks, n units of a layer, B examples, K classes, F features of a unit.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from zoo.architectures import ACTIVATIONS, MLP
+from zoo.mlp_population import DERIVATIVES, mlp_forward
+from zoo.tasks import Batch, Task
+
+NUM_EXAMPLES: Final = 192
+_BOUND: Final = 6.0
+
+
+def num_fingerprints(task: Task) -> int:
+    """F for networks of that task.
+
+    Raises:
+        ValueError: if the task is not a classification by MLPs.
+    """
+    if not isinstance(task.make_model(), MLP) or task.objective.name != "cross_entropy":
+        raise ValueError(
+            f"fingerprints are defined for MLPs that classify, not for task {task.name!r}; switch them off"
+        )
+    return 2 * task.dataset.num_classes + 4
+
+
+def unit_fingerprints(task: Task, params: Tensor, examples: Batch) -> dict[str, Tensor]:
+    """Features (N, n, F) of the units of each hidden layer, by the name of their group.
+
+    Per unit: mean and deviation of its sum before the activation, how often it is positive; mean activity by class,
+    centred and scaled by the layer; mean gradient of the loss by class, scaled by the layer; the log of that scale.
+
+    Args:
+        task: of MLP classifiers.
+        params: (N, P).
+        examples: B labelled training examples.
+    """
+    model = task.make_model()
+    assert isinstance(model, MLP)
+    inputs, targets = examples.inputs.flatten(1), examples.targets
+    with torch.no_grad():
+        outputs, saved = mlp_forward(task.layout, params, inputs, model.activation)
+        one_hot = torch.nn.functional.one_hot(targets, task.dataset.num_classes).to(params.dtype)  # (B, K)
+        class_mean = one_hot / one_hot.sum(0).clamp(min=1)  # (B, K): averages the examples of each class
+        grad = (outputs.softmax(-1) - one_hot).mT  # (N, K, B)
+        views = task.layout.views(params)
+        features: dict[str, Tensor] = {}
+        for layer in reversed(range(len(saved.sums))):
+            sums = saved.sums[layer]  # (N, n, B)
+            grad = torch.bmm(views[f"layers.{layer + 1}.weight"].mT, grad) * DERIVATIVES[model.activation](sums)
+            features[f"hidden.{layer}"] = _layer_features(sums, ACTIVATIONS[model.activation](sums), grad, class_mean)
+    return features
+
+
+def fixed_examples(task: Task) -> Batch:
+    """Training examples for generation, always the same."""
+    train = task.dataset.train
+    count = min(NUM_EXAMPLES, len(train))
+    chosen = torch.linspace(0, len(train) - 1, count, dtype=torch.float64).long().to(train.inputs.device)
+    return Batch(train.inputs[chosen], train.targets[chosen])
+
+
+def random_examples(task: Task, rng: torch.Generator) -> Batch:
+    """As many random training examples, for a training step."""
+    train = task.dataset.train
+    chosen = torch.randint(len(train), (NUM_EXAMPLES,), generator=rng).to(train.inputs.device)
+    return Batch(train.inputs[chosen], train.targets[chosen])
+
+
+def _layer_features(sums: Tensor, activity: Tensor, grad: Tensor, class_mean: Tensor) -> Tensor:
+    """(N, n, F) from (N, n, B) sums, activities and gradients."""
+    spread = activity.flatten(1).std(1)[:, None, None] + 1e-3
+    by_class = (activity @ class_mean - activity.mean(2, keepdim=True)) / spread  # (N, n, K)
+    scale = grad.square().mean((1, 2), keepdim=True).sqrt() + 1e-8
+    grad_by_class = grad @ class_mean / scale  # (N, n, K)
+    moments = (sums.mean(2), sums.std(2), 2 * (sums > 0).to(sums.dtype).mean(2) - 1)
+    level = (0.3 * scale.log() + 1).expand(-1, sums.shape[1], -1)
+    features = torch.cat((torch.stack(moments, dim=-1), by_class, grad_by_class, level), dim=-1)
+    return features.clamp(-_BOUND, _BOUND)
