@@ -70,6 +70,7 @@ class MlpRule:
     """
 
     name = "mlp"
+    uses_horizon = False
 
     def __init__(
         self,

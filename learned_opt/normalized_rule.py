@@ -77,6 +77,7 @@ class NormalizedRule:
     """
 
     name = "normalized"
+    uses_horizon = True
 
     def __init__(self, *, network: bool = True, reference: bool = False) -> None:
         self.network = network
@@ -157,7 +158,7 @@ class NormalizedRule:
             agreement = cosine(grad, momentum * (square + _TINY).rsqrt_())
             momentum = self._lerp(state["momentum"], i, grad, 1 - scalars["momentum_decay"])
             square = self._lerp(state["square"], i, grad.square(), 1 - scalars["square_decay"])
-            share = mean_square(momentum) / (square.flatten(1).mean(1) + 1e-30)
+            share = mean_square(momentum) / (_flat(square).mean(1) + 1e-30)
             columns.append(Signals(mean_square(grad), agreement, share, mean_square(param)))
         return Signals(*(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
 
@@ -217,12 +218,12 @@ def horizon_of(inner_step: StepCount, num_steps: StepCount | None, like: Tensor)
 
 def mean_square(x: Tensor) -> Tensor:
     """(N, *shape) -> (N,)."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).square() / x[0].numel()
+    return torch.linalg.vector_norm(_flat(x), dim=1).square() / x[0].numel()
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of two tensors (N, *shape) for each network, 0 where one of them is zero: (N,)."""
-    a, b = a.flatten(1), b.flatten(1)
+    a, b = _flat(a), _flat(b)
     dot = (a.unsqueeze(1) @ b.unsqueeze(2)).flatten()
     norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     return torch.where(norms > 0, dot / norms, 0.0)
@@ -254,6 +255,10 @@ def newton_schulz(x: Tensor, num_iterations: int = 5) -> Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.transpose(1, 2) if transposed else x
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], -1)
 
 
 def _like(x: Tensor, other: Tensor) -> Tensor:

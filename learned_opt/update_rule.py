@@ -54,6 +54,11 @@ class UpdateRule(Protocol):
         ...
 
     @property
+    def uses_horizon(self) -> bool:
+        """Whether the length of the training run enters the update."""
+        ...
+
+    @property
     def config(self) -> dict[str, RuleOption]:
         """Options, JSON-able, such that `get_rule(rule.name, **rule.config)` is this rule again."""
         ...

@@ -1,0 +1,144 @@
+"""One battery for every update rule."""
+
+import pytest
+import torch
+
+import learned_opt
+from learned_opt.celo2_rule import Celo2Rule
+from learned_opt.mlp_rule import MlpRule
+from learned_opt.normalized_rule import NormalizedRule
+from learned_opt.update_rule import TensorSpec, UpdateRule, get_rule
+
+SPECS = [
+    TensorSpec("input", "input", 5, (7, 5), 2),
+    TensorSpec("hidden", "hidden", 7, (7, 7), 2),
+    TensorSpec("other hidden", "hidden", 7, (7, 7), 2),
+    TensorSpec("kernel", "hidden", 27, (4, 3, 3, 3), 2),
+    TensorSpec("tall", "output", 3, (9, 3), 2),
+    TensorSpec("embedding", "embedding", 1, (11, 4), 2),
+    TensorSpec("norm", "norm", 1, (6,), 2),
+    TensorSpec("bias", "bias", 5, (20,), 2),
+    TensorSpec("scalar", "bias", 1, (), 2),
+    TensorSpec("empty", "hidden", 3, (0, 3), 2),
+]
+RULES = [
+    MlpRule(8),
+    MlpRule(8, "sp"),
+    NormalizedRule(),
+    NormalizedRule(network=False),
+    Celo2Rule(),
+    Celo2Rule(orthogonalize=False),
+]
+IDS = ["mulo", "small-fc-lopt", "normalized", "scalars", "celo2", "celo2-base"]
+every_rule = pytest.mark.parametrize("rule", RULES, ids=IDS)
+
+
+def random_theta(rule: UpdateRule, num_networks: int, seed: int = 0) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    start = torch.stack([rule.init_theta(rng) for _ in range(num_networks)])
+    return start + 0.1 * torch.randn(start.shape, generator=rng)
+
+
+def random_tensors(num_networks: int, seed: int, scale: float = 1.0) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(num_networks, *spec.shape, generator=rng) for spec in SPECS]
+
+
+def run(rule, theta, *, networks=slice(None), num_networks=3, num_updates=10, **options):
+    params = [p[networks].clone() for p in random_tensors(num_networks, 0)]
+    state = rule.init_state(SPECS, params)
+    for inner_step in range(num_updates):
+        grads = [g[networks].clone() for g in random_tensors(num_networks, 1 + inner_step, 0.1)]
+        rule.update(theta, SPECS, params, grads, state, inner_step=inner_step, num_steps=num_updates, **options)
+    return params, state
+
+
+@every_rule
+def test_rule_meets_the_protocol_and_is_rebuilt_from_its_config(rule):
+    assert isinstance(rule, UpdateRule)
+    again = get_rule(rule.name, **rule.config)
+    assert again.config == rule.config
+    assert again.num_theta == rule.num_theta == rule.init_theta(torch.Generator()).numel()
+
+
+@every_rule
+def test_networks_do_not_meet(rule):
+    theta = random_theta(rule, 3)
+    together, _ = run(rule, theta)
+    for n in range(3):
+        alone, _ = run(rule, theta[n : n + 1], networks=slice(n, n + 1))
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a[n : n + 1], b, rtol=1e-4, atol=1e-5)
+
+
+@every_rule
+def test_one_theta_serves_all_networks(rule):
+    theta = random_theta(rule, 1)
+    shared, _ = run(rule, theta[0])
+    repeated, _ = run(rule, theta.expand(3, -1))
+    for a, b in zip(shared, repeated, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@every_rule
+def test_lr_zero_leaves_parameters_and_doubles_scale_the_first_update(rule):
+    theta = random_theta(rule, 3)
+    start = random_tensors(3, 0)
+    still, _ = run(rule, theta, num_updates=3, lr=0.0, weight_decay=0.5)
+    single, _ = run(rule, theta, num_updates=1)
+    double, _ = run(rule, theta, num_updates=1, lr=[2.0] * len(SPECS))
+    for a, b, c, d in zip(start, still, single, double, strict=True):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(2 * (c - a), d - a, rtol=1e-3, atol=1e-5)
+
+
+@every_rule
+def test_weight_decay_shrinks_by_a_common_factor(rule):
+    theta = random_theta(rule, 3)
+    start = random_tensors(3, 0)
+    plain, _ = run(rule, theta, num_updates=1)
+    decays = [0.0 if spec.role == "bias" else 5.0 for spec in SPECS]
+    decayed, _ = run(rule, theta, num_updates=1, weight_decay=decays)
+    for spec, p, a, b in zip(SPECS, start, plain, decayed, strict=True):
+        factor = (a - b) / p
+        if spec.role == "bias":
+            torch.testing.assert_close(a, b)
+        elif factor.numel():
+            means = factor.flatten(1).mean(1)
+            assert (means > 0).all()
+            torch.testing.assert_close(a - b, means.reshape(-1, *[1] * (p.ndim - 1)) * p, rtol=1e-2, atol=1e-5)
+
+
+@every_rule
+def test_state_is_float32_with_a_leading_network(rule):
+    _, state = run(rule, random_theta(rule, 3), num_updates=2)
+    for tensors in state.values():
+        assert len(tensors) == len(SPECS)
+        assert all(t.dtype == torch.float32 and t.shape[0] == 3 for t in tensors)
+        assert all(torch.isfinite(t).all() for t in tensors)
+
+
+@every_rule
+def test_zero_gradients_give_finite_updates(rule):
+    params = random_tensors(2, 0)
+    state = rule.init_state(SPECS, params)
+    for inner_step in range(3):
+        zeros = [torch.zeros_like(p) for p in params]
+        rule.update(random_theta(rule, 2), SPECS, params, zeros, state, inner_step=inner_step, num_steps=None)
+    assert all(torch.isfinite(p).all() for p in params)
+
+
+@every_rule
+def test_wrong_theta_is_refused(rule):
+    params = random_tensors(3, 0)
+    state = rule.init_state(SPECS, params)
+    args = (SPECS, params, random_tensors(3, 1), state)
+    with pytest.raises(ValueError, match="meta-parameters"):
+        rule.update(torch.zeros(rule.num_theta + 1), *args, inner_step=0, num_steps=10)
+    with pytest.raises(ValueError, match="2 networks"):
+        rule.update(torch.zeros(2, rule.num_theta), *args, inner_step=0, num_steps=10)
+
+
+def test_unknown_rule_is_named():
+    with pytest.raises(KeyError, match="no update rule 'adam'"):
+        learned_opt.get_rule("adam")
