@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoint_runs import Row, RunFiles, SnapshotFile, find_runs
 from zoo.checkpoint_tensors import CheckpointError, read_tensors
-from zoo.durable import write_file
+from zoo.durable import sync_directory, write_file
 from zoo.layout import LayoutMismatchError, ParamLayout
 from zoo.precision import from_stored, to_stored
 from zoo.schema import METRICS, Json, RunStatus, ZooSpec
@@ -97,6 +97,7 @@ def import_checkpoints(
         for block in range(spec.num_blocks):
             _write_block(writer, block, runs, source)
         os.replace(staged, out)
+        sync_directory(out.parent)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise

@@ -42,7 +42,8 @@ _STYLE: Final[dict] = {
     "grid.color": "#e5e5e5",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "figure.constrained_layout.w_pad": 0.12,
 }
 
@@ -218,7 +219,7 @@ def _scale_steps(axes: Axes, steps: np.ndarray) -> None:
 
 def _scale_values(axes: Axes, values: np.ndarray) -> None:
     if _spans_decades(values):
-        axes.set_yscale("log")
+        axes.set_yscale("log", nonpositive="mask")
         _plain_ticks(axes, "y")
 
 
