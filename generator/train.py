@@ -149,7 +149,7 @@ def train_generator(
     callbacks: list[Callback] = [keep_last_checkpoint(out)]
     selection = None
     metric = canonical_metric(config.metrics[0], config.metric_names)
-    if config.num_validation_starts and metric in ("val_loss", "val_error"):
+    if config.num_validation_starts and not config.num_task_bits and metric in ("val_loss", "val_error"):
         selection = AlignmentSelection(_validation(zoos, runs, config, metric), metric, config.objective.prediction)
         callbacks.insert(0, selection)
     trainer = make_trainer(config.optimization, out, callbacks, trainer_options or {})

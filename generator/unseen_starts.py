@@ -14,6 +14,7 @@ from generator.alignment import Alignment, measure_alignment, prompt_grid
 from generator.dataset import Trajectories
 from generator.pipeline import ParameterPipeline
 from generator.train import GeneratorConfig, task_of
+from generator.unseen_tasks import unseen_tasks_report
 from zoo.store import Zoo
 
 _START_SEED: Final = 2**40  # far from the seeds of zoos
@@ -25,12 +26,14 @@ def alignment_report(
     """Figures of one update from unseen starts ("start") and of networks from noise ("noise").
 
     Prompts are on validation data, from the median over training runs of the lowest value a run reaches; test figures
-    stand beside. "finals" is the test accuracy of the last networks of held-out runs. Generators of a task family have
-    other protocols, and an empty report.
+    stand beside. "finals" is the test accuracy of the last networks of held-out runs. A generator of a task family
+    is measured on unseen tasks instead, see `unseen_tasks_report`.
     """
     metric = next((name for name in config.metric_names if name in ("val_loss", "val_error")), None)
-    if metric is None or config.num_task_bits or not num_starts:
+    if metric is None or not num_starts:
         return {}
+    if config.num_task_bits:
+        return {"unseen tasks": unseen_tasks_report(pipe, zoo, config)}
     prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (metric,), memory_budget=0), metric)
     task = task_of(zoo)
     starts = task.init(torch.Generator().manual_seed(_START_SEED), num_starts)
