@@ -9,6 +9,7 @@ Legend: G groups of networks, B examples, P numbers of one network, T horizon in
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,19 @@ def bucket_problems() -> list[TaskProblem]:
         TaskProblem([mlp_task(digits14, [24])], batch_size=64, init_scale=1.4),
         TaskProblem([mlp_task(digits, [48], init="torch")], batch_size=128),
     ]
+
+
+def data_hash() -> str:
+    """Digest of a sample of each kind of data that meta-training draws; Python's version changes its source."""
+    samples = (
+        synthetic_data.digits_images(8),
+        synthetic_data.digits_images(14),
+        synthetic_data.teacher_student(0, 24, 6, 0.0),
+        synthetic_data.placed_patterns(50, 0.2),
+        get_dataset("python_source", context=32),
+    )
+    joined = "".join(dataset.data_hash for dataset in samples)
+    return f"sha256:{hashlib.sha256(joined.encode()).hexdigest()}"
 
 
 _Item = TypeVar("_Item")

@@ -15,7 +15,7 @@ from torch import Tensor
 from learned_opt.devices import Devices
 from learned_opt.estimators import PES, FullUnrollES, GradientEstimator, TruncatedBackprop, TruncatedES
 from learned_opt.meta_objective import LogLossObjective
-from learned_opt.meta_tasks import MetaTaskConfig, MetaTaskDistribution, bucket_problems
+from learned_opt.meta_tasks import MetaTaskConfig, MetaTaskDistribution, bucket_problems, data_hash
 from learned_opt.meta_train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
 from learned_opt.truncated_step import TruncatedStep
 from learned_opt.truncation import LogUniformHorizon
@@ -184,7 +184,15 @@ def make_estimator(stage: Stage, rule: UpdateRule, devices: Devices) -> Gradient
     return _TRUNCATED[config.method](steps, truncation_length=config.truncation_length, std=config.std, devices=devices)
 
 
-def describe(stages: Sequence[Stage]) -> list[dict[str, object]]:
-    """JSON-able description of stages, for a file's metadata."""
-    return [asdict(stage) for stage in stages]
-
+def stage_info(result: StageResult, *, seed: int, command: str) -> dict[str, object]:
+    """JSON-able record of how a theta was made, for the metadata of its file."""
+    history = result.result.history
+    return {
+        "command": command,
+        "seed": seed,
+        "stage": asdict(result.stage),
+        "data_hash": data_hash(),
+        "meta_loss": [round(value, 4) for value in history.meta_loss],
+        "validation": [[step, round(value, 4)] for step, value in history.validation],
+        "num_inner_steps": history.num_inner_steps,
+    }

@@ -8,14 +8,18 @@ Legend: N networks, H settings (learning rates), P numbers of one network (T of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from learned_opt.normalized_rule import newton_schulz
+from learned_opt.controller import encode_scalars
+from learned_opt.normalized_rule import NormalizedRule, newton_schulz
+from learned_opt.population_optimizer import PopulationOptimizer
+from learned_opt.pretrained import Pretrained, load_pretrained
 from zoo.layout import ParamLayout, ParamSlot
 from zoo.optimizers import Adam, InnerOptimizer, State
 from zoo.schedules import Schedule
@@ -23,6 +27,7 @@ from zoo.schedules import Schedule
 LEARNING_RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 ADAM_WEIGHT_DECAY: Final = 0.01  # torch.optim's defaults
 MUON_WEIGHT_DECAY: Final = 0.1
+UNTRAINED_FRAME: Final = "untrained frame"
 _COSINE: Final = Schedule("cosine")
 _CONSTANT: Final = Schedule("constant")
 
@@ -61,6 +66,37 @@ def rivals(learning_rates: tuple[float, ...] = LEARNING_RATES) -> list[Method]:
         Method("Lion cosine", tuple(lr / 10 for lr in learning_rates), lambda lr: TorchPopulation(lr, _lion, _COSINE)),
         Method("Adafactor cosine", learning_rates, lambda lr: TorchPopulation(lr, _adafactor, _COSINE)),
     ]
+
+
+def learned_methods(sources: Sequence[str | Path]) -> list[Method]:
+    """Learned optimizers by name in the package or by file, nothing to tune."""
+    methods = []
+    for source in sources:
+        loaded = load_pretrained(source)
+
+        def make(lr: Tensor, loaded: Pretrained = loaded) -> InnerOptimizer:
+            return PopulationOptimizer(loaded.rule, loaded.theta)
+
+        name = str(source).removesuffix(".safetensors")
+        methods.append(Method(name, (1.0,), make, version=loaded.hash))
+    return methods
+
+
+def untrained_frame() -> Method:
+    """The normalised rule before any meta-training, with its controller off, at multiples of its base step.
+
+    What the hand-made part of `mulo-norm` is worth: direction, decay to zero, width and depth rules. Its one best
+    constant is the multiple with the lowest geometric mean over all tasks.
+    """
+    rule = NormalizedRule(network=False)
+    off = encode_scalars({"noise_power": 0.0, "agreement_rate": 1e-9})
+
+    def make(lr: Tensor) -> InnerOptimizer:
+        scaled = off.repeat(len(lr), 1)
+        scaled[:, 0] += lr.log().to(off)  # the first scalar is the rate, which is exponential in theta
+        return PopulationOptimizer(rule, scaled)
+
+    return Method(UNTRAINED_FRAME, (0.25, 0.5, 1.0, 2.0, 4.0), make)
 
 
 def _adamw(lr: Tensor, schedule: Schedule) -> Adam:

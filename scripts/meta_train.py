@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from learned_opt.devices import Devices, FabricDevices
 from learned_opt.meta_train import MetaTrainHistory
-from learned_opt.recipe import Stage, StageResult, describe, run_recipe
+from learned_opt.pretrained import save_theta
+from learned_opt.recipe import Stage, StageResult, run_recipe, stage_info
 from scripts import cli
 
 _AVERAGED = 20  # last outer steps in the meta-loss that is shown
@@ -67,16 +68,13 @@ def _devices(config: DictConfig) -> Devices:
 
 
 def _save(results: list[StageResult], out: Path, config: DictConfig) -> None:
-    from learned_opt.pretrained import save_theta
-
+    command = f"python -m scripts.meta_train experiment={config.name.replace('-', '_')} seed={config.seed}"
     for result in results:
-        save_theta(out / f"{result.stage.name}.safetensors", result.result.theta, result.rule)
+        info = stage_info(result, seed=config.seed, command=command)
+        save_theta(out / f"{result.stage.name}.safetensors", result.result.theta, result.rule, info)
     histories = {result.stage.name: asdict(result.result.history) for result in results}
-    (out / "history.json").write_text(
-        json.dumps({"stages": describe([r.stage for r in results]), "history": histories})
-    )
-    final = {result.stage.name: min(value for _, value in result.result.history.validation) for result in results}
-    cli.save_run(out, config, {"validation": final})
+    (out / "history.json").write_text(json.dumps(histories))
+    cli.save_run(out, config, {name: history["validation"] for name, history in histories.items()})
 
 
 if __name__ == "__main__":
