@@ -22,6 +22,7 @@ from scripts.cli import console, run, save_run
 def main(config: DictConfig) -> None:
     import torch
     from hydra.utils import instantiate
+    from lightning.pytorch.utilities import rank_zero_only
 
     from generator import train_generator
     from generator.unseen_starts import alignment_report
@@ -38,6 +39,8 @@ def main(config: DictConfig) -> None:
     began = time.monotonic()
     pipe = train_generator(zoos, settings, out=out, trainer_options=trainer_options)
     seconds = time.monotonic() - began
+    if rank_zero_only.rank:  # another process reports and saves
+        return
     pipe.save_pretrained(out / "pipeline")
     reports = [alignment_report(pipe, zoo, settings, num_starts=config.num_starts) for zoo in zoos]
     for path, report in zip(paths, reports, strict=True):

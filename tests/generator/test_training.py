@@ -159,19 +159,3 @@ def test_a_trained_pipeline_can_be_saved(tasks, tmp_path):
     loaded = ParameterPipeline.from_pretrained(tmp_path / "pipe")
     ours, theirs = (p(prompt={"loss": 0.5}, generator=torch.Generator().manual_seed(0)) for p in (pipe, loaded))
     torch.testing.assert_close(ours.params, theirs.params)
-
-
-@pytest.mark.slow
-def test_two_devices_train_one_model(tasks, tmp_path):
-    config = make_config(num_steps=4, num_epochs=2)
-    runs = [make_runs(task, seed=i) for i, task in enumerate(tasks)]
-    model, _, contexts = assemble(runs, tasks, config)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    module = GeneratorModule(model, contexts, config.objective, config.optimization)
-    data = PairDataModule(runs, config.pairs, config.optimization)
-    trainer = make_trainer(
-        config.optimization, tmp_path, [], {**QUIET, "devices": 2, "strategy": "ddp_spawn_find_unused_parameters_true"}
-    )
-    trainer.fit(module, data)
-    assert trainer.world_size == 2
-    assert any(not torch.equal(value, module.model.state_dict()[name]) for name, value in before.items())

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import hydra
 import pytest
@@ -22,13 +24,15 @@ def zoo(tmp_path_factory):
     return path
 
 
+SMALL = ["generator.model.width=16", "generator.model.num_heads=2", "generator.model.num_blocks=1"]
+STEPS = ["generator.optimization.num_steps=4", "generator.optimization.num_epochs=2"]
+COUNTS = ["num_starts=2", "generator.num_validation_starts=2", "generator.pairs.batch_size=4"]
+QUIET = ["trainer.accelerator=cpu", "+trainer.enable_progress_bar=false"]
+
+
 def test_a_generator_is_trained_sampled_and_loaded(zoo, tmp_path):
-    small = ["generator.model.width=16", "generator.model.num_heads=2", "generator.model.num_blocks=1"]
-    steps = ["generator.optimization.num_steps=4", "generator.optimization.num_epochs=2"]
-    counts = ["num_starts=2", "generator.num_validation_starts=2", "generator.pairs.batch_size=4"]
-    quiet = ["trainer.accelerator=cpu", "+trainer.enable_progress_bar=false"]
     out = tmp_path / "generator"
-    train_generator.main(compose("train_generator", f"zoo={zoo}", f"out={out}", *small, *steps, *counts, *quiet))
+    train_generator.main(compose("train_generator", f"zoo={zoo}", f"out={out}", *SMALL, *STEPS, *COUNTS, *QUIET))
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["alignment"][str(zoo)]) == {"start", "noise"}
     assert (out / "config.yaml").exists()
@@ -44,3 +48,18 @@ def test_a_generator_is_trained_sampled_and_loaded(zoo, tmp_path):
     assert all(torch.isfinite(value).all() for value in load_file(sample).values())
     with pytest.raises(ValueError, match="not trained on metric 'train_error'"):
         sample_params.main(compose("sample_params", *options, "prompt.train_error=0.2"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_generator(zoo, tmp_path):
+    """Two processes share each step; both end with the same weights, of which one is saved."""
+    out = tmp_path / "generator"
+    parallel = ["trainer.devices=2", "+trainer.strategy=ddp"]
+    options = [f"zoo={zoo}", f"out={out}", *SMALL, *STEPS, *COUNTS, *QUIET, *parallel]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.train_generator", *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "MEMBER: 2/2" in done.stderr
+    assert (out / "pipeline" / "model_index.json").exists()
+    assert json.loads((out / "summary.json").read_text())["alignment"]
