@@ -113,10 +113,6 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             )
             self.edge_skips = nn.ParameterDict({key: torch.zeros(channels) for key in edge_widths})
 
-    @property
-    def num_parameters_total(self) -> int:
-        return sum(param.numel() for param in self.parameters())
-
     def forward(
         self,
         tokenizer: ParamTokenizer,

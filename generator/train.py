@@ -26,7 +26,7 @@ from generator.model import RecurrentDiffusionTransformer, model_widths
 from generator.normalizer import ParamNormalizer
 from generator.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
-from generator.prompt import Prompt, canonical_metric
+from generator.prompt import ALIASES, Prompt, canonical_metric
 from generator.sampler import make_scheduler, sample_params
 from zoo.store import Zoo
 from zoo.tasks import Task, get_task
@@ -57,7 +57,7 @@ class GeneratorConfig:
 
     tokenizer: str = "neuron"
     chunk_width: int = 64
-    metrics: tuple[str, ...] = ("loss",)
+    metrics: Sequence[str] = ("loss",)
     task_bits: str | None = None
     num_task_bits: int = 0
     fingerprints: bool = False
@@ -71,8 +71,7 @@ class GeneratorConfig:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Full names in sorted order, which is that of a prompt's columns."""
-        known = ("train_loss", "train_error", "val_loss", "val_error", "val_return", *self.metrics)
-        return tuple(sorted({canonical_metric(name, known) for name in self.metrics}))
+        return tuple(sorted({ALIASES.get(name, name) for name in self.metrics}))
 
 
 class AlignmentSelection(Callback):

@@ -47,7 +47,7 @@ def main() -> None:
     ).to(device)
     print(
         f"network {context.layout.num_params:,} parameters, {context.tokenizer.groups[0].size:,} tokens; "
-        f"generator {model.num_parameters_total:,} parameters"
+        f"generator {model.num_parameters():,} parameters"
     )
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     objective = ObjectiveConfig(
