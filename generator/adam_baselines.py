@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -50,14 +50,21 @@ class TunedAdam:
     log_loss: tuple[float, ...]
     batch_size: int = 64
 
-    def train(self, starts: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
+    def train(self, starts: Tensor, wanted: Iterable[int]) -> dict[int, Tensor]:
         """Networks (N, P) by position in `steps`, each trained with its own learning rate for its number of steps."""
-        rates = sorted({self.learning_rates[i] for i in wanted})
+        found: dict[int, Tensor] = {}
+        for rate, positions in self.by_rate(wanted).items():
+            steps = [self.steps[i] for i in positions]
+            snapshots = _snapshots(self.task, starts, [rate], steps, batch_size=self.batch_size)
+            found |= {i: networks[0].clone() for i, (_, networks) in zip(positions, snapshots, strict=True)}
+        return found
+
+    def by_rate(self, wanted: Iterable[int]) -> dict[float, list[int]]:
+        """The wanted positions, ascending, by their learning rate."""
         positions = sorted(wanted)
-        snapshots = _snapshots(self.task, starts, rates, [self.steps[i] for i in positions], batch_size=self.batch_size)
         return {
-            i: networks[rates.index(self.learning_rates[i])].clone()
-            for i, (_, networks) in zip(positions, snapshots, strict=True)
+            rate: [i for i in positions if self.learning_rates[i] == rate]
+            for rate in sorted({self.learning_rates[i] for i in positions})
         }
 
 
@@ -179,7 +186,7 @@ def adam_curve(tuned: TunedAdam, starts: Tensor) -> AdamCurve:
     began = time.perf_counter()
     networks = tuned.train(starts, range(len(tuned.steps)))
     seconds = time.perf_counter() - began
-    num_networks = len(starts) * len(set(tuned.learning_rates))
+    num_steps = sum(tuned.steps[positions[-1]] for positions in tuned.by_rate(range(len(tuned.steps))).values())
     val = [tuned.task.evaluate(networks[i], "val") for i in range(len(tuned.steps))]
     test = [tuned.task.evaluate(networks[i], "test") for i in range(len(tuned.steps))]
     return AdamCurve(
@@ -188,7 +195,7 @@ def adam_curve(tuned: TunedAdam, starts: Tensor) -> AdamCurve:
         torch.stack([values["loss"] for values in val], dim=1),
         torch.stack([values["loss"] for values in test], dim=1),
         torch.stack([values["error"] for values in test], dim=1),
-        seconds / (num_networks * tuned.steps[-1]),
+        seconds / (num_steps * len(starts)),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from generator.adam_baselines import AdamCurve, AdamSteps, RankOneExtrapolation, TunedAdam, adam_curve, tune_adam
 from generator.alignment import Alignment, measure_alignment
@@ -27,13 +28,13 @@ from generator.baselines import (
     Retrieval,
     initial_networks,
 )
-from generator.collapse import Behaviour, CollapseReport, collapse_report
+from generator.collapse import CollapseReport, collapse_report
 from generator.dataset import Trajectories
-from generator.novelty import NoveltyReport, novelty_report, retrieval_verdict
+from generator.novelty import Foretelling, NoveltyReport, novelty_report, retrieval_verdict
 from generator.ridge import Ridge
 from generator.testbed import METRIC, Sampler, Testbed
 from generator.verdict import Estimate, Verdict
-from zoo.metrics import log_prob_distance
+from zoo.metrics import LOG_RANGE
 
 GENERATOR: Final = "generator"
 BELOW_FLOOR: Final = (0.25, 0.4, 0.63)  # of the floor
@@ -48,6 +49,7 @@ class EvaluationConfig:
 
     Attributes:
         num_starts: N, at most as many as there are unseen runs.
+        num_novelty_starts: of them, for the tests (A) and (B), which match every pair.
         num_prompts: K from the floor upwards.
         uses_start: whether the generator looks at starts; otherwise nothing is fed back, and (D) does not apply.
         num_updates: how often networks are fed back.
@@ -58,6 +60,7 @@ class EvaluationConfig:
     """
 
     num_starts: int = 128
+    num_novelty_starts: int = 64
     num_prompts: int = 16
     uses_start: bool = True
     num_updates: int = 4
@@ -75,14 +78,14 @@ class SamplerResult:
         alignment: at the K prompts from the floor upwards.
         below: at the prompts below the floor.
         collapse: at the lowest prompt, and at the one nearest to DIVERSITY_LOSS.
-        strangeness: (N,) log-prob distances from what the starts became, at the lowest prompt.
+        foretelling: errors of prompts, and cosines with the starts' real updates.
         seconds: wall time for one network.
     """
 
     alignment: Alignment
     below: Alignment
     collapse: tuple[CollapseReport, ...]
-    strangeness: Tensor
+    foretelling: Foretelling
     seconds: float
 
 
@@ -137,7 +140,8 @@ def evaluate(
     results = {GENERATOR: own_result}
     results |= {name: evaluate_sampler(rival, testbed, starts, config)[0] for name, rival in rivals.items()}
     last = testbed.unseen.read(torch.arange(len(starts)), testbed.unseen.counts[: len(starts)] - 1)
-    novelty = novelty_report(testbed, generated[:, 0], testbed.floor, torch.Generator().manual_seed(config.seed))
+    lowest = generated[: config.num_novelty_starts, 0]
+    novelty = novelty_report(testbed, lowest, testbed.floor, torch.Generator().manual_seed(config.seed))
     return Evaluation(
         testbed.floor,
         1 - testbed.task.evaluate(last, "test")["error"].cpu(),
@@ -185,13 +189,13 @@ def evaluate_sampler(
     grid = networks.view(len(starts), len(prompts), -1)[:, num_below:]
     places = dict.fromkeys((0, int((usual.log() - torch.tensor(DIVERSITY_LOSS).log()).abs().argmin())))
     collapse = tuple(collapse_report(testbed, starts, grid[:, k], usual[k].item()) for k in places)
-    became = Behaviour.of(testbed.task, testbed.real_at(usual[:1].expand(len(starts))))
-    strangeness = log_prob_distance(Behaviour.of(testbed.task, grid[:, 0]).log_probs, became.log_probs).diagonal()
+    gaps = (whole.val["loss"][:, num_below:].log().clamp(*LOG_RANGE) - usual.log()).abs()
+    became = testbed.real_at(usual[:1].expand(len(starts)))
     result = SamplerResult(
         _columns(whole, slice(num_below, None)),
         _columns(whole, slice(num_below)),
         collapse,
-        strangeness,
+        Foretelling(gaps.mean(1), F.cosine_similarity(grid[:, 0] - starts, became - starts)),
         seconds,
     )
     return result, grid
@@ -236,9 +240,9 @@ def _verdicts(results: Mapping[str, SamplerResult], novelty: NoveltyReport, *, u
         **generator.collapse[0].verdicts,
         **novelty.verdicts,
     }
-    rivals = {name: results[name].strangeness for name in _FORETELLING if name in results}
+    rivals = {name: results[name].foretelling for name in _FORETELLING if name in results}
     if rivals and uses_start:
-        verdicts["novelty D"] = retrieval_verdict({GENERATOR: generator.strangeness, **rivals}, GENERATOR)
+        verdicts["novelty D"] = retrieval_verdict(generator.foretelling, rivals)
     return verdicts
 
 

@@ -18,7 +18,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from generator.alignment import Alignment
 from generator.baselines import MatchedAverage, NoisyCopy
 from generator.collapse import Behaviour
 from generator.dataset import Trajectories
@@ -98,8 +97,8 @@ class BandReport:
 def novelty_report(testbed: Testbed, generated: Tensor, prompt: float, rng: torch.Generator) -> NoveltyReport:
     """Tests (A) and (B) at one prompt.
 
-    The pool holds each training run's snapshot nearest to the generated networks' mean loss and the two beside it: a
-    copy has the loss of what it copies.
+    The pool holds each training run's snapshot that is nearest to the generated networks' mean loss: a copy has the
+    loss of what it copies.
 
     Args:
         testbed: training and unseen runs.
@@ -126,28 +125,24 @@ def novelty_report(testbed: Testbed, generated: Tensor, prompt: float, rng: torc
 
 
 def pool_at(train: Trajectories, level: Tensor) -> Tensor:
-    """Networks (M, P) of all training runs around a loss (): of each the nearest snapshot, and those beside it."""
+    """Networks (R, P): of each training run the snapshot whose loss is nearest to a level ()."""
     rows = torch.arange(len(train))
-    nearest_ones = nearest_snapshots(train.metrics[METRIC], level)
-    around = (nearest_ones[:, None] + torch.tensor([-1, 0, 1])).clamp(min=0)  # (R, 3)
-    around = torch.minimum(around, train.counts[:, None] - 1)
-    pairs = torch.stack((rows.repeat_interleave(3), around.flatten()), dim=1).unique(dim=0)
-    return train.read(pairs[:, 0], pairs[:, 1])
+    return train.read(rows, nearest_snapshots(train.metrics[METRIC], level))
 
 
 def distance_verdict(sets: Mapping[str, NetworkSet]) -> Verdict:
     """(A): generated networks are not nearer to the training set than unseen real runs."""
     held_out = sets[HELD_OUT].distances
     relative = Estimate.of((sets[GENERATED].distances - held_out) / held_out.mean())
-    exceeded = [
-        name
+    nearer = [
+        float(name.split()[-1])
         for name, one in sets.items()
-        if name.startswith(("noise", "average")) and one.distances.mean() < sets[GENERATED].distances.mean()
+        if name.startswith("noise") and one.distances.mean() < sets[GENERATED].distances.mean()
     ]
     return Verdict(
         relative.low >= -DISTANCE_MARGIN,
-        f"generated networks lie {relative:+.1%} from where held-out runs lie, in matched distance to the nearest "
-        f"training network (at least {-DISTANCE_MARGIN:.0%}); farther than {', '.join(exceeded) or 'no'} copies",
+        f"matched distance to the nearest training network differs from held-out runs' by {relative:+.1%} (at least "
+        f"{-DISTANCE_MARGIN:.0%}); copies with relative noise up to {max(nearer, default=0):g} are nearer",
     )
 
 
@@ -208,22 +203,34 @@ def halves_report(
     return HalvesReport(mutual, to_training, verdict)
 
 
-def retrieval_verdict(strangeness: Mapping[str, Tensor], generator: str) -> Verdict:
-    """(D): the generator foretells what a start becomes better than retrieval and regression do.
+@dataclass(frozen=True)
+class Foretelling:
+    """Test (D): what one sampler knows of prompts and starts.
 
-    Args:
-        strangeness: (N,) by sampler: RMS difference in log-probability on test data between its network for a start
-            and what that start became at the prompted loss. It is small only for a network that has both the loss and
-            the peculiarities of this run.
-        generator: name of the generator among them.
+    Attributes:
+        errors: (N,) mean over prompts of |log achieved - log prompted loss|.
+        cosines: (N,) of its update and the start's real update at the lowest prompt.
     """
-    own = strangeness[generator]
-    gains = {name: Estimate.of(values - own) for name, values in strangeness.items() if name != generator}
-    best = min(gains, key=lambda name: gains[name].low)
+
+    errors: Tensor
+    cosines: Tensor
+
+
+def retrieval_verdict(generator: Foretelling, rivals: Mapping[str, Foretelling]) -> Verdict:
+    """(D): no rival both meets prompts as well as the generator and foretells as well where a start goes.
+
+    Retrieval meets prompts and knows nothing of the start; regression foretells directions and meets no prompt.
+    """
+    parts, passed = [], True
+    for name, rival in rivals.items():
+        error = Estimate.of(rival.errors - generator.errors)
+        cosine = Estimate.of(generator.cosines - rival.cosines)
+        passed &= error.low > 0 or cosine.low > 0
+        parts.append(f"{name} {error:+.2f}, {cosine:+.2f}")
     return Verdict(
-        gains[best].low > 0,
-        f"log-prob distance to what the start became is {Estimate.of(own):.3f}; that of {best}, the best of "
-        f"{len(gains)} rivals, is larger by {gains[best]:+.3f}",
+        passed,
+        f"log error of prompts {Estimate.of(generator.errors):.3f}, cosine with real updates "
+        f"{Estimate.of(generator.cosines):.2f}; ahead of rivals in error, cosine: {'; '.join(parts)}",
     )
 
 
@@ -257,10 +264,10 @@ def withheld_band_report(
     return BandReport(band, prompts, achieved, outside, verdict)
 
 
-def middle_band(alignment: Alignment) -> tuple[float, float]:
-    """The middle third of the prompted losses, on a logarithmic scale."""
-    low, high = alignment.prompts[0].log(), alignment.prompts[-1].log()
-    return (low + (high - low) / 3).exp().item(), (high - (high - low) / 3).exp().item()
+def middle_band(prompts: Tensor) -> tuple[float, float]:
+    """The middle third of the range of prompts (K,), on a logarithmic scale."""
+    low, high = prompts.min().log(), prompts.max().log()
+    return low.lerp(high, 1 / 3).exp().item(), low.lerp(high, 2 / 3).exp().item()
 
 
 def _against(testbed: Testbed, params: Tensor, pool: Tensor, known: Behaviour) -> NetworkSet:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from generator.evaluate import GENERATOR, Evaluation, SamplerResult
 from generator.novelty import COPIES, GENERATED, HELD_OUT, BandReport, HalvesReport, NetworkSet
-from generator.verdict import Verdict
+from generator.verdict import Estimate, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,19 +157,22 @@ def plot_overlaps(sets: Mapping[str, NetworkSet], verdict: Verdict) -> Figure:
 
 
 def plot_foretelling(evaluation: Evaluation) -> Figure:
-    """(D): how far each sampler's network is in function from what the start became."""
-    figure, axes = _axes("(D) What the start became, foretold", evaluation.verdicts.get("novelty D"))
-    ordered = sorted(evaluation.results, key=lambda name: evaluation.results[name].strangeness.median())
-    values = [evaluation.results[name].strangeness.tolist() for name in ordered]
-    boxes = axes.boxplot(values, orientation="horizontal", patch_artist=True, widths=0.6, flierprops={"ms": 3})
-    for box, name in zip(boxes["boxes"], ordered, strict=True):
-        box.set_facecolor(BLUE if name == GENERATOR else GREY)
-        box.set_alpha(0.7)
-    for line in boxes["medians"]:
-        line.set_color("black")
-    axes.set_yticks(range(1, len(ordered) + 1), ordered, fontsize=8)
-    axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="RMS difference in log-probability to the real network of the same start [nats]")
+    """(D): how well each sampler meets prompts, and how well it foretells where a start goes."""
+    figure, axes = _axes("(D) Meeting prompts and foretelling updates", evaluation.verdicts.get("novelty D"))
+    for name, result in evaluation.results.items():
+        error, cosine = Estimate.of(result.foretelling.errors), Estimate.of(result.foretelling.cosines)
+        colour = BLUE if name == GENERATOR else GREY
+        axes.errorbar(
+            error.mean, cosine.mean, [[cosine.mean - cosine.low], [cosine.high - cosine.mean]],
+            [[error.mean - error.low], [error.high - error.mean]], color=colour, marker="o", ms=6, capsize=2,
+        )  # fmt: skip
+        axes.annotate(name, (error.mean, cosine.mean), fontsize=8, xytext=(6, 4), textcoords="offset points")
+    axes.set(
+        xscale="log",
+        xlabel="mean |log achieved - log prompted val loss| (bars: 95% intervals)",
+        ylabel="cosine with the start's real update",
+    )
+    axes.margins(x=0.25, y=0.1)
     return figure
 
 

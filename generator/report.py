@@ -50,7 +50,7 @@ def sampler_table(evaluation: Evaluation) -> Table:
     """All samplers, one a row: how they meet prompts, and what their networks at the lowest prompt are like."""
     title = f"All samplers; columns from 'accuracy' on at the lowest prompt, val loss {evaluation.floor:.3f}"
     names = ("R² log", "Spearman", "R² test", "val loss", "accuracy", "cosine", "share", "IoU", "corr.", "log-prob")
-    table = _table(title, "sampler", *names, "norm", "to real", "to real, log-prob", "ms/network")
+    table = _table(title, "sampler", *names, "norm", "to real", "ms")
     for name, result in evaluation.results.items():
         table.add_row(name, *_sampler_cells(result), style="bold" if name == GENERATOR else None)
     collapse = evaluation.results[GENERATOR].collapse[0]
@@ -158,8 +158,7 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
                 "test_r2_log": result.alignment.test_r2_log,
                 "spearman": result.alignment.spearman,
                 "lowest_accuracy": result.alignment.lowest_accuracy,
-                "cosine": result.collapse[0].cosine_to_real.mean,
-                "strangeness": result.strangeness.mean().item(),
+                "cosine": result.foretelling.cosines.mean().item(),
                 "seconds": result.seconds,
             }
             for name, result in evaluation.results.items()
@@ -207,14 +206,13 @@ def _sampler_cells(result: SamplerResult) -> list[str]:
         f"{alignment.test_r2_log:.3f}",
         f"{measures['val loss']:.3f}",
         f"{measures['test accuracy']:.2%}",
-        f"{at_floor.cosine_to_real.mean:.3f}",
+        f"{result.foretelling.cosines.mean():.3f}",
         f"{measures['mean-update share']:.3f}",
         f"{measures['wrong-prediction IoU']:.3f}",
         f"{measures['loss correlation']:.3f}",
         f"{measures['log-prob distance']:.2f}",
         f"{measures['norm']:.2f}",
         f"{at_floor.distance_to_real.mean:.2f}",
-        f"{result.strangeness.mean():.2f}",
         f"{1e3 * result.seconds:.2f}",
     ]
 

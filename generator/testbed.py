@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from torch import Tensor
 from generator.alignment import prompt_grid
 from generator.dataset import Trajectories
 from generator.pipeline import ParameterPipeline
-from zoo.tasks import Task
+from zoo.layout import ParamLayout
+from zoo.store import Zoo
+from zoo.tasks import Task, get_task
 
 METRIC: Final = "val_loss"  # prompts are on validation data, reports on test data
 
@@ -44,12 +46,14 @@ class PipelineSampler:
 
     Attributes:
         pipeline: to sample from.
+        layout: of the networks to generate.
         use_start: False to generate from noise although starts are offered.
         num_inference_steps: denoising steps.
         eta: 0 deterministic, 1 ancestral.
     """
 
     pipeline: ParameterPipeline
+    layout: ParamLayout
     use_start: bool = True
     num_inference_steps: int = 8
     eta: float = 0.0
@@ -62,6 +66,7 @@ class PipelineSampler:
                 start if self.use_start else None,
                 prompt,
                 num_samples=num_networks,
+                layout=self.layout,
                 num_inference_steps=self.num_inference_steps,
                 eta=self.eta,
                 generator=rng,
@@ -90,6 +95,13 @@ class Testbed:
                 raise ValueError(f"{name} must have the metric {METRIC!r}, got {list(runs.metrics)}")
             if runs.layout != self.task.layout:
                 raise ValueError(f"{name} runs are of another architecture than the task's; was the zoo built for it?")
+
+    @classmethod
+    def from_zoo(cls, zoo: Zoo) -> Testbed:
+        """The task that the zoo records, its training runs, and its test runs as unseen ones."""
+        options: dict[str, Any] = dict(zoo.task_config)
+        train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))
+        return cls(get_task(**options), train, unseen)
 
     @property
     def floor(self) -> float:

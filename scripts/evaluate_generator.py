@@ -1,0 +1,80 @@
+"""Evaluate a generator on initial networks that it has not seen, beside everything that it must beat.
+
+    python -m scripts.evaluate_generator pipeline=PATH zoo=PATH
+    python -m scripts.evaluate_generator pipeline=PATH zoo=PATH others.twin=PATH others.function_loss_only=PATH
+    python -m scripts.evaluate_generator pipeline=PATH zoo=PATH train_controls=true
+
+Inputs: a saved pipeline, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all tables and
+verdicts, `evaluation.json` with all numbers, pictures, the resolved config and `summary.json`. A generator of small
+networks takes about five minutes; `train_controls=true` trains three more generators with the settings of the first,
+three times its training, for the novelty tests C and E. The protocol is in docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from scripts.cli import console, run, save_run
+
+
+def main(config: DictConfig) -> None:
+    import torch
+    from hydra.utils import instantiate
+    from rich.console import Console
+
+    from generator.controls import control_reports, train_controls
+    from generator.evaluate import evaluate
+    from generator.pipeline import ParameterPipeline
+    from generator.plots import plot_band, plot_halves, save_figure, save_plots
+    from generator.report import print_report, print_verdicts, save_report, summary
+    from generator.testbed import PipelineSampler, Testbed
+    from zoo.store import Zoo
+
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    zoo = Zoo.open(str(config.zoo))
+    testbed = Testbed.from_zoo(zoo)
+    sizes = instantiate(config.evaluation)
+    paths = {"generator": config.pipeline, **config.others}
+    samplers = {
+        name: PipelineSampler(
+            ParameterPipeline.from_pretrained(str(path)),
+            zoo.layout,
+            use_start=sizes.uses_start,
+            num_inference_steps=config.num_inference_steps,
+            eta=config.eta,
+        )
+        for name, path in paths.items()
+    }
+    generator = samplers.pop("generator")
+    out = Path(str(config.out or Path(str(config.pipeline)).parent / "evaluation"))
+
+    evaluation = evaluate(generator, testbed, others=samplers, config=sizes)
+    text = Console(width=180, record=True, file=console.file)
+    print_report(evaluation, text)
+    save_report(evaluation, out / "evaluation.json")
+    save_plots(evaluation, out)
+    if config.train_controls:
+        settings = OmegaConf.load(config.training_config or Path(str(config.pipeline)).parent / "config.yaml")
+        controls = train_controls(
+            testbed,
+            zoo,
+            instantiate(settings.generator, _convert_="all"),
+            out=out / "controls",
+            trainer_options=OmegaConf.to_container(settings.trainer, resolve=True),
+            report=console.print,
+        )
+        reports = control_reports(testbed, zoo, controls, generator, seed=sizes.seed)
+        print_verdicts({"novelty C": reports.halves.verdict, "novelty E": reports.band.verdict}, text)
+        save_report(reports, out / "controls.json")
+        save_figure(plot_halves(reports.halves), out / "halves.png")
+        save_figure(plot_band(reports.band), out / "band.png")
+    text.save_text(str(out / "report.txt"))
+    save_run(out, config, summary(evaluation))
+    console.print(f"report and pictures in {out}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run(main, "evaluate_generator")
