@@ -284,7 +284,9 @@ def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> S
         from zarr.storage import ObjectStore
     except ImportError as error:
         raise ImportError(f"reading {text} needs the extra s3: pip install 'weightfoundry[s3]'") from error
-    return ObjectStore(from_url(text, config=cast("S3Config", dict(options))), read_only=True)
+    plain_http = options.get("endpoint", "").startswith("http://")
+    config = cast("S3Config", dict(options))
+    return ObjectStore(from_url(text, config=config, client_options={"allow_http": plain_http}), read_only=True)
 
 
 def _shard_source(group: zarr.Group, spec: ZooSpec) -> ShardSource:

@@ -19,7 +19,7 @@ def race(folder, block, wins):
 def test_of_many_processes_one_gets_the_claim(tmp_path, forked, is_stale):
     wins = tmp_path / "wins"
     wins.mkdir()
-    for block in range(5):
+    for block in range(3):
         if is_stale:
             forked(race, tmp_path / "claims", block, tmp_path / "wins")[0].join()
             next(wins.iterdir()).unlink()
