@@ -142,7 +142,8 @@ class RankOneExtrapolation:
 
     def _direction(self, starts: Tensor) -> Tensor:
         """Main direction (N, P) of the paths, as long as what the paths cover along it."""
-        rate = self.tuned.learning_rates[int(np.searchsorted(self.tuned.steps, _PROBE_STEPS[-1]))]
+        position = int(np.searchsorted(self.tuned.steps, _PROBE_STEPS[-1]))
+        rate = self.tuned.learning_rates[min(position, len(self.tuned.steps) - 1)]
         snapshots = _snapshots(self.tuned.task, starts, [rate], _PROBE_STEPS, batch_size=self.tuned.batch_size)
         path = torch.stack([networks[0] - starts for _, networks in snapshots], dim=1)  # (N, probes, P)
         main = torch.linalg.svd(path, full_matrices=False).Vh[:, 0]  # (N, P)
