@@ -1,0 +1,128 @@
+"""What does it cost to write a population, to read random networks of it, and to read all of it?
+
+    OMP_NUM_THREADS=1 python -m scripts.bench.bench_store [--num-runs 512] [--folder /tmp]
+
+Prints a Markdown table: median and quartiles over the repeats. Rivals take turns in every repeat, so that a busy moment
+of the machine meets all alike. All files are in the page cache; writing ends when the data are on the disk. The zoo and
+zarr-python check each network's CRC32C as they read, the others have no checksums. Needs the extra `bench`. Takes about
+three minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from scripts.bench.rival_stores import STORES, OpenFiles, check
+from zoo import ParamLayout
+from zoo.architectures import MLP
+
+BATCH = 64
+Times = dict[str, list[tuple[float, float]]]  # CPU and wall seconds of each repeat
+PACKAGES = ("numpy", "zarr", "tensorstore", "lmdb", "h5py", "safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-runs", type=int, default=512)
+    parser.add_argument("--num-snapshots", type=int, default=26)
+    parser.add_argument("--hidden", type=int, default=128, help="width of the MLP 64-hidden-10")
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--num-repeats", type=int, default=31, help="of reading; a tenth of it of writing and scanning")
+    parser.add_argument("--folder", default=tempfile.gettempdir())
+    options = parser.parse_args()
+    layout = ParamLayout.of(MLP(64, (options.hidden,), 10))
+    rng = np.random.default_rng(0)
+    params = rng.normal(size=(options.num_runs, options.num_snapshots, layout.num_params)).astype(np.float32)
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        few = max(1, options.num_repeats // 10)
+        writing = rounds(few, {name: writer(name, folder, params, layout, options.block_size) for name in written()})
+        stores = {name: opener(folder / file_name(name)) for name, (_, opener) in STORES.items()}
+        for store in stores.values():
+            check(store, params)
+        pairs = rng.integers(0, params.shape[:2], (options.num_repeats + 1, BATCH, 2))
+        reading = rounds(options.num_repeats, {name: reader(store, pairs) for name, store in stores.items()})
+        scanning = rounds(few, {name: scanner(store) for name, store in stores.items()})
+    finally:
+        shutil.rmtree(folder)
+    shape = " x ".join(f"{size:,}" for size in params.shape)
+    print(f"{shape} float32 = {params.nbytes / 1e6:.0f} MB, blocks of {options.block_size} runs")
+    print(", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]) + "\n")
+    print_table(params.nbytes, writing, reading, scanning)
+
+
+def print_table(nbytes: int, writing: Times, reading: Times, scanning: Times) -> None:
+    print(f"| | write MB/s | write CPU-s/GB | read {BATCH}, CPU-ms | x memmap | read {BATCH}, wall ms | scan GB/s |")
+    print("|---|---|---|---|---|---|---|")
+    memmap = statistics.median(cpu for cpu, _ in reading["numpy memmap"])
+    for name in STORES:
+        cells = ["", ""]
+        if name in writing:
+            cells = [spread(nbytes / wall / 1e6 for _, wall in writing[name])]
+            cells.append(spread(cpu / nbytes * 1e9 for cpu, _ in writing[name]))
+        cells.append(spread(1e3 * cpu for cpu, _ in reading[name]))
+        cells.append(f"{statistics.median(cpu for cpu, _ in reading[name]) / memmap:.1f}")
+        cells.append(spread(1e3 * wall for _, wall in reading[name]))
+        cells.append(spread(nbytes / wall / 1e9 for _, wall in scanning[name]))
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def rounds(num_repeats: int, actions: dict[str, Callable[[int], object]]) -> Times:
+    """CPU and wall seconds of each action, in turns; a first round warms up and does not count."""
+    times: Times = {name: [] for name in actions}
+    for i in range(num_repeats + 1):
+        for name, action in actions.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            action(i)
+            times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    return {name: values[1:] for name, values in times.items()}
+
+
+def writer(
+    name: str, folder: Path, params: np.ndarray, layout: ParamLayout, block_size: int
+) -> Callable[[int], object]:
+    write = STORES[name][0]
+    path = folder / file_name(name)
+
+    def action(i: int) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        write(path, params, layout, block_size)
+
+    return action
+
+
+def reader(store: OpenFiles, pairs: np.ndarray) -> Callable[[int], object]:
+    return lambda i: store.read(pairs[i])
+
+
+def scanner(store: OpenFiles) -> Callable[[int], object]:
+    return lambda i: sum(piece.nbytes for piece in store.scan())
+
+
+def written() -> list[str]:
+    """Stores that have files of their own."""
+    return [name for name, (write, _) in STORES.items() if write is not None]
+
+
+def file_name(name: str) -> str:
+    return "zoo" if name.endswith("the zoo's files") else name.split(",", maxsplit=1)[0].replace(" ", "_")
+
+
+def spread(values: Iterable[float]) -> str:
+    """Median and quartiles."""
+    low, middle, high = np.percentile(list(values), [25, 50, 75])
+    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+
+
+if __name__ == "__main__":
+    main()
