@@ -112,6 +112,20 @@ class GeneratorModule(lightning.LightningModule):
                 group["peak_lr"] = group["lr"]
         return optimizers
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = self._settings
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["settings"] != self._settings:
+            raise ValueError(
+                f"the folder holds a training with other settings, {checkpoint['settings']}; "
+                f"got {self._settings}. Choose another folder, or remove its checkpoints"
+            )
+
+    @property
+    def _settings(self) -> str:
+        return f"{self.objective} {self.optimization}"
+
     def on_fit_start(self) -> None:
         self.contexts = [context.to(self.device) for context in self.contexts]
 

@@ -59,7 +59,9 @@ def training_losses(
     signal, noise = signal_and_noise(config.prediction, timestep[:, None])
     noisy = signal * clean + noise * gaussian
     is_diffusion = bool(model.config["diffusion"])
-    latent = torch.randn(num_samples * size, clean.shape[1], generator=rng).to(device)
+    latent = None
+    if model.config["use_latent"]:
+        latent = torch.randn(num_samples * size, clean.shape[1], generator=rng).to(device)
     windows = _draw_windows(model, context, config, rng)
     fingerprints = _start_fingerprints(model, context, batch, rng)
     with precision:
@@ -68,7 +70,7 @@ def training_losses(
             batch.prompt.repeat(num_samples),
             noisy=noisy.repeat(num_samples, 1) if is_diffusion else None,
             timestep=timestep.repeat(num_samples) if is_diffusion else None,
-            latent=latent if model.config["use_latent"] else None,
+            latent=latent,
             start=None if start is None else start.repeat(num_samples, 1),
             has_start=batch.has_start.repeat(num_samples),
             fingerprints={name: values.repeat(num_samples, 1, 1) for name, values in fingerprints.items()},

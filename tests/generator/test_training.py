@@ -119,6 +119,9 @@ def test_resumed_training_equals_uninterrupted(tasks, tmp_path):
     resumed, _ = train(tasks, config, tmp_path / "rest", checkpoint=str(tmp_path / "checkpoints" / "last.ckpt"))
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+    other = make_config(learning_rate=1e-3)
+    with pytest.raises(ValueError, match="other settings"):
+        train(tasks, other, tmp_path / "other", checkpoint=str(tmp_path / "checkpoints" / "last.ckpt"))
 
 
 def test_prompts_reach_from_the_median_of_what_runs_reach(tasks):
