@@ -88,7 +88,7 @@ def train(task: EvaluationTask, method: Method, *, num_seeds: int = 3) -> Result
         optimizer.finish()
     val_loss, val_error = problem.evaluate(params, datasets)
     curves = cap_loss(losses, DEFAULT_LOSS_CAP).view(task.num_steps, num_settings, num_seeds)
-    pieces = torch.stack([piece.mean((0, 2)) for piece in curves.tensor_split(NUM_CURVE_POINTS)])
+    pieces = torch.stack([piece.mean((0, 2)) for piece in curves.tensor_split(min(NUM_CURVE_POINTS, task.num_steps))])
     num_last = max(1, int(task.num_steps * END_SHARE))
 
     def by_setting(values: torch.Tensor) -> list[list[float]]:
