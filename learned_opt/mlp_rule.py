@@ -15,8 +15,9 @@ Legend: N networks, M meta-parameters, H hidden units, E x R x C one tensor (see
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Final
 
@@ -24,7 +25,9 @@ import torch
 from torch import Tensor
 
 from learned_opt import features
-from learned_opt.features import Accumulators, Chunk, Decays, Preconditioners
+from learned_opt.features import Accumulators, Decays
+from learned_opt.kernels.chunked_mlp import chunked_update_
+from learned_opt.kernels.folding import MAGNITUDE_SCALE, Layer
 from learned_opt.update_rule import (
     RuleOption,
     RuleState,
@@ -41,7 +44,6 @@ STEP_SIZES: Final = {"mup": 0.01, "sp": 0.001}
 MOMENTUM_DECAYS: Final = (0.9, 0.99, 0.999)
 SQUARE_DECAYS: Final = (0.999,)
 FACTORED_DECAYS: Final = (0.9, 0.99, 0.999)
-MAGNITUDE_SCALE: Final = 0.001
 CHUNK_NUMEL: Final = 16_384  # activations of one chunk stay in the second-level cache
 
 STATE_KEYS: Final = ("momentum", "square", "row", "column")
@@ -50,12 +52,7 @@ _NUM_DECAYS: Final = len(MOMENTUM_DECAYS) + len(SQUARE_DECAYS) + len(FACTORED_DE
 _TRUNCATED_NORMAL_STD: Final = 0.87962566  # std of a standard normal cut at +-2
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Affine map of feature-major activations, one for each network."""
-
-    weight: Tensor  # (N, out, in)
-    bias: Tensor  # (N, out)
+FastUpdate = Callable[..., None]  # signature of `fused_update_`
 
 
 @register_rule("mlp")
@@ -175,11 +172,28 @@ class MlpRule:
                 params[i] = features.uncanonical(shrink * param - step_size * step, spec.shape)
                 for key in STATE_KEYS:
                     state[key][i] = getattr(accumulators, key)
-            else:
-                update = _ChunkedUpdate(layers, decays, time, accumulators, self.chunk_numel)
-                update.apply_(param, grad, step_size, shrink)
-                if param.data_ptr() != params[i].data_ptr():  # the canonical form could not be a view
-                    params[i].copy_(features.uncanonical(param, spec.shape))
+                continue
+            self._fast_update(param.device)(
+                layers,
+                decays,
+                accumulators,
+                param=param,
+                grad=grad,
+                inner_step=time,
+                step_size=step_size,
+                shrink=shrink,
+            )
+            if param.data_ptr() != params[i].data_ptr():  # the canonical form could not be a view
+                params[i].copy_(features.uncanonical(param, spec.shape))
+
+    def _fast_update(self, device: torch.device) -> FastUpdate:
+        """Fused kernels on a GPU where they can run, else chunks."""
+        if device.type == "cuda" and find_spec("triton"):
+            from learned_opt.kernels.triton_mlp import SUPPORTED_HIDDEN, fused_update_
+
+            if self.hidden in SUPPORTED_HIDDEN:
+                return fused_update_
+        return partial(chunked_update_, chunk_numel=self.chunk_numel)
 
 
 def learned_decay(initial: Sequence[float], offset: Tensor) -> Tensor:
@@ -204,82 +218,3 @@ def reference_step(
         x = torch.relu(layer.weight @ x + layer.bias[..., None])  # (N, H, n)
     direction, magnitude = (layers[-1].weight @ x + layers[-1].bias[..., None]).unbind(1)
     return accumulators, (direction * torch.exp(MAGNITUDE_SCALE * magnitude)).view_as(param)
-
-
-class _ChunkedUpdate:
-    """One update of one tensor in constant temporary memory: statistics of the features first, then the network."""
-
-    def __init__(
-        self, layers: Sequence[Layer], decays: Decays, time: Tensor, accumulators: Accumulators, chunk_numel: int
-    ) -> None:
-        self.layers = layers
-        self.decays = decays
-        self.time = time
-        self.accumulators = accumulators
-        self.chunk_numel = chunk_numel
-
-    def apply_(self, param: Tensor, grad: Tensor, step_size: float, shrink: float) -> None:
-        """param <- shrink * param - step_size * step, and update the accumulators."""
-        num_blocks, num_rows, num_columns = param.shape[1:]
-        chunks = list(features.chunks((num_blocks, num_rows, num_columns), self.chunk_numel))
-        first, second, last = self.layers
-        num_networks, width = param.shape[0], first.weight.shape[1]
-        room = min(self.chunk_numel, param[0].numel())
-        dense = param.new_empty(num_networks, len(features.DENSE), room)
-        hidden = param.new_empty(2, num_networks, width, room)
-
-        features.accumulate_factors(self.accumulators, grad, self.decays)
-        factors = features.preconditioners(self.accumulators)
-        mean_square = self._accumulate(param, grad, factors, chunks, dense)
-        weight, row_bias, column_bias = self._fold(first, mean_square)
-        for chunk in chunks:
-            e, r, c = chunk
-            x = features.dense_features(param, grad, self.accumulators, factors, chunk=chunk, out=dense).flatten(2)
-            one, two = hidden[..., : x.shape[2]]
-            sums = one.unflatten(2, param[:, e, r, c].shape[1:])
-            torch.add(row_bias[:, :, e, r], column_bias[:, :, e, :, c], out=sums)
-            one.baddbmm_(weight, x).relu_()
-            torch.baddbmm(second.bias[..., None], second.weight, one, out=two).relu_()
-            direction, magnitude = torch.baddbmm(last.bias[..., None], last.weight, two).unbind(1)
-            step = direction.mul_(magnitude.mul_(MAGNITUDE_SCALE).exp_())
-            target = param[:, e, r, c]
-            if shrink != 1:
-                target.mul_(shrink)
-            target.sub_(step.view_as(target), alpha=step_size)
-
-    def _accumulate(
-        self, param: Tensor, grad: Tensor, factors: Preconditioners, chunks: Sequence[Chunk], room: Tensor
-    ) -> Tensor:
-        """Update momenta and second moments; mean squares (N, 28) of the features after that."""
-        total = param.new_zeros(param.shape[0], len(features.DENSE))
-        for chunk in chunks:
-            place = (slice(None), slice(None), *chunk)
-            momentum, square = self.accumulators.momentum[place], self.accumulators.square[place]
-            features.accumulate_elements(momentum, square, grad[(slice(None), *chunk)], self.decays)
-            dense = features.dense_features(param, grad, self.accumulators, factors, chunk=chunk, out=room)
-            total += torch.linalg.vector_norm(dense.flatten(2), dim=2).square_()
-        mean_square = param.new_empty(param.shape[0], features.NUM_TENSOR_FEATURES)
-        mean_square[:, features.DENSE] = total / param[0].numel()
-        for positions, values in (
-            (features.ROW, features.row_features(self.accumulators)),
-            (features.COLUMN, features.column_features(self.accumulators)),
-        ):
-            mean_square[:, positions] = values.square().mean(dim=(2, 3, 4))
-        return mean_square
-
-    def _fold(self, first: Layer, mean_square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """First layer on dense features (N, H, 16), and what the other features add: by row and by column."""
-        num_tensor_features = features.NUM_TENSOR_FEATURES
-        scaled = first.weight[:, :, :num_tensor_features] * features.inverse_rms(mean_square)[:, None]
-        time = features.time_features(self.time).expand(first.weight.shape[0], -1)
-        constant = first.bias + (first.weight[:, :, num_tensor_features:] @ time[..., None]).squeeze(-1)  # (N, H)
-        row = _mix(scaled[:, :, features.ROW], features.row_features(self.accumulators))
-        column = _mix(scaled[:, :, features.COLUMN], features.column_features(self.accumulators))
-        if not self.accumulators.factored:  # a vector's row features vary along its columns
-            row, column = torch.zeros_like(row[..., :1]), row + column
-        return scaled[:, :, features.DENSE], row + constant[..., None, None, None], column
-
-
-def _mix(weight: Tensor, x: Tensor) -> Tensor:
-    """(N, H, F) and (N, F, e, r, c) -> (N, H, e, r, c)."""
-    return (weight @ x.flatten(2)).unflatten(2, x.shape[2:])

@@ -62,6 +62,7 @@ from learned_opt.update_rule import (
 ORTHOGONAL_ROLES: Final = ("input", "hidden")
 CONSTANT_FRACTION: Final = 0.5  # of the run, at which the step stays where the horizon is not known
 MAX_BATCH_NUMEL: Final = 2**22  # equally shaped tensors are orthogonalised together up to this many numbers
+MIN_BFLOAT16_SIZE: Final = 256  # smaller side of a matrix from which on it is orthogonalised in bfloat16
 
 _NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
 _TINY: Final = 1e-24
@@ -245,15 +246,22 @@ def orthogonal_mix(directions: Sequence[Tensor], mixes: Tensor) -> list[Tensor]:
 
 
 def newton_schulz(x: Tensor, num_iterations: int = 5) -> Tensor:
-    """Nearly the nearest semi-orthogonal matrices of (B, rows, columns): singular values between .7 and 1.2."""
+    """Nearly the nearest semi-orthogonal matrices of (B, rows, columns): singular values between .7 and 1.2.
+
+    Large matrices are multiplied in bfloat16, whose rounding is far below what the iteration leaves.
+    """
+    dtype = x.dtype
     transposed = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if transposed else x
     a, b, c = _NEWTON_SCHULZ
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-20)
+    if min(x.shape[1:]) >= MIN_BFLOAT16_SIZE:
+        x = x.to(torch.bfloat16)
     for _ in range(num_iterations):
         gram = x @ x.transpose(1, 2)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
+    x = x.to(dtype)
     return x.transpose(1, 2) if transposed else x
 
 

@@ -1,0 +1,177 @@
+"""What does one step of a learned optimizer cost, beside AdamW, Muon and a plain implementation?
+
+    OMP_NUM_THREADS=1 python -m scripts.bench.bench_optimizer_step [--device cpu] [--num-steps 7]
+
+Rows: median and fastest step, temporary memory of one step (growth of the process's peak, measured in a process of its
+own; on a GPU peak allocated), and the state. Shapes: one matrix of a million numbers; the matrices of a transformer
+block of width 768; on a GPU also those of ViT-B/16. Gradients are given, so nothing but the optimizer runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from learned_opt import MlpRule, MuLO, NormalizedRule, Pretrained, TensorSpec, UpdateRule
+
+BLOCK = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "1024 x 1024": [(1024, 1024)],
+    "transformer block, width 768": BLOCK,
+    "ViT-B/16": [(768, 768), *BLOCK * 12, (768, 1000)] + [(768,)] * 110,
+}
+Step = Callable[[], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--num-steps", type=int, default=7)
+    options = parser.parse_args()
+    print(f"{hardware(options.device)}, {torch.get_num_threads()} thread(s), torch {torch.__version__}\n")
+    shapes = SHAPES if options.device != "cpu" else {k: v for k, v in SHAPES.items() if k != "ViT-B/16"}
+    for title, tensors in shapes.items():
+        print(f"**{title}**: {sum(torch.Size(t).numel() for t in tensors):,} parameters\n")
+        print("| optimizer | median ms | fastest ms | temporaries MiB | state B / parameter |")
+        print("|---|---|---|---|---|")
+        for name in candidates(tensors):
+            print(row(name, tensors, options.device, options.num_steps), flush=True)
+        print()
+
+
+def candidates(tensors: Sequence[tuple[int, ...]]) -> list[str]:
+    """Optimizers that can be run on these shapes."""
+    names = list(OPTIMIZERS)
+    return names if len(tensors) == 1 else [name for name in names if name != PLAIN]
+
+
+def row(name: str, tensors: list[tuple[int, ...]], device: str, num_steps: int) -> str:
+    step, params, optimizer = make(name, tensors, device)
+    step()
+    times = [1e3 * seconds(step, device) for _ in range(num_steps)]
+    per_param = f"{state_bytes(optimizer) / sum(p.numel() for p in params):.1f}" if optimizer else ""
+    extra = temporaries(name, tensors, device)
+    return f"| {name} | {statistics.median(times):.1f} | {min(times):.1f} | {extra:.0f} | {per_param} |"
+
+
+def make(
+    name: str, tensors: list[tuple[int, ...]], device: str
+) -> tuple[Step, list[nn.Parameter], torch.optim.Optimizer | None]:
+    """A step to call, the parameters it changes, and its optimizer."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(0.03 * torch.randn(shape, device=device)) for shape in tensors]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    if name == PLAIN:
+        return plain_step(params), params, None
+    optimizer = OPTIMIZERS[name](params)
+    return optimizer.step, params, optimizer
+
+
+def untrained(rule: UpdateRule) -> Pretrained:
+    return Pretrained(rule, rule.init_theta(torch.Generator().manual_seed(0)))
+
+
+def plain_step(params: list[nn.Parameter]) -> Step:
+    """The published rule as one would write it: all 39 features of the whole tensor at once."""
+    rule = MlpRule(32, reference=True)
+    theta, (param,) = rule.init_theta(torch.Generator().manual_seed(0)), params
+    specs, values = [TensorSpec("w", "hidden", param.shape[1], tuple(param.shape))], [param.detach()[None]]
+    assert param.grad is not None
+    grads, state = [param.grad[None]], rule.init_state(specs, values)
+
+    def step() -> None:
+        rule.update(theta, specs, values, grads, state, inner_step=0, num_steps=None)
+
+    return step
+
+
+def learned(rule: UpdateRule) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
+    def build(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = [{"params": [p], "role": "hidden" if p.ndim > 1 else "bias"} for p in params]
+        return MuLO(groups, untrained(rule), num_training_steps=1000)
+
+    return build
+
+
+def muon(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Muon([p for p in params if p.ndim == 2])
+
+
+PLAIN = "small_fc_lopt, plain, H = 32"
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "AdamW fused": lambda params: torch.optim.AdamW(params, fused=True),
+    "AdamW foreach": lambda params: torch.optim.AdamW(params, foreach=True),
+    "torch.optim.Muon": muon,
+    "mulo-norm": learned(NormalizedRule()),
+    "mulo-norm-scalars": learned(NormalizedRule(network=False)),
+    "mulo, H = 32": learned(MlpRule(32)),
+    "mulo, H = 8": learned(MlpRule(8)),
+    PLAIN: learned(MlpRule(32)),  # replaced by `plain_step`
+}
+
+
+def seconds(step: Step, device: str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def temporaries(name: str, tensors: list[tuple[int, ...]], device: str) -> float:
+    """MiB by which a second step raises the peak over what lives between steps."""
+    if device != "cpu":
+        step, _, _ = make(name, tensors, device)
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_growth, (name, tensors))
+
+
+def _peak_growth(name: str, tensors: list[tuple[int, ...]]) -> float:
+    """As `temporaries`, in a fresh process: its peak so far is what a small step and the parameters need."""
+    torch.set_num_threads(1)
+    step, _, _ = make(name, [(64, 64)], "cpu")  # loads libraries and their buffers
+    step()
+    step, _params, optimizer = make(name, tensors, "cpu")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
+    # The first step also makes the state; the plain rule's was made before, and its new state replaces the old.
+    return max(0.0, grown / 2**10 - (state_bytes(optimizer) / 2**20 if optimizer else 0.0))
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    tensors = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
+
+
+def hardware(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
