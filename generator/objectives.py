@@ -101,10 +101,12 @@ def energy_score(first: Tensor, second: Tensor, target: Tensor) -> Tensor:
 
 def draw_examples(task: Task, config: ObjectiveConfig, rng: torch.Generator) -> Batch:
     """E examples for the function-space loss, shared by all networks of a step."""
-    splits = [task.dataset.train, task.dataset.val][: 2 if config.function_split == "train_val" else 1]
-    inputs, targets = (torch.cat([getattr(part, name) for part in splits]) for name in ("inputs", "targets"))
-    chosen = torch.randint(len(inputs), (config.function_examples,), generator=rng).to(inputs.device)
-    return Batch(inputs[chosen], targets[chosen])
+    train, val = task.dataset.train, task.dataset.val
+    total = len(train) + (len(val) if config.function_split == "train_val" else 0)
+    chosen = torch.randint(total, (config.function_examples,), generator=rng).to(train.inputs.device)
+    seen, held_out = chosen[chosen < len(train)], chosen[chosen >= len(train)] - len(train)
+    inputs = torch.cat((train.inputs[seen], val.inputs[held_out]))
+    return Batch(inputs, torch.cat((train.targets[seen], val.targets[held_out])))
 
 
 def task_losses(task: Task, outputs: Tensor, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from generator.objectives import (
     PREDICTIONS,
     ObjectiveConfig,
     clean_of,
+    draw_examples,
     energy_score,
     log_loss_gap,
     prediction_target,
@@ -94,6 +95,39 @@ def test_every_objective_gives_gradients_to_every_parameter(task, runs, predicti
     for name, param in model.named_parameters():
         assert param.grad is not None, name
         assert param.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", ["neuron", "chunk"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "digits", "architecture": "cnn", "channels": (3, 4)},
+        {"name": "digits_subset", "hidden": (4,)},
+        {"name": "python_source", "size": 20_000, "context": 8, "width": 8, "num_blocks": 1, "num_heads": 2},
+    ],
+    ids=lambda options: options["name"] + options.get("architecture", ""),
+)
+def test_every_kind_of_network_can_be_trained_on(options, kind):
+    task = get_task(**options)
+    params = task.init(torch.Generator().manual_seed(0), 4)[:, None].repeat(1, 2, 1)
+    runs = Trajectories(task.layout, params, {"val_loss": torch.rand(4, 2) + 0.1})
+    model, context = make_parts(task, runs, kind)
+    batch = runs.pairs(PairConfig(batch_size=2), batch_rng(0, 0))
+    config = ObjectiveConfig(function_examples=4)
+    losses = training_losses(model, context, batch, config, rng=batch_rng(0, 0, 1), precision=torch.enable_grad())
+    losses["total"].backward()
+    assert losses["total"].isfinite()
+    assert any(param.grad.abs().max() > 0 for param in model.parameters() if param.grad is not None)
+
+
+@pytest.mark.parametrize("split", ["train", "train_val"])
+def test_examples_come_from_the_splits_that_are_named_and_never_from_test(task, split):
+    config = ObjectiveConfig(function_examples=500, function_split=split)
+    drawn = {tuple(row.tolist()) for row in draw_examples(task, config, batch_rng(0, 0)).inputs.flatten(1)}
+    names = split.split("_")
+    known = {name: {tuple(row.tolist()) for row in task.dataset.split(name).inputs.flatten(1)} for name in names}
+    assert drawn <= set().union(*known.values())
+    assert all(drawn & rows for rows in known.values())
 
 
 def test_perfect_predictions_have_no_function_loss(task, runs):
