@@ -8,7 +8,7 @@ Legend: N networks, E examples, K classes, P numbers of one network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,7 +62,7 @@ class CollapseReport:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What networks do on the test split of a classification task.
+    """What networks do on data of a classification task.
 
     Attributes:
         log_probs: (N, E, K).
@@ -73,19 +73,20 @@ class Behaviour:
     targets: Tensor
 
     @classmethod
-    def of(cls, task: Task, params: Tensor) -> Behaviour:
-        """Behaviour of networks (N, P).
+    def of(cls, task: Task, params: Tensor, splits: Sequence[str] = ("test",)) -> Behaviour:
+        """Behaviour of networks (N, P) on one or several splits.
 
         Raises:
             ValueError: if the task's outputs are no logits of several classes.
         """
-        data = task.dataset.test
-        if data.targets.ndim != 1 or not task.dataset.num_classes:
+        data = [task.dataset.split(name) for name in splits]
+        if data[0].targets.ndim != 1 or not task.dataset.num_classes:
             raise ValueError(f"behaviour is compared for classification tasks, {task.name!r} is none")
-        outputs = task.predict(params, data.inputs)
-        if outputs.shape[-1] != task.dataset.num_classes:
-            raise ValueError(f"expected {task.dataset.num_classes} logits, got outputs {tuple(outputs.shape)}")
-        return cls(F.log_softmax(outputs.detach(), -1).cpu(), data.targets.cpu())
+        outputs = [task.predict(params, one.inputs).detach() for one in data]
+        if outputs[0].shape[-1] != task.dataset.num_classes:
+            raise ValueError(f"expected {task.dataset.num_classes} logits, got outputs {tuple(outputs[0].shape)}")
+        targets = torch.cat([one.targets for one in data])
+        return cls(F.log_softmax(torch.cat(outputs, dim=1), -1).cpu(), targets.cpu())
 
     @property
     def predictions(self) -> Tensor:

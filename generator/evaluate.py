@@ -10,7 +10,7 @@ Legend: N unseen starts, K prompts, P numbers of one network.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,7 +32,7 @@ from generator.collapse import CollapseReport, collapse_report
 from generator.dataset import Trajectories
 from generator.novelty import Foretelling, NoveltyReport, novelty_report, retrieval_verdict
 from generator.ridge import Ridge
-from generator.testbed import METRIC, Sampler, Testbed
+from generator.testbed import METRIC, Sampler, Testbed, log_gap
 from generator.verdict import Estimate, Verdict
 from zoo.metrics import LOG_RANGE
 
@@ -99,7 +99,7 @@ class Evaluation:
         results: by sampler, the generator first.
         recursion: the generator's alignment after one, two ... updates.
         adam: what tuned Adam reaches from the same starts.
-        novelty: tests (A) and (B).
+        novelty: tests (A) and (B), at the prompts of the generator's `collapse`.
         verdicts: by claim.
     """
 
@@ -108,7 +108,7 @@ class Evaluation:
     results: dict[str, SamplerResult]
     recursion: list[Alignment]
     adam: AdamCurve
-    novelty: NoveltyReport
+    novelty: tuple[NoveltyReport, ...]
     verdicts: dict[str, Verdict]
 
 
@@ -140,8 +140,15 @@ def evaluate(
     results = {GENERATOR: own_result}
     results |= {name: evaluate_sampler(rival, testbed, starts, config)[0] for name, rival in rivals.items()}
     last = testbed.unseen.read(torch.arange(len(starts)), testbed.unseen.counts[: len(starts)] - 1)
-    lowest = generated[: config.num_novelty_starts, 0]
-    novelty = novelty_report(testbed, lowest, testbed.floor, torch.Generator().manual_seed(config.seed))
+    novelty = tuple(
+        novelty_report(
+            testbed,
+            generated[: config.num_novelty_starts, k],
+            own_result.alignment.prompts[k].item(),
+            torch.Generator().manual_seed(config.seed),
+        )
+        for k in diversity_places(own_result.alignment.prompts)
+    )
     return Evaluation(
         testbed.floor,
         1 - testbed.task.evaluate(last, "test")["error"].cpu(),
@@ -187,7 +194,7 @@ def evaluate_sampler(
     seconds = (time.perf_counter() - began) / len(networks)
     whole = measure_alignment(lambda *_: networks, testbed.task, starts, prompts)
     grid = networks.view(len(starts), len(prompts), -1)[:, num_below:]
-    places = dict.fromkeys((0, int((usual.log() - torch.tensor(DIVERSITY_LOSS).log()).abs().argmin())))
+    places = diversity_places(usual)
     collapse = tuple(collapse_report(testbed, starts, grid[:, k], usual[k].item()) for k in places)
     gaps = (whole.val["loss"][:, num_below:].log().clamp(*LOG_RANGE) - usual.log()).abs()
     became = testbed.real_at(usual[:1].expand(len(starts)))
@@ -199,6 +206,11 @@ def evaluate_sampler(
         seconds,
     )
     return result, grid
+
+
+def diversity_places(prompts: Tensor) -> list[int]:
+    """Where diversity and novelty are measured: the lowest of the prompts (K,), and the one nearest DIVERSITY_LOSS."""
+    return list(dict.fromkeys((0, int(log_gap(prompts, torch.tensor(DIVERSITY_LOSS)).argmin()))))
 
 
 def recursion(
@@ -233,13 +245,19 @@ def _columns(alignment: Alignment, chosen: slice) -> Alignment:
     return Alignment(alignment.prompts[chosen], val, test, alignment.metric)
 
 
-def _verdicts(results: Mapping[str, SamplerResult], novelty: NoveltyReport, *, uses_start: bool) -> dict[str, Verdict]:
+def _verdicts(
+    results: Mapping[str, SamplerResult], novelty: Sequence[NoveltyReport], *, uses_start: bool
+) -> dict[str, Verdict]:
     generator = results[GENERATOR]
     verdicts = {
         "below the floor": saturation_verdict(generator),
         **generator.collapse[0].verdicts,
-        **novelty.verdicts,
     }
+    for report in novelty:
+        verdicts |= {
+            f"novelty A at {report.prompt:.2f}": report.distance,
+            f"novelty B at {report.prompt:.2f}": report.overlap,
+        }
     rivals = {name: results[name].foretelling for name in _FORETELLING if name in results}
     if rivals and uses_start:
         verdicts["novelty D"] = retrieval_verdict(generator.foretelling, rivals)

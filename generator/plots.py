@@ -7,7 +7,7 @@ Legend: N unseen starts, K prompts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from generator.evaluate import GENERATOR, Evaluation, SamplerResult
-from generator.novelty import COPIES, GENERATED, HELD_OUT, BandReport, HalvesReport, NetworkSet
+from generator.novelty import COPIES, GENERATED, HELD_OUT, BandReport, HalvesReport, NoveltyReport
 from generator.verdict import Estimate, Verdict
 
 if TYPE_CHECKING:
@@ -36,10 +36,13 @@ def save_plots(evaluation: Evaluation, folder: Path) -> list[Path]:
         "alignment": plot_alignment(evaluation),
         "collapse": plot_collapse(evaluation.results[GENERATOR]),
         "updates": plot_updates(evaluation),
-        "distances": plot_distances(evaluation.novelty.sets, evaluation.verdicts["novelty A"]),
-        "overlaps": plot_overlaps(evaluation.novelty.sets, evaluation.verdicts["novelty B"]),
         "foretelling": plot_foretelling(evaluation),
     }
+    for report in evaluation.novelty:
+        figures |= {
+            f"distances_{report.prompt:.2f}": plot_distances(report),
+            f"overlaps_{report.prompt:.2f}": plot_overlaps(report),
+        }
     return [save_figure(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
@@ -55,7 +58,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 def plot_alignment(evaluation: Evaluation) -> Figure:
     """Prompted against achieved val loss, with the identity, some baselines, and the prompts below the floor."""
-    figure, axes = _axes("Prompted and achieved loss on unseen starts")
+    figure, axes = _axes("Prompted and achieved loss on unseen starts", width=9)
     generator = evaluation.results[GENERATOR]
     below, usual = generator.below, generator.alignment
     low, high = below.prompts[0].item(), usual.prompts[-1].item()
@@ -79,7 +82,7 @@ def plot_alignment(evaluation: Evaluation) -> Figure:
         "geometric means; bars: 10% to 90% of starts",
         transform=axes.transAxes, ha="right", va="bottom", fontsize=8,
     )  # fmt: skip
-    axes.legend(fontsize=8, loc="upper left")
+    figure.legend(fontsize=8, loc="outside right upper")
     return figure
 
 
@@ -93,14 +96,15 @@ def plot_collapse(result: SamplerResult) -> Figure:
         axes.barh(places, ratios, height=0.34, color=colour, label=f"prompt {report.prompt:.3f}")
         for place, ratio, name in zip(places, ratios, names, strict=True):
             one = report.measures[name]
-            text = f"  {one.generated:.3g} / {one.real:.3g}"
-            axes.text(max(ratio, 0), place, text, va="center", fontsize=7)
+            text = f"{one.generated:.3g} / {one.real:.3g}"
+            box = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}
+            axes.text(max(ratio, 0) + 0.02, place, text, va="center", fontsize=7, bbox=box)
     axes.axvline(1, color="black", lw=1, ls="--", label="real runs")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="generated / real (figures: generated / real)")
-    axes.set_xlim(right=1.25 * max(1.2, axes.get_xlim()[1]))
-    axes.legend(fontsize=8, loc="lower right")
+    axes.set_xlim(right=1.15 * max(1.2, axes.get_xlim()[1]))
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -111,19 +115,20 @@ def plot_updates(evaluation: Evaluation) -> Figure:
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
     adam, updates = evaluation.adam, evaluation.recursion
     _draw_updates(panels[0], adam.steps, _log_mean(adam.val_loss), [_log_mean(one.val["loss"])[0] for one in updates])
-    _draw_updates(panels[1], adam.steps, 1 - adam.test_error.mean(0), [one.lowest_accuracy for one in updates])
+    _draw_updates(panels[1], adam.steps, adam.test_error.mean(0), [1 - one.lowest_accuracy for one in updates])
     panels[0].set(yscale="log", ylabel="val loss [nats]")
-    panels[1].set(ylabel="test accuracy")
-    last = evaluation.final_accuracy.mean().item()
+    panels[1].set(yscale="log", ylabel="test error")
+    last = 1 - evaluation.final_accuracy.mean().item()
     panels[1].axhline(last, color="black", lw=1, ls=(0, (1, 3)), label="last snapshots of the zoo")
-    panels[1].legend(fontsize=8, loc="lower right")
+    panels[1].legend(fontsize=8, loc="upper right")
     figure.suptitle("Updates at the lowest prompt, in steps of tuned Adam", fontsize=10)
     return figure
 
 
-def plot_distances(sets: Mapping[str, NetworkSet], verdict: Verdict) -> Figure:
+def plot_distances(report: NoveltyReport) -> Figure:
     """(A): matched distance to the nearest training network, by kind of network."""
-    figure, axes = _axes("(A) Distance to the training set", verdict)
+    sets = report.sets
+    figure, axes = _axes(f"(A) Distance to the training set, prompt {report.prompt:.2f}", report.distance)
     for place, (name, one) in enumerate(sets.items()):
         jitter = torch.linspace(-0.25, 0.25, len(one.distances))
         axes.scatter(one.distances, place + jitter, s=7, color=_colour(name), alpha=0.6, lw=0)
@@ -134,9 +139,11 @@ def plot_distances(sets: Mapping[str, NetworkSet], verdict: Verdict) -> Figure:
     return figure
 
 
-def plot_overlaps(sets: Mapping[str, NetworkSet], verdict: Verdict) -> Figure:
+def plot_overlaps(report: NoveltyReport) -> Figure:
     """(B): accuracy against the largest overlap of errors with a training network."""
-    figure, axes = _axes("(B) Accuracy and overlap of errors with the training set", verdict)
+    sets = report.sets
+    title = f"(B) Accuracy and overlap of errors with the training set, prompt {report.prompt:.2f}"
+    figure, axes = _axes(title, report.overlap)
     for name in (HELD_OUT, GENERATED):
         one = sets[name]
         marker = "o" if name == GENERATED else "s"
@@ -207,12 +214,12 @@ def plot_band(report: BandReport) -> Figure:
     return figure
 
 
-def _axes(title: str, verdict: Verdict | None = None) -> tuple[Figure, Axes]:
+def _axes(title: str, verdict: Verdict | None = None, *, width: float = 7) -> tuple[Figure, Axes]:
     import textwrap
 
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(width, 5), layout="constrained")
     axes.grid(alpha=0.25)
     axes.set_title(title, fontsize=10)
     if verdict is not None:

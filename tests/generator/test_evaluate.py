@@ -105,7 +105,7 @@ def test_tables_numbers_and_pictures(evaluation, tmp_path):
     assert len(stored["results"][GENERATOR]["alignment"]["val"]["loss"]) == 8
     assert json.loads(json.dumps(summary(evaluation)))["samplers"][GENERATOR]["r2_log"] > 0.9
     files = save_plots(evaluation, tmp_path / "pictures")
-    assert len(files) == 6
+    assert len(files) == 4 + 2 * len(evaluation.novelty)
     assert all(file.stat().st_size > 10_000 for file in files)
 
 

@@ -74,9 +74,10 @@ def asked(num: int = NUM_UNSEEN, loss: float = LEVEL):
 def test_real_networks_pass_and_are_no_copies(testbed):
     real = outcomes(testbed)(testbed.starts(NUM_UNSEEN), asked(), rng())
     report = novelty_report(testbed, real, LEVEL, rng())
-    assert all(verdict.passed for verdict in report.verdicts.values())
+    assert report.distance.passed
+    assert report.overlap.passed
     assert report.sets[COPIES].distances.max() < 1e-2 < report.sets[HELD_OUT].distances.min()
-    assert report.sets["noise 0.02"].distances.mean() < report.sets["noise 0.4"].distances.mean()
+    assert report.sets["noise 0.05"].distances.mean() < report.sets["noise 0.4"].distances.mean()
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
@@ -85,8 +86,8 @@ def test_permuted_copies_fail_both_tests(testbed, noise):
     copies = NoisyCopy(testbed.train, noise)(None, asked(), rng(5))
     permuted = apply(layout, copies, sample(layout, NUM_UNSEEN, rng(1)))
     report = novelty_report(testbed, permuted, LEVEL, rng())
-    assert not report.verdicts["novelty A"].passed
-    assert not report.verdicts["novelty B"].passed
+    assert not report.distance.passed
+    assert not report.overlap.passed
 
 
 def test_low_accuracy_at_low_overlap_does_not_pass():
