@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from generator.prompt import MetricRange, Prompt
+from zoo import symmetry
 from zoo.layout import ParamLayout
 from zoo.store import Zoo
 
@@ -35,6 +36,8 @@ class PairConfig:
         prompt_dropout: share of null prompts, which guidance needs.
         metric_dropout: probability with which a metric is left out of a prompt, if there are several.
         start_metric_dropout: share of pairs whose start is given without its metrics.
+        permute_units: permute the interchangeable units of start and target alike, at random. Chunk tokens need it;
+            neuron tokens are equivariant and do not.
     """
 
     batch_size: int = 64
@@ -43,6 +46,7 @@ class PairConfig:
     prompt_dropout: float = 0.05
     metric_dropout: float = 0.3
     start_metric_dropout: float = 0.3
+    permute_units: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,9 +190,12 @@ class Trajectories:
         later = first + 1 + (fraction * (counts - 1 - first)).long()
         target = torch.where(has_start, later, (fraction * counts).long())
         prompt = self._prompt(config, rng, rows=rows, first=first, last=target, has_start=has_start)
+        networks = torch.stack((self.read(rows, first), self.read(rows, target)), dim=1)  # (B, 2, P)
+        if config.permute_units:
+            networks = symmetry.apply(self.layout, networks, symmetry.sample(self.layout, size, rng))
         return PairBatch(
-            start=self.read(rows, first),
-            target=self.read(rows, target),
+            start=networks[:, 0],
+            target=networks[:, 1],
             has_start=has_start.float(),
             prompt=prompt,
             runs=self.runs[rows],

@@ -49,6 +49,20 @@ def test_dropout_leaves_null_prompts(zoo):
     assert prompt.task_bits[prompt.task_bits.isnan().any(1)].isnan().all()
 
 
+def test_permuted_pairs_compute_what_the_pairs_computed(zoo):
+    runs = read(zoo)
+    plain, permuted = (
+        runs.pairs(PairConfig(batch_size=8, permute_units=permute), batch_rng(0, 0)) for permute in (False, True)
+    )
+    assert not torch.equal(plain.start, permuted.start)
+    task = get_task("digits_subset", hidden=(4,))
+    inputs = task.dataset.val.inputs
+    for before, after in ((plain.start, permuted.start), (plain.target, permuted.target)):
+        torch.testing.assert_close(task.predict(before, inputs), task.predict(after, inputs), rtol=1e-4, atol=1e-4)
+    moved = (plain.target - plain.start).norm(dim=1)
+    torch.testing.assert_close((permuted.target - permuted.start).norm(dim=1), moved)
+
+
 def test_ranges_and_floors(zoo):
     runs = read(zoo)
     losses = torch.from_numpy(zoo.metric("val_loss")[runs.runs.numpy()])
