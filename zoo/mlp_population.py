@@ -105,7 +105,7 @@ def _silu_derivative(x: Tensor) -> Tensor:
 
 
 DERIVATIVES: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "relu": lambda x: (x > 0).to(x.dtype),
+    "relu": lambda x: x > 0,
     "gelu": _gelu_derivative,
     "selu": _selu_derivative,
     "silu": _silu_derivative,

@@ -192,7 +192,6 @@ def adam_coefficients(
         "step_size": lr * root / (1 - beta1 ** (inner_step + 1)),
         "scaled_eps": eps * root,
         "one_minus_beta1": 1 - beta1,
-        "beta2": beta2,
         "one_minus_beta2": 1 - beta2,
         "decay": lr * weight_decay,
         "weight_decay": weight_decay,
@@ -208,8 +207,9 @@ def adam_step(
     else:
         grads = grads + coefficients["weight_decay"] * params
     mean.lerp_(grads, coefficients["one_minus_beta1"])
-    square.mul_(coefficients["beta2"]).add_(coefficients["one_minus_beta2"] * grads.square())
-    params.sub_(coefficients["step_size"] * mean / (square.sqrt() + coefficients["scaled_eps"]))
+    square.lerp_(grads.square(), coefficients["one_minus_beta2"])
+    direction = mean / square.sqrt().add_(coefficients["scaled_eps"])
+    params.sub_(direction.mul_(coefficients["step_size"]))
 
 
 def as_coefficients(values: Mapping[str, Hyperparameter], like: Tensor) -> State:

@@ -26,7 +26,9 @@ from zoo.mlp_population import mlp_backward, mlp_forward
 from zoo.objectives import Objective
 
 MAX_TRAIN_EVALUATED: Final = 2048
-DEFAULT_MEMORY_BUDGET: Final = 16 * 2**20  # bytes of activations in one chunk of an evaluation
+# Bytes of activations in one chunk of an evaluation, by kind of device: on a CPU what its caches hold.
+_MEMORY_BUDGETS: Final = {"cpu": 4 * 2**20}
+_OTHER_MEMORY_BUDGET: Final = 256 * 2**20
 
 
 class Batch(NamedTuple):
@@ -175,18 +177,18 @@ class Task:
         return losses.detach(), grads[:, : self.layout.num_trainable]
 
     @torch.no_grad()
-    def evaluate(
-        self, params: Tensor, split: str = "test", memory_budget: int = DEFAULT_MEMORY_BUDGET
-    ) -> dict[str, Tensor]:
+    def evaluate(self, params: Tensor, split: str = "test", memory_budget: int | None = None) -> dict[str, Tensor]:
         """Loss and error (N,) over a whole split; of "train" over at most 2,048 examples, always the same.
 
         Args:
             params: (N, P).
             split: "train", "val" or "test".
-            memory_budget: bytes of activations that may exist at once.
+            memory_budget: bytes of activations that may exist at once; by default 4 MiB on a CPU, 256 MiB elsewhere.
         """
         self.layout.check_vector(params)
         data = self._evaluated_train if split == "train" else self.dataset.split(split)
+        if memory_budget is None:
+            memory_budget = _MEMORY_BUDGETS.get(self.device.type, _OTHER_MEMORY_BUDGET)
         num_pairs = max(1, memory_budget // self.bytes_per_example)
         example_chunk = min(len(data), num_pairs)
         network_chunk = max(1, num_pairs // example_chunk)

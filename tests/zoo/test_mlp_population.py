@@ -39,4 +39,4 @@ def test_passes_equal_module_and_autograd(activation, hidden, shared):
 def test_derivatives_equal_autograd(activation):
     x = torch.linspace(-6, 6, 1000, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(ACTIVATIONS[activation](x).sum(), x)
-    torch.testing.assert_close(DERIVATIVES[activation](x), expected)
+    torch.testing.assert_close(DERIVATIVES[activation](x).double(), expected)

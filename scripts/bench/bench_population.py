@@ -1,0 +1,212 @@
+"""How many times faster is a population trained at once than its networks one after another?
+
+    python -m scripts.bench.bench_population                    (about five minutes on two cores)
+    python -m scripts.bench.bench_population --sections speed   (the main table alone)
+
+The rival is the plain loop in the same process and with the same number of threads: one nn.Module, loss.backward(),
+fused Adam, minibatches of 64 by indexing. Plain and batched measurements alternate; figures are medians, with the
+range in brackets. Compiling happens in the warm-up and is listed apart. Prints tables and, with --record, writes them
+to scripts/bench/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional as F
+
+from scripts.bench.record import table, write_record
+from zoo import Task, get_task, train_population
+from zoo.batches import shared_indices
+from zoo.initialization import run_seed
+from zoo.muon import Muon
+from zoo.optimizers import Adam, InnerOptimizer, Sgd
+
+BATCH_SIZE = 64
+SECTIONS = ("speed", "blocks", "tasks", "zoo")
+MLPS = {"digits 64-16-10": {"name": "digits", "hidden": [16]}, "mnist5k 784-10-10": {"name": "mnist5k", "hidden": [10]}}
+OTHER_TASKS = {
+    "digits 64-16-16-16-10": {"name": "digits", "hidden": [16, 16, 16]},
+    "digits_subset 64-16-1": {"name": "digits_subset", "hidden": [16]},
+    "digits CNN 16-32-32": {"name": "digits", "architecture": "cnn"},
+    "python_source transformer 16, 1 block": {"name": "python_source", "width": 16, "num_blocks": 1, "num_heads": 2},
+}
+OPTIMIZERS: dict[str, InnerOptimizer] = {"SGD Nesterov": Sgd(0.1, 0.9, nesterov=True), "Adam": Adam(), "Muon": Muon()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--num-threads", type=int, default=2)
+    parser.add_argument("--num-repeats", type=int, default=7)
+    parser.add_argument("--num-networks", type=int, default=256)
+    parser.add_argument("--record", action="store_true", help="write the tables to scripts/bench/results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.num_threads)
+
+    sections = {"speed": speed, "blocks": block_sizes, "tasks": other_tasks, "zoo": whole_zoo}
+    body = f"{options.num_threads} threads, {options.num_repeats} repeats."
+    print(body, flush=True)
+    for name in options.sections:
+        text = sections[name](options.num_networks, options.num_repeats)
+        print(f"\n{text}", flush=True)
+        body += f"\n\n{text}"
+    peak = f"Peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB."
+    print(f"\n{peak}")
+    if options.record:
+        path = write_record("population", __doc__.splitlines()[0], f"{body}\n\n{peak}")
+        print(f"written to {path}")
+
+
+def speed(num_networks: int, num_repeats: int) -> str:
+    """The main table: both MLPs against the plain loop, compiled or not, minibatches shared or not."""
+    rows = []
+    for name, config in MLPS.items():
+        task = get_task(**config)
+        rivals = {
+            "plain loop": plain_loop(task),
+            "population, eager": Population(task, num_networks),
+            "population, compiled": Population(task, num_networks, compile=True),
+            "population, eager, own minibatches": Population(task, num_networks, shared_batches=False),
+            "population, compiled, own minibatches": Population(task, num_networks, shared_batches=False, compile=True),
+        }
+        rates, warm_up = measure(rivals, num_repeats)
+        plain = statistics.median(rates["plain loop"])
+        for rival, values in rates.items():
+            ratio = statistics.median(values) / plain
+            rows.append((name, rival, spread(values), f"{ratio:.1f}", f"{warm_up[rival]:.1f}"))
+    columns = ("network", f"Adam, batch {BATCH_SIZE}, N = {num_networks}", "model-steps/s", "ratio", "first call, s")
+    return "## Speed\n\n" + table(columns, rows)
+
+
+def block_sizes(num_networks: int, num_repeats: int) -> str:
+    """Which N is fastest: small ones leave overhead, large ones leave the cache."""
+    rows = []
+    sizes = (16, 32, 64, 128, 256, 512, 1024)
+    for name, config in MLPS.items():
+        task = get_task(**config)
+        for compile in (False, True):
+            rates, _ = measure({str(n): Population(task, n, compile=compile) for n in sizes}, max(3, num_repeats // 2))
+            medians = [f"{statistics.median(rates[str(n)]):,.0f}" for n in sizes]
+            rows.append((name, "compiled" if compile else "eager", *medians))
+    return "## Model-steps/s by size of the population\n\n" + table(("network", "", *(f"N = {n}" for n in sizes)), rows)
+
+
+def other_tasks(num_networks: int, num_repeats: int) -> str:
+    """Other architectures and optimizers, uncompiled: what vmap gives any module."""
+    rows = []
+    for name, config in OTHER_TASKS.items():
+        task = get_task(**config)
+        num = num_networks if "mlp" in task.config.values() else num_networks // 8
+        rivals = {"plain loop": plain_loop(task), "Adam": Population(task, num)}
+        rates, _ = measure(rivals, max(3, num_repeats // 2))
+        plain, ours = (statistics.median(rates[key]) for key in rivals)
+        rows.append((name, "Adam", num, f"{plain:,.0f}", f"{ours:,.0f}", f"{ours / plain:.1f}"))
+    task = get_task("digits", hidden=[16, 16])
+    for name, optimizer in OPTIMIZERS.items():
+        rates, _ = measure({name: Population(task, num_networks, optimizer=optimizer)}, max(3, num_repeats // 2))
+        rows.append(("digits 64-16-16-10", name, num_networks, "", f"{statistics.median(rates[name]):,.0f}", ""))
+    columns = ("task, eager", "optimizer", "N", "plain loop, model-steps/s", "population, model-steps/s", "ratio")
+    return "## Other tasks and optimizers\n\n" + table(columns, rows)
+
+
+def whole_zoo(num_networks: int, num_repeats: int) -> str:
+    """Seconds for 2,304 runs x 1,280 steps x 21 snapshots of digits 64-16-10, evaluated on val and test."""
+    num_runs, num_steps = 2304, 1280
+    task = get_task("digits")
+    training = evaluating = 0.0
+    began = time.perf_counter()
+    for first in range(0, num_runs, num_networks):
+        seeds = [run_seed(0, i) for i in range(first, min(first + num_networks, num_runs))]
+        snapshots = train_population(task, Adam(), seeds, num_steps=num_steps, batch_size=BATCH_SIZE, compile=True)
+        while (snapshot := next(snapshots, None)) is not None:
+            now = time.perf_counter()
+            for split in ("val", "test"):
+                metrics = task.evaluate(snapshot.params, split)
+            evaluating += time.perf_counter() - now
+    total = time.perf_counter() - began
+    training = total - evaluating
+    seconds = (f"{value:.1f}" for value in (total, training, evaluating))
+    row = (*seconds, f"{num_runs * num_steps / training:,.0f}", f"{metrics['error'].mean():.3f}")
+    columns = ("seconds in all", "training (with compiling)", "evaluating", "model-steps/s", "last block's test error")
+    title = f"## A zoo of {num_runs:,} runs x {num_steps:,} steps x 21 snapshots, blocks of {num_networks}"
+    return f"{title}\n\n{table(columns, [row])}"
+
+
+@dataclass
+class Population:
+    """Model-steps/s of N networks trained at once for `num_steps` steps."""
+
+    task: Task
+    num_networks: int
+    optimizer: InnerOptimizer = field(default_factory=Adam)
+    shared_batches: bool = True
+    compile: bool = False
+    num_steps: int = 60
+
+    def __call__(self) -> float:
+        options = {"num_steps": self.num_steps, "batch_size": BATCH_SIZE, "snapshot_steps": (0, self.num_steps)}
+        seeds = range(self.num_networks)
+        snapshots = train_population(
+            self.task, self.optimizer, seeds, shared_batches=self.shared_batches, compile=self.compile, **options
+        )
+        next(snapshots)  # initialised
+        began = time.perf_counter()
+        for _ in snapshots:
+            pass
+        return self.num_networks * self.num_steps / (time.perf_counter() - began)
+
+
+def plain_loop(task: Task, num_steps: int = 300) -> Callable[[], float]:
+    """Model-steps/s of one module trained as everybody does."""
+    model = task.make_model()
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    batches = shared_indices(0, len(task.dataset.train), BATCH_SIZE, task.device)
+    inputs, targets = task.dataset.train.inputs, task.dataset.train.targets
+    is_binary = task.objective.name == "binary_cross_entropy"
+
+    def run() -> float:
+        began = time.perf_counter()
+        for _ in range(num_steps):
+            indices = next(batches)
+            optimizer.zero_grad()
+            outputs = model(inputs[indices]).flatten(0, -2)
+            if is_binary:
+                loss = F.binary_cross_entropy_with_logits(outputs[:, 0], (targets[indices] < 5).float())
+            else:
+                loss = F.cross_entropy(outputs, targets[indices].flatten())
+            loss.backward()
+            optimizer.step()
+        return num_steps / (time.perf_counter() - began)
+
+    return run
+
+
+def measure(
+    rivals: dict[str, Callable[[], float]], num_repeats: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Rates of each rival, one after the other in every repeat, and the seconds of its first call."""
+    rates: dict[str, list[float]] = {name: [] for name in rivals}
+    warm_up = {}
+    for name, rival in rivals.items():
+        began = time.perf_counter()
+        rival()
+        warm_up[name] = time.perf_counter() - began
+    for _ in range(num_repeats):
+        for name, rival in rivals.items():
+            rates[name].append(rival())
+    return rates, warm_up
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
+
+
+if __name__ == "__main__":
+    main()

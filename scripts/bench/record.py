@@ -1,0 +1,61 @@
+"""Records of benchmarks: a Markdown file in `results` with command, commit, versions and hardware above its tables."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Markdown table, its first column text and the others numbers."""
+    lines = [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+def write_record(topic: str, question: str, body: str, packages: Sequence[str] = ("torch", "numpy")) -> Path:
+    """Write `results/<topic>_<hardware>_<yyyymm>.md` and return its path."""
+    hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
+    path = RESULTS / f"{topic}_{hardware}_{datetime.date.today():%Y%m}.md"
+    header = [
+        f"# {question}",
+        "",
+        f"- Command: `python -m {sys.modules['__main__'].__spec__.name} {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        f"- Commit: {commit()}",
+        f"- Versions: Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}",
+        f"- Hardware: {processor()}, {num_cores()} cores",
+        f"- Date: {datetime.date.today()}",
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text("\n".join(header) + f"\n\n{body}\n")
+    return path
+
+
+def commit() -> str:
+    """Short hash of the checked-out commit, with a mark if tracked files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
+
+
+def processor() -> str:
+    """Model name of the CPU."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Number of cores that this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
