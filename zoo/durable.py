@@ -4,44 +4,56 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from typing_extensions import Buffer
 
 
 def write_file(path: Path, parts: Iterable[Buffer]) -> None:
-    """Create or replace a file; once this returns, a power cut does not lose it.
+    """Create or replace one file; see `write_files`."""
+    write_files({path: parts})
 
-    A crash on the way leaves what was there before, and perhaps a hidden partial file (see `remove_partials`).
+
+def write_files(files: Mapping[Path, Iterable[Buffer]]) -> None:
+    """Create or replace files; once this returns, a power cut does not lose them.
+
+    A crash on the way leaves of each file what was there before or the new content, and perhaps hidden partial files
+    (see `remove_partials`). All are written before the first is synchronised, because a file system's journal then
+    commits them together: several times faster than one after the other.
 
     Args:
-        path: its missing parents are created.
-        parts: contents, written one after the other, so a generator bounds the memory.
+        files: contents by path, each in parts, so that a generator bounds the memory. Missing parents are created.
 
     Raises:
-        OSError: if the file system refuses; the partial file is then gone and the old content is intact.
+        OSError: if the file system refuses; partial files are then gone.
     """
-    make_directory(path.parent)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    partials: dict[Path, Path] = {}
+    changed = set()
     try:
-        with open(partial, "xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        for path, parts in files.items():
+            changed |= {path.parent, *_make_parents(path)}
+            partials[path] = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+            with open(partials[path], "xb") as file:
+                for part in parts:
+                    file.write(part)
+        for partial in partials.values():
+            _sync(partial)
+        for path, partial in partials.items():
+            os.replace(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    for folder in changed:
+        _sync(folder)
 
 
 def remove_file(path: Path) -> None:
     """Remove a file if it is there, durably."""
     if path.exists():
         path.unlink()
-        sync_directory(path.parent)
+        _sync(path.parent)
 
 
 def remove_partials(path: Path) -> None:
@@ -52,16 +64,41 @@ def remove_partials(path: Path) -> None:
 
 def make_directory(path: Path) -> None:
     """Create a folder and its missing parents, durably."""
-    if path.is_dir():
-        return
-    make_directory(path.parent)
-    path.mkdir(exist_ok=True)
-    sync_directory(path.parent)
+    for folder in _make_parents(path / "any"):
+        _sync(folder)
+
+
+def rename_directory(source: Path, target: Path) -> None:
+    """Rename a folder, durably; the target may be an empty folder.
+
+    Raises:
+        OSError: ENOTEMPTY or EEXIST if the target holds something.
+    """
+    os.rename(source, target)
+    _sync(target.parent)
 
 
 def sync_directory(path: Path) -> None:
-    """Make the creation, renaming and removal of files in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Make the creation, renaming and removal of entries of a folder durable."""
+    _sync(path)
+
+
+def _make_parents(path: Path) -> list[Path]:
+    """Create the missing folders above a path; returns those that got a new entry."""
+    changed = []
+    missing = []
+    folder = path.parent
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        changed.append(folder.parent)
+    return changed
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

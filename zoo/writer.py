@@ -13,14 +13,14 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from zoo.claims import DEFAULT_EXPIRY, Claim, remove_claims, try_claim
-from zoo.durable import make_directory, remove_file, remove_partials, sync_directory, write_file
+from zoo.durable import remove_file, remove_partials, rename_directory, write_file, write_files
 from zoo.precision import is_finite, to_stored
 from zoo.schema import (
     RunStatus,
@@ -73,10 +73,8 @@ class ZooWriter:
             return writer
         staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         try:
-            for name, content in array_metadata(spec).items():
-                write_file(staged / name, [content])
-            os.rename(staged, path)
-            sync_directory(path.parent)
+            write_files({staged / name: [content] for name, content in array_metadata(spec).items()})
+            rename_directory(staged, path)
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another builder was faster
@@ -188,12 +186,12 @@ class ZooWriter:
         marker = arrays.pop("runs/status")
         try:
             remove_file(self._file("runs/status", block))
-            self._write(self.path / "params" / shard_key(block), shard_parts(stored, present, self._shard_shape))
-            for name, values in arrays.items():
-                self._write(self._file(name, block), checked(self._padded(values)))
+            shard = self.path / "params" / shard_key(block)
+            chunks = {self._file(name, block): checked(self._padded(values)) for name, values in arrays.items()}
+            self._write({shard: shard_parts(stored, present, self._shard_shape), **chunks})
             if claim is not None:
                 claim.require_held()
-            self._write(self._file("runs/status", block), checked(self._padded(marker)))
+            self._write({self._file("runs/status", block): checked(self._padded(marker))})
             remove_claims(self.path / _CLAIMS, block)
         except OSError as error:
             raise self._write_error(block, error) from error
@@ -256,10 +254,10 @@ class ZooWriter:
     def _file(self, name: str, block: int) -> Path:
         return self.path / name / "c" / (str(block) if name.startswith("runs/") else f"{block}/0")
 
-    def _write(self, file: Path, parts: object) -> None:
-        make_directory(file.parent)
-        remove_partials(file)
-        write_file(file, parts)  # type: ignore[arg-type]
+    def _write(self, files: Mapping[Path, Iterator[np.ndarray]]) -> None:
+        for file in files:
+            remove_partials(file)
+        write_files({file: (part.data for part in parts) for file, parts in files.items()})
 
     def _write_error(self, block: int, error: OSError) -> ZooWriteError:
         return ZooWriteError(

@@ -17,7 +17,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from zoo import ParamLayout, Zoo, ZooSpec, ZooWriter
-from zoo.durable import sync_directory
 
 
 class OpenFiles(Protocol):
@@ -179,11 +178,10 @@ def lmdb_key(run: int, snapshot: int) -> bytes:
 
 def sync_files(folder: Path) -> None:
     """Wait until the files are on the disk, as the zoo's writer and LMDB do."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-    sync_directory(folder)
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 Writer = Callable[[Path, np.ndarray, ParamLayout, int], None]
