@@ -96,7 +96,8 @@ def mlp_task(dataset: Dataset, hidden: Sequence[int], *, init: str = "he") -> Ta
         hidden: width of each hidden layer.
         init: "he" (normal, variance 2 / fan_in; outputs as in µP; no biases) or "torch" (that of nn.Linear).
     """
-    num_inputs = dataset.train.inputs[0].numel()
+    dataset = synthetic_data.flattened(dataset)
+    num_inputs = dataset.train.inputs.shape[1]
 
     def build() -> nn.Module:
         model = MLP(num_inputs, hidden, dataset.num_classes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
@@ -91,6 +92,12 @@ def label_subset(dataset: Dataset, members: Sequence[int]) -> Dataset:
         for name in SPLIT_NAMES
     }
     return _with_splits(f"{dataset.name}-in{''.join(map(str, sorted(members)))}", splits, 2)
+
+
+def flattened(dataset: Dataset) -> Dataset:
+    """The same examples as vectors (n, D)."""
+    splits = {name: Split(dataset.split(name).inputs.flatten(1), dataset.split(name).targets) for name in SPLIT_NAMES}
+    return replace(dataset, **splits)
 
 
 def standardised(dataset: Dataset, scale: float = 1.0) -> Dataset:

@@ -188,6 +188,8 @@ class TruncatedStep:
         held_groups = self.held.stop - self.held.start
         rows = (groups + held_groups * torch.arange(self.num_copies)[:, None]).flatten().to(state.params.device)
         fresh = self.problem.init(seeds).repeat(self.num_copies, 1)
+        if torch.is_grad_enabled():  # autograd still needs the old values
+            state.params, state.rule_state = state.params.clone(), map_state(state.rule_state, torch.Tensor.clone)
         state.params[rows] = fresh
         fresh_state = self.rule.init_state(self.problem.specs, self.problem.views(fresh))
         copy_rows(state.rule_state, fresh_state, rows)

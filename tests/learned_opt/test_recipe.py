@@ -1,0 +1,103 @@
+"""Recipes: stages hand theta on, every estimator of a config can be built, and the shipped experiments run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from learned_opt import MlpRule, NormalizedRule, recipe
+from learned_opt.devices import Devices
+from learned_opt.meta_objective import LogLossObjective, final_loss
+from learned_opt.meta_tasks import MetaTaskConfig
+from learned_opt.meta_train import MetaTrainConfig
+from learned_opt.population_optimizer import PopulationOptimizer
+from learned_opt.recipe import FullUnrollConfig, Stage, TruncatedConfig, initial_theta, make_estimator, run_recipe
+from learned_opt.theta_optimizer import ThetaOptimizerConfig
+from zoo.population import train_population
+from zoo.tasks import get_task
+
+
+def stage(name: str, *, network: bool, estimator: FullUnrollConfig | TruncatedConfig | None = None) -> Stage:
+    tasks = MetaTaskConfig(families={"mlp": 1.0}, horizon=(5, 5), batch_sizes=(8,))
+    training = MetaTrainConfig(num_outer_steps=2, optimizer=ThetaOptimizerConfig(learning_rate=0.1))
+    return Stage(
+        name=name,
+        rule="normalized",
+        rule_options={"network": network},
+        training=training,
+        estimator=estimator or FullUnrollConfig(num_pairs=2, std=0.1, tasks=tasks),
+    )
+
+
+def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "validation_problems", lambda: [])
+    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+    seen = []
+    results = run_recipe(
+        [stage("one", network=False), stage("two", network=True)],
+        seed=3,
+        out=tmp_path,
+        on_outer_step=lambda stage, done, history: seen.append((stage.name, done)),
+    )
+    assert seen == [("one", 1), ("one", 2), ("two", 1), ("two", 2)]
+    scalars, network = (result.result.theta for result in results)
+    assert len(scalars) < len(network)
+    assert (scalars - network[: len(scalars)]).abs().max() < 0.05
+    assert (tmp_path / "two" / "checkpoint-0.pt").exists()
+    again = run_recipe([stage("one", network=False), stage("two", network=True)], seed=3, out=tmp_path)
+    assert torch.equal(again[1].result.theta, network)
+
+
+def test_a_larger_theta_cannot_start_a_smaller_rule() -> None:
+    with pytest.raises(ValueError, match="the stage before left 1000"):
+        initial_theta(NormalizedRule(network=False), 0, torch.zeros(1000))
+
+
+@pytest.mark.parametrize("method", ["pes", "truncated_es", "backprop"])
+def test_truncated_estimators_run_on_the_buckets(method: str) -> None:
+    rule = MlpRule(hidden=4, reference=method == "backprop")
+    config = TruncatedConfig(method=method, num_pairs=2, truncation_length=2, horizon=(3, 4))
+    estimator = make_estimator(replace(stage("a", network=False), estimator=config), rule, Devices())
+    theta = rule.init_theta(torch.Generator().manual_seed(0))
+    estimate = estimator.estimate(theta, torch.Generator().manual_seed(0))
+    assert estimate.grad.shape == theta.shape
+    assert estimate.grad.isfinite().all()
+    assert estimate.grad.abs().max() > 0
+
+
+def test_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="truncated_es"):
+        TruncatedConfig(method="reinforce")
+
+
+@pytest.mark.parametrize("experiment", ["mulo", "mulo_norm"])
+def test_shipped_experiments_describe_stages(experiment: str) -> None:
+    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
+        config = hydra.compose("meta_train", [f"experiment={experiment}"])
+    stages = instantiate(config.stages, _convert_="all")
+    assert all(isinstance(stage, Stage) for stage in stages)
+    make_estimator(stages[-1], stages[-1].make_rule(), Devices())
+
+
+def test_objective_counts_speed_end_and_validation() -> None:
+    losses = torch.full((40, 1), 2.0)
+    losses[-2:] = 0.5  # the last 5%
+    assert final_loss(losses).item() == 0.5
+    plain = LogLossObjective(end_weight=0.0)(losses, lambda: 1 / 0)
+    torch.testing.assert_close(plain, losses.mean(0).log())
+    full = LogLossObjective(end_weight=0.5, validation_weight=2.0)(losses, lambda: torch.tensor([3.0]))
+    torch.testing.assert_close(full, plain + 0.5 * torch.tensor(0.501).log() + 2 * torch.tensor(3.001).log())
+
+
+def test_a_learned_rule_trains_a_population() -> None:
+    rule = NormalizedRule()
+    optimizer = PopulationOptimizer(rule, rule.init_theta(torch.Generator().manual_seed(0)))
+    task = get_task("digits", hidden=[8])
+    snapshots = list(train_population(task, optimizer, [1, 2], num_steps=60, batch_size=32, snapshot_steps=[0, 60]))
+    before, after = (task.evaluate(snapshot.params, "train")["loss"] for snapshot in (snapshots[0], snapshots[-1]))
+    assert (after < 0.5 * before).all()
