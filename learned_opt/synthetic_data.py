@@ -97,7 +97,7 @@ def label_subset(dataset: Dataset, members: Sequence[int]) -> Dataset:
 def flattened(dataset: Dataset) -> Dataset:
     """The same examples as vectors (n, D)."""
     splits = {name: Split(dataset.split(name).inputs.flatten(1), dataset.split(name).targets) for name in SPLIT_NAMES}
-    return replace(dataset, **splits)
+    return replace(dataset, train=splits["train"], val=splits["val"], test=splits["test"])
 
 
 def standardised(dataset: Dataset, scale: float = 1.0) -> Dataset:
