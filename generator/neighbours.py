@@ -20,7 +20,7 @@ from zoo.layout import ParamLayout
 from zoo.metrics import matched_distances
 from zoo.symmetry import Permutations, grouped_axes
 
-DEFAULT_NUM_CANDIDATES: Final = 32
+DEFAULT_NUM_CANDIDATES: Final = 128
 _PAIRS_PER_MATCHING: Final = 4096
 
 

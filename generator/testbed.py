@@ -47,7 +47,7 @@ class PipelineSampler:
     Attributes:
         pipeline: to sample from.
         layout: of the networks to generate.
-        use_start: False to generate from noise although starts are offered.
+        use_start: False to generate from noise although the model knows starts.
         num_inference_steps: denoising steps.
         eta: 0 deterministic, 1 ancestral.
     """
@@ -58,12 +58,17 @@ class PipelineSampler:
     num_inference_steps: int = 8
     eta: float = 0.0
 
+    @property
+    def uses_start(self) -> bool:
+        """Whether networks depend on the start at all."""
+        return self.use_start and bool(self.pipeline.model.config["use_start"])
+
     def __call__(self, start: Tensor | None, prompt: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
         num_networks = len(next(iter(prompt.values())))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*outside the range of the training runs")  # asked on purpose
             return self.pipeline(
-                start if self.use_start else None,
+                start if self.uses_start else None,
                 prompt,
                 num_samples=num_networks,
                 layout=self.layout,

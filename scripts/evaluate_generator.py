@@ -36,19 +36,19 @@ def main(config: DictConfig) -> None:
         torch.set_num_threads(config.num_threads)
     zoo = Zoo.open(str(config.zoo))
     testbed = Testbed.from_zoo(zoo)
-    sizes = instantiate(config.evaluation)
     paths = {"generator": config.pipeline, **config.others}
     samplers = {
         name: PipelineSampler(
             ParameterPipeline.from_pretrained(str(path)),
             zoo.layout,
-            use_start=sizes.uses_start,
+            use_start=config.use_start,
             num_inference_steps=config.num_inference_steps,
             eta=config.eta,
         )
         for name, path in paths.items()
     }
     generator = samplers.pop("generator")
+    sizes = instantiate(config.evaluation, uses_start=generator.uses_start)
     out = Path(str(config.out or Path(str(config.pipeline)).parent / "evaluation"))
 
     evaluation = evaluate(generator, testbed, others=samplers, config=sizes)
