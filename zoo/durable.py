@@ -6,8 +6,12 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 from typing_extensions import Buffer
+
+# Pages that are written together stay together in the page cache, so that later page faults map many at once.
+_WRITE_NBYTES: Final = 2**22
 
 
 def write_file(path: Path, parts: Iterable[Buffer]) -> None:
@@ -34,7 +38,7 @@ def write_files(files: Mapping[Path, Iterable[Buffer]]) -> None:
         for path, parts in files.items():
             changed |= {path.parent, *_make_parents(path)}
             partials[path] = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-            with open(partials[path], "xb") as file:
+            with open(partials[path], "xb", buffering=_WRITE_NBYTES) as file:
                 for part in parts:
                     file.write(part)
         for partial in partials.values():

@@ -146,19 +146,21 @@ class Zoo:
         stored = np.empty((len(pairs), self.layout.num_params), self.spec.stored_dtype)
         target = stored.view(np.uint8).reshape(-1).data
         order = np.argsort(pairs[:, 0], kind="stable")
-        blocks, locals_ = np.divmod(pairs[order, 0], self.spec.block_size)
-        entries = locals_ * self.num_snapshots + pairs[order, 1]
+        runs, snapshots = pairs[order].T
+        blocks, locals_ = np.divmod(runs, self.spec.block_size)
+        entries = locals_ * self.num_snapshots + snapshots
         absent = []
-        bounds = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(pairs)]
+        bounds = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(pairs)] if len(pairs) else []
         for start, stop in pairwise(bounds):
-            block = int(blocks[start]) if start < stop else 0
+            block = int(blocks[start])
             try:
                 shard = self.shards.open(block)
                 absent += shard.copy_rows(entries[start:stop], order[start:stop], target)
             except ShardError as error:
                 raise self._damaged(block, error) from error
         params = from_stored(stored, self.spec.dtype)
-        params[absent] = np.nan
+        if absent:
+            params[absent] = np.nan
         return params
 
     def read_block(self, block: int) -> np.ndarray:
@@ -229,6 +231,10 @@ class Zoo:
         except (KeyError, ValueError, OSError) as error:
             raise DamagedZooError(f"array {name!r} cannot be read: {error!r}; Zoo.verify() finds the block") from error
 
+    @cached_property
+    def _is_complete(self) -> bool:
+        return bool(self.status.all())
+
     def _checked_pairs(self, pairs: np.ndarray) -> np.ndarray:
         if pairs.size == 0:
             return np.empty((0, 2), np.int64)
@@ -240,9 +246,9 @@ class Zoo:
                 f"pairs must lie in {self.num_runs} runs x {self.num_snapshots} snapshots, got values from "
                 f"{pairs.min(axis=0).tolist()} to {pairs.max(axis=0).tolist()}"
             )
-        there = self.status[pairs[:, 0]]
-        if not there.all():
-            raise IndexError(f"run {pairs[there.argmin(), 0]} is not there yet: its block is not committed")
+        if not self._is_complete and not self.status[pairs[:, 0]].all():
+            run = pairs[self.status[pairs[:, 0]].argmin(), 0]
+            raise IndexError(f"run {run} is not there yet: its block is not committed")
         return pairs
 
     def _damaged(self, block: int, error: Exception) -> DamagedZooError:
