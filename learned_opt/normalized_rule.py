@@ -174,10 +174,10 @@ class NormalizedRule:
         columns: dict[int, int],
     ) -> Iterator[tuple[int, Tensor]]:
         """Index and update (N, *shape), of unit RMS, of each tensor; equal shapes are orthogonalised together."""
-        groups: dict[tuple[tuple[int, ...], str], list[int]] = defaultdict(list)
+        groups: dict[int | tuple[int, ...], list[int]] = defaultdict(list)
         for i in columns:
             alone = specs[i].role not in ORTHOGONAL_ROLES or self.reference
-            groups[(specs[i].shape, f"{i}" if alone else "")].append(i)
+            groups[i if alone else specs[i].shape].append(i)
         for group in groups.values():
             per_batch = max(1, MAX_BATCH_NUMEL // grads[group[0]].numel())
             for start in range(0, len(group), per_batch):
@@ -227,7 +227,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     a, b = _flat(a), _flat(b)
     dot = (a.unsqueeze(1) @ b.unsqueeze(2)).flatten()
     norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-    return torch.where(norms > 0, dot / norms, 0.0)
+    return dot / norms.clamp(min=1e-30)
 
 
 def rms_normalised(x: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ def newton_schulz(x: Tensor, num_iterations: int = 5) -> Tensor:
     if min(x.shape[1:]) >= MIN_BFLOAT16_SIZE:
         x = x.to(torch.bfloat16)
     for _ in range(num_iterations):
-        gram = x @ x.transpose(1, 2)
+        gram = torch.bmm(x, x.transpose(1, 2))
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     x = x.to(dtype)

@@ -49,6 +49,9 @@ def chunked_update_(
 
     first = fold(layers[0], accumulators, total / param[0].numel(), inner_step)
     _, second, last = layers
+    # relu(y + b) = max(y, -b) + b: the bias of the second layer moves into the last one and costs no pass.
+    floor = -second.bias[..., None]
+    last_bias = last.bias[..., None] + last.weight @ second.bias[..., None]
     hidden = param.new_empty(2, param.shape[0], network_size(layers), room)
     for chunk in chunks:
         e, r, c = chunk
@@ -57,8 +60,8 @@ def chunked_update_(
         one, two = hidden[..., : x[0, 0].numel()]
         torch.add(first.row_bias[:, :, e, r], first.column_bias[:, :, e, :, c], out=one.unflatten(2, x.shape[2:]))
         one.baddbmm_(first.weight, x.flatten(2)).relu_()  # (N, H, n)
-        torch.baddbmm(second.bias[..., None], second.weight, one, out=two).relu_()
-        direction, magnitude = torch.baddbmm(last.bias[..., None], last.weight, two).unbind(1)  # (N, n)
+        torch.maximum(torch.bmm(second.weight, one, out=two), floor, out=two)
+        direction, magnitude = torch.baddbmm(last_bias, last.weight, two).unbind(1)  # (N, n)
         step = direction.mul_(magnitude.mul_(MAGNITUDE_SCALE).exp_())
         target = param[:, e, r, c]
         if shrink != 1:

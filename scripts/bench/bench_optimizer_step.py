@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m scripts.bench.bench_optimizer_step [--device cpu] [--num-steps 7]
 
-Rows: median and fastest step, temporary memory of one step (growth of the process's peak, measured in a process of its
-own; on a GPU peak allocated), and the state. Shapes: one matrix of a million numbers; the matrices of a transformer
-block of width 768; on a GPU also those of ViT-B/16. Gradients are given, so nothing but the optimizer runs.
+Rows: median and fastest step (on the CPU in CPU time of the process, which other load does not stretch), temporary
+memory of one step (by how much it raises the peak of a process of its own; on a GPU peak allocated), and the state.
+Shapes: one matrix of a million numbers; the matrices of a transformer block of width 768; on a GPU also those of
+ViT-B/16. Gradients are given, so nothing but the optimizer runs.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -120,11 +122,12 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 
 
 def seconds(step: Step, device: str) -> float:
+    clock = time.process_time if device == "cpu" else time.perf_counter
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     step()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def synchronize(device: str) -> None:
@@ -133,7 +136,7 @@ def synchronize(device: str) -> None:
 
 
 def temporaries(name: str, tensors: list[tuple[int, ...]], device: str) -> float:
-    """MiB by which a second step raises the peak over what lives between steps."""
+    """MiB by which a step raises the peak over what lives between steps."""
     if device != "cpu":
         step, _, _ = make(name, tensors, device)
         step()
@@ -141,21 +144,27 @@ def temporaries(name: str, tensors: list[tuple[int, ...]], device: str) -> float
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_growth, (name, tensors))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_growth, name, tensors).result()
 
 
 def _peak_growth(name: str, tensors: list[tuple[int, ...]]) -> float:
-    """As `temporaries`, in a fresh process: its peak so far is what a small step and the parameters need."""
+    """As `temporaries`, from the kernel's account of resident memory (Linux)."""
     torch.set_num_threads(1)
-    step, _, _ = make(name, [(64, 64)], "cpu")  # loads libraries and their buffers
+    for shapes in ([(64, 64)], [(600, 600)]):  # loads libraries and their buffers
+        step, _, _ = make(name, shapes, "cpu")
+        step()
+    step, _, _ = make(name, tensors, "cpu")
+    step()  # makes the state
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status_kib("VmRSS")
     step()
-    step, _params, optimizer = make(name, tensors, "cpu")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
-    # The first step also makes the state; the plain rule's was made before, and its new state replaces the old.
-    return max(0.0, grown / 2**10 - (state_bytes(optimizer) / 2**20 if optimizer else 0.0))
+    return (_status_kib("VmHWM") - before) / 2**10
+
+
+def _status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -166,11 +175,8 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 def hardware(device: str) -> str:
     if device != "cpu":
         return torch.cuda.get_device_name()
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":
