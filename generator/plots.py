@@ -27,6 +27,7 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY = (
 )  # fmt: skip
 _RIVALS: Final = {"tuned Adam": (ORANGE, "s"), "matched ridge": (PURPLE, "^"), "matched average of 4": (GREEN, "D")}
 _UPDATE_STYLES: Final = ((BLUE, SKY, GREEN, PURPLE), ("-", "--", "-.", ":"))
+_MAX_RATIO: Final = 2.5
 _TITLE_WIDTH: Final = 92
 
 
@@ -91,19 +92,19 @@ def plot_collapse(result: SamplerResult) -> Figure:
     figure, axes = _axes("Diversity of generated networks, relative to real runs at equal loss")
     names = [name for name, one in result.collapse[0].measures.items() if abs(one.real) > 1e-6]
     for i, (report, colour) in enumerate(zip(result.collapse, (BLUE, ORANGE), strict=False)):
-        ratios = [report.measures[name].generated / report.measures[name].real for name in names]
+        measures = [report.measures[name] for name in names]
+        ratios = [min(one.generated / one.real, _MAX_RATIO) for one in measures]
         places = [k + 0.36 * i - 0.18 for k in range(len(names))]
         axes.barh(places, ratios, height=0.34, color=colour, label=f"prompt {report.prompt:.3f}")
-        for place, ratio, name in zip(places, ratios, names, strict=True):
-            one = report.measures[name]
+        for place, ratio, one in zip(places, ratios, measures, strict=True):
             text = f"{one.generated:.3g} / {one.real:.3g}"
             box = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}
             axes.text(max(ratio, 0) + 0.02, place, text, va="center", fontsize=7, bbox=box)
     axes.axvline(1, color="black", lw=1, ls="--", label="real runs")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="generated / real (figures: generated / real)")
-    axes.set_xlim(right=1.15 * max(1.2, axes.get_xlim()[1]))
+    axes.set(xlabel=f"generated / real, at most {_MAX_RATIO:g} shown (figures: generated / real)")
+    axes.set_xlim(0, 1.2 * _MAX_RATIO)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
@@ -166,20 +167,22 @@ def plot_overlaps(report: NoveltyReport) -> Figure:
 def plot_foretelling(evaluation: Evaluation) -> Figure:
     """(D): how well each sampler meets prompts, and how well it foretells where a start goes."""
     figure, axes = _axes("(D) Meeting prompts and foretelling updates", evaluation.verdicts.get("novelty D"))
-    for name, result in evaluation.results.items():
+    for i, (name, result) in enumerate(evaluation.results.items()):
         error, cosine = Estimate.of(result.foretelling.errors), Estimate.of(result.foretelling.cosines)
         colour = BLUE if name == GENERATOR else GREY
         axes.errorbar(
             error.mean, cosine.mean, [[cosine.mean - cosine.low], [cosine.high - cosine.mean]],
             [[error.mean - error.low], [error.high - error.mean]], color=colour, marker="o", ms=6, capsize=2,
         )  # fmt: skip
-        axes.annotate(name, (error.mean, cosine.mean), fontsize=8, xytext=(6, 4), textcoords="offset points")
+        axes.annotate(
+            name, (error.mean, cosine.mean), fontsize=8, xytext=(6, (5, -11)[i % 2]), textcoords="offset points"
+        )
     axes.set(
         xscale="log",
         xlabel="mean |log achieved - log prompted val loss| (bars: 95% intervals)",
         ylabel="cosine with the start's real update",
     )
-    axes.margins(x=0.25, y=0.1)
+    axes.margins(x=0.3, y=0.1)
     return figure
 
 
@@ -187,10 +190,16 @@ def plot_halves(report: HalvesReport) -> Figure:
     """(C): distances between two generators' networks and to their training sets."""
     figure, axes = _axes("(C) Two generators from disjoint halves of the runs", report.verdict)
     axes.scatter(report.to_training, report.mutual, s=14, color=BLUE, alpha=0.7, lw=0, label="one start")
-    low = 0.95 * min(report.to_training.min().item(), report.mutual.min().item())
-    high = 1.05 * max(report.to_training.max().item(), report.mutual.max().item())
+    axes.scatter(
+        report.to_training, report.across, s=14, marker="^", color=ORANGE, alpha=0.7, lw=0, label="different starts"
+    )
+    distances = torch.cat((report.to_training, report.mutual, report.across))
+    low, high = 0.95 * distances.min().item(), 1.05 * distances.max().item()
     axes.plot([low, high], [low, high], color="black", lw=1, ls="--", label="equal")
-    axes.set(xlabel="distance to the nearest training network of the own half", ylabel="distance to each other")
+    axes.set(
+        xlabel="distance to the nearest training network of the own half",
+        ylabel="distance of the two generators' networks",
+    )
     axes.legend(fontsize=8)
     return figure
 

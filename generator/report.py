@@ -50,7 +50,7 @@ def sampler_table(evaluation: Evaluation) -> Table:
     """All samplers, one a row: how they meet prompts, and what their networks at the lowest prompt are like."""
     title = f"All samplers; columns from 'accuracy' on at the lowest prompt, val loss {evaluation.floor:.3f}"
     names = ("R² log", "Spearman", "R² test", "val loss", "accuracy", "cosine", "share", "IoU", "corr.", "log-prob")
-    table = _table(title, "sampler", *names, "norm", "to real", "ms")
+    table = _table(title, "sampler", *names, "norm", "to real", "ms each")
     for name, result in evaluation.results.items():
         table.add_row(name, *_sampler_cells(result), style="bold" if name == GENERATOR else None)
     collapse = evaluation.results[GENERATOR].collapse[0]

@@ -111,7 +111,7 @@ def test_tables_numbers_and_pictures(evaluation, tmp_path):
 
 def test_pictures_of_the_controls(tmp_path):
     values = torch.rand(8, generator=torch.Generator().manual_seed(0)) + 1
-    halves = HalvesReport(values, values + 1, Verdict(True, "near"))
+    halves = HalvesReport(values, values + 1, values + 2, Verdict(True, "near"))
     band = BandReport((0.3, 0.6), torch.tensor([0.4, 0.5]), values.view(4, 2), torch.tensor([0.2, 0.1]), halves.verdict)
     for name, figure in {"halves": plot_halves(halves), "band": plot_band(band)}.items():
         assert save_figure(figure, tmp_path / f"{name}.png").stat().st_size > 10_000

@@ -124,6 +124,9 @@ def test_halves_agree_if_both_know_and_disagree_if_both_copy(testbed):
     copiers = NoisyCopy(halves[0], 0.0), NoisyCopy(halves[1], 0.0)
     copying = halves_report(copiers, halves, starts=starts, prompt=LEVEL, seed=0)
     assert not copying.verdict.passed
+    template = testbed.train.read(torch.tensor([0]), torch.tensor([9])).expand(NUM_UNSEEN, -1)
+    alike = halves_report((lambda *_: template,) * 2, halves, starts=starts, prompt=LEVEL, seed=0)
+    assert not alike.verdict.passed
     with pytest.raises(ValueError, match="share 24 runs"):
         halves_report((knowing, knowing), (halves[0], halves[0]), starts=starts, prompt=LEVEL, seed=0)
 
