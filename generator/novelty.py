@@ -34,6 +34,7 @@ AVERAGED_COUNTS: Final = (2, 4, 8)
 DISTANCE_MARGIN: Final = 0.05  # relative to held-out runs
 IOU_MARGIN: Final = 0.03
 ACCURACY_MARGIN: Final = 0.005
+_SMALLEST: Final = 1e-12  # divides what is zero for equal networks
 _OVERLAP_SPLITS: Final = ("val", "test")
 
 
@@ -209,7 +210,7 @@ def halves_report(
     to_training = (own[0] + own[1]) / 2
     across = paired_distances(layout, first, second.roll(1, dims=0))
     nearer = Estimate.of((to_training - mutual) / to_training.mean())
-    alike = Estimate.of((across - mutual) / across.mean())
+    alike = Estimate.of((across - mutual) / across.mean().clamp(min=_SMALLEST))
     verdict = Verdict(
         nearer.low > 0 and alike.low > 0,
         f"networks of two generators from disjoint halves are {nearer:.0%} nearer to each other than to their training "
@@ -273,8 +274,8 @@ def withheld_band_report(
     ratio = Estimate.of(errors.mean(0) / outside.mean())
     verdict = Verdict(
         ratio.high < 1,
-        f"errors of log loss inside the withheld band {band[0]:.2g} to {band[1]:.2g} are {ratio:.2f} times those of the "
-        "best answer from outside it",
+        f"errors of log loss inside the withheld band {band[0]:.2g} to {band[1]:.2g} are {ratio:.2f} times those of "
+        "the best answer from outside it",
     )
     return BandReport(band, prompts, achieved, outside, verdict)
 
