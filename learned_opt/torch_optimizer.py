@@ -220,7 +220,7 @@ class LearnedOptimizer(Optimizer):
                 )
 
     def _check_finite(self, grads: list[Tensor]) -> bool:
-        largest = nn.utils.get_total_norm(grads, norm_type=float("inf"))
+        largest = nn.utils.get_total_norm([grad for grad in grads if grad.numel()], norm_type=float("inf"))
         if bool(torch.isfinite(largest)):
             return True
         if self.nonfinite == "raise":
@@ -252,9 +252,12 @@ class LearnedOptimizer(Optimizer):
             lr=[entry.lr for entry in pending],
             weight_decay=[entry.weight_decay for entry in pending],
         )
-        for entry, param, start in zip(pending, params, before, strict=True):
+        for i, (entry, start) in enumerate(zip(pending, before, strict=True)):
+            self.state[entry.param].update({key: tensors[i].squeeze(0) for key, tensors in state.items()})
             if start is not None:  # the rule worked on a float32 copy
-                entry.param.add_((param - start).squeeze(0).to(entry.param.dtype))
+                entry.param.add_((params[i] - start).squeeze(0).to(entry.param.dtype))
+            elif params[i].data_ptr() != entry.param.data_ptr():  # the rule put a new tensor into the list
+                entry.param.copy_(params[i].squeeze(0))
 
     def _state_of(self, pending: Sequence[_Pending], params: Sequence[Tensor]) -> RuleState:
         """The rule's state of these tensors, made at their first update."""

@@ -272,6 +272,33 @@ def test_grad_scaler_of_half_precision():
     assert losses[-1] < 0.7 * losses[0]
 
 
+@every_rule
+def test_scalars_empty_and_transposed_tensors_are_updated(name):
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(())), nn.Parameter(torch.randn(0, 3)), nn.Parameter(torch.randn(4, 9).T)]
+    params.append(nn.Parameter(torch.randn(3, 2, 5, 5).to(memory_format=torch.channels_last)))
+    before = [p.detach().clone() for p in params]
+    groups = [{"params": [p], "role": "hidden" if p.ndim > 1 else "bias"} for p in params]
+    optimizer = LearnedOptimizer(groups, pretrained(name), num_training_steps=5)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.randn(p.shape)
+        optimizer.step()
+    for p, q in zip(params, before, strict=True):
+        assert p.numel() == 0 or not torch.equal(p, q)
+        assert torch.isfinite(p).all()
+
+
+def test_readable_twin_of_a_rule_trains_the_same():
+    model, twin = make_model(), make_model()
+    theta = pretrained("mulo")
+    slow = Pretrained(MlpRule(8, reference=True), theta.theta)
+    train(model, LearnedOptimizer(model, theta), 0, 5)
+    train(twin, LearnedOptimizer(twin, slow), 0, 5)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
 def test_model_and_explicit_groups_agree():
     model, twin = make_model(), make_model()
     roles = ["input", "bias", "hidden", "bias", "output", "bias"]
