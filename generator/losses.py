@@ -81,7 +81,7 @@ def training_losses(
         losses = {"params": _window_loss(output, wanted, context, windows)}
         return losses | {"total": losses["params"]}
     losses = {"params": _score(output, wanted, config)}
-    total = losses["params"]
+    total = config.params_weight * losses["params"]
     if config.uses_functions:
         predicted = clean_of(config.prediction, output, noisy.repeat(num_samples, 1), timestep.repeat(num_samples))
         losses |= _function_losses(context, batch, context.scale.denormalize(predicted), config, rng)

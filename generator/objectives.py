@@ -35,6 +35,8 @@ class ObjectiveConfig:
     Attributes:
         prediction: "sample" (x0), "v_prediction", both on the cosine path, or "flow" (velocity on straight paths).
         energy_score: two samples per target and the energy score, or one and the mean squared error.
+        params_weight: of the distance in parameter space; 0 leaves the function-space loss alone, a control that shows
+            what learning from weights adds.
         function_weight: of the function-space loss; 0 switches it off (the setting of G.pt).
         function_examples: E, drawn anew for every step.
         function_split: "train", or "train_val" to draw from both; never the test split.
@@ -45,6 +47,7 @@ class ObjectiveConfig:
 
     prediction: str = "sample"
     energy_score: bool = True
+    params_weight: float = 1.0
     function_weight: float = 1.0
     function_examples: int = 96
     function_split: str = "train"
@@ -58,6 +61,8 @@ class ObjectiveConfig:
             raise ValueError(f"function_split must be 'train' or 'train_val', got {self.function_split!r}")
         if self.function_energy_weight and not self.energy_score:
             raise ValueError("function_energy_weight needs energy_score=True: it scores two samples per target")
+        if not (self.params_weight or self.function_weight):
+            raise ValueError("params_weight or function_weight must be positive, both are 0: nothing would be learned")
 
     @property
     def uses_functions(self) -> bool:

@@ -169,9 +169,12 @@ def test_windows_score_a_part_of_the_network(task, runs):
         training_losses(model, context, batch, bad, rng=batch_rng(0, 0), precision=torch.enable_grad())
 
 
+ZERO = {"params_weight": 0.0, "function_weight": 0.0}
+
+
 def test_unusable_options_are_refused():
-    for options in ({"prediction": "epsilon"}, {"function_split": "test"}, {"energy_score": False}):
-        with pytest.raises(ValueError, match=r"must be|needs"):
+    for options in ({"prediction": "epsilon"}, {"function_split": "test"}, {"energy_score": False}, ZERO):
+        with pytest.raises(ValueError, match=r"must be|needs|positive"):
             ObjectiveConfig(**options)
 
 
