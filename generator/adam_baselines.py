@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from generator.baselines import distinct
+from generator.baselines import distinct, with_valid_buffers
 from generator.testbed import METRIC
 from zoo.metrics import LOG_RANGE
 from zoo.optimizers import Adam
@@ -125,7 +125,8 @@ class RankOneExtrapolation:
         starts, which = distinct(start)
         gaps = self._log_loss - prompt[METRIC].log().unsqueeze(1)  # (B, factors)
         factors = self._factors[gaps.abs().argmin(1)]
-        return starts[which] + factors.unsqueeze(1) * self._direction(starts)[which]
+        networks = starts[which] + factors.unsqueeze(1) * self._direction(starts)[which]
+        return with_valid_buffers(self.tuned.task.layout, networks)
 
     @property
     def _factors(self) -> Tensor:
@@ -135,8 +136,10 @@ class RankOneExtrapolation:
     def _log_loss(self) -> Tensor:
         """Mean log val loss of the calibration starts by factor."""
         direction = self._direction(self.calibration)
+        task = self.tuned.task
         losses = [
-            self.tuned.task.evaluate(self.calibration + factor * direction, "val")["loss"] for factor in self._factors
+            task.evaluate(with_valid_buffers(task.layout, self.calibration + factor * direction), "val")["loss"]
+            for factor in self._factors
         ]
         return torch.stack([_mean_log(loss.unsqueeze(1))[0] for loss in losses])
 

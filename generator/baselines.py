@@ -19,9 +19,11 @@ from torch import Tensor
 from generator.dataset import Trajectories
 from generator.neighbours import nearest, permutations_to
 from generator.testbed import METRIC, log_gap, nearest_snapshots
+from zoo.layout import ParamLayout
 from zoo.symmetry import apply
 
 _ROWS_PER_PASS: Final = 256
+_SMALLEST_VARIANCE: Final = 1e-5
 _NEAR_SHARE: Final = 0.25  # of the runs, from which copies and averages are drawn
 
 
@@ -131,6 +133,14 @@ def runs_near(train: Trajectories, asked: Tensor, num_runs: int, rng: torch.Gene
     gaps = log_gap(train.metrics[METRIC], asked).min(1).values
     num_near = min(len(train), max(num_runs, math.ceil(_NEAR_SHARE * len(train))))
     return gaps.argsort()[:num_near][torch.randperm(num_near, generator=rng)[:num_runs]]
+
+
+def with_valid_buffers(layout: ParamLayout, params: Tensor) -> Tensor:
+    """Networks (B, P), in place, whose running variances are positive, as extrapolation and regression forget."""
+    for slot in layout:
+        if slot.role == "running_var":
+            params[:, slot.span].clamp_(min=_SMALLEST_VARIANCE)
+    return params
 
 
 def required(start: Tensor | None) -> Tensor:

@@ -196,13 +196,15 @@ def evaluate_sampler(
     grid = networks.view(len(starts), len(prompts), -1)[:, num_below:]
     places = diversity_places(usual)
     collapse = tuple(collapse_report(testbed, starts, grid[:, k], usual[k].item()) for k in places)
-    gaps = (whole.val["loss"][:, num_below:].log().clamp(*LOG_RANGE) - usual.log()).abs()
+    achieved = whole.val["loss"][:, num_below:].nan_to_num(nan=torch.inf).log().clamp(*LOG_RANGE)
+    gaps = (achieved - usual.log()).abs()
+    used = slice(0, testbed.task.layout.num_trainable)
     became = testbed.real_at(usual[:1].expand(len(starts)))
     result = SamplerResult(
         _columns(whole, slice(num_below, None)),
         _columns(whole, slice(num_below)),
         collapse,
-        Foretelling(gaps.mean(1), F.cosine_similarity(grid[:, 0] - starts, became - starts)),
+        Foretelling(gaps.mean(1), F.cosine_similarity((grid[:, 0] - starts)[:, used], (became - starts)[:, used])),
         seconds,
     )
     return result, grid

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from generator.baselines import distinct, initial_networks, networks_at
+from generator.baselines import distinct, initial_networks, networks_at, with_valid_buffers
 from generator.dataset import Trajectories
 from generator.neighbours import permutations_to
 from generator.testbed import METRIC
@@ -58,7 +58,7 @@ class Ridge:
             networks = ordered + predicted.to(starts)
             networks = apply(layout, networks, invert(order)) if order else networks
             results[chosen] = networks[which[chosen]]
-        return results
+        return with_valid_buffers(layout, results)
 
     def _updates_to(self, asked: Tensor) -> Tensor:
         """Updates (R, P) of the training runs to a loss ()."""

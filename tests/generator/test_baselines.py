@@ -119,6 +119,19 @@ def test_noise_is_relative_to_each_slot():
             assert 0.08 < ratio < 0.12
 
 
+def test_regression_leaves_running_variances_positive():
+    task = get_task("digits", architecture="cnn", channels=[2, 3])
+    starts = task.init(rng(), 12)
+    shrunk = starts.clone()
+    variances = [slot.span for slot in task.layout if slot.role == "running_var"]
+    for span in variances:
+        shrunk[:, span] = 0.01 * torch.rand(shrunk[:, span].shape, generator=rng(1))
+    runs = Trajectories(task.layout, torch.stack((starts, shrunk), 1), {METRIC: torch.tensor([[2.0, 0.5]] * 12)})
+    networks = Ridge(runs)(1.5 * task.init(rng(2), 20), asked(0.5, 20), rng())
+    assert all((networks[:, span] > 0).all() for span in variances)
+    assert task.evaluate(networks, "val")["loss"].isfinite().all()
+
+
 @pytest.mark.parametrize("task", [TASK, DEEP])
 def test_bounds_hold_and_vanish_for_equal_networks(task):
     params, others = task.init(rng(), 6), task.init(rng(1), 5)
