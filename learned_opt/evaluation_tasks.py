@@ -73,7 +73,7 @@ def _far() -> list[EvaluationTask]:
         _mlp("far", mnist, [32], 400, batch_size=256),
         _mlp("far", mnist1d, [24] * 3, 300),
         replace(_mlp("far", digits, [384], 100), seen_data=True),
-        _mlp("far", mnist, [1024], 100),
+        _mlp("far", mnist, [512], 100),
     ]
 
 
@@ -85,7 +85,7 @@ def _conv() -> list[EvaluationTask]:
 def _language() -> list[EvaluationTask]:
     task = language_task(width=64, num_blocks=2, context=64, size=2_000_000)
     return [
-        EvaluationTask("python_source-64x2-T500", "language", TaskProblem([task], batch_size=16), 500, seen_data=True)
+        EvaluationTask("python_source-64x2-T300", "language", TaskProblem([task], batch_size=16), 300, seen_data=True)
     ]
 
 
