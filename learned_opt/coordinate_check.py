@@ -9,13 +9,19 @@ Source: Yang et al. 2022 (arXiv 2203.03466), appendix D.1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from learned_opt.pretrained import Pretrained, load_pretrained
+from learned_opt.torch_optimizer import MuLO
+from learned_opt.update_rule import get_rule
+from zoo.architectures import MLP
+from zoo.parametrization import parametrize
 
 ModelOfWidth = Callable[[int], nn.Module]
 OptimizerOfModel = Callable[[nn.Module], torch.optim.Optimizer]
@@ -77,6 +83,39 @@ def coordinate_check(
                     model, make_optimizer(model), inputs, targets, names=names, num_updates=num_updates
                 )
     return CoordinateCheck(tuple(widths), names, change / len(seeds))
+
+
+def check_pretrained(
+    theta: str | Path | Pretrained, widths: Sequence[int], seeds: Sequence[int] = (0, 1, 2)
+) -> dict[str, CoordinateCheck]:
+    """Checks of MLPs 32-W-W-10 on random data: the optimizer in µP, the same without µP, and Adam without µP.
+
+    Args:
+        theta: meta-parameters, as of `LearnedOptimizer`.
+        widths: W.
+        seeds: of the initialisations.
+    """
+    ours = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
+    without_mup = ours  # other rules have the width in their own step
+    if ours.rule.name == "mlp":
+        without_mup = replace(ours, rule=get_rule("mlp", **{**ours.rule.config, "parametrization": "sp"}))
+    rng = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(64, 32, generator=rng), torch.randint(10, (64,), generator=rng)
+
+    def check(parametrization: str, make_optimizer: OptimizerOfModel) -> CoordinateCheck:
+        def make_model(width: int) -> nn.Module:
+            return parametrize(MLP(32, (width, width), 10), parametrization)
+
+        return coordinate_check(make_model, make_optimizer, inputs, targets, widths=widths, seeds=seeds)
+
+    def learned(pretrained: Pretrained) -> OptimizerOfModel:
+        return lambda model: MuLO(model, pretrained, num_training_steps=100)
+
+    return {
+        f"{ours.name} in µP": check("mup", learned(ours)),
+        f"{ours.name}, standard": check("sp", learned(without_mup)),
+        "Adam, standard": check("sp", lambda model: torch.optim.Adam(model.parameters(), 1e-3)),
+    }
 
 
 def plot(checks: dict[str, CoordinateCheck], path: str | Path) -> None:
