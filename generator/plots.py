@@ -110,10 +110,10 @@ def plot_collapse(result: SamplerResult) -> Figure:
 
 
 def plot_updates(evaluation: Evaluation) -> Figure:
-    """Loss and accuracy of tuned Adam by steps, and the levels that one, two ... updates reach."""
+    """Loss and error of tuned Adam by steps, the levels that one, two ... updates reach, and R² after each."""
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    figure, panels = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained", width_ratios=(3, 3, 2))
     adam, updates = evaluation.adam, evaluation.recursion
     _draw_updates(panels[0], adam.steps, _log_mean(adam.val_loss), [_log_mean(one.val["loss"])[0] for one in updates])
     _draw_updates(panels[1], adam.steps, adam.test_error.mean(0), [1 - one.lowest_accuracy for one in updates])
@@ -122,7 +122,13 @@ def plot_updates(evaluation: Evaluation) -> Figure:
     last = 1 - evaluation.final_accuracy.mean().item()
     panels[1].axhline(last, color="black", lw=1, ls=(0, (1, 3)), label="last snapshots of the zoo")
     panels[1].legend(fontsize=8, loc="upper right")
-    figure.suptitle("Updates at the lowest prompt, in steps of tuned Adam", fontsize=10)
+    numbers = range(1, len(updates) + 1)
+    panels[2].plot(numbers, [one.r2_log for one in updates], color=BLUE, marker="o", label="val")
+    panels[2].plot(numbers, [one.test_r2_log for one in updates], color=SKY, marker="x", label="test")
+    panels[2].set(xlabel="updates", ylabel="R² of log loss, all prompts", xticks=numbers)
+    panels[2].grid(alpha=0.25)
+    panels[2].legend(fontsize=8)
+    figure.suptitle("Updates at the lowest prompt in steps of tuned Adam, and networks fed back", fontsize=10)
     return figure
 
 

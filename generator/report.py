@@ -19,6 +19,7 @@ from torch import Tensor
 from generator.alignment import Alignment
 from generator.collapse import MEASURES
 from generator.evaluate import GENERATOR, Evaluation, SamplerResult
+from generator.novelty import NoveltyReport
 from generator.verdict import Verdict
 
 _SIGNIFICANT_DIGITS: Final = 5
@@ -33,6 +34,7 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
         prompt_table(generator),
         collapse_table(generator),
         update_table(evaluation),
+        *(novelty_table(report) for report in evaluation.novelty),
     ):
         console.print(table)
     print_verdicts(evaluation.verdicts, console)
@@ -137,6 +139,16 @@ def update_table(evaluation: Evaluation) -> Table:
             table.add_row(
                 f"Adam, rate {adam.learning_rates[i]:g}", "", f"{loss:.3f}", f"{1 - error:.2%}", f"{steps}", "", ""
             )
+    return table
+
+
+def novelty_table(report: NoveltyReport) -> Table:
+    """Tests (A) and (B): every kind of network against the training set."""
+    title = f"Against the training set, prompt {report.prompt:.3f}: means over networks"
+    table = _table(title, "", "matched distance to the nearest", "largest wrong-prediction IoU", "test accuracy")
+    for name, one in report.sets.items():
+        cells = f"{one.distances.mean():.2f}", f"{one.overlaps.mean():.3f}", f"{one.accuracies.mean():.2%}"
+        table.add_row(name, *cells)
     return table
 
 
