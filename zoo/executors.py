@@ -129,7 +129,7 @@ class RayExecutor:
             remote = ray.remote(
                 num_cpus=self.cpus_per_block, num_gpus=self.gpus_per_block, max_retries=self.max_retries
             )
-            task = remote(build_with_threads)  # type: ignore[var-annotated]
+            task = remote(build_with_threads)
             shared = ray.put(build)
             waiting = [task.remote(shared, block, max(1, int(self.cpus_per_block))) for block in blocks]
             while waiting:
