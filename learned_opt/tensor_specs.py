@@ -8,7 +8,6 @@ others (ResNets) once. A model without blocks counts its hidden layers.
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
@@ -105,14 +104,17 @@ def guessed_specs(params: Sequence[NamedParam], *, depth: int | None = None) -> 
 def infer_depth(module: nn.Module) -> int:
     """Residual branches of a model, 0 if it has no residual blocks.
 
-    Blocks are the children of a Sequential or ModuleList that hold several matrices themselves.
+    Blocks are children of a Sequential or ModuleList that hold several matrices. One without a norm of its own that
+    holds other blocks is a stage, and its blocks count.
     """
-    blocks: dict[int, nn.Module] = {}
-    for container in module.modules():
-        if isinstance(container, nn.Sequential | nn.ModuleList):
-            blocks.update({id(child): child for child in container if _is_block(child)})
-    inner = {id(part) for block in blocks.values() for part in block.modules() if part is not block}
-    return sum(_num_branches(block) for key, block in blocks.items() if key not in inner)
+    total = 0
+    for child in module.children():
+        inside = infer_depth(child)
+        if isinstance(module, nn.Sequential | nn.ModuleList) and _is_block(child):
+            total += _num_own_norms(child) or inside or 1
+        else:
+            total += inside
+    return total
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -132,9 +134,10 @@ def _is_block(module: nn.Module) -> bool:
     return sum(param.ndim >= 2 for param in module.parameters()) >= MIN_BLOCK_MATRICES
 
 
-def _num_branches(block: nn.Module) -> int:
-    kinds = Counter(type(child) for child in block.children())
-    return max(1, kinds[nn.LayerNorm] + kinds[nn.RMSNorm])
+def _num_own_norms(block: nn.Module) -> int:
+    """Norms of the block itself that act within an example, by the names of their classes."""
+    names = [type(child).__name__.lower() for child in block.children()]
+    return sum("norm" in name and not name.startswith(("batch", "sync", "group", "instance")) for name in names)
 
 
 def _count_hidden_layers(roles: Iterable[str]) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import platform
 import statistics
 import time
@@ -144,6 +145,7 @@ def temporaries(name: str, tensors: list[tuple[int, ...]], device: str) -> float
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # so that the C library gives back what is freed
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_growth, name, tensors).result()
 

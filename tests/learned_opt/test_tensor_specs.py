@@ -19,6 +19,21 @@ def residual_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), *stages, nn.Linear(4, 10))
 
 
+class Stage(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width, width, 2)
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(3)))
+
+
+class MixtureBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.mix = nn.Linear(width, width)
+        self.experts = nn.ModuleList(MLP(width, (width,), width) for _ in range(4))
+
+
 @pytest.mark.parametrize(
     ("model", "depth"),
     [
@@ -29,6 +44,8 @@ def residual_net() -> nn.Module:
         (ByteTransformer(width=8, num_blocks=3, num_heads=2), 6),
         (nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2), 4),
         (residual_net(), 6),
+        (nn.Sequential(Stage(4), Stage(4)), 6),
+        (nn.Sequential(MixtureBlock(4), MixtureBlock(4), nn.Linear(4, 2)), 4),
     ],
 )
 def test_depth_is_residual_branches_or_hidden_layers(model, depth):
