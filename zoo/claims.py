@@ -16,6 +16,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -62,15 +63,13 @@ class Claim:
         """Let others claim the block at once; harmless when done before."""
         self._stop.set()
         self._thread.join()
-        if self.path.exists():
+        with suppress(OSError):  # without a disk to write to, or removed by another: then the claim expires
             os.utime(self.path, (0, 0))
 
     def _beat(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
-            try:
+            with suppress(OSError):  # a disk that fails for a moment; if it goes on, the claim expires
                 os.utime(self.path)
-            except FileNotFoundError:
-                return
 
 
 def try_claim(folder: Path, block: int, expiry: float = DEFAULT_EXPIRY) -> Claim | None:

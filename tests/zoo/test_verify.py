@@ -69,6 +69,17 @@ def test_a_flipped_bit_in_any_other_file_of_a_block_is_found(path):
             flip(file, position, 3)
 
 
+@pytest.mark.parametrize("content", [b"", b"\1\2\3", b"\0" * 5000], ids=["empty", "short", "zeros"])
+def test_a_file_of_other_contents_is_found(path, content):
+    for file in files_of_block(path, 1):
+        original = file.read_bytes()
+        file.write_bytes(content)
+        findings = Zoo.open(path).verify([1])
+        assert {finding.block for finding in findings} == {1}, file
+        assert all("uild again" in finding.message for finding in findings)
+        file.write_bytes(original)
+
+
 def test_a_missing_file_is_found(path):
     for file in files_of_block(path, 0):
         content = file.read_bytes()
