@@ -187,5 +187,6 @@ def _bootstrap(differences: NDArray[np.float64], seed: int) -> tuple[float, floa
 
 def _key(task: EvaluationTask, method: Method, num_seeds: int) -> str:
     data = task.problem.tasks[0].dataset.data_hash
-    parts = (_RESULT_VERSION, task.name, task.problem.name, data, method.name, method.learning_rates, method.version)
-    return hashlib.sha256(repr((*parts, num_seeds)).encode()).hexdigest()[:24]
+    identity = method.identity or method.name
+    parts = (_RESULT_VERSION, task.name, task.problem.name, data, identity, method.learning_rates, num_seeds)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

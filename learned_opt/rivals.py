@@ -40,13 +40,13 @@ class Method:
         name: for tables.
         learning_rates: H settings; (1.0,) if there is nothing to choose.
         make: optimizer for networks with these learning rates (N,).
-        version: enters the key of cached results; change it when `make` changes.
+        identity: what cached results are kept under, default the name; change it when `make` changes.
     """
 
     name: str
     learning_rates: tuple[float, ...]
     make: Callable[[Tensor], InnerOptimizer]
-    version: str = "1"
+    identity: str = ""
 
 
 def rivals(learning_rates: tuple[float, ...] = LEARNING_RATES) -> list[Method]:
@@ -78,7 +78,7 @@ def learned_methods(sources: Sequence[str | Path]) -> list[Method]:
             return PopulationOptimizer(loaded.rule, loaded.theta)
 
         name = str(source).removesuffix(".safetensors")
-        methods.append(Method(name, (1.0,), make, version=loaded.hash))
+        methods.append(Method(name, (1.0,), make, identity=loaded.hash))
     return methods
 
 

@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig
 from rich.progress import Progress
 
+from learned_opt.allocator import keep_freed_memory
 from learned_opt.evaluate import Result, evaluate
 from learned_opt.evaluation_report import plot_curves, plot_ratios, report, with_tuned_muon
 from learned_opt.evaluation_tasks import evaluation_tasks
@@ -28,6 +29,7 @@ _REFERENCE = "AdamW cosine"
 
 def main(config: DictConfig) -> None:
     torch.set_num_threads(config.num_threads)
+    keep_freed_memory()
     out, rates = Path(config.out), tuple(config.learning_rates)
     known = {method.name: method for method in [*rivals(rates), untrained_frame()]}
     if unknown := sorted(set(config.rivals) - set(known)):

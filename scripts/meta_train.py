@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from learned_opt.allocator import keep_freed_memory
 from learned_opt.devices import Devices, FabricDevices
 from learned_opt.meta_train import MetaTrainHistory
 from learned_opt.pretrained import save_theta
@@ -31,6 +32,7 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     torch.set_num_threads(config.num_threads)
+    keep_freed_memory()
     stages = list(instantiate(config.stages, _convert_="all"))
     out = Path(config.out)
     devices = _devices(config)

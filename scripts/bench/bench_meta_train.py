@@ -1,82 +1,104 @@
 """How many inner steps a second does meta-training do?
 
-    python -m scripts.bench.bench_meta_train [--num-threads 2] [--num-repeats 7]
+    python -m scripts.bench.bench_meta_train [--num-repeats 9]
 
 One outer step of PES: 8 antithetic pairs of 64-32-10 MLPs on the digits, batch 64, a truncation of 50 steps; an inner
 step is one update of one network, gradient included. Rules: small_fc_lopt with 32 hidden units and the normalised
-rule. The same setting in google/learned_optimization (JAX, compiled) does about 1,550 inner steps/s on two such cores.
+rule. Once in one process with two threads, once in two processes of one thread that split the pairs and average their
+gradients (`num_devices=2` of `scripts.meta_train`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from learned_opt import MlpRule, NormalizedRule, UpdateRule, synthetic_data
+from learned_opt.allocator import keep_freed_memory
+from learned_opt.devices import Devices, FabricDevices
 from learned_opt.estimators import PES
 from learned_opt.meta_tasks import mlp_task
 from learned_opt.task_problem import TaskProblem
 from learned_opt.truncated_step import TruncatedStep
 from learned_opt.truncation import LogUniformHorizon
+from scripts.bench.record import table, write_record
 
 NUM_PAIRS = 8
 TRUNCATION = 50
+RULES: dict[str, UpdateRule] = {"small_fc_lopt, H = 32": MlpRule(hidden=32), "normalised": NormalizedRule()}
+COLUMNS = ["rule, processes x threads", "inner steps/s, median", "slowest", "fastest"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-threads", type=int, default=2)
-    parser.add_argument("--num-repeats", type=int, default=7)
+    parser.add_argument("--num-repeats", type=int, default=9)
     options = parser.parse_args()
-    torch.set_num_threads(options.num_threads)
-    print(f"{options.num_threads} thread(s), torch {torch.__version__}\n")
-    print("| rule | inner steps/s, median | slowest | fastest | gradient alone |")
-    print("|---|---|---|---|---|")
-    gradient = rate(gradients, options.num_repeats)[0]
-    for name, rule in RULES.items():
-        median, slowest, fastest = rate(outer_step(rule), options.num_repeats)
-        print(f"| {name} | {median:,.0f} | {slowest:,.0f} | {fastest:,.0f} | {gradient:,.0f} |", flush=True)
+    rows = [(f"{name}, 1 x 2", *rates(seconds(rule, options.num_repeats))) for name, rule in RULES.items()]
+    with TemporaryDirectory() as folder:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        torch.multiprocessing.spawn(one_of_two, (port, options.num_repeats, folder), nprocs=2)
+        for name, measured in torch.load(Path(folder) / "seconds.pt").items():
+            rows.append((f"{name}, 2 x 1", *rates(measured)))
+    body = table(COLUMNS, rows)
+    print(body)
+    print(write_record("meta_train", "How many inner steps a second does meta-training do?", body))
 
 
-RULES: dict[str, UpdateRule] = {"small_fc_lopt, H = 32": MlpRule(hidden=32), "normalised": NormalizedRule()}
-PROBLEM = TaskProblem([mlp_task(synthetic_data.digits_images(8), [32])], batch_size=64)
+def one_of_two(rank: int, port: int, num_repeats: int, folder: str) -> None:
+    """A process that holds half of the pairs."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp", plugins=[LightningEnvironment()])
+    fabric.launch()
+    torch.set_num_threads(1)
+    measured = {name: seconds(rule, num_repeats, FabricDevices(fabric)) for name, rule in RULES.items()}
+    if rank == 0:
+        torch.save(measured, Path(folder) / "seconds.pt")
 
 
-def outer_step(rule: UpdateRule) -> Callable[[], object]:
+def seconds(rule: UpdateRule, num_repeats: int, devices: Devices | None = None) -> list[float]:
+    """Wall times of outer steps, after one that is not counted."""
+    keep_freed_memory()
+    devices = devices or Devices()
+    step = outer_step(rule, devices)
+    step()
+    times = []
+    for _ in range(num_repeats):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def outer_step(rule: UpdateRule, devices: Devices) -> Callable[[], object]:
     """A function that does one outer step."""
-    estimator = PES(
-        [TruncatedStep(rule, PROBLEM, LogUniformHorizon(100, 1000), num_groups=NUM_PAIRS)],
-        truncation_length=TRUNCATION,
-        std=0.01,
+    problem = TaskProblem([mlp_task(synthetic_data.digits_images(8), [32])], batch_size=64)
+    held = devices.share(NUM_PAIRS)
+    unroll = TruncatedStep(
+        rule, problem, LogUniformHorizon(100, 1000), num_groups=NUM_PAIRS, group_range=range(held.start, held.stop)
     )
+    estimator = PES([unroll], truncation_length=TRUNCATION, std=0.01, devices=devices)
     theta = rule.init_theta(torch.Generator().manual_seed(0))
     rng = torch.Generator().manual_seed(0)
     return lambda: estimator.estimate(theta, rng)
 
 
-@torch.no_grad()
-def gradients() -> None:
-    """The inner gradients of one outer step, without a rule."""
-    params = PROBLEM.init(torch.arange(NUM_PAIRS)).repeat(2, 1)
-    datasets = torch.zeros(NUM_PAIRS, dtype=torch.long)
-    for examples in torch.rand(TRUNCATION, NUM_PAIRS, PROBLEM.batch_size):
-        PROBLEM.loss_and_grad(params, datasets, examples)
-
-
-def rate(run: Callable[[], object], num_repeats: int) -> tuple[float, float, float]:
+def rates(times: list[float]) -> tuple[str, str, str]:
     """Inner steps a second: median, slowest, fastest."""
-    run()
-    seconds = []
-    for _ in range(num_repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
     steps = 2 * NUM_PAIRS * TRUNCATION
-    return steps / statistics.median(seconds), steps / max(seconds), steps / min(seconds)
+    return f"{steps / statistics.median(times):,.0f}", f"{steps / max(times):,.0f}", f"{steps / min(times):,.0f}"
 
 
 if __name__ == "__main__":
