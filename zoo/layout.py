@@ -215,7 +215,8 @@ class ParamLayout:
         """Views (..., *shape) of a flat vector by slot name, all in the vector's own dtype."""
         self.check_vector(vector)
         lead = vector.shape[:-1]
-        return {slot.name: vector[..., slot.span].view((*lead, *slot.shape)) for slot in self.slots}
+        parts = vector.split([slot.numel for slot in self.slots], dim=-1)  # whose gradient is one concatenation
+        return {slot.name: part.view((*lead, *slot.shape)) for slot, part in zip(self.slots, parts, strict=True)}
 
     def check_vector(self, vector: Tensor) -> None:
         """Raise LayoutMismatchError unless the last dim of the vector is P."""

@@ -2,8 +2,11 @@
 
 Run i is a function of the zoo's seed and of i: its own seed gives its initial parameters, its hyperparameters and, with
 own batches, its order of the data; with shared batches the order is that of the zoo's seed. Divergence of one run does
-not touch the others. On one machine and for one size of population, results repeat bit for bit; for another size they
-agree to rounding, because matrix products may sum in another order.
+not touch the others.
+
+On one machine, with one number of threads and the same choice of compiling, a population repeats bit for bit. What its
+size or the threads may change is the order in which matrix products are summed, so across those runs agree to rounding
+(MLPs were bitwise equal for all sizes tried on x86; compiled programs change their last bits with the threads).
 
 Legend: N networks, P numbers of one network, S snapshots.
 """
