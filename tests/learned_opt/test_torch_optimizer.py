@@ -389,3 +389,14 @@ def test_bad_input_is_refused():
         MuLO(model, theta).step()
     with pytest.raises(KeyError, match="no pretrained optimizer 'adam'"):
         MuLO(model, "adam")
+
+
+def test_the_weights_in_the_package_train_a_model():
+    """Neither a learning rate nor a file is given; the horizon chooses between the two rules."""
+    for options, name in (({}, "mulo"), ({"num_training_steps": 100}, "mulo-norm")):
+        model = make_model()
+        optimizer = MuLO(model, **options)
+        assert optimizer.pretrained.name == name
+        losses = train(model, optimizer, 0, 100)
+        assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert LearnedOptimizer(make_model(), "mulo-norm-scalars", num_training_steps=5).pretrained.theta.numel() == 20
