@@ -104,7 +104,7 @@ def plot_collapse(result: SamplerResult) -> Figure:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel=f"generated / real, at most {_MAX_RATIO:g} shown (figures: generated / real)")
-    axes.set_xlim(0, 1.2 * _MAX_RATIO)
+    axes.set_xlim(0, 1.3 * _MAX_RATIO)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
@@ -225,7 +225,7 @@ def plot_band(report: BandReport) -> Figure:
         report.prompts, middle, errors, color=BLUE, marker="o", ms=5, capsize=2, label="generator, 10% to 90% of starts"
     )
     axes.set(xscale="log", yscale="log", xlabel="prompted val loss [nats]", ylabel="achieved val loss [nats]")
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="best")
     return figure
 
 
