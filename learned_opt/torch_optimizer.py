@@ -17,7 +17,6 @@ from typing import Any, Final, overload
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from learned_opt.param_groups import Params, groups_of_model, groups_of_params, tensors_of
@@ -128,7 +127,7 @@ class LearnedOptimizer(Optimizer):
         for param in tensors_of(param_group):
             if param.is_complex():
                 raise ValueError(f"complex parameters are not supported, got one of shape {tuple(param.shape)}")
-            if isinstance(param, DTensor):
+            if _is_sharded(param):
                 raise ValueError("sharded parameters (DTensor) are not supported; use DDP")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -312,6 +311,14 @@ class MuLO(LearnedOptimizer):
     ) -> None:
         recommended = WITHOUT_HORIZON if num_training_steps is None else WITH_HORIZON
         super().__init__(params, theta or recommended, num_training_steps=num_training_steps, **options)
+
+
+def _is_sharded(param: Tensor) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(param, DTensor)
 
 
 def _check_options(
