@@ -22,6 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 console = Console()
+_HYDRA_SETTINGS = (
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+    "hydra.help.header='Values and their defaults:'",
+)
 _USER_ERRORS = (ValueError, KeyError, OSError, ImportError, HydraException, OmegaConfBaseException)
 
 
@@ -33,10 +40,13 @@ def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
         if code or HydraConfig.get().mode is not RunMode.MULTIRUN:
             sys.exit(code)
 
+    if {"-h", "--help"} & set(sys.argv):
+        print(sys.modules[main.__module__].__doc__)
     if not any(argument.startswith("-") for argument in sys.argv[1:]):
         code = _report_errors(lambda: _compose(config_name, sys.argv[1:]))
         if code:
             sys.exit(code)
+    sys.argv[1:1] = _HYDRA_SETTINGS
     hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)()
 
 

@@ -24,8 +24,7 @@ def start(script: str, *arguments: str, monkeypatch, capsys) -> tuple[int, str, 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_unknown_key_gives_one_line_and_code_2(script, monkeypatch, capsys):
-    extra = ["experiment=mulo"] if script == "meta_train" else []
-    code, _, stderr = start(script, "nonsense_key=1", *extra, monkeypatch=monkeypatch, capsys=capsys)
+    code, _, stderr = start(script, "nonsense_key=1", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
     assert "nonsense_key" in stderr
     assert len(stderr.strip().splitlines()) == 1
@@ -33,8 +32,7 @@ def test_unknown_key_gives_one_line_and_code_2(script, monkeypatch, capsys):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_shows_usage_and_values(script, monkeypatch, capsys):
-    extra = ["experiment=mulo"] if script == "meta_train" else []
-    code, stdout, _ = start(script, *extra, "--help", monkeypatch=monkeypatch, capsys=capsys)
+    code, stdout, _ = start(script, "--help", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
     assert f"python -m scripts.{script}" in stdout
 
