@@ -60,22 +60,21 @@ def report(results: Results, tasks: Sequence[EvaluationTask], reference: str) ->
 
 
 def summary_table(results: Results, tasks: Sequence[EvaluationTask], reference: str) -> str:
-    """One line a method: geometric means of ratios to the reference, difference of accuracy, diverged networks.
+    """One line a method: geometric means of ratios to the reference, and the difference of accuracy.
 
     Methods that lack one of the tasks are left out.
     """
     names = [task.name for task in tasks]
     lines = [
-        f"| method, against {reference} | mean loss, ratio | final loss, ratio | accuracy, points | seconds a step |",
-        "|---|---|---|---|---|",
+        f"| method, against {reference} | mean loss, ratio | final loss, ratio | accuracy, points |",
+        "|---|---|---|---|",
     ]
     for method, by_task in _complete(results, names).items():
         mean = compare(by_task, results[reference], names, "mean_loss")
         final = compare(by_task, results[reference], names, "final_loss")
         accuracy = accuracy_difference(by_task, results[reference], names)
-        seconds = float(np.exp(np.mean([np.log(by_task[name].seconds) for name in names])))
         points = f"{100 * accuracy.value:+.2f} [{100 * accuracy.low:+.2f}, {100 * accuracy.high:+.2f}]"
-        lines.append(f"| {method} | {mean} | {final} | {points} | {seconds:.1e} |")
+        lines.append(f"| {method} | {mean} | {final} | {points} |")
     return "\n".join(lines)
 
 
