@@ -206,9 +206,9 @@ def make_trainer(
     optimization: OptimizationConfig, out: str | Path, callbacks: list[Callback], options: Mapping[str, Any]
 ) -> lightning.Trainer:
     """Trainer for a generator: CSV log, TensorBoard too if it is installed, rich progress, no validation loop."""
-    loggers: list[Logger] = [CSVLogger(str(out), name="", version="log")]
+    loggers: list[Logger] = [CSVLogger(str(out), name="log")]
     if importlib.util.find_spec("tensorboard"):
-        loggers.append(TensorBoardLogger(str(out), name="", version="tensorboard"))
+        loggers.append(TensorBoardLogger(str(out), name="tensorboard"))
     every = min(50, optimization.steps_per_epoch)
     settings: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": every, **options}
     if settings.get("strategy") == "ddp":  # a zoo without edges leaves the edge layers without gradients

@@ -102,7 +102,7 @@ def test_training_on_two_depths_moves_every_parameter(tasks, tmp_path):
     assert all(value.isfinite().all() for value in after.values())
     averaged = module.averaged.state_dict()
     assert any(not torch.equal(averaged[name], value) for name, value in after.items())
-    assert (tmp_path / "log" / "metrics.csv").exists()
+    assert (tmp_path / "log" / "version_0" / "metrics.csv").exists()
 
 
 def test_resumed_training_equals_uninterrupted(tasks, tmp_path):
