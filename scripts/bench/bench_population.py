@@ -75,7 +75,7 @@ def speed(num_networks: int, num_repeats: int) -> str:
             "plain loop": plain_loop(task),
             "population, eager": Population(task, num_networks),
             "population, compiled": Population(task, num_networks, compile=True),
-            "population, eager, own minibatches": Population(task, num_networks, shared_batches=False, num_steps=40),
+            "population, eager, own minibatches": Population(task, num_networks, shared_batches=False, num_steps=20),
         }
         rates, warm_up = measure(rivals, num_repeats)
         plain = [statistics.median(column) for column in zip(*rates["plain loop"], strict=True)]
@@ -92,11 +92,11 @@ def speed(num_networks: int, num_repeats: int) -> str:
 def block_sizes(num_networks: int, num_repeats: int) -> str:
     """Which N is fastest: small ones leave overhead, large ones leave the cache."""
     rows = []
-    sizes = (32, 64, 128, 256, 512, 1024)
+    sizes = (64, 256, 1024)
     for name, config in MLPS.items():
         task = get_task(**config)
         for compile in (False, True):
-            rivals = {str(n): Population(task, n, compile=compile, num_steps=51_200 // n) for n in sizes}
+            rivals = {str(n): Population(task, n, compile=compile, num_steps=25_600 // n) for n in sizes}
             rates, _ = measure(rivals, max(3, num_repeats // 2))
             medians = [f"{median(rates[str(n)]):,.0f}" for n in sizes]
             rows.append((name, "compiled" if compile else "eager", *medians))
@@ -161,7 +161,7 @@ class Population:
     optimizer: InnerOptimizer = field(default_factory=Adam)
     shared_batches: bool = True
     compile: bool = False
-    num_steps: int = 200
+    num_steps: int = 100
 
     def __call__(self) -> Rate:
         options = {"num_steps": self.num_steps, "batch_size": BATCH_SIZE, "snapshot_steps": (0, self.num_steps)}
