@@ -6,7 +6,7 @@
 Inputs: zoos of one kind of network (widths and depths may differ). Outputs in `out`: the pipeline (`pipeline/`, for
 `ParameterPipeline.from_pretrained`), checkpoints (the same command resumes), `log/version_*/metrics.csv`, the resolved
 config, and `summary.json` with prompt alignment on unseen initial networks, with a start and from noise. On a digits
-zoo the defaults take about five minutes on two cores.
+zoo the defaults take about five minutes of one core.
 """
 
 from __future__ import annotations
