@@ -116,7 +116,7 @@ def draw_examples(task: Task, config: ObjectiveConfig, rng: torch.Generator) -> 
 
 def task_losses(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
     """Losses (B,) in evaluation mode of outputs (B, E, ..., K) of `task.predict` on the batch."""
-    return task.objective.loss(outputs, task._targets(batch.targets, len(outputs)))
+    return task.objective.loss(outputs, task.targets_for(batch.targets, len(outputs)))
 
 
 def log_loss_gap(achieved: Tensor, reference: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from generator.evaluate import GENERATOR, Evaluation, SamplerResult
+from generator.evaluation import GENERATOR, Evaluation, SamplerResult
 from generator.novelty import COPIES, GENERATED, HELD_OUT, BandReport, HalvesReport, NoveltyReport
 from generator.verdict import Estimate, Verdict
 

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from generator.alignment import Alignment
 from generator.collapse import MEASURES
-from generator.evaluate import GENERATOR, Evaluation, SamplerResult
+from generator.evaluation import GENERATOR, Evaluation, SamplerResult
 from generator.novelty import NoveltyReport
+from generator.prompt_alignment import Alignment
 from generator.verdict import Verdict
 
 _SIGNIFICANT_DIGITS: Final = 5

@@ -16,9 +16,9 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from generator.alignment import prompt_grid
 from generator.dataset import Trajectories
 from generator.pipeline import ParameterPipeline
+from generator.prompt_alignment import prompt_grid
 from zoo.layout import ParamLayout
 from zoo.store import Zoo
 from zoo.tasks import Task, get_task

@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 
-from generator.alignment import measure_alignment, prompt_grid
 from generator.context import NetworkContext
 from generator.dataset import PairConfig, Trajectories
 from generator.fingerprints import num_fingerprints
@@ -27,6 +26,7 @@ from generator.normalizer import ParamNormalizer
 from generator.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
 from generator.prompt import ALIASES, Prompt, canonical_metric
+from generator.prompt_alignment import measure_alignment, prompt_grid
 from generator.sampler import make_scheduler, sample_params
 from zoo.store import Zoo
 from zoo.tasks import Task, get_task

@@ -10,9 +10,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from generator.alignment import Alignment, measure_alignment, prompt_grid
 from generator.dataset import Trajectories
 from generator.pipeline import ParameterPipeline
+from generator.prompt_alignment import Alignment, measure_alignment, prompt_grid
 from generator.train import GeneratorConfig, task_of
 from generator.unseen_tasks import unseen_tasks_report
 from zoo.store import Zoo

@@ -24,12 +24,10 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
+    from generator import ParameterPipeline, PipelineSampler, Testbed, evaluate
     from generator.controls import control_reports, train_controls
-    from generator.evaluate import evaluate
-    from generator.pipeline import ParameterPipeline
     from generator.plots import plot_band, plot_halves, save_figure, save_plots
     from generator.report import print_report, print_verdicts, save_report, summary
-    from generator.testbed import PipelineSampler, Testbed
     from zoo.store import Zoo
 
     if config.num_threads:

@@ -56,7 +56,7 @@ class SubsetTask(Task):
         """The mask of each run: {"mask": (N,)}."""
         return {"mask": self.masks[torch.as_tensor(runs) % len(self.masks)]}
 
-    def _targets(self, targets: Tensor, num_networks: int) -> Tensor:
+    def targets_for(self, targets: Tensor, num_networks: int) -> Tensor:
         """Zeros and ones (N, B) from classes (B,) or (N, B)."""
         if self._runs is not None and len(self._runs) != num_networks:
             raise ValueError(f"the task is bound to {len(self._runs)} runs, got {num_networks} networks")

@@ -132,7 +132,16 @@ class Task:
             split: "train", "val" or "test".
         """
         data = self.dataset.split(split)
-        return Batch(data.inputs[indices], self._targets(data.targets[indices], num_networks))
+        return Batch(data.inputs[indices], self.targets_for(data.targets[indices], num_networks))
+
+    def targets_for(self, targets: Tensor, num_networks: int) -> Tensor:
+        """Targets as the objective takes them, (B, ...) or (N, B, ...) where networks have tasks of their own.
+
+        Args:
+            targets: (B, ...) of the data set that all networks share, or (N, B, ...).
+            num_networks: N.
+        """
+        return targets
 
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
         """Outputs (N, B, ..., K) in evaluation mode, differentiable in `params`.
@@ -204,7 +213,7 @@ class Task:
     ) -> tuple[Tensor, Tensor]:
         loss, error = params.new_zeros(len(params)), params.new_zeros(len(params))
         for start, inputs in _chunks(data.inputs, example_chunk):
-            targets = self._targets(data.targets[start : start + example_chunk], num_networks)
+            targets = self.targets_for(data.targets[start : start + example_chunk], num_networks)
             if targets.ndim > self._target_ndim:
                 targets = targets[first : first + len(params)]
             outputs = self.predict(params, inputs)
@@ -212,10 +221,6 @@ class Task:
             loss += share * self.objective.loss(outputs, targets)
             error += share * self.objective.error(outputs, targets)
         return loss, error
-
-    def _targets(self, targets: Tensor, num_networks: int) -> Tensor:
-        """Targets as the objective takes them, (B, ...) or (N, B, ...)."""
-        return targets
 
     def _module_outputs(self, params: Tensor, inputs: Tensor, *, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs (N, B, ..., K) through vmap, and the buffers by name as the forward pass has left them."""

@@ -86,10 +86,13 @@ def test_improve_starts_each_update_from_the_last(pipe):
 
 def test_one_pipeline_generates_other_widths(pipe):
     wide = MLP(8, (11,), 3)
-    out = pipe(wide, {"loss": 0.5}, num_inference_steps=2)
-    wide.load_state_dict(out.state_dicts()[0])
-    out = pipe(prompt={"loss": 0.5}, layout=ParamLayout.of(wide), num_inference_steps=2)
-    wide.load_state_dict(out.state_dicts()[0])
+    layout = ParamLayout.of(wide)
+    from_start = pipe(wide, {"loss": 0.5}, num_inference_steps=2)
+    from_noise = pipe(prompt={"loss": 0.5}, layout=layout, num_inference_steps=2)
+    for generated in (from_start, from_noise):
+        assert generated.layout == layout
+        wide.load_state_dict(generated.state_dicts()[0])
+        assert torch.equal(layout.flatten(wide), generated.params[0])
 
 
 def test_wrong_requests_are_refused(pipe):

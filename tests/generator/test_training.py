@@ -4,12 +4,12 @@ import lightning
 import pytest
 import torch
 
-from generator.alignment import measure_alignment, prompt_grid
 from generator.dataset import PairBatches, PairConfig, Trajectories, batch_rng
 from generator.lightning_module import GeneratorModule, OptimizationConfig, PairDataModule, split_params
 from generator.model import RecurrentDiffusionTransformer
 from generator.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
+from generator.prompt_alignment import measure_alignment, prompt_grid
 from generator.sampler import make_scheduler
 from generator.train import GeneratorConfig, assemble, keep_last_checkpoint, make_trainer
 from zoo.tasks import get_task

@@ -199,6 +199,14 @@ def test_subset_task_of_a_run_does_not_depend_on_its_block():
         bound.batch(torch.arange(7), 4)
 
 
+def test_targets_are_what_the_objective_takes():
+    classes = torch.tensor([0, 1, 9])
+    assert torch.equal(get_task("digits").targets_for(classes, 2), classes)
+    bound = get_task("digits_subset").for_runs([0, 1])  # the tasks "is it 0" and "is it 1"
+    assert bound.targets_for(classes, 2).tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert bound.targets_for(classes.expand(2, 3), 2).tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
 def test_mask_and_complement_are_never_separated():
     family = get_task_family("digits_subset")
     assert len(family) == 1022

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from generator.adam_baselines import AdamCurve, AdamSteps, RankOneExtrapolation, TunedAdam, adam_curve, tune_adam
-from generator.alignment import Alignment, measure_alignment
 from generator.baselines import (
     MatchedAverage,
     MeanDelta,
@@ -31,6 +30,7 @@ from generator.baselines import (
 from generator.collapse import CollapseReport, collapse_report
 from generator.dataset import Trajectories
 from generator.novelty import Foretelling, NoveltyReport, novelty_report, retrieval_verdict
+from generator.prompt_alignment import Alignment, measure_alignment
 from generator.ridge import Ridge
 from generator.testbed import METRIC, Sampler, Testbed, log_gap
 from generator.verdict import Estimate, Verdict

@@ -7,13 +7,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from generator.alignment import Alignment
 from generator.baselines import Retrieval
 from generator.dataset import Trajectories
-from generator.evaluate import GENERATOR, EvaluationConfig, SamplerResult, evaluate, saturation_verdict
+from generator.evaluation import GENERATOR, EvaluationConfig, SamplerResult, evaluate, saturation_verdict
 from generator.novelty import BandReport, Foretelling, HalvesReport
 from generator.pipeline import ParameterPipeline
 from generator.plots import plot_band, plot_halves, save_figure, save_plots
+from generator.prompt_alignment import Alignment
 from generator.report import print_report, save_report, summary, to_json
 from generator.sampler import make_scheduler
 from generator.testbed import METRIC, PipelineSampler, Testbed, nearest_snapshots
