@@ -24,6 +24,8 @@ REFERENCE_HORIZON: Final = 400  # scales of the tasks for which theta = 0 is mea
 REFERENCE_WIDTH: Final = 32
 REFERENCE_DEPTH: Final = 2
 
+MATRIX_ROLES: Final = ("input", "hidden", "output")
+
 FAST_WEIGHT: Final = 0.1
 SLOW_AGREEMENT_WEIGHT: Final = 0.02
 LOG_STEP_RANGE: Final = (-4.0, 3.0)
@@ -94,12 +96,15 @@ SCALARS: Final = (
     Scalar("nesterov", "scale", 0.12),
     Scalar("horizon_power", "shift", -0.3),  # a
     Scalar("depth_power", "shift", -0.6),  # b
-    Scalar("width_power", "shift", 0.5),  # w
+    Scalar("width_input", "shift", 0.0),  # w: powers of 32 / fan_in
+    Scalar("width_hidden", "shift", 0.5),
+    Scalar("width_output", "shift", 0.5),
     Scalar("agreement_rate", "scale", 0.04),  # kappa
     Scalar("agreement_target", "shift", 0.0),
     Scalar("schedule_power", "scale", 1.0),  # p
     Scalar("mix_input", "share", 0.95),  # share of the orthogonalised direction
     Scalar("mix_hidden", "share", 0.95),
+    Scalar("weight_decay", "scale", 0.1),  # of matrices, in units of rate x schedule
 )
 SCALAR_NAMES: Final = tuple(scalar.name for scalar in SCALARS)
 NUM_NETWORK: Final = NUM_HIDDEN * (NUM_INPUTS + 1) + NUM_OUTPUTS * (NUM_HIDDEN + 1)
@@ -217,7 +222,6 @@ class _Static(NamedTuple):
     role: Tensor  # index into PARAM_ROLES
     role_bits: Tensor  # (R, 6)
     log_width: Tensor  # log(fan_in / 32) of matrices, else 0
-    log_scaled_width: Tensor  # the same of hidden and output matrices, else 0
     log_depth: Tensor  # log(L / 2)
     depth_input: Tensor  # log((L + 1) / 3)
 
@@ -227,30 +231,27 @@ def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
     role = torch.tensor([PARAM_ROLES.index(spec.role) for spec in specs])
     fan_in = torch.tensor([float(max(1, spec.fan_in)) for spec in specs])
     depth = torch.tensor([float(max(1, spec.depth)) for spec in specs])
-    log_width = (fan_in / REFERENCE_WIDTH).log()
+    is_matrix = torch.tensor([float(spec.role in MATRIX_ROLES) for spec in specs])
     columns = _Static(
         role,
         torch.nn.functional.one_hot(role, len(PARAM_ROLES)).float(),
-        log_width * _has_role(specs, "input", "hidden", "output"),
-        log_width * _has_role(specs, "hidden", "output"),
+        is_matrix * (fan_in / REFERENCE_WIDTH).log(),
         (depth / REFERENCE_DEPTH).log(),
         ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
     )
     return _Static(*(column.to(device) for column in columns))
 
 
-def _has_role(specs: Sequence[TensorSpec], *roles: str) -> Tensor:
-    return torch.tensor([float(spec.role in roles) for spec in specs])
-
-
 def _log_base(scalars: Scalars, known: _Static, log_horizon: Tensor) -> Tensor:
     role_logs = torch.cat([scalars[f"log_{role}"] for role in PARAM_ROLES], dim=1)  # (N, 6)
+    none = torch.zeros_like(scalars["rate"])
+    powers = torch.cat([scalars.get(f"width_{role}", none) for role in PARAM_ROLES], dim=1)  # (N, 6)
     return (
         scalars["rate"].log()
         + scalars["horizon_power"] * log_horizon
         + scalars["depth_power"] * known.log_depth
         + role_logs[:, known.role]
-        - scalars["width_power"] * known.log_scaled_width
+        - powers[:, known.role] * known.log_width
     )
 
 

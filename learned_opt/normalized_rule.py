@@ -8,11 +8,12 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
     rho       = log(rms of recent gradients / rms of all gradients)          gradients that shrink ask for smaller steps
     agreement = cosine(g, m / sqrt(v)), m and v before this gradient          while gradients agree, steps grow
     log_step <- log_step + kappa (agreement - target),  within [-4, 3]
-    W <- W - lr (1 - t/T)^p exp(base[tensor] + clamp(gamma rho + log_step + o1, -5, 4)) u
-    base      = log rate + a log(T/400) + b log(L/2) + c[role] + w log(32/fan_in) [hidden, output]
+    W <- W - lr (1 - t/T)^p (exp(base[tensor] + clamp(gamma rho + log_step + o1, -5, 4)) u + rate decay W [matrices])
+    base      = log rate + a log(T/400) + b log(L/2) + c[role] + w[role] log(32/fan_in) [matrices]
 
 A network of 16 -> 8 tanh -> 3 on the statistics of the tensor adds o1, moves log_step by 4 o2 / T, and multiplies
-`nesterov` by exp(o3). The exponent w near 1/2 is µP's spectral condition for orthogonalised updates.
+`nesterov` by exp(o3). An exponent w near 1/2 for hidden matrices is µP's spectral condition for orthogonalised updates.
+The learned decay is added to whatever weight decay the user asks for.
 
 The state is that of Adam: 8 bytes for each parameter.
 
@@ -35,6 +36,7 @@ import torch
 from torch import Tensor
 
 from learned_opt.controller import (
+    MATRIX_ROLES,
     NUM_HIDDEN,
     NUM_INPUTS,
     NUM_NETWORK,
@@ -140,14 +142,15 @@ class NormalizedRule:
             self._set(state["statistics"], i, row)
 
         lrs, decay_rates = per_tensor(lr, len(specs)), per_tensor(weight_decay, len(specs))
-        decay = scalars["rate"] * controls.schedule  # (N, 1)
+        unit = (scalars["rate"] * controls.schedule)[:, 0]  # (N,) of decay
+        learned_decay = scalars["weight_decay"][:, 0]
         columns = {i: column for column, i in enumerate(used)}
         for i, update in self._updates(
             scalars, controls.nesterov, specs=specs, grads=grads, state=state, columns=columns
         ):
             size = lrs[i] * controls.size[:, columns[i]]
-            shrink = 1 - lrs[i] * decay_rates[i] * decay[:, 0] if decay_rates[i] else None
-            self._apply(params, i, update, size, shrink)
+            decay = learned_decay + decay_rates[i] if specs[i].role in MATRIX_ROLES else decay_rates[i]
+            self._apply(params, i, update, size, 1 - lrs[i] * unit * decay)
 
     def _accumulate(
         self, scalars: Scalars, params: list[Tensor], grads: list[Tensor], state: RuleState, used: list[int]
@@ -203,9 +206,9 @@ class NormalizedRule:
         else:
             tensors[i].copy_(value)
 
-    def _apply(self, params: list[Tensor], i: int, update: Tensor, size: Tensor, shrink: Tensor | None) -> None:
+    def _apply(self, params: list[Tensor], i: int, update: Tensor, size: Tensor, shrink: Tensor) -> None:
         param = params[i]
-        kept = param if shrink is None else param * _like(shrink, param)
+        kept = param * _like(shrink, param)
         self._set(params, i, torch.addcmul(kept, update, _like(size, param), value=-1))
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from learned_opt.controller import encode_scalars
 from learned_opt.devices import Devices
 from learned_opt.estimators import PES, FullUnrollES, GradientEstimator, TruncatedBackprop, TruncatedES
 from learned_opt.meta_objective import LogLossObjective
 from learned_opt.meta_tasks import MetaTaskConfig, MetaTaskDistribution, bucket_problems, data_hash
 from learned_opt.meta_train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
+from learned_opt.normalized_rule import NormalizedRule
 from learned_opt.truncated_step import TruncatedStep
 from learned_opt.truncation import LogUniformHorizon
 from learned_opt.update_rule import RuleOption, UpdateRule, get_rule
@@ -69,6 +71,7 @@ class Stage:
         estimator: how the meta-gradient is estimated, and on what.
         training: length and theta optimizer; its seed is replaced by one derived from the run's.
         objective: meta-loss of full unrolls and of validation.
+        start: scalars of the normalised rule from which the stage begins, by name; default what the stage before left.
     """
 
     name: str
@@ -77,6 +80,11 @@ class Stage:
     estimator: FullUnrollConfig | TruncatedConfig
     rule_options: dict[str, RuleOption] = field(default_factory=dict)
     objective: LogLossObjective = field(default_factory=LogLossObjective)
+    start: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.start and self.rule != NormalizedRule.name:
+            raise ValueError(f"only rule {NormalizedRule.name!r} has scalars to start from, got rule {self.rule!r}")
 
     def make_rule(self) -> UpdateRule:
         return get_rule(self.rule, **self.rule_options)
@@ -120,7 +128,8 @@ def run_recipe(
     theta, results = start, []
     for stage in stages:
         rule = stage.make_rule()
-        theta = initial_theta(rule, derive_seed(seed, stage.name, "theta"), theta)
+        previous = encode_scalars(stage.start) if stage.start else theta
+        theta = initial_theta(rule, derive_seed(seed, stage.name, "theta"), previous)
         training = replace(stage.training, seed=derive_seed(seed, stage.name))
 
         def report(done: int, history: MetaTrainHistory, stage: Stage = stage) -> None:

@@ -24,12 +24,15 @@ SCALARS = {
     "nesterov": 0.33,
     "horizon_power": -0.04,
     "depth_power": -0.79,
-    "width_power": 0.53,
+    "width_input": 0.1,
+    "width_hidden": 0.53,
+    "width_output": 0.4,
     "agreement_rate": 0.079,
     "agreement_target": 0.011,
     "schedule_power": 0.89,
     "mix_input": 0.996,
     "mix_hidden": 0.98,
+    "weight_decay": 0.2,
 }
 SPECS = [
     TensorSpec("first", "input", 6, (8, 6), 3),
@@ -81,8 +84,8 @@ class PerTensorRule:
         rho = 0.5 * math.log(self.fast / self.slow)
         base = math.log(s["rate"]) + s["horizon_power"] * math.log(horizon / 400) + s[f"log_{role}"]
         base += s["depth_power"] * math.log(self.spec.depth / 2)
-        if role in ("hidden", "output"):
-            base += s["width_power"] * math.log(32 / fan_in)
+        if role in ("input", "hidden", "output"):
+            base += s[f"width_{role}"] * math.log(32 / fan_in)
         share = float((self.m**2).mean() / self.v.mean())
         inputs = [
             2 * f - 1,
@@ -116,6 +119,8 @@ class PerTensorRule:
             x = x / (x**2).mean().sqrt()
             d = d + s[f"mix_{role}"] * (x - d)
             d = d / (d**2).mean().sqrt()
+        if role in ("input", "hidden", "output"):
+            self.param *= 1 - (1 - f) ** s["schedule_power"] * s["rate"] * s["weight_decay"]
         self.param -= size * d
         self.t += 1
 
@@ -123,9 +128,10 @@ class PerTensorRule:
 @pytest.mark.parametrize("reference", [False, True])
 def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference):
     theta, rule, horizon = meta_trained_like(), NormalizedRule(reference=reference), 90
+    network = theta[len(controller.SCALARS) :]
     rng = torch.Generator().manual_seed(0)
     params = [torch.randn(1, *spec.shape, generator=rng) for spec in SPECS]
-    plain = [PerTensorRule(SCALARS, theta[20:], s, p[0].clone(), horizon) for s, p in zip(SPECS, params, strict=True)]
+    plain = [PerTensorRule(SCALARS, network, s, p[0].clone(), horizon) for s, p in zip(SPECS, params, strict=True)]
     state = rule.init_state(SPECS, params)
     with torch.no_grad():
         for inner_step in range(100):

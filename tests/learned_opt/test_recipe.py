@@ -11,6 +11,7 @@ import torch
 from hydra.utils import instantiate
 
 from learned_opt import MlpRule, NormalizedRule, recipe
+from learned_opt.controller import decode
 from learned_opt.devices import Devices
 from learned_opt.meta_objective import LogLossObjective, final_loss
 from learned_opt.meta_tasks import MetaTaskConfig
@@ -51,6 +52,17 @@ def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "two" / "checkpoint-0.pt").exists()
     again = run_recipe([stage("one", network=False), stage("two", network=True)], seed=3, out=tmp_path)
     assert torch.equal(again[1].result.theta, network)
+
+
+def test_a_stage_may_begin_from_named_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "validation_problems", lambda: [])
+    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+    begun = replace(stage("one", network=False), start={"rate": 0.02})
+    (result,) = run_recipe([begun], seed=0, out=tmp_path)
+    scalars, _ = decode(result.result.theta[None], network=False)
+    assert float(scalars["rate"]) == pytest.approx(0.02, rel=0.1)
+    with pytest.raises(ValueError, match="only rule 'normalized' has scalars"):
+        replace(begun, rule="mlp")
 
 
 def test_a_larger_theta_cannot_start_a_smaller_rule() -> None:
