@@ -51,7 +51,7 @@ class ObjectiveConfig:
     function_weight: float = 1.0
     function_examples: int = 96
     function_split: str = "train"
-    function_energy_weight: float = 0.5
+    function_energy_weight: float = 1.0
     windows_per_step: int = 0
 
     def __post_init__(self) -> None:
