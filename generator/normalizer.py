@@ -63,7 +63,7 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     Args:
         layouts: JSON texts of the layouts seen in training.
         tokenizer: "neuron" or "chunk".
-        chunk_width: numbers per chunk.
+        chunk_width: numbers per chunk; 0 for one chunk.
         statistics: number of statistics by key; `mean` and `std` hold them in sorted order.
     """
 

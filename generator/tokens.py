@@ -125,20 +125,23 @@ class ChunkTokenizer:
 
     Args:
         layout: the network.
-        chunk_width: W.
+        chunk_width: W; 0 for the whole network in one chunk, a flat vector.
     """
 
     is_ordered: Final = True
 
     def __init__(self, layout: ParamLayout, chunk_width: int = 64) -> None:
-        if chunk_width < 1:
-            raise ValueError(f"chunk_width must be positive, got {chunk_width}")
+        if chunk_width < 0:
+            raise ValueError(f"chunk_width must be positive, or 0 for one chunk, got {chunk_width}")
         self.layout = layout
-        self.chunk_width = chunk_width
-        self._slots = tuple(slot for slot in layout if is_generated(slot) and slot.numel)
-        self._counts = tuple(math.ceil(slot.numel / chunk_width) for slot in self._slots)
+        slots = tuple(slot for slot in layout if is_generated(slot) and slot.numel)
+        self.chunk_width = chunk_width or sum(slot.numel for slot in slots)
+        self._pieces = tuple((slot,) for slot in slots) if chunk_width else (slots,)  # cut one by one
+        sizes = [sum(slot.numel for slot in piece) for piece in self._pieces]
+        self._counts = tuple(math.ceil(size / self.chunk_width) for size in sizes)
         self.groups: tuple[NodeGroup, ...] = (NodeGroup(CHUNKS, sum(self._counts)),)
-        self.blocks: tuple[FeatureBlock, ...] = (FeatureBlock(CHUNKS, f"chunk_{chunk_width}", (0,), chunk_width),)
+        key = f"chunk_{self.chunk_width}"
+        self.blocks: tuple[FeatureBlock, ...] = (FeatureBlock(CHUNKS, key, (0,), self.chunk_width),)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -156,28 +159,31 @@ class ChunkTokenizer:
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         self.layout.check_vector(values)
         parts = []
-        for slot, count in zip(self._slots, self._counts, strict=True):
-            padded = F.pad(values[..., slot.span], (0, count * self.chunk_width - slot.numel))
+        for piece, count in zip(self._pieces, self._counts, strict=True):
+            flat = torch.cat([values[..., slot.span] for slot in piece], dim=-1)
+            padded = F.pad(flat, (0, count * self.chunk_width - flat.shape[-1]))
             parts.append(padded.unflatten(-1, (count, self.chunk_width)))
         return {CHUNKS: torch.cat(parts, dim=-2)}  # (..., L, W)
 
     def decode(self, features: Mapping[str, Tensor]) -> Tensor:
-        pieces = features[CHUNKS].split(self._counts, dim=-2)
-        parts = {
-            slot.name: piece.flatten(-2)[..., : slot.numel] for slot, piece in zip(self._slots, pieces, strict=True)
-        }
+        parts: dict[str, Tensor] = {}
+        chunks = features[CHUNKS].split(self._counts, dim=-2)
+        for piece, flat in zip(self._pieces, (part.flatten(-2) for part in chunks), strict=True):
+            sizes = [slot.numel for slot in piece]
+            values = flat[..., : sum(sizes)].split(sizes, dim=-1)
+            parts |= {slot.name: value for slot, value in zip(piece, values, strict=True)}
         return _join_slots(self.layout, parts)
 
     def statistics(self) -> tuple[dict[str, int], Tensor]:
         sizes = {slot.name if is_generated(slot) else _copied_key(slot): 1 for slot in self.layout if slot.numel}
         sizes |= {_copied_key(slot): slot.numel for slot in self.layout if not is_generated(slot)}
         first = _offsets(sizes)
-        parts = {slot.name: torch.full((slot.numel,), first[slot.name]) for slot in self._slots}
+        parts = {slot.name: torch.full((slot.numel,), first[slot.name]) for piece in self._pieces for slot in piece}
         return sizes, _fill_copied(self.layout, _join_slots(self.layout, parts), first)
 
 
 def make_tokenizer(kind: str, layout: ParamLayout, *, chunk_width: int = 64) -> NeuronTokenizer | ChunkTokenizer:
-    """Tokenizer of that kind: "neuron" or "chunk".
+    """Tokenizer of that kind: "neuron" or "chunk", the latter with chunks of `chunk_width` numbers (0: one chunk).
 
     Raises:
         ValueError: for another kind, or a layout that has no symmetry groups and needs chunks.

@@ -42,7 +42,7 @@ class GeneratorConfig:
 
     Attributes:
         tokenizer: "neuron" or "chunk".
-        chunk_width: numbers per chunk token.
+        chunk_width: numbers per chunk token; 0 for the whole network in one token.
         metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
         task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
         num_task_bits: see there.

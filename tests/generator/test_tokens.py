@@ -15,7 +15,11 @@ ARCHITECTURES = {
     "cnn": lambda: CNN(1, (4, 6), 3),
     "transformer": lambda: ByteTransformer(vocabulary=11, context=7, width=8, num_blocks=2, num_heads=2),
 }
-TOKENIZERS = {"neuron": NeuronTokenizer, "chunk": lambda layout: ChunkTokenizer(layout, 7)}
+TOKENIZERS = {
+    "neuron": NeuronTokenizer,
+    "chunk": lambda layout: ChunkTokenizer(layout, 7),
+    "flat": lambda layout: ChunkTokenizer(layout, 0),
+}
 
 
 @pytest.fixture(params=ARCHITECTURES, ids=str)
@@ -121,7 +125,7 @@ def test_layouts_that_neuron_tokens_cannot_hold_are_refused():
         NeuronTokenizer(ParamLayout.of(MLP(8, (6,), 3))).encode(torch.zeros(7))
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("kind", ["neuron", "chunk"])
 def test_normalisation_is_inverted_and_copies_counters(layout, kind):
     networks = random_networks(layout, 50)
     normalizer = ParamNormalizer.fit(kind, [layout], [networks], chunk_width=7)
@@ -162,3 +166,14 @@ def test_statistics_serve_other_widths_and_depths_but_no_other_inputs(tmp_path):
     assert torch.equal(ours.std, theirs.std)
     with pytest.raises(LayoutMismatchError, match="no training network"):
         normalizer.scale(normalizer.make_tokenizer(ParamLayout.of(MLP(9, (6,), 3))))
+
+
+def test_a_flat_network_is_one_chunk_without_padding():
+    layout = ParamLayout.of(MLP(8, (6,), 3))
+    tokenizer = ChunkTokenizer(layout, 0)
+    values = torch.randn(2, layout.num_params)
+    (flat,) = tokenizer.encode(values).values()
+    assert torch.equal(flat[:, 0], values)
+    assert tokenizer.positions.tolist() == [[0, 0]]
+    with pytest.raises(ValueError, match="chunk_width"):
+        ChunkTokenizer(layout, -1)
