@@ -117,6 +117,8 @@ class TruncatedES:
         steps: one per bucket of equal shapes, two copies each; an outer step uses one of them, chosen at random.
         truncation_length: K.
         std: standard deviation of the perturbation, a number or (M,).
+        log_floor: nats; a step counts as log(loss + log_floor), so that tasks, and early and late steps, weigh alike.
+            None for the loss itself.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class TruncatedES:
         *,
         truncation_length: int,
         std: float | Tensor,
+        log_floor: float | None = None,
         devices: Devices | None = None,
     ) -> None:
         if not steps or any(step.num_copies != 2 for step in steps):
@@ -132,6 +135,7 @@ class TruncatedES:
         self.steps = steps
         self.truncation_length = truncation_length
         self.std = std
+        self.log_floor = log_floor
         self.devices = devices or Devices()
         self.states: list[InnerState | None] = [None] * len(steps)
         self.accumulators: list[Tensor | None] = [None] * len(steps)
@@ -146,7 +150,8 @@ class TruncatedES:
         std = _as_vector(self.std, theta)
         perturbations = draw_perturbations(rng, step.num_groups, std)[step.held]
         truncation = step.advance(antithetic(theta, perturbations), state, self.truncation_length, rng)
-        pos, neg = truncation.losses.unflatten(1, (2, -1)).unbind(1)  # (K, Q) each
+        losses = step_meta_loss(truncation.losses, self.log_floor)
+        pos, neg = losses.unflatten(1, (2, -1)).unbind(1)  # (K, Q) each
         grad = self._gradient(bucket, pos - neg, truncation.fresh, perturbations, std)
         meta_loss = self.devices.mean((pos + neg).mean() / 2)
         num_inner_steps = 2 * step.num_groups * self.truncation_length
@@ -188,13 +193,22 @@ class TruncatedBackprop:
     Args:
         steps: one per bucket of equal shapes, one copy each.
         truncation_length: K.
+        log_floor: as `TruncatedES`.
     """
 
-    def __init__(self, steps: list[TruncatedStep], *, truncation_length: int, devices: Devices | None = None) -> None:
+    def __init__(
+        self,
+        steps: list[TruncatedStep],
+        *,
+        truncation_length: int,
+        log_floor: float | None = None,
+        devices: Devices | None = None,
+    ) -> None:
         if not steps or any(step.num_copies != 1 for step in steps):
             raise ValueError("steps must be one or more TruncatedStep with num_copies=1, as nothing is perturbed")
         self.steps = steps
         self.truncation_length = truncation_length
+        self.log_floor = log_floor
         self.devices = devices or Devices()
         self.states: list[InnerState | None] = [None] * len(steps)
 
@@ -204,7 +218,7 @@ class TruncatedBackprop:
         state = self.states[bucket] or step.start(rng, stagger=True)
         with torch.enable_grad():
             leaf = theta.detach().clone().requires_grad_()
-            losses = step.advance(leaf, state, self.truncation_length, rng).losses
+            losses = step_meta_loss(step.advance(leaf, state, self.truncation_length, rng).losses, self.log_floor)
             (grad,) = torch.autograd.grad(losses.mean(), leaf)
         state.params = state.params.detach()
         state.rule_state = map_state(state.rule_state, torch.Tensor.detach)
@@ -217,6 +231,11 @@ class TruncatedBackprop:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.states = _load_states(state, len(self.steps))
+
+
+def step_meta_loss(losses: Tensor, log_floor: float | None) -> Tensor:
+    """What each step counts in the meta-loss: its loss in nats, or log(loss + log_floor)."""
+    return losses if log_floor is None else (losses + log_floor).log()
 
 
 def draw_perturbations(rng: torch.Generator, num_pairs: int, std: Tensor) -> Tensor:

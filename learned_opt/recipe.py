@@ -47,6 +47,7 @@ class TruncatedConfig:
         std: of the perturbation; for "backprop" only the unit of the theta optimizer.
         truncation_length: K.
         horizon: shortest and longest training.
+        log_floor: nats, see `TruncatedES`; None for the loss itself.
     """
 
     method: str = "pes"
@@ -54,6 +55,7 @@ class TruncatedConfig:
     std: float = 0.01
     truncation_length: int = 50
     horizon: tuple[int, int] = (100, 2000)
+    log_floor: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in (*_TRUNCATED, "backprop"):
@@ -188,9 +190,11 @@ def make_estimator(stage: Stage, rule: UpdateRule, devices: Devices) -> Gradient
         )
         for problem in bucket_problems()
     ]
+    length, floor = config.truncation_length, config.log_floor
     if config.method == "backprop":
-        return TruncatedBackprop(steps, truncation_length=config.truncation_length, devices=devices)
-    return _TRUNCATED[config.method](steps, truncation_length=config.truncation_length, std=config.std, devices=devices)
+        return TruncatedBackprop(steps, truncation_length=length, log_floor=floor, devices=devices)
+    estimator = _TRUNCATED[config.method]
+    return estimator(steps, truncation_length=length, std=config.std, log_floor=floor, devices=devices)
 
 
 def stage_info(result: StageResult, *, seed: int, command: str) -> dict[str, object]:

@@ -18,6 +18,7 @@ from learned_opt.estimators import (
     next_accumulator,
     normalised_differences,
     pes_gradient,
+    step_meta_loss,
 )
 from learned_opt.meta_objective import LogLossObjective
 from learned_opt.truncated_step import TruncatedStep
@@ -79,11 +80,11 @@ RULE = MomentumRule()
 THETA = RULE.init_theta(torch.Generator())
 
 
-def exact_gradient(theta: Tensor, num_steps: int = HORIZON) -> Tensor:
+def exact_gradient(theta: Tensor, num_steps: int = HORIZON, log_floor: float | None = None) -> Tensor:
     leaf = theta.clone().requires_grad_()
     w, velocity, total = torch.tensor([1.0, -2.0]), torch.zeros(2), torch.zeros(())
     for _ in range(num_steps):
-        total = total + 0.5 * (CURVATURE * w.square()).sum()
+        total = total + step_meta_loss(0.5 * (CURVATURE * w.square()).sum(), log_floor)
         velocity = leaf[1] * velocity + CURVATURE * w
         w = w - leaf[0].exp() * velocity
     return torch.autograd.grad(total / num_steps, leaf)[0]
@@ -101,9 +102,11 @@ def mean_gradient(estimator: TruncatedES, num_estimates: int) -> Tensor:
     return torch.stack(grads).mean(0)
 
 
-def test_pes_is_unbiased_for_the_whole_training() -> None:
-    estimator = PES([make_step(4000)], truncation_length=3, std=0.03)
-    torch.testing.assert_close(mean_gradient(estimator, 60), exact_gradient(THETA), rtol=0.05, atol=0.0)
+@pytest.mark.parametrize("log_floor", [None, 0.01])
+def test_pes_is_unbiased_for_the_whole_training(log_floor: float | None) -> None:
+    estimator = PES([make_step(4000)], truncation_length=3, std=0.03, log_floor=log_floor)
+    exact = exact_gradient(THETA, log_floor=log_floor)
+    torch.testing.assert_close(mean_gradient(estimator, 60), exact, rtol=0.05, atol=0.0)
 
 
 def test_truncated_es_is_biased_where_pes_is_not() -> None:
@@ -152,12 +155,13 @@ def test_state_resumes_exactly(estimator_class: type[TruncatedES]) -> None:
         assert torch.equal(straight.grad, resumed.grad)
 
 
-def test_backprop_over_a_whole_training_is_exact() -> None:
-    estimator = TruncatedBackprop([make_step(1, num_copies=1)], truncation_length=HORIZON)
+@pytest.mark.parametrize("log_floor", [None, 0.01])
+def test_backprop_over_a_whole_training_is_exact(log_floor: float | None) -> None:
+    estimator = TruncatedBackprop([make_step(1, num_copies=1)], truncation_length=HORIZON, log_floor=log_floor)
     step = estimator.steps[0]
     estimator.states[0] = step.start(torch.Generator().manual_seed(0))
     estimate = estimator.estimate(THETA, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(estimate.grad, exact_gradient(THETA))
+    torch.testing.assert_close(estimate.grad, exact_gradient(THETA, log_floor=log_floor))
 
 
 def test_pes_counts_only_the_current_perturbation_after_a_reset() -> None:
