@@ -1,13 +1,22 @@
-"""A small zoo that several tests read; they must not write to it."""
+"""A small zoo that several tests read; they must not write to it. One thread for all tests.
+
+Networks in tests are so small that a second thread gains nothing, and on a busy machine threads wait for each other.
+"""
+
+import os
 
 import numpy as np
 import pytest
+import torch
 
 from zoo.architectures import MLP
 from zoo.layout import ParamLayout
 from zoo.schema import RunStatus, ZooSpec
 from zoo.store import Zoo
 from zoo.writer import ZooWriter
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+torch.set_num_threads(1)
 
 STEPS = (0, 1, 4, 40, 400)
 
