@@ -1,4 +1,4 @@
-"""Tables (Markdown) and plots of an evaluation.
+"""Tables (Markdown) of an evaluation.
 
 Legend: K tasks, S seeds.
 """
@@ -6,20 +6,61 @@ Legend: K tasks, S seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from itertools import chain
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy import stats
 
-from learned_opt.evaluate import Ratio, Result, Results, geometric_ratio, log_values, mean_difference
+from learned_opt.evaluate import Result, Results, joined
+from learned_opt.evaluation_statistics import Estimate, accuracy_points, compare, diverged
 from learned_opt.evaluation_tasks import EvaluationTask
-from learned_opt.rivals import UNTRAINED_FRAME
+from learned_opt.learned_methods import UNTRAINED_FRAME
 
+REFERENCE: Final = "AdamW cosine"
 TUNED_MUON: Final = "Muon cosine, lr and momentum tuned"
+ONE_CONSTANT: Final = "{}, one constant"
 _MUON_PREFIX: Final = "Muon "
+_SPREAD_GROUPS: Final = ("main", "far")  # of many tasks, over which ratios are averaged
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Finished results and what they are of.
+
+    Args:
+        results: of every method.
+        tasks: all of them.
+        learned: name of a learned optimizer -> its methods, one a meta-seed, in the same order for all names.
+        shipped: name in the package -> the method among them that has its weights.
+    """
+
+    results: Results
+    tasks: Sequence[EvaluationTask]
+    learned: Mapping[str, Sequence[str]]
+    shipped: Mapping[str, str] = field(default_factory=dict)
+
+    def groups(self) -> dict[str, list[EvaluationTask]]:
+        """Tasks by title of the table: each group, and what meta-training never drew of the large ones."""
+        groups: dict[str, list[EvaluationTask]] = {}
+        for task in self.tasks:
+            groups.setdefault(task.group, []).append(task)
+        if unseen := self.unseen():
+            groups["main and far, data sets that meta-training never draws"] = unseen
+        return groups
+
+    def unseen(self) -> list[EvaluationTask]:
+        """Tasks of the main and far groups on data that meta-training never draws."""
+        return [task for task in self.tasks if task.group in _SPREAD_GROUPS and not task.seen_data]
+
+    def completed(self, names: Sequence[str]) -> Results:
+        """Methods that have all these tasks, with tuned Muon and single constants among them."""
+        shown = with_tuned_muon(_complete(self.results, names))
+        if len(names) > 1:
+            for method in (UNTRAINED_FRAME, REFERENCE):
+                if method in shown:
+                    shown = with_one_constant(shown, method, names)
+        return shown
 
 
 def with_tuned_muon(results: Results) -> Results:
@@ -28,7 +69,7 @@ def with_tuned_muon(results: Results) -> Results:
     if len(variants) < 2:
         return results
     tasks = set.intersection(*(set(results[name]) for name in variants))
-    merged = {task: _joined([results[name][task] for name in variants]) for task in tasks}
+    merged = {task: joined([results[name][task] for name in variants]) for task in tasks}
     return {**results, TUNED_MUON: merged}
 
 
@@ -37,143 +78,111 @@ def with_one_constant(results: Results, method: str, tasks: Sequence[str]) -> Re
     by_task = results[method]
     logs = np.stack([np.log(by_task[task].measure("mean_loss")).mean(1) for task in tasks])  # (K, H)
     best = int(logs.mean(0).argmin())
-    return {**results, f"{method}, one constant": {task: _setting(by_task[task], best) for task in by_task}}
+    return {**results, ONE_CONSTANT.format(method): {task: by_task[task].setting(best) for task in tasks}}
 
 
-def report(results: Results, tasks: Sequence[EvaluationTask], reference: str) -> str:
-    """The whole evaluation in Markdown: a summary for each group and for unseen data, and every task."""
+def report(evaluation: Evaluation) -> str:
+    """The whole evaluation: for each group a summary and every task, then what diverged."""
     parts = []
-    groups = list(dict.fromkeys(task.group for task in tasks))
-    subsets = [(group, [task for task in tasks if task.group == group]) for group in groups]
-    unseen = [task for task in tasks if task.group in ("main", "far") and not task.seen_data]
-    if unseen:
-        subsets.append(("main and far, data sets that meta-training never draws", unseen))
-    for title, chosen in subsets:
-        names = [task.name for task in chosen]
-        shown = results
-        for method in (UNTRAINED_FRAME, reference):
-            if method in results and all(name in results[method] for name in names):
-                shown = with_one_constant(shown, method, names)
-        parts += [f"### {title}: {len(chosen)} tasks", summary_table(shown, chosen, reference)]
-        parts.append(task_table(shown, chosen, reference))
+    for title, tasks in evaluation.groups().items():
+        names = [task.name for task in tasks]
+        shown = evaluation.completed(names)
+        if REFERENCE not in shown:
+            continue
+        parts.append(f"### {title}: {len(tasks)} task{'s' * (len(tasks) > 1)}")
+        if len(tasks) > 1:
+            parts += [summary_table(shown, names, REFERENCE), task_table(shown, names, REFERENCE)]
+        else:
+            parts.append(single_task_table(shown, names[0]))
+    parts += ["### Networks that ended above the loss they began with", divergence_list(evaluation)]
     return "\n\n".join(parts)
 
 
-def summary_table(results: Results, tasks: Sequence[EvaluationTask], reference: str) -> str:
-    """One line a method: geometric means of ratios to the reference, and the difference of accuracy.
-
-    Methods that lack one of the tasks are left out.
-    """
-    names = [task.name for task in tasks]
+def summary_table(results: Results, tasks: Sequence[str], reference: str) -> str:
+    """One line a method: geometric means of ratios to the reference, differences of accuracy, cost."""
     lines = [
-        f"| method, against {reference} | mean loss, ratio | final loss, ratio | accuracy, points |",
-        "|---|---|---|---|",
+        f"| method, against {reference} | mean loss, ratio | final loss, ratio | test accuracy, points "
+        "| the same in hindsight | CPU ms a step |",
+        "|---|---|---|---|---|---|",
     ]
-    for method, by_task in _complete(results, names).items():
-        mean = compare(by_task, results[reference], names, "mean_loss")
-        final = compare(by_task, results[reference], names, "final_loss")
-        accuracy = accuracy_difference(by_task, results[reference], names)
-        points = f"{100 * accuracy.value:+.2f} [{100 * accuracy.low:+.2f}, {100 * accuracy.high:+.2f}]"
-        lines.append(f"| {method} | {mean} | {final} | {points} |")
+    for method, by_task in results.items():
+        milliseconds = 1e3 * np.mean([np.mean(by_task[task].seconds) for task in tasks])
+        lines.append(f"| {method} | {_cells(by_task, results[reference], tasks)} | {milliseconds:.2f} |")
     return "\n".join(lines)
 
 
-def task_table(results: Results, tasks: Sequence[EvaluationTask], reference: str) -> str:
+def against_table(results: Results, method: str, others: Sequence[str], tasks: Sequence[str]) -> str:
+    """One line for each of the others: `method` relative to it."""
+    lines = [
+        f"| {method} against | mean loss, ratio | final loss, ratio | test accuracy, points | the same in hindsight |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [f"| {other} | {_cells(results[method], results[other], tasks)} |" for other in others if other in results]
+    return "\n".join(lines)
+
+
+def task_table(results: Results, tasks: Sequence[str], reference: str) -> str:
     """One line a task: mean training loss of the reference in nats, and the ratio of every method to it."""
-    names = [task.name for task in tasks]
-    complete = _complete(results, names)
-    others = [method for method in complete if method != reference]
+    others = [method for method in results if method != reference]
     lines = [f"| task | {reference} | {' | '.join(others)} |", "|---|---" + "|---" * len(others) + "|"]
-    for name in names:
+    for name in tasks:
         base = results[reference][name].tuned("mean_loss").mean()
-        ratios = [f"{complete[method][name].tuned('mean_loss').mean() / base:.2f}" for method in others]
+        ratios = [f"{results[method][name].tuned('mean_loss').mean() / base:.2f}" for method in others]
         lines.append(f"| {name} | {base:.4f} | {' | '.join(ratios)} |")
     return "\n".join(lines)
 
 
-def compare(
-    results: Mapping[str, Result], reference: Mapping[str, Result], tasks: Sequence[str], measure: str
-) -> Ratio:
-    """Geometric mean over tasks of a loss relative to the reference's, each at its best setting for each task."""
-    return geometric_ratio(log_values(results, tasks, measure), log_values(reference, tasks, measure))
+def single_task_table(results: Results, task: str) -> str:
+    """One line a method, in nats with 95% intervals over seeds, and the learning rate it likes best."""
+    lines = [
+        f"| {task} | mean loss | final loss | val loss | test loss | test accuracy % | the same in hindsight "
+        "| learning rate of the best mean loss |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method, by_task in results.items():
+        result = by_task[task]
+        losses = [seed_interval(result.tuned(name)) for name in ("mean_loss", "final_loss", "val_loss", "test_loss")]
+        accuracies = [
+            f"{100 * (1 - errors.mean()):.1f}" for errors in (result.tuned("test_error"), result.oracle("test_error"))
+        ]
+        lines.append(f"| {method} | {' | '.join([*losses, *accuracies])} | {_favourite(result)} |")
+    return "\n".join(lines)
 
 
-def accuracy_difference(results: Mapping[str, Result], reference: Mapping[str, Result], tasks: Sequence[str]) -> Ratio:
-    """Mean over tasks of the difference in validation accuracy, a fraction."""
-    return mean_difference(_errors(reference, tasks), _errors(results, tasks))
+def divergence_list(evaluation: Evaluation) -> str:
+    """One line a method: the tasks on which networks of its best setting ended above the loss they began with."""
+    lines = []
+    for method, by_task in evaluation.results.items():
+        tasks = [task.name for task in evaluation.tasks if task.name in by_task]
+        lines.append(f"- {method}: {', '.join(diverged(by_task, tasks)) or 'none'} (of {len(tasks)} tasks)")
+    return "\n".join(lines)
 
 
-def diverged(results: Mapping[str, Result], tasks: Sequence[str]) -> list[str]:
-    """Tasks on which a network of the best setting ended above the loss it began with."""
-    return [task for task in tasks if results[task].tuned("final_loss").max() > results[task].curve[0][0]]
+def points(estimate: Estimate) -> str:
+    """Signed percentage points with their interval."""
+    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
-def plot_ratios(results: Results, tasks: Sequence[EvaluationTask], reference: str, path: Path) -> None:
-    """Mean loss of every method relative to the reference, with intervals, as a picture."""
-    import matplotlib.pyplot as plt
-
-    names = [task.name for task in tasks]
-    methods = _complete(results, names)
-    ratios = {method: compare(by_task, results[reference], names, "mean_loss") for method, by_task in methods.items()}
-    ordered = sorted(ratios, key=lambda method: -ratios[method].value)
-    figure, axes = plt.subplots(figsize=(7, 0.35 * len(ordered) + 1), layout="constrained")
-    for row, method in enumerate(ordered):
-        ratio = ratios[method]
-        axes.plot([ratio.low, ratio.high], [row, row], color="tab:blue")
-        axes.plot(ratio.value, row, "o", color="tab:blue")
-    axes.axvline(1, color="gray", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(ordered)), ordered)
-    axes.set_xlabel(f"mean training loss / {reference}: geometric mean over {len(names)} tasks, 95% interval")
-    figure.savefig(path)
-    plt.close(figure)
+def seed_interval(values: np.ndarray) -> str:
+    """Mean over seeds (S,) with half the width of its 95% interval by Student's t."""
+    half_width = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return f"{values.mean():.4f} ± {half_width:.4f}"
 
 
-def plot_curves(results: Results, tasks: Sequence[EvaluationTask], methods: Sequence[str], path: Path) -> None:
-    """Training loss against the share of the run, a panel for each task."""
-    import matplotlib.pyplot as plt
+def _cells(by_task: Mapping[str, Result], reference: Mapping[str, Result], tasks: Sequence[str]) -> str:
+    mean, final = (compare(by_task, reference, tasks, measure) for measure in ("mean_loss", "final_loss"))
+    chosen, hindsight = (accuracy_points(by_task, reference, tasks, oracle=oracle) for oracle in (False, True))
+    return f"{mean} | {final} | {points(chosen)} | {points(hindsight)}"
 
-    num_columns = min(3, len(tasks))
-    num_rows = -(-len(tasks) // num_columns)
-    figure, grid = plt.subplots(
-        num_rows, num_columns, figsize=(4.2 * num_columns, 3 * num_rows), layout="constrained", squeeze=False
-    )
-    for axes, task in zip(grid.flat, tasks, strict=False):
-        for method in methods:
-            result = results[method].get(task.name)
-            if result is not None:
-                curve = result.curve[result.best("mean_loss")]
-                axes.plot(np.linspace(0, 1, len(curve)), curve, label=method, linewidth=1)
-        axes.set_yscale("log")
-        axes.set_title(task.name, fontsize=9)
-    grid.flat[0].legend(fontsize=7)
-    for axes in grid.flat[len(tasks) :]:
-        axes.set_visible(False)
-    figure.supxlabel("share of the run")
-    figure.supylabel("training loss (nats)")
-    figure.savefig(path)
-    plt.close(figure)
+
+def _favourite(result: Result) -> str:
+    """The learning rate with the lowest mean loss, and whether it lies at the edge of several."""
+    rates, best = result.learning_rates, result.best("mean_loss")
+    if len(rates) == 1:
+        return f"{rates[0]:g}, no choice"
+    edge = ", at the edge" if rates[best] in (min(rates), max(rates)) else ""
+    return f"{rates[best]:g} of {len(set(rates))}{edge}"
 
 
 def _complete(results: Results, tasks: Sequence[str]) -> Results:
     return {method: by_task for method, by_task in results.items() if all(task in by_task for task in tasks)}
-
-
-def _errors(results: Mapping[str, Result], tasks: Sequence[str]) -> NDArray[np.float64]:
-    return np.stack([results[task].tuned("val_error") for task in tasks])  # (K, S)
-
-
-def _setting(result: Result, index: int) -> Result:
-    """The result of a single setting."""
-    fields = {name: [values[index]] for name, values in asdict(result).items() if name != "seconds"}
-    return Result(**fields, seconds=result.seconds)
-
-
-def _joined(results: Sequence[Result]) -> Result:
-    """One result with the settings of several."""
-    fields = [asdict(result) for result in results]
-    seconds = float(np.mean([result.seconds for result in results]))
-    joined = {
-        name: list(chain.from_iterable(entry[name] for entry in fields)) for name in fields[0] if name != "seconds"
-    }
-    return Result(**joined, seconds=seconds)

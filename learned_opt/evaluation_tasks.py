@@ -1,7 +1,8 @@
 """What finished optimizers are compared on. No data set here but the digits is drawn in meta-training.
 
 Groups: "main" (usual shapes and horizons), "far" (what meta-training has not shown: inputs, horizon, depth, scales of
-initialisation, label noise, batch sizes, width), "conv" and "language".
+initialisation, label noise, batch sizes, width), "stretch" (multiples of the most that meta-training has shown: 5 times
+the horizon, 3 times the depth, 16 times the width), "conv" and "language".
 
 Legend: T inner steps.
 """
@@ -20,7 +21,7 @@ from learned_opt.meta_tasks import cnn_task, language_task, mlp_task
 from learned_opt.task_problem import TaskProblem
 from zoo.datasets import SPLIT_NAMES, Dataset, Split, get_dataset
 
-GROUPS: Final = ("main", "far", "conv", "language")
+GROUPS: Final = ("main", "far", "stretch", "conv", "language")
 _LABEL_NOISE: Final = 0.2
 
 
@@ -43,7 +44,7 @@ def evaluation_tasks(groups: tuple[str, ...] = GROUPS) -> list[EvaluationTask]:
     """
     if unknown := sorted(set(groups) - set(GROUPS)):
         raise ValueError(f"groups must be among {GROUPS}, got {unknown}")
-    makers = {"main": _main, "far": _far, "conv": _conv, "language": _language}
+    makers = {"main": _main, "far": _far, "stretch": _stretch, "conv": _conv, "language": _language}
     return [task for group in GROUPS if group in groups for task in makers[group]()]
 
 
@@ -75,6 +76,12 @@ def _far() -> list[EvaluationTask]:
         replace(_mlp("far", digits, [384], 100), seen_data=True),
         _mlp("far", mnist, [512], 100),
     ]
+
+
+def _stretch() -> list[EvaluationTask]:
+    digits = synthetic_data.digits_images(8)
+    seen = [_mlp("stretch", digits, [32], 8000), _mlp("stretch", digits, [3072], 100)]
+    return [*(replace(task, seen_data=True) for task in seen), _mlp("stretch", _mnist(14), [32] * 18, 400)]
 
 
 def _conv() -> list[EvaluationTask]:

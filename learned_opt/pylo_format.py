@@ -3,7 +3,8 @@
 MetaMLP: `network.input`, `network.linear_<i>`, `network.output`, each with `weight` (out, in) and `bias`. Its features
 and their order are those of `MlpRule`; decays are fixed, so their offsets are zero.
 CELO2MLP: first layer split by groups of features `w0.<i>` (in, H) with `b0`, then `dense_w.<i>` (in, out) and
-`dense_b.<i>`.
+`dense_b.<i>`. Its first release: `first_layer_weights.<i>` (H, in), `first_layer_bias`, then `hidden` and `output` as
+torch's linear layers.
 
 Source: Janson et al. 2025 (arXiv 2506.10315).
 
@@ -25,8 +26,8 @@ _META_LAYERS = ("network.input", "network.linear_0", "network.output")
 
 
 def is_pylo(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of one of the two networks."""
-    return "network.input.weight" in tensors or "w0.0" in tensors
+    """Whether these are the tensors of one of the networks."""
+    return any(name in tensors for name in ("network.input.weight", "w0.0", "first_layer_weights.0"))
 
 
 def rule_and_theta(tensors: Mapping[str, Tensor]) -> tuple[UpdateRule, Tensor]:
@@ -37,6 +38,8 @@ def rule_and_theta(tensors: Mapping[str, Tensor]) -> tuple[UpdateRule, Tensor]:
     """
     if "w0.0" in tensors:
         return _celo2(tensors)
+    if "first_layer_weights.0" in tensors:
+        return _celo2(_renamed(tensors))
     expected = {f"{layer}.{part}" for layer in _META_LAYERS for part in ("weight", "bias")}
     if set(tensors) != expected:
         raise ValueError(f"a MetaMLP must have the tensors {sorted(expected)}, got {sorted(tensors)}")
@@ -44,6 +47,16 @@ def rule_and_theta(tensors: Mapping[str, Tensor]) -> tuple[UpdateRule, Tensor]:
     layers = [tensors[f"{layer}.{part}"].flatten() for layer in _META_LAYERS for part in ("weight", "bias")]
     offsets = torch.zeros(rule.num_theta - sum(layer.numel() for layer in layers))
     return rule, torch.cat([*layers, offsets]).to(torch.float32)
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the first release under the names and in the orientation of the later one."""
+    prefix = "first_layer_weights."
+    renamed = {name.replace(prefix, "w0."): tensor.T for name, tensor in tensors.items() if name.startswith(prefix)}
+    renamed["b0"] = tensors["first_layer_bias"]
+    for i, layer in enumerate(("hidden", "output")):
+        renamed[f"dense_w.{i}"], renamed[f"dense_b.{i}"] = tensors[f"{layer}.weight"].T, tensors[f"{layer}.bias"]
+    return renamed
 
 
 def _celo2(tensors: Mapping[str, Tensor]) -> tuple[UpdateRule, Tensor]:

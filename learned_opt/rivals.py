@@ -1,4 +1,4 @@
-"""The optimizers that a learned one is compared with, each over a population of networks and learning rates.
+"""The optimizers that learned ones are compared with, each over a population of networks and learning rates.
 
 AdamW and Muon run batched, with a learning rate for each network. The others run as the libraries that users have,
 network by network, on gradients that are computed together.
@@ -8,18 +8,14 @@ Legend: N networks, H settings (learning rates), P numbers of one network (T of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from learned_opt.controller import encode_scalars
-from learned_opt.normalized_rule import NormalizedRule, newton_schulz
-from learned_opt.population_optimizer import PopulationOptimizer
-from learned_opt.pretrained import Pretrained, load_pretrained
+from learned_opt.normalized_rule import newton_schulz
 from zoo.layout import ParamLayout, ParamSlot
 from zoo.optimizers import Adam, InnerOptimizer, State
 from zoo.schedules import Schedule
@@ -27,8 +23,7 @@ from zoo.schedules import Schedule
 LEARNING_RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 ADAM_WEIGHT_DECAY: Final = 0.01  # torch.optim's defaults
 MUON_WEIGHT_DECAY: Final = 0.1
-UNTRAINED_FRAME: Final = "untrained frame"
-_COSINE: Final = Schedule("cosine")
+COSINE: Final = Schedule("cosine")
 _CONSTANT: Final = Schedule("constant")
 
 
@@ -48,6 +43,10 @@ class Method:
     make: Callable[[Tensor], InnerOptimizer]
     identity: str = ""
 
+    def at(self, learning_rates: tuple[float, ...]) -> Method:
+        """The same method with other settings."""
+        return replace(self, learning_rates=learning_rates)
+
 
 def rivals(learning_rates: tuple[float, ...] = LEARNING_RATES) -> list[Method]:
     """All rivals; those at their defaults have a single setting.
@@ -56,47 +55,16 @@ def rivals(learning_rates: tuple[float, ...] = LEARNING_RATES) -> list[Method]:
         learning_rates: tried for every optimizer that has one to choose.
     """
     return [
-        Method("AdamW cosine", learning_rates, lambda lr: _adamw(lr, _COSINE)),
+        Method("AdamW cosine", learning_rates, lambda lr: _adamw(lr, COSINE)),
         Method("AdamW constant", learning_rates, lambda lr: _adamw(lr, _CONSTANT)),
         Method("AdamW 1e-3 untuned", (1e-3,), lambda lr: _adamw(lr, _CONSTANT)),
         Method("Muon .95 cosine", learning_rates, lambda lr: MatchedMuon(lr, momentum=0.95)),
         Method("Muon .8 cosine", learning_rates, lambda lr: MatchedMuon(lr, momentum=0.8)),
-        Method("Prodigy cosine", (1.0,), lambda lr: TorchPopulation(lr, _prodigy, _COSINE)),
+        Method("Prodigy cosine", (1.0,), lambda lr: TorchPopulation(lr, _prodigy, COSINE)),
         Method("Schedule-Free AdamW", (2.5e-3,), lambda lr: TorchPopulation(lr, _schedule_free, _CONSTANT)),
-        Method("Lion cosine", tuple(lr / 10 for lr in learning_rates), lambda lr: TorchPopulation(lr, _lion, _COSINE)),
-        Method("Adafactor cosine", learning_rates, lambda lr: TorchPopulation(lr, _adafactor, _COSINE)),
+        Method("Lion cosine", tuple(lr / 10 for lr in learning_rates), lambda lr: TorchPopulation(lr, _lion, COSINE)),
+        Method("Adafactor cosine", learning_rates, lambda lr: TorchPopulation(lr, _adafactor, COSINE)),
     ]
-
-
-def learned_methods(sources: Sequence[str | Path]) -> list[Method]:
-    """Learned optimizers by name in the package or by file, nothing to tune."""
-    methods = []
-    for source in sources:
-        loaded = load_pretrained(source)
-
-        def make(lr: Tensor, loaded: Pretrained = loaded) -> InnerOptimizer:
-            return PopulationOptimizer(loaded.rule, loaded.theta)
-
-        name = str(source).removesuffix(".safetensors")
-        methods.append(Method(name, (1.0,), make, identity=loaded.hash))
-    return methods
-
-
-def untrained_frame() -> Method:
-    """The normalised rule before any meta-training, with its controller off, at multiples of its base step.
-
-    What the hand-made part of `mulo-norm` is worth: direction, decay to zero, width and depth rules. Its one best
-    constant is the multiple with the lowest geometric mean over all tasks.
-    """
-    rule = NormalizedRule(network=False)
-    off = encode_scalars({"noise_power": 0.0, "agreement_rate": 1e-9})
-
-    def make(lr: Tensor) -> InnerOptimizer:
-        scaled = off.repeat(len(lr), 1)
-        scaled[:, 0] += lr.log().to(off)  # the first scalar is the rate, which is exponential in theta
-        return PopulationOptimizer(rule, scaled)
-
-    return Method(UNTRAINED_FRAME, (0.25, 0.5, 1.0, 2.0, 4.0), make)
 
 
 def _adamw(lr: Tensor, schedule: Schedule) -> Adam:
@@ -120,7 +88,7 @@ class MatchedMuon:
     _adam: Adam = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_adam", _adamw(self.lr, _COSINE))
+        object.__setattr__(self, "_adam", _adamw(self.lr, COSINE))
 
     def init_state(self, layout: ParamLayout, params: Tensor) -> State:
         state = self._adam.init_state(layout, params)
@@ -133,7 +101,7 @@ class MatchedMuon:
     ) -> None:
         before = {slot.name: params[:, slot.span].clone() for slot in _matrices(layout)}
         self._adam.update(layout, params, grads, state, inner_step=inner_step, num_steps=num_steps)
-        lr = (self.lr * _COSINE.factor(inner_step, num_steps)).to(params)[:, None]
+        lr = (self.lr * COSINE.factor(inner_step, num_steps)).to(params)[:, None]
         for slot in _matrices(layout):  # in place of what AdamW has done to them
             momentum = state[f"momentum.{slot.name}"].lerp_(grads[:, slot.span], 1 - self.momentum)
             direction = grads[:, slot.span].lerp(momentum, self.momentum).unflatten(1, slot.shape)

@@ -96,14 +96,14 @@ class TaskProblem:
         return self.evaluate(params, datasets)[0]
 
     @torch.no_grad()
-    def evaluate(self, params: Tensor, datasets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss in nats and error, each (N,), on at most 512 examples of the validation split."""
+    def evaluate(self, params: Tensor, datasets: Tensor, split: str = "val") -> tuple[Tensor, Tensor]:
+        """Loss in nats and error, each (N,), on at most 512 examples of a split."""
         computing = self._computing(params)
         which = datasets.repeat(len(params) // len(datasets))
         loss, error = params.new_empty(len(params)), params.new_empty(len(params))
         for index, task in enumerate(self.tasks):
-            val = task.dataset.val
-            inputs, targets = val.inputs[:MAX_VALIDATION_EXAMPLES], val.targets[:MAX_VALIDATION_EXAMPLES]
+            examples = task.dataset.split(split)
+            inputs, targets = examples.inputs[:MAX_VALIDATION_EXAMPLES], examples.targets[:MAX_VALIDATION_EXAMPLES]
             rows = (which == index).nonzero().flatten()
             for part in rows.split(_NETWORKS_PER_VALIDATION) if len(rows) else ():
                 outputs = task.predict(computing[part], inputs)

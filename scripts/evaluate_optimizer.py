@@ -1,12 +1,15 @@
 """Compare learned optimizers with tuned and learning-rate-free ones: tables and plots.
 
     python -m scripts.evaluate_optimizer
-    python -m scripts.evaluate_optimizer groups=[conv,language] learning_rates=[3e-3,1e-2,3e-2]
+    python -m scripts.evaluate_optimizer groups=[main] 'theta.mulo-norm=[A.safetensors,B.safetensors]' record=true
 
-Inputs: meta-parameters of the package or files in `theta`. Outputs in `out`: `report-<groups>.md`,
-`ratios-<group>.png`, `curves-<group>.png`, and `cache/` with a file for each task and method, so that a rerun computes
-only what is new. Main and far tasks take about 15 CPU-minutes, conv and language as long again. Prodigy,
-Schedule-Free and Lion need `pip install prodigyopt schedulefree lion-pytorch`.
+Inputs: for each learned optimizer names of the package or files that differ in their meta-seed, in the same order;
+`celo2` a file of PyLO. Outputs in `out`: `report.md`, `ratios-<group>.png`, `curves-<group>.png`, and `results/` with a
+file for each task, method and learning rate, so that a rerun trains only what is new. `record=true` also writes
+`scripts/bench/results/learned_opt_*.md` and the tables of the cards beside the shipped weights.
+
+Main and far tasks take about 20 CPU-minutes, the others an hour. Prodigy, Schedule-Free and Lion need
+`pip install prodigyopt schedulefree lion-pytorch`.
 """
 
 from __future__ import annotations
@@ -14,45 +17,64 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
 from learned_opt.allocator import keep_freed_memory
-from learned_opt.evaluate import Result, evaluate
-from learned_opt.evaluation_report import plot_curves, plot_ratios, report, with_tuned_muon
+from learned_opt.evaluate import Result, Results, evaluate
+from learned_opt.evaluation_plots import plot_all
+from learned_opt.evaluation_record import QUESTION, record_body, write_cards
+from learned_opt.evaluation_report import Evaluation
 from learned_opt.evaluation_tasks import evaluation_tasks
-from learned_opt.rivals import learned_methods, rivals, untrained_frame
+from learned_opt.learned_methods import celo2, learned_methods, shipped, untrained_frame
+from learned_opt.rivals import Method, rivals
 from scripts import cli
+from scripts.bench.record import write_record
 
-_REFERENCE = "AdamW cosine"
+_PACKAGES = ("torch", "prodigyopt", "schedulefree", "lion-pytorch")
 
 
 def main(config: DictConfig) -> None:
     torch.set_num_threads(config.num_threads)
     keep_freed_memory()
-    out, rates = Path(config.out), tuple(config.learning_rates)
-    known = {method.name: method for method in [*rivals(rates), untrained_frame()]}
-    if unknown := sorted(set(config.rivals) - set(known)):
-        raise ValueError(f"rivals must be among {sorted(known)}, got {unknown}")
-    methods = [known[name] for name in config.rivals] + learned_methods(list(config.theta))
+    out = Path(config.out)
+    learned = learned_methods(OmegaConf.to_container(config.theta))
+    methods = [method for group in learned.values() for method in group]
     tasks = evaluation_tasks(tuple(config.groups))
+    results: Results = {}
     with Progress() as progress:
-        bar = progress.add_task("training", total=len(methods) * len(tasks))
+        bar = progress.add_task("training", total=(len(config.rivals) + len(methods)) * len(tasks))
 
         def show(method: str, task: str, result: Result) -> None:
+            results.setdefault(method, {})[task] = result
             progress.update(bar, advance=1, description=f"{task}, {method}")
 
-        results = evaluate(methods, tasks, num_seeds=config.num_seeds, cache=out / "cache", on_result=show)
-    results = with_tuned_muon(results)
-    text = report(results, tasks, _REFERENCE)
+        for group in config.groups:
+            compared = [*_rivals(config, tuple(config.learning_rates[group])), *methods]
+            chosen = [task for task in tasks if task.group == group]
+            evaluate(compared, chosen, num_seeds=config.num_seeds, cache=out / "results", on_result=show)
+    names = {name: [method.name for method in group] for name, group in learned.items()}
+    evaluation = Evaluation(results, tasks, names, shipped(methods))
+    text = record_body(evaluation)
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"report-{'-'.join(config.groups)}.md").write_text(text + "\n")
-    for group in config.groups:
-        chosen = [task for task in tasks if task.group == group]
-        plot_ratios(results, chosen, _REFERENCE, out / f"ratios-{group}.png")
-        plot_curves(results, chosen, list(results), out / f"curves-{group}.png")
+    (out / "report.md").write_text(text + "\n")
+    plot_all(evaluation, out)
     cli.console.print(text)
+    if config.record:
+        path = write_record("learned_opt", QUESTION, text, _PACKAGES, list(HydraConfig.get().overrides.task))
+        cli.console.print(f"wrote {path} and {write_cards(evaluation)}")
     cli.save_run(out, config, {"tasks": len(tasks), "methods": list(results)})
+
+
+def _rivals(config: DictConfig, learning_rates: tuple[float, ...]) -> list[Method]:
+    known = [*rivals(learning_rates), untrained_frame()]
+    if config.celo2:
+        known.append(celo2(config.celo2, learning_rates))
+    by_name = {method.name: method for method in known}
+    if unknown := sorted(set(config.rivals) - set(by_name)):
+        raise ValueError(f"rivals must be among {sorted(by_name)}, got {unknown}")
+    return [by_name[name] for name in config.rivals]
 
 
 if __name__ == "__main__":

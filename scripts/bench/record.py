@@ -20,14 +20,29 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
-def write_record(topic: str, question: str, body: str, packages: Sequence[str] = ("torch", "numpy")) -> Path:
-    """Write `results/<topic>_<hardware>_<yyyymm>.md` and return its path."""
+def write_record(
+    topic: str,
+    question: str,
+    body: str,
+    packages: Sequence[str] = ("torch", "numpy"),
+    arguments: Sequence[str] | None = None,
+) -> Path:
+    """Write `results/<topic>_<hardware>_<yyyymm>.md` and return its path.
+
+    Args:
+        topic: first part of the file's name.
+        question: its heading.
+        body: Markdown below the header.
+        packages: whose versions matter.
+        arguments: of the command, default those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
     path = RESULTS / f"{topic}_{hardware}_{datetime.date.today():%Y%m}.md"
     header = [
         f"# {question}",
         "",
-        f"- Command: `python -m {sys.modules['__main__'].__spec__.name} {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        f"- Command: `python -m {sys.modules['__main__'].__spec__.name} {' '.join(arguments)}`".replace(" `", "`"),
         f"- Commit: {commit()}",
         f"- Versions: Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}",
         f"- Hardware: {processor()}, {num_cores()} cores",

@@ -1,4 +1,4 @@
-"""The comparison of optimizers: rivals against the libraries', ratios against known answers."""
+"""The comparison of optimizers: rivals against the libraries', and how settings are chosen and kept."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from learned_opt import synthetic_data
-from learned_opt.evaluate import Result, evaluate, geometric_ratio, log_values, mean_difference, train
-from learned_opt.evaluation_report import TUNED_MUON, compare, report, with_one_constant, with_tuned_muon
+from learned_opt.celo2_rule import STEP_SIZE, Celo2Rule
+from learned_opt.evaluate import Result, evaluate, joined, train
+from learned_opt.evaluation_statistics import compare
 from learned_opt.evaluation_tasks import EvaluationTask
+from learned_opt.learned_methods import CosinePopulation, celo2, learned_methods, shipped, untrained_frame
 from learned_opt.meta_tasks import mlp_task
-from learned_opt.rivals import MatchedMuon, Method, TorchPopulation, rivals, untrained_frame
+from learned_opt.population_optimizer import PopulationOptimizer
+from learned_opt.pretrained import Pretrained, available, load_pretrained, save_theta
+from learned_opt.rivals import MatchedMuon, Method, TorchPopulation, rivals
 from learned_opt.task_problem import TaskProblem
 from zoo.architectures import MLP
 from zoo.layout import ParamLayout
@@ -30,10 +34,6 @@ def small_task(name: str = "small") -> EvaluationTask:
 
 def method(name: str, rates: tuple[float, ...] = (1e-3, 1e-2)) -> Method:
     return next(m for m in rivals(rates) if m.name == name)
-
-
-def made_up(mean_loss: list[list[float]]) -> Result:
-    return Result([1.0] * len(mean_loss), mean_loss, mean_loss, mean_loss, mean_loss, [[1.0]] * len(mean_loss), 1.0)
 
 
 def test_batched_muon_is_torchs() -> None:
@@ -88,63 +88,93 @@ def test_seeds_see_the_same_start_under_every_method() -> None:
     assert slow[0][0][0] != slow[0][0][1]
 
 
-def test_results_come_from_the_cache(tmp_path: Path) -> None:
-    methods = [method("AdamW cosine")]
-    first = evaluate(methods, [small_task()], num_seeds=2, cache=tmp_path)
+def test_only_missing_settings_are_trained(tmp_path: Path) -> None:
+    trained: list[list[float]] = []
+    known = method("AdamW cosine", (1e-3, 1e-2))
 
-    def never(lr: torch.Tensor) -> Adam:
-        raise AssertionError("trained again")
+    def counting(lr: torch.Tensor) -> Adam:
+        trained.append(lr.unique().tolist())
+        return known.make(lr)
 
-    again = evaluate(
-        [Method("AdamW cosine", methods[0].learning_rates, never)], [small_task()], num_seeds=2, cache=tmp_path
-    )
+    def run(rates: tuple[float, ...]) -> Result:
+        counted = Method("AdamW cosine", rates, counting)
+        return evaluate([counted], [small_task()], num_seeds=2, cache=tmp_path)["AdamW cosine"]["small"]
+
+    first, again = run((1e-3, 1e-2)), run((1e-3, 1e-2))
     assert first == again
-    with pytest.raises(AssertionError, match="trained again"):
-        evaluate([Method("AdamW cosine", (0.5,), never)], [small_task()], num_seeds=2, cache=tmp_path)
+    extended = run((1e-3, 1e-2, 1e-1))
+    assert trained == [[1e-3, 1e-2], [1e-1]]
+    assert joined([extended.setting(0), extended.setting(1)]) == first
+    alone = train(small_task(), method("AdamW cosine", (1e-1,)), num_seeds=2)
+    np.testing.assert_allclose(extended.setting(2).mean_loss, alone.mean_loss, rtol=1e-4)
 
 
-def test_each_measure_has_its_own_best_setting() -> None:
-    result = Result([1.0, 2.0], [[1.0], [2.0]], [[5.0], [4.0]], [[1.0], [1.0]], [[0.1], [0.2]], [[1.0]] * 2, 1.0)
-    assert result.tuned("mean_loss").tolist() == [1.0]
-    assert result.tuned("final_loss").tolist() == [4.0]
-
-
-def test_ratio_is_the_geometric_mean_and_its_interval_covers_it() -> None:
-    results = {"a": made_up([[1.0, 2.0]]), "b": made_up([[4.0, 8.0]])}
-    half = {"a": made_up([[0.25, 0.5]]), "b": made_up([[4.0, 8.0]])}
-    ratio = geometric_ratio(log_values(half, ["a", "b"], "mean_loss"), log_values(results, ["a", "b"], "mean_loss"))
-    assert ratio.value == pytest.approx(0.5, rel=1e-6)
-    assert ratio.low == pytest.approx(0.25, rel=1e-4)
-    assert ratio.high == pytest.approx(1.0, rel=1e-4)
-
-
-def test_equal_methods_have_ratio_one_without_uncertainty() -> None:
-    values = np.random.RandomState(0).randn(4, 3)
-    ratio = geometric_ratio(values, values)
-    assert (ratio.value, ratio.low, ratio.high) == (1, 1, 1)
-    assert mean_difference(values, values).value == 0
-
-
-def test_tuned_muon_takes_the_better_momentum_on_each_task() -> None:
-    results = with_tuned_muon(
-        {
-            "Muon .95 cosine": {"a": made_up([[1.0]]), "b": made_up([[5.0]])},
-            "Muon .8 cosine": {"a": made_up([[2.0]]), "b": made_up([[3.0]])},
-        }
+def test_settings_are_chosen_on_other_examples_than_they_are_reported_on() -> None:
+    result = Result(
+        learning_rates=[1.0, 2.0, 3.0],
+        mean_loss=[[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]],
+        final_loss=[[5.0, 5.0], [4.0, 4.0], [6.0, 6.0]],
+        val_loss=[[0.5, 0.5], [0.4, 0.4], [0.6, 0.6]],
+        val_error=[[0.3, 0.3], [0.2, 0.2], [0.1, 0.15]],
+        test_loss=[[0.7, 0.7], [0.8, 0.8], [0.9, 0.9]],
+        test_error=[[0.1, 0.1], [0.2, 0.2], [0.3, 0.4]],
+        curve=[[1.0]] * 3,
+        seconds=[1.0] * 3,
     )
-    assert [results[TUNED_MUON][task].tuned("mean_loss").item() for task in ("a", "b")] == [1.0, 3.0]
+    assert result.tuned("mean_loss").tolist() == [1.0, 1.0]  # each training loss has its own best setting
+    assert result.tuned("final_loss").tolist() == [4.0, 4.0]
+    assert result.tuned("test_error").tolist() == [0.3, 0.4]  # of the lowest validation error
+    assert result.tuned("test_loss").tolist() == [0.8, 0.8]  # of the lowest validation loss
+    assert result.oracle("test_error").tolist() == [0.1, 0.1]
 
 
-def test_one_constant_is_chosen_over_all_tasks() -> None:
-    results = with_one_constant({"m": {"a": made_up([[1.0], [3.0]]), "b": made_up([[9.0], [1.0]])}}, "m", ["a", "b"])
-    chosen = results["m, one constant"]
-    assert [chosen[task].tuned("mean_loss").item() for task in ("a", "b")] == [3.0, 1.0]
-
-
-def test_untrained_frame_and_report() -> None:
+def test_untrained_frame_trains() -> None:
     tasks = [small_task("one"), small_task("two")]
     results = evaluate([method("AdamW cosine"), untrained_frame()], tasks, num_seeds=2)
     assert compare(results["untrained frame"], results["AdamW cosine"], ["one", "two"], "mean_loss").value < 3
-    text = report(results, tasks, "AdamW cosine")
-    assert "untrained frame, one constant" in text
-    assert "| two |" in text
+
+
+def test_celo2_runs_each_learning_rate_by_itself(tmp_path: Path) -> None:
+    rule = Celo2Rule()
+    theta = rule.init_theta(torch.Generator().manual_seed(0))
+    save_theta(tmp_path / "celo2.safetensors", theta, rule)
+    rival = celo2(tmp_path / "celo2.safetensors", (1e-3, 1e-2))
+    together = train(small_task(), rival, num_seeds=2)
+    alone = train(small_task(), rival.at((1e-2,)), num_seeds=2)
+    np.testing.assert_allclose(together.setting(1).mean_loss, alone.mean_loss, rtol=1e-4)
+    assert together.mean_loss[0] != together.mean_loss[1]
+
+
+def test_celo2_takes_the_step_of_its_rule_times_the_cosine() -> None:
+    rule = Celo2Rule()
+    pretrained = Pretrained(rule, rule.init_theta(torch.Generator().manual_seed(0)))
+    layout = ParamLayout.of(MLP(6, (5,), 3))
+    rng = torch.Generator().manual_seed(1)
+    params, grads = torch.randn(2, layout.num_params, generator=rng), torch.randn(2, layout.num_params, generator=rng)
+    scheduled, plain = params.clone(), params.clone()
+    population = CosinePopulation(pretrained, torch.full((2,), 3e-2 / STEP_SIZE, dtype=torch.float64))
+    state = population.init_state(layout, scheduled)
+    population.update(layout, scheduled, grads, state, inner_step=3, num_steps=6)
+    factor = Schedule("cosine").factor(3, 6)
+    reference = PopulationOptimizer(rule, pretrained.theta, lr=factor * 3e-2 / STEP_SIZE)
+    state = reference.init_state(layout, plain)
+    reference.update(layout, plain, grads, state, inner_step=3, num_steps=6)
+    torch.testing.assert_close(scheduled, plain)
+
+
+def test_a_file_of_another_rule_is_no_celo2() -> None:
+    with pytest.raises(ValueError, match="must hold a CELO2MLP, got a theta of rule 'mlp'"):
+        celo2("mulo")
+
+
+def test_meta_seeds_are_named_and_the_shipped_one_is_found(tmp_path: Path) -> None:
+    name = available()[0]
+    loaded = load_pretrained(name)
+    for seed, shift in ((4, 0.0), (5, 0.1)):
+        save_theta(tmp_path / f"{seed}.safetensors", loaded.theta + shift, loaded.rule, {"seed": seed})
+    learned = learned_methods({"ours": [tmp_path / "4.safetensors", tmp_path / "5.safetensors"], "other": []})
+    assert [method.name for method in learned["ours"]] == ["ours, meta-seed 4", "ours, meta-seed 5"]
+    assert shipped(learned["ours"]) == {name: "ours, meta-seed 4"}
+    assert learned["other"] == []
+    with pytest.raises(ValueError, match="must differ in their meta-seed"):
+        learned_methods({"ours": [tmp_path / "4.safetensors"] * 2})

@@ -149,6 +149,17 @@ def test_pylo_celo2_makes_its_first_update(tmp_path):
     torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_pylo_celo2_of_the_first_release_is_the_same(tmp_path):
+    later = celo2_state()
+    first = {name.replace("w0.", "first_layer_weights."): x.T for name, x in later.items() if name.startswith("w0.")}
+    first["first_layer_bias"] = later["b0"]
+    for i, layer in enumerate(("hidden", "output")):
+        first |= {f"{layer}.weight": later[f"dense_w.{i}"].T, f"{layer}.bias": later[f"dense_b.{i}"]}
+    save_file(later, tmp_path / "later.safetensors")
+    torch.save(first, tmp_path / "first.pt")
+    assert load_pretrained(tmp_path / "first.pt").hash == load_pretrained(tmp_path / "later.safetensors").hash
+
+
 def test_pylo_file_of_another_shape_is_refused(tmp_path):
     state = MetaMLP(8).state_dict()
     del state["network.linear_0.bias"]
