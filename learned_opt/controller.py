@@ -37,6 +37,7 @@ INITIAL_STEPS: Final = 5  # after which the initial gradient scale is fixed
 
 NUM_STATISTICS: Final = 7  # columns of the statistics, see `Statistics`
 NUM_INPUTS: Final = 10 + len(PARAM_ROLES)
+GRADIENT_INPUTS: Final = slice(4, 10)  # those of the inputs that depend on gradients
 NUM_HIDDEN: Final = 8
 NUM_OUTPUTS: Final = 3
 
@@ -183,6 +184,11 @@ def encode_scalars(values: Mapping[str, float]) -> Tensor:
     if unknown:
         raise ValueError(f"unknown scalars {sorted(unknown)}; there are {SCALAR_NAMES}")
     return torch.tensor([scalar.encode(values.get(scalar.name, scalar.start)) for scalar in SCALARS])
+
+
+def gradient_weights() -> slice:
+    """Where theta holds the network's weights of the inputs that depend on gradients."""
+    return slice(*(len(SCALARS) + NUM_HIDDEN * i for i in (GRADIENT_INPUTS.start, GRADIENT_INPUTS.stop)))
 
 
 def control(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from learned_opt.controller import encode_scalars
+from learned_opt.controller import encode_scalars, gradient_weights
 from learned_opt.devices import Devices
 from learned_opt.estimators import PES, FullUnrollES, GradientEstimator, TruncatedBackprop, TruncatedES
 from learned_opt.meta_objective import LogLossObjective
@@ -74,6 +74,8 @@ class Stage:
         training: length and theta optimizer; its seed is replaced by one derived from the run's.
         objective: meta-loss of full unrolls and of validation.
         start: scalars of the normalised rule from which the stage begins, by name; default what the stage before left.
+        static_inputs: keep the weights of the controller's inputs that depend on gradients at zero, the control that
+            shows what these inputs are worth.
     """
 
     name: str
@@ -83,10 +85,14 @@ class Stage:
     rule_options: dict[str, RuleOption] = field(default_factory=dict)
     objective: LogLossObjective = field(default_factory=LogLossObjective)
     start: dict[str, float] = field(default_factory=dict)
+    static_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.start and self.rule != NormalizedRule.name:
             raise ValueError(f"only rule {NormalizedRule.name!r} has scalars to start from, got rule {self.rule!r}")
+        full_unrolls = isinstance(self.estimator, FullUnrollConfig)
+        if self.static_inputs and not (full_unrolls and self.rule_options.get("network")):
+            raise ValueError(f"static_inputs needs a controller's network and full unrolls, got stage {self.name!r}")
 
     def make_rule(self) -> UpdateRule:
         return get_rule(self.rule, **self.rule_options)
@@ -132,6 +138,8 @@ def run_recipe(
         rule = stage.make_rule()
         previous = encode_scalars(stage.start) if stage.start else theta
         theta = initial_theta(rule, derive_seed(seed, stage.name, "theta"), previous)
+        if stage.static_inputs:
+            theta[gradient_weights()] = 0.0
         training = replace(stage.training, seed=derive_seed(seed, stage.name))
 
         def report(done: int, history: MetaTrainHistory, stage: Stage = stage) -> None:
@@ -142,7 +150,7 @@ def run_recipe(
             make_estimator(stage, rule, devices),
             theta,
             training,
-            unit=stage.estimator.std,
+            unit=perturbation_std(stage, rule),
             validate=Validation(rule, validation_problems(), stage.objective),
             out=out / stage.name,
             on_outer_step=report,
@@ -165,6 +173,15 @@ def initial_theta(rule: UpdateRule, seed: int, previous: Tensor | None) -> Tenso
     return theta
 
 
+def perturbation_std(stage: Stage, rule: UpdateRule) -> float | Tensor:
+    """Of every meta-parameter, or (M,) with zeros where they are frozen."""
+    if not stage.static_inputs:
+        return stage.estimator.std
+    std = torch.full((rule.num_theta,), stage.estimator.std)
+    std[gradient_weights()] = 0.0
+    return std
+
+
 def make_estimator(stage: Stage, rule: UpdateRule, devices: Devices) -> GradientEstimator:
     """The estimator that a stage describes."""
     config = stage.estimator
@@ -174,7 +191,7 @@ def make_estimator(stage: Stage, rule: UpdateRule, devices: Devices) -> Gradient
             MetaTaskDistribution(config.tasks),
             stage.objective,
             num_pairs=config.num_pairs,
-            std=config.std,
+            std=perturbation_std(stage, rule),
             devices=devices,
         )
     held = devices.share(config.num_pairs)

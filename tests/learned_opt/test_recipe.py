@@ -11,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 
 from learned_opt import MlpRule, NormalizedRule, recipe
-from learned_opt.controller import decode
+from learned_opt.controller import NUM_HIDDEN, Horizon, Signals, Statistics, control, decode, gradient_weights
 from learned_opt.devices import Devices
 from learned_opt.meta_objective import LogLossObjective, final_loss
 from learned_opt.meta_tasks import MetaTaskConfig
@@ -19,6 +19,7 @@ from learned_opt.meta_train import MetaTrainConfig
 from learned_opt.population_optimizer import PopulationOptimizer
 from learned_opt.recipe import FullUnrollConfig, Stage, TruncatedConfig, initial_theta, make_estimator, run_recipe
 from learned_opt.theta_optimizer import ThetaOptimizerConfig
+from learned_opt.update_rule import TensorSpec
 from zoo.population import train_population
 from zoo.tasks import get_task
 
@@ -65,6 +66,45 @@ def test_a_stage_may_begin_from_named_scalars(tmp_path: Path, monkeypatch: pytes
         replace(begun, rule="mlp")
 
 
+def test_static_inputs_stay_without_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "validation_problems", lambda: [])
+    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+    (result,) = run_recipe([replace(stage("one", network=True), static_inputs=True)], seed=0, out=tmp_path)
+    theta = result.result.last_theta
+    frozen = torch.zeros(len(theta), dtype=torch.bool)
+    frozen[gradient_weights()] = True
+    assert int(frozen.sum()) == 6 * NUM_HIDDEN
+    assert (theta[frozen] == 0).all()
+    assert (theta[~frozen] != 0).all()
+    with pytest.raises(ValueError, match="static_inputs needs a controller's network"):
+        replace(stage("one", network=False), static_inputs=True)
+
+
+def test_without_these_weights_the_network_sees_no_gradients() -> None:
+    rng = torch.Generator().manual_seed(0)
+    theta = 0.1 * torch.randn(1, NormalizedRule().num_theta, generator=rng)
+    static = theta.clone()
+    static[:, gradient_weights()] = 0
+    specs = [TensorSpec("hidden", "hidden", 7, (5, 7), 2)]
+    horizon = Horizon(torch.tensor([0.3]), torch.tensor([100.0]))
+
+    def outputs(theta: torch.Tensor) -> torch.Tensor:
+        """Weight of the newest gradient in the direction, under two sets of statistics and signals."""
+        scalars, network = decode(theta, network=True)
+        answers = []
+        for scale in (0.5, 0.9):
+            values = torch.full((1, 1), scale)
+            state = Statistics(*[values] * len(Statistics._fields))
+            signals = Signals(*[values] * len(Signals._fields))
+            controls = control(scalars, network, specs=specs, statistics=state, signals=signals, horizon=horizon)[1]
+            answers.append(controls.nesterov)
+        return torch.cat(answers)
+
+    seeing, blind = outputs(theta), outputs(static)
+    assert blind[0] == blind[1]
+    assert seeing[0] != seeing[1]
+
+
 def test_a_larger_theta_cannot_start_a_smaller_rule() -> None:
     with pytest.raises(ValueError, match="the stage before left 1000"):
         initial_theta(NormalizedRule(network=False), 0, torch.zeros(1000))
@@ -87,7 +127,7 @@ def test_unknown_method_is_refused() -> None:
         TruncatedConfig(method="reinforce")
 
 
-@pytest.mark.parametrize("experiment", ["mulo", "mulo_norm"])
+@pytest.mark.parametrize("experiment", ["mulo", "mulo_sp", "mulo_norm", "mulo_norm_static"])
 def test_shipped_experiments_describe_stages(experiment: str) -> None:
     with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
         config = hydra.compose("meta_train", [f"experiment={experiment}"])
