@@ -25,6 +25,7 @@ from generator.prompt import Prompt
 from generator.sampler import Scheduler, sample_params
 from generator.tokens import is_generated
 from zoo.layout import LayoutMismatchError, ParamLayout
+from zoo.splits import SplitRule
 from zoo.tasks import Task
 
 Start = nn.Module | Mapping[str, Tensor] | Tensor
@@ -57,11 +58,21 @@ class ParameterPipeline(DiffusionPipeline):
         model: predicts clean parameters.
         normalizer: layouts, tokens and normalisation.
         scheduler: noise levels and the sampling rule.
+        splits: which runs the training saw and held out, as `SplitRule.to_dict` has it; None for the zoo's own splits.
+        task_bits_column: column of the zoo's runs that holds the task bits; None without a family of tasks.
     """
 
-    def __init__(self, model: RecurrentDiffusionTransformer, normalizer: ParamNormalizer, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        model: RecurrentDiffusionTransformer,
+        normalizer: ParamNormalizer,
+        scheduler: Scheduler,
+        splits: dict[str, Any] | None = None,
+        task_bits_column: str | None = None,
+    ) -> None:
         super().__init__()
         self.register_modules(model=model, normalizer=normalizer, scheduler=scheduler)
+        self.register_to_config(splits=splits, task_bits_column=task_bits_column)
         self.model: RecurrentDiffusionTransformer
         self.normalizer: ParamNormalizer
         self.scheduler: Scheduler
@@ -76,6 +87,12 @@ class ParameterPipeline(DiffusionPipeline):
     def metrics(self) -> list[str]:
         """Names that a prompt may use; "loss" is short for "val_loss", and so on."""
         return list(self.model.ranges)
+
+    @property
+    def splits(self) -> SplitRule | None:
+        """Splits of the training; None for the zoo's own."""
+        known = self.config["splits"]
+        return None if known is None else SplitRule.from_dict(known)
 
     @torch.no_grad()
     def __call__(

@@ -152,6 +152,15 @@ def novelty_table(report: NoveltyReport) -> Table:
     return table
 
 
+def task_table(figures: Mapping[str, Mapping[str, float]]) -> Table:
+    """Accuracy on unseen tasks, one sampler a row; see `unseen_tasks_report`."""
+    num_tasks = next(iter(figures.values()))["num_tasks"]
+    table = _table(f"Test accuracy on {num_tasks:.0f} tasks that no training run had", "", "mean", "worst task", "norm")
+    for name, row in figures.items():
+        table.add_row(name, f"{row['mean']:.2%}", f"{row['worst']:.2%}", f"{row['norm']:.2f}")
+    return table
+
+
 def save_report(evaluation: object, path: Path) -> None:
     """Write any report as JSON: dataclasses as objects, tensors as lists of 5 significant digits."""
     path.parent.mkdir(parents=True, exist_ok=True)

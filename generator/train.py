@@ -20,6 +20,7 @@ from torch import Tensor
 from generator.context import NetworkContext
 from generator.dataset import PairConfig, Trajectories
 from generator.fingerprints import num_fingerprints
+from generator.held_out_tasks import holding_out, with_splits
 from generator.lightning_module import GeneratorModule, OptimizationConfig, PairDataModule
 from generator.model import RecurrentDiffusionTransformer, model_widths
 from generator.normalizer import ParamNormalizer
@@ -46,6 +47,8 @@ class GeneratorConfig:
         metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
         task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
         num_task_bits: see there.
+        num_held_out: values of the zoos' split column (with `digits_subset` pairs of a mask and its complement) that no
+            training run has, chosen by hash in place of the zoos' own splits; 0 for these.
         fingerprints: whether the model sees what the start computes on labelled examples (MLP classifiers only).
         model: options of RecurrentDiffusionTransformer (width, num_blocks, recurrence, use_start ...).
         pairs: how pairs are drawn.
@@ -60,6 +63,7 @@ class GeneratorConfig:
     metrics: Sequence[str] = ("loss",)
     task_bits: str | None = None
     num_task_bits: int = 0
+    num_held_out: int = 0
     fingerprints: bool = False
     model: Mapping[str, Any] = field(default_factory=dict)
     pairs: PairConfig = field(default_factory=PairConfig)
@@ -67,6 +71,10 @@ class GeneratorConfig:
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     max_runs: int | None = None
     num_validation_starts: int = 32
+
+    def __post_init__(self) -> None:
+        if self.num_held_out and self.num_validation_starts:
+            raise ValueError("num_held_out leaves no runs for validation: set num_validation_starts=0")
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -140,6 +148,8 @@ def train_generator(
     Raises:
         ValueError: if a zoo has no finished runs, or the function-space loss is on and a zoo records no task.
     """
+    splits = holding_out(zoos, config.num_held_out) if config.num_held_out else None
+    zoos = [with_splits(zoo, splits) for zoo in zoos]
     runs = _read_runs(zoos, config, "train")
     tasks = [task_of(zoo) for zoo in zoos] if tasks is None else list(tasks)
     model, normalizer, contexts = assemble(runs, tasks, config)
@@ -157,7 +167,13 @@ def train_generator(
     best = module.averaged
     if selection is not None and selection.best_weights is not None:
         best.load_state_dict(selection.best_weights)
-    return ParameterPipeline(best.eval().cpu(), normalizer, make_scheduler(config.objective.prediction))
+    return ParameterPipeline(
+        best.eval().cpu(),
+        normalizer,
+        make_scheduler(config.objective.prediction),
+        splits=None if splits is None else splits.to_dict(),
+        task_bits_column=config.task_bits,
+    )
 
 
 def assemble(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from generator.dataset import Trajectories
+from generator.held_out_tasks import with_splits
 from generator.pipeline import ParameterPipeline
 from generator.prompt_alignment import Alignment, measure_alignment, prompt_grid
 from generator.train import GeneratorConfig, task_of
@@ -29,11 +30,12 @@ def alignment_report(
     stand beside. "finals" is the test accuracy of the last networks of held-out runs. A generator of a task family
     is measured on unseen tasks instead, see `unseen_tasks_report`.
     """
+    if config.num_task_bits:
+        return unseen_tasks_report(pipe, zoo) if num_starts else {}
+    zoo = with_splits(zoo, pipe.splits)
     metric = next((name for name in config.metric_names if name in ("val_loss", "val_error")), None)
     if metric is None or not num_starts:
         return {}
-    if config.num_task_bits:
-        return {"unseen tasks": unseen_tasks_report(pipe, zoo, config)}
     prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (metric,), memory_budget=0), metric)
     task = task_of(zoo)
     starts = task.init(torch.Generator().manual_seed(_START_SEED), num_starts)

@@ -7,7 +7,8 @@
 Inputs: a saved pipeline, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all tables and
 verdicts, `evaluation.json` with all numbers, pictures, the resolved config and `summary.json`. A generator of small
 networks takes about five minutes; `train_controls=true` trains three more generators with the settings of the first,
-three times its training, for the novelty tests C and E. The protocol is in docs/evaluation.md.
+three times its training, for the novelty tests C and E. A generator of a task family is evaluated in seconds, on the
+tasks that its training held out. The protocol is in docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -27,27 +28,34 @@ def main(config: DictConfig) -> None:
     from generator import ParameterPipeline, PipelineSampler, Testbed, evaluate
     from generator.controls import control_reports, train_controls
     from generator.plots import plot_band, plot_halves, save_figure, save_plots
-    from generator.report import print_report, print_verdicts, save_report, summary
+    from generator.report import print_report, print_verdicts, save_report, summary, task_table
+    from generator.unseen_tasks import unseen_tasks_report
     from zoo.store import Zoo
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     zoo = Zoo.open(str(config.zoo))
-    testbed = Testbed.from_zoo(zoo)
+    out = Path(str(config.out or Path(str(config.pipeline)).parent / "evaluation"))
     paths = {"generator": config.pipeline, **config.others}
+    pipes = {name: ParameterPipeline.from_pretrained(str(path)) for name, path in paths.items()}
+    if pipes["generator"].model.config["num_task_bits"]:
+        tasks = unseen_tasks_report(pipes["generator"], zoo)
+        console.print(task_table(tasks))
+        save_run(out, config, tasks)
+        return
+    testbed = Testbed.from_zoo(zoo)
     samplers = {
         name: PipelineSampler(
-            ParameterPipeline.from_pretrained(str(path)),
+            pipe,
             zoo.layout,
             use_start=config.use_start,
             num_inference_steps=config.num_inference_steps,
             eta=config.eta,
         )
-        for name, path in paths.items()
+        for name, pipe in pipes.items()
     }
     generator = samplers.pop("generator")
     sizes = instantiate(config.evaluation, uses_start=generator.uses_start)
-    out = Path(str(config.out or Path(str(config.pipeline)).parent / "evaluation"))
 
     evaluation = evaluate(generator, testbed, others=samplers, config=sizes)
     text = Console(width=180, record=True, file=console.file)
