@@ -75,10 +75,18 @@ def measure_alignment(
         prompts: (K,).
         metric: "loss" or "error".
     """
-    num_starts, num_prompts = len(starts), len(prompts)
-    networks = generate(starts.repeat_interleave(num_prompts, dim=0), prompts.repeat(num_starts))
+    return alignment_of(
+        generate(starts.repeat_interleave(len(prompts), dim=0), prompts.repeat(len(starts))),
+        task,
+        prompts,
+        metric=metric,
+    )
+
+
+def alignment_of(networks: Tensor, task: Task, prompts: Tensor, *, metric: str = "loss") -> Alignment:
+    """Alignment of networks (N * K, P), which answer the K prompts for each of N starts in turn."""
     val, test = (
-        {name: values.view(num_starts, num_prompts).cpu() for name, values in task.evaluate(networks, split).items()}
+        {name: values.view(-1, len(prompts)).cpu() for name, values in task.evaluate(networks, split).items()}
         for split in ("val", "test")
     )
     return Alignment(prompts.cpu(), val, test, metric)

@@ -13,10 +13,11 @@ from torch import Tensor
 from generator.dataset import Trajectories
 from generator.held_out_tasks import with_splits
 from generator.pipeline import ParameterPipeline
-from generator.prompt_alignment import Alignment, measure_alignment, prompt_grid
+from generator.prompt_alignment import Alignment, alignment_of, prompt_grid
 from generator.train import GeneratorConfig, task_of
 from generator.unseen_tasks import unseen_tasks_report
 from zoo.store import Zoo
+from zoo.tasks import Task
 
 _START_SEED: Final = 2**40  # far from the seeds of zoos
 
@@ -37,33 +38,65 @@ def alignment_report(
     if metric is None or not num_starts:
         return {}
     prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (metric,), memory_budget=0), metric)
-    task = task_of(zoo)
-    starts = task.init(torch.Generator().manual_seed(_START_SEED), num_starts)
-    held_out = zoo.split("test")
-    finals = 1 - zoo.metric("test_error")[held_out, -1].mean().item()
+    finals = 1 - zoo.metric("test_error")[zoo.split("test"), -1].mean().item()
     modes = {"noise": config.pairs.start_share < 1, "start": config.pairs.start_share > 0}
     report = {}
     for mode in (name for name, is_trained in modes.items() if is_trained):
-        rng = torch.Generator().manual_seed(0)
-
-        def generate(networks: Tensor, asked: Tensor, mode: str = mode, rng: torch.Generator = rng) -> Tensor:
-            given = networks if mode == "start" else None
-            return pipe(
-                given,
-                {metric: asked},
-                num_samples=len(asked),
-                num_inference_steps=num_inference_steps,
-                layout=zoo.layout,
-                task=task,
-                generator=rng,
-            ).params
-
-        alignment = measure_alignment(generate, task, starts, prompts, metric=metric.removeprefix("val_"))
-        report[mode] = {**_figures(alignment), "finals": finals}
+        (alignment,) = unseen_alignments(
+            pipe,
+            task_of(zoo),
+            prompts,
+            use_start=mode == "start",
+            metric=metric,
+            num_starts=num_starts,
+            num_inference_steps=num_inference_steps,
+        )
+        report[mode] = {**alignment_figures(alignment), "finals": finals}
     return report
 
 
-def _figures(alignment: Alignment) -> dict[str, float]:
+def unseen_alignments(
+    pipe: ParameterPipeline,
+    task: Task,
+    prompts: Tensor,
+    *,
+    use_start: bool = True,
+    metric: str = "val_loss",
+    num_starts: int = 128,
+    num_updates: int = 1,
+    num_inference_steps: int = 8,
+) -> list[Alignment]:
+    """Alignment after each update of random initial networks of a task, whatever its architecture.
+
+    Args:
+        pipe: trained, on this architecture or on others.
+        task: that the networks are for.
+        prompts: (K,).
+        use_start: False for networks from noise, which are not updated again.
+        metric: "val_loss" or "val_error".
+        num_starts: N.
+        num_updates: how often networks are fed back with the same prompt.
+        num_inference_steps: denoising steps of each update.
+    """
+    networks = task.init(torch.Generator().manual_seed(_START_SEED), num_starts).repeat_interleave(len(prompts), dim=0)
+    rng = torch.Generator().manual_seed(0)
+    results = []
+    for _ in range(num_updates if use_start else 1):
+        networks = pipe(
+            networks if use_start else None,
+            {metric: prompts.repeat(num_starts)},
+            num_samples=len(networks),
+            num_inference_steps=num_inference_steps,
+            layout=task.layout,
+            task=task,
+            generator=rng,
+        ).params
+        results.append(alignment_of(networks, task, prompts, metric=metric.removeprefix("val_")))
+    return results
+
+
+def alignment_figures(alignment: Alignment) -> dict[str, float]:
+    """The figures of an alignment that tables show."""
     return {
         "spearman": alignment.spearman,
         "r2_log": alignment.r2_log,

@@ -160,3 +160,11 @@ def test_configuration_round_trip(tmp_path):
     prompt, inputs = make_inputs(tokenizer.layout)
     torch.testing.assert_close(loaded(tokenizer, prompt, **inputs), model(tokenizer, prompt, **inputs))
     assert not list(tmp_path.glob("*.bin"))
+
+
+def test_without_recurrence_none_of_its_parameters_are_left():
+    tokenizer = NeuronTokenizer(ParamLayout.of(MLP(8, (6, 5, 4, 3), 3)))
+    names = [{name for name, _ in make_model(tokenizer, recurrence=layers).named_parameters()} for layers in (0, 1)]
+    parts = {name.partition(".")[0] for name in names[1] - names[0]}
+    assert parts == {"recurrent", "recurrence_condition", "summary", "prototype"}
+    assert names[0] < names[1]

@@ -1,0 +1,73 @@
+"""Does a generator serve architectures that it was not trained on?
+
+    python -m scripts.bench.generator_zero_shot PIPELINE --zoos A B C --hidden 20x20 32x32 16x16x16x16
+
+Starts are random initial networks of each architecture, for the task of the zoos. As there is no zoo of it, its prompts
+are those of the training zoo of the same depth, or else of the nearest one: 16, from that zoo's floor (median over
+training runs of the lowest val loss) to 2.2. Prints a row of a Markdown table for each architecture and update.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from generator import ParameterPipeline, prompt_grid
+from generator.dataset import Trajectories
+from generator.unseen_starts import alignment_figures, unseen_alignments
+from zoo.store import Zoo
+from zoo.tasks import get_task
+
+COLUMNS = ("spearman", "r2_log", "test_r2_log", "lowest_prompt", "lowest_achieved", "accuracy")
+METRIC = "val_loss"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pipeline", help="folder of a pipeline with a start")
+    parser.add_argument("--zoos", nargs="+", required=True, help="that it was trained on")
+    parser.add_argument("--hidden", nargs="+", required=True, help="hidden widths of each architecture, as 16x16")
+    parser.add_argument("--num-starts", type=int, default=128)
+    parser.add_argument("--num-updates", type=int, default=2)
+    parser.add_argument("--num-threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.num_threads)
+
+    pipe = ParameterPipeline.from_pretrained(options.pipeline)
+    zoos = [Zoo.open(path) for path in options.zoos]
+    trained = [widths_of(zoo) for zoo in zoos]
+    print("| hidden | trained on | prompts of | update | " + " | ".join(COLUMNS) + " |")
+    print("|" + "---|" * (len(COLUMNS) + 4))
+    for text in options.hidden:
+        hidden = tuple(int(width) for width in text.split("x"))
+        nearest = min(
+            range(len(zoos)), key=lambda i: (abs(len(trained[i]) - len(hidden)), abs(trained[i][0] - hidden[0]))
+        )
+        settings: dict[str, Any] = {**zoos[nearest].task_config, "hidden": hidden}
+        prompts = prompt_grid(Trajectories.from_zoo(zoos[nearest], "train", (METRIC,), memory_budget=0), METRIC)
+        alignments = unseen_alignments(
+            pipe,
+            get_task(**settings),
+            prompts,
+            metric=METRIC,
+            num_starts=options.num_starts,
+            num_updates=options.num_updates,
+        )
+        for update, alignment in enumerate(alignments, 1):
+            figures = alignment_figures(alignment)
+            cells = " | ".join(f"{figures[name]:.3f}" for name in COLUMNS)
+            known = "yes" if hidden in trained else "no"
+            print(f"| {text} | {known} | {Path(options.zoos[nearest]).name} | {update} | {cells} |", flush=True)
+
+
+def widths_of(zoo: Zoo) -> tuple[int, ...]:
+    """Hidden widths of the zoo's networks."""
+    widths: Any = zoo.task_config["hidden"]
+    return tuple(widths)
+
+
+if __name__ == "__main__":
+    main()
