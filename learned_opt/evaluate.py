@@ -134,7 +134,8 @@ def evaluate(
     *,
     num_seeds: int = 3,
     cache: Path | None = None,
-    on_result: Callable[[str, str, Result], None] | None = None,
+    train_missing: bool = True,
+    on_result: Callable[[str, str, Result | None], None] | None = None,
 ) -> Results:
     """Results of all methods on all tasks.
 
@@ -143,22 +144,30 @@ def evaluate(
         tasks: with different names.
         num_seeds: S.
         cache: folder that keeps a file for each task, method and learning rate; only what is missing there is trained.
-        on_result: called with method name, task name and result as each is known.
+        train_missing: False leaves out what the folder lacks.
+        on_result: called with method name, task name and result as each is known; None if it is left out.
     """
     results: Results = {method.name: {} for method in methods}
     for task in tasks:
         for method in methods:
-            result = _cached(task, method, num_seeds, cache) if cache else train(task, method, num_seeds=num_seeds)
-            results[method.name][task.name] = result
+            result = _result(task, method, num_seeds, cache, train_missing=train_missing)
+            if result:
+                results[method.name][task.name] = result
             if on_result:
                 on_result(method.name, task.name, result)
     return results
 
 
-def _cached(task: EvaluationTask, method: Method, num_seeds: int, cache: Path) -> Result:
+def _result(
+    task: EvaluationTask, method: Method, num_seeds: int, cache: Path | None, *, train_missing: bool
+) -> Result | None:
     """Result of a method, its missing settings trained together and written to the folder."""
+    if cache is None:
+        return train(task, method, num_seeds=num_seeds)
     paths = {rate: cache / f"{_key(task, method, rate, num_seeds)}.json" for rate in method.learning_rates}
     missing = tuple(rate for rate, path in paths.items() if not path.exists())
+    if missing and not train_missing:
+        return None
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
         trained = train(task, method.at(missing), num_seeds=num_seeds)

@@ -5,8 +5,8 @@
 
 Inputs: for each learned optimizer names of the package or files that differ in their meta-seed, in the same order;
 `celo2` a file of PyLO. Outputs in `out`: `report.md`, `ratios-<group>.png`, `curves-<group>.png`, and `results/` with a
-file for each task, method and learning rate, so that a rerun trains only what is new. `record=true` also writes
-`scripts/bench/results/learned_opt_*.md` and the tables of the cards beside the shipped weights.
+file for each task, method and learning rate, so that a rerun trains only what is new, and nothing with `train=false`.
+`record=true` also writes `scripts/bench/results/learned_opt_*.md` and the tables of the cards beside the weights.
 
 Main and far tasks take about 20 CPU-minutes, the others an hour. Prodigy, Schedule-Free and Lion need
 `pip install prodigyopt schedulefree lion-pytorch`.
@@ -46,14 +46,22 @@ def main(config: DictConfig) -> None:
     with Progress() as progress:
         bar = progress.add_task("training", total=(len(config.rivals) + len(methods)) * len(tasks))
 
-        def show(method: str, task: str, result: Result) -> None:
-            results.setdefault(method, {})[task] = result
+        def show(method: str, task: str, result: Result | None) -> None:
+            if result:
+                results.setdefault(method, {})[task] = result
             progress.update(bar, advance=1, description=f"{task}, {method}")
 
         for group in config.groups:
             compared = [*_rivals(config, tuple(config.learning_rates[group])), *methods]
             chosen = [task for task in tasks if task.group == group]
-            evaluate(compared, chosen, num_seeds=config.num_seeds, cache=out / "results", on_result=show)
+            evaluate(
+                compared,
+                chosen,
+                num_seeds=config.num_seeds,
+                cache=out / "results",
+                train_missing=config.train,
+                on_result=show,
+            )
     names = {name: [method.name for method in group] for name, group in learned.items()}
     evaluation = Evaluation(results, tasks, names, shipped(methods))
     text = record_body(evaluation)

@@ -105,6 +105,8 @@ def test_only_missing_settings_are_trained(tmp_path: Path) -> None:
     extended = run((1e-3, 1e-2, 1e-1))
     assert trained == [[1e-3, 1e-2], [1e-1]]
     assert joined([extended.setting(0), extended.setting(1)]) == first
+    wider = method("AdamW cosine", (1e-2, 1.0))
+    assert evaluate([wider], [small_task()], num_seeds=2, cache=tmp_path, train_missing=False) == {wider.name: {}}
     alone = train(small_task(), method("AdamW cosine", (1e-1,)), num_seeds=2)
     np.testing.assert_allclose(extended.setting(2).mean_loss, alone.mean_loss, rtol=1e-4)
 
