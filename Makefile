@@ -1,4 +1,5 @@
-# make demo: build and inspect a zoo. make test: the default suite. Both set up .venv first, once.
+# make demo: the three jobs on real data, and a page that shows them; again, it goes on, or shows what is finished.
+# make test: the default suite. Both set up .venv first, once. OUT and SEED are the demo's folder and seed.
 PYTHON ?= python3.11
 OUT ?= out/demo
 SEED ?= 0
@@ -9,8 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := test
 
 demo: setup
-	$(BIN)/python -m scripts.build_zoo out="$(OUT)/zoo" seed=$(SEED)
-	$(BIN)/python -m scripts.inspect_zoo zoo="$(OUT)/zoo" verify=true
+	@$(BIN)/python -m scripts.demo "out='$(OUT)'" seed=$(SEED)
 
 test: setup
 	$(BIN)/python -m pytest -q

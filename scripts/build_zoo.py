@@ -10,6 +10,7 @@ two for the default zoo of 2,304 small networks on two cores.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from scripts.cli import console, run, save_run
-from zoo import build_zoo, get_task
+from zoo import Zoo, build_zoo, get_task
 from zoo.build import Progress as BuildProgress
 from zoo.population import quadratic_steps
 from zoo.summary import summarize, summary_tables
@@ -37,22 +38,11 @@ PLAN_KEYS = (
 
 
 def main(config: DictConfig) -> None:
-    values = OmegaConf.to_container(config, resolve=True)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    task = get_task(**values["task"], **values["architecture"]).to(device)
     out = Path(config.out).absolute()
     report = Report()
     started = time.perf_counter()
     with report.bar:
-        zoo = build_zoo(
-            out,
-            task,
-            executor=instantiate(config.executor),
-            progress=report,
-            optimizer=values["optimizer"],
-            snapshot_steps=quadratic_steps(config.num_steps, config.num_snapshots),
-            **{key: values[key] for key in PLAN_KEYS},
-        )
+        zoo = build(config, report)
     summary = summarize(zoo)
     for table in summary_tables(summary):
         console.print(table)
@@ -62,11 +52,33 @@ def main(config: DictConfig) -> None:
     console.print(f"zoo in {out}, config.yaml and summary.json in {folder}", soft_wrap=True)
 
 
+def build(config: DictConfig, report: Callable[[BuildProgress], None]) -> Zoo:
+    """The zoo of these settings, in the folder `config.out`."""
+    values = OmegaConf.to_container(config, resolve=True)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    return build_zoo(
+        Path(config.out).absolute(),
+        get_task(**values["task"], **values["architecture"]).to(device),
+        executor=instantiate(config.executor),
+        progress=report,
+        optimizer=values["optimizer"],
+        snapshot_steps=quadratic_steps(config.num_steps, config.num_snapshots),
+        **{key: values[key] for key in PLAN_KEYS},
+    )
+
+
 class Report:
-    """Shows a build's progress: blocks, runs and model-steps per second, time left."""
+    """Shows a build's progress: blocks, runs and model-steps per second, time left.
+
+    Attributes:
+        runs, model_steps: built so far.
+        speeds: model-steps per second of each block.
+        bar: to show while building.
+    """
 
     def __init__(self) -> None:
         self.runs = self.model_steps = 0
+        self.speeds: list[float] = []
         self._started = time.perf_counter()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"))
         times = (TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -77,6 +89,7 @@ class Report:
         if state.report is not None:
             self.runs += state.report.num_runs
             self.model_steps += state.report.model_steps
+            self.speeds.append(state.report.model_steps / state.report.seconds)
         seconds = time.perf_counter() - self._started
         speed = (
             f"{self.runs / seconds:,.1f} runs/s, {self.model_steps / seconds:,.0f} model-steps/s" if self.runs else ""

@@ -72,7 +72,9 @@ def _with_all_values(config: DictConfig) -> DictConfig:
 def _report_errors(action: Callable[[], int | None]) -> int:
     try:
         return action() or 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise  # Lightning, on the other hand, turns an interrupt into an exit
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     except _USER_ERRORS as error:

@@ -1,0 +1,1 @@
+"""The demo's page: charts, pictures, template, and the summary beside it."""

@@ -1,0 +1,90 @@
+"""`report.html`: one page with everything in it, and the charts as files of their own.
+
+The page loads nothing, so it can be mailed, archived, or opened without a network. Its prose is in `report.html.jinja`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from scripts.demo_report import figures, pictures
+from scripts.demo_report.chart import STYLE, Chart
+from scripts.demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
+from scripts.demo_stages.prompt import SHOWN_SETS
+from scripts.demo_stages.stage import Record
+from zoo.durable import write_file
+
+_STRONGEST = 0.98  # quantile of a picture's weights that is drawn in full colour
+
+
+def write_report(records: Mapping[str, Record], summary: Mapping[str, Any], out: Path) -> None:
+    """Write `report.html`, and `figures/*.svg`, into the folder `out`.
+
+    Args:
+        records: of the finished stages, by name; others have no section.
+        summary: from `summarize`.
+        out: folder of the demo.
+    """
+    numbers = {name: record.result.numbers for name, record in records.items() if record.result is not None}
+    data = {name: record.result.data for name, record in records.items() if record.result is not None}
+    charts = draw_charts(data)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": lambda value: f"{100 * value:.1f}%",
+        "loss": lambda value: f"{value:.3g}",
+        "count": lambda value: f"{value:,.0f}",
+        "sentence": lambda text: text[:1].upper() + text[1:],
+    }
+    text = environment.get_template("report.html.jinja").render(
+        style=Markup(STYLE),
+        charts={name: Markup(chart.svg()) for name, chart in charts.items()},
+        pictures=_pictures(data["prompting"]["pictures"]) if "prompting" in data else None,
+        methods=(ADAMW, TUNED, MULO, MULO_NORM),
+        kinds={name: figures.NETWORK_KINDS[name][0] for name in SHOWN_SETS},
+        summary=summary,
+        date=datetime.date.today().isoformat(),
+        **{name: numbers.get(name) for name in ("zoo", "generator", "prompting", "optimizer", "join")},
+    )
+    write_file(out / "report.html", [text.encode()])
+    for name, chart in charts.items():
+        write_file(out / "figures" / f"{name}.svg", [chart.svg(standalone=True).encode()])
+
+
+def draw_charts(data: Mapping[str, Any]) -> dict[str, Chart]:
+    """The charts of the stages whose data there are, by name."""
+    charts = {}
+    if "zoo" in data:
+        charts["training"] = figures.training_fan(data["zoo"])
+    if "prompting" in data:
+        charts["prompts"] = figures.prompted_and_achieved(data["prompting"])
+        charts["distances"] = figures.distances(data["prompting"])
+    if "optimizer" in data:
+        charts["optimizers"] = figures.optimizer_curves(data["optimizer"])
+    if "join" in data:
+        charts["fine_tuning"] = figures.fine_tuning(data["join"])
+    return charts
+
+
+def _pictures(data: Mapping[str, Any]) -> dict[str, Any]:
+    """First layers and mistakes, with pictures as data URIs."""
+    weights = {
+        name: [[abs(value) for value in unit] for unit in data["weights"][name]] for name in ("generated", "trained")
+    }
+    strengths = sorted(value for rows in weights.values() for unit in rows for value in unit)
+    scale = max(strengths[int(_STRONGEST * (len(strengths) - 1))], 1e-9)
+    shape = tuple(data["image_shape"])
+    rows = {name: pictures.weight_images(units, shape, scale) for name, units in data["weights"].items()}
+    wrong = [{**one, "image": pictures.digit_image(one["image"])} for one in data["wrong"]]
+    return {**data, "weights": rows, "wrong": wrong}

@@ -1,0 +1,1 @@
+"""The stages of the demo, one a file, and what runs them."""

@@ -1,0 +1,75 @@
+"""Stage "zoo": a population of networks, trained, evaluated and written; its speed beside that of a plain loop."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Final
+
+import numpy as np
+from omegaconf import DictConfig
+
+from scripts.bench.bench_population import plain_loop
+from scripts.build_zoo import Report, build
+from scripts.cli import console
+from scripts.demo_stages.stage import StageResult
+from zoo import Zoo
+from zoo.summary import final_metric, metric_quantiles
+from zoo.task import Task
+from zoo.tasks import get_task
+
+LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def run(config: DictConfig) -> StageResult:
+    report = Report()
+    with report.bar:
+        zoo = build(config.zoo, report)
+    plain = plain_loop_speed(get_task(**dict(zoo.task_config)), config.zoo.plain_loop_seconds)
+    findings = zoo.verify()
+    if findings:
+        raise ValueError(f"the zoo is damaged: {findings[0]}; run the demo again to repair it")
+    speed = statistics.median(report.speeds) if report.speeds else None
+    steps, losses = metric_quantiles(zoo, "val_loss", LEVELS)
+    numbers = {
+        "num_runs": zoo.num_runs,
+        "num_complete": len(zoo.usable_runs()),
+        "num_snapshots": zoo.num_snapshots,
+        "num_steps": int(steps[-1]),
+        "num_params": zoo.layout.num_params,
+        "model_steps_per_second": speed,
+        "plain_loop_steps_per_second": plain,
+        "speedup": speed and speed / plain,
+        "final_test_accuracy": 1 - float(np.median(final_metric(zoo, "test_error"))),
+        "splits": {name: len(zoo.split(name)) for name in zoo.spec.splits.fractions},
+    }
+    console.print(_sentence(numbers))
+    return StageResult(numbers, {"steps": steps.tolist(), "levels": list(LEVELS), "val_loss": _rounded(losses)})
+
+
+def plain_loop_speed(task: Task, seconds: float) -> float:
+    """Steps per second of one network trained as everybody does, measured for about that time after a warm-up."""
+    loop = plain_loop(task, num_steps=100)
+    loop()
+    speeds = []
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds or not speeds:
+        speeds.append(loop().per_second)
+    return statistics.median(speeds)
+
+
+def open_zoo(config: DictConfig) -> Zoo:
+    return Zoo.open(str(config.zoo.out))
+
+
+def _sentence(numbers: dict) -> str:
+    if numbers["speedup"] is None:
+        return "all blocks were there already"
+    return (
+        f"{numbers['model_steps_per_second']:,.0f} model-steps/s, evaluated and written; a plain loop makes "
+        f"{numbers['plain_loop_steps_per_second']:,.0f}: {numbers['speedup']:.0f} times as fast"
+    )
+
+
+def _rounded(values: np.ndarray) -> list:
+    return np.vectorize(lambda value: float(f"{value:.4g}"))(values).tolist()

@@ -1,0 +1,155 @@
+"""A demo in stages: what is finished is kept, what was interrupted goes on, what was made otherwise is refused.
+
+A stage's record, `<out>/stages/<name>.json`, is begun before the stage and completed after it. It holds the settings
+that decide the stage's numbers, its time over all sessions, the numbers for the summary, and data for pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from omegaconf import DictConfig, OmegaConf
+
+from zoo.durable import write_file
+
+_NO_NUMBERS: Final = ("out", "zoo", "executor", "device", "trainer", "num_threads", "plain_loop_seconds")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage has found out.
+
+    Attributes:
+        numbers: JSON-able, for the summary.
+        data: JSON-able, for pictures.
+    """
+
+    numbers: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the demo.
+
+    Attributes:
+        name: of its section in the config and of its record.
+        title: for people.
+        needs: names of the stages whose outputs it reads.
+        run: does it, in whatever state an earlier session left its folder.
+    """
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    run: Callable[[DictConfig], StageResult]
+
+
+@dataclass
+class Record:
+    """A stage's record; `result` is None until it is finished."""
+
+    settings: dict[str, Any]
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    result: StageResult | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """The record at that path, None if the stage was never begun.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        if not path.exists():
+            return None
+        try:
+            values = json.loads(path.read_text())
+            result = values.pop("result")
+            return cls(**values, result=None if result is None else StageResult(**result))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged; remove it to run the stage again ({error})") from error
+
+    def write(self, path: Path) -> None:
+        write_file(path, [json.dumps(asdict(self), indent=1).encode()])
+
+
+def choose_stages(stages: Mapping[str, Stage], config: DictConfig) -> list[Stage]:
+    """The stages to run, in order.
+
+    Raises:
+        ValueError: for a name that is no stage, or a stage whose needs are neither finished nor among those to run.
+    """
+    for key in ("stages", "skip"):
+        if unknown := sorted(set(_names(config, key)) - set(stages)):
+            raise ValueError(f"{key} must be some of {list(stages)}, got {unknown}")
+    chosen = [name for name in stages if name in _names(config, "stages") and name not in _names(config, "skip")]
+    for name in chosen:
+        for needed in stages[name].needs:
+            record = Record.read(record_path(config, needed))
+            if needed not in chosen and (record is None or record.result is None):
+                raise ValueError(f"stage {name!r} needs {needed!r}, which is not finished in {config.out}; run it too")
+    return [stages[name] for name in chosen]
+
+
+def run_stage(stage: Stage, stages: Mapping[str, Stage], config: DictConfig) -> Record:
+    """The stage's record: of an earlier session if it was finished then, otherwise of running it now.
+
+    Raises:
+        ValueError: if the folder holds the stage with other settings.
+    """
+    path = record_path(config, stage.name)
+    settings = settings_of(stage, stages, config)
+    record = Record.read(path) or Record(settings)
+    if record.settings != settings:
+        raise ValueError(
+            f"{path} belongs to other settings: {_difference(record.settings, settings)}; choose another out, "
+            f"or remove {config.out}"
+        )
+    if record.result is not None:
+        return record
+    record.write(path)
+    began, cpu_began = time.perf_counter(), time.process_time()
+    try:
+        record.result = stage.run(config)
+    finally:
+        record.seconds += time.perf_counter() - began
+        record.cpu_seconds += time.process_time() - cpu_began
+        record.write(path)
+    return record
+
+
+def record_path(config: DictConfig, name: str) -> Path:
+    return Path(str(config.out)) / "stages" / f"{name}.json"
+
+
+def settings_of(stage: Stage, stages: Mapping[str, Stage], config: DictConfig) -> dict[str, Any]:
+    """All that decides a stage's numbers: its section of the config and those of what it needs, without paths."""
+    settings: dict[str, Any] = {"seed": config.seed}
+    for needed in stage.needs:
+        settings |= settings_of(stages[needed], stages, config)
+    section = OmegaConf.to_container(config[stage.name], resolve=True)
+    assert isinstance(section, dict)
+    kept = {key: value for key, value in section.items() if key not in _NO_NUMBERS}
+    return settings | {stage.name: json.loads(json.dumps(kept))}
+
+
+def _names(config: DictConfig, key: str) -> list[str]:
+    value = config[key]
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"{key} must be a list such as [zoo,generator], got {value!r}")
+    return [str(name) for name in value]
+
+
+def _difference(old: object, new: object, name: str = "") -> str:
+    """The first setting that differs, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                return _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    return f"{name} was {old}, is now {new}"

@@ -1,0 +1,148 @@
+"""The demo at tiny sizes: from nothing to its page, again, interrupted, in strange places."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from generator.lightning_module import GeneratorModule
+from scripts import cli, demo
+
+ROOT = Path(__file__).parents[2]
+STAGES = ["zoo", "generator", "prompting", "optimizer", "join"]
+
+
+def test_it_ends_with_numbers_settings_and_charts(demo_folder):
+    summary = json.loads((demo_folder / "summary.json").read_text())
+    assert list(summary["stages"]) == sorted(STAGES)
+    assert summary["seed"] == 0
+    assert summary["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
+    assert 0 < summary["seconds"] == pytest.approx(sum(one["seconds"] for one in summary["stages"].values()))
+    assert (demo_folder / "config.yaml").exists()
+    assert sorted(path.stem for path in (demo_folder / "figures").iterdir()) == [
+        "distances", "fine_tuning", "optimizers", "prompts", "training",
+    ]  # fmt: skip
+
+
+def test_finished_stages_are_kept_and_no_display_is_needed(demo_folder, tiny_demo):
+    records = {path: path.read_bytes() for path in (demo_folder / "stages").iterdir()}
+    (demo_folder / "report.html").unlink()
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"} | {"MPLBACKEND": "TkAgg"}
+    command = [sys.executable, "-m", "scripts.demo", f"out='{demo_folder}'", *tiny_demo]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (demo_folder / "report.html").exists()
+    assert {path: path.read_bytes() for path in (demo_folder / "stages").iterdir()} == records
+
+
+def test_other_settings_are_refused_with_the_setting(demo_folder, compose_demo):
+    with pytest.raises(ValueError, match=r"generator\.optimization\.num_steps was 6, is now 9"):
+        demo.main(compose_demo(demo_folder, "generator.generator.optimization.num_steps=9"))
+    with pytest.raises(ValueError, match="seed was 0, is now 1"):
+        demo.main(compose_demo(demo_folder, "seed=1"))
+
+
+def test_stages_can_be_chosen_and_skipped(tmp_path, compose_demo):
+    demo.main(compose_demo(tmp_path, "stages=[zoo,optimizer]", "skip=[zoo]"))
+    assert [path.name for path in (tmp_path / "stages").iterdir()] == ["optimizer.json"]
+    assert (tmp_path / "report.html").read_text().count("<svg") == 1
+    with pytest.raises(ValueError, match="'join' needs 'zoo', which is not finished"):
+        demo.main(compose_demo(tmp_path, "stages=[join]"))
+    for key in ("stages", "skip"):
+        with pytest.raises(ValueError, match=f"{key} must be some of .* got \\['zoos'\\]"):
+            demo.main(compose_demo(tmp_path, f"{key}=[zoos]"))
+        with pytest.raises(ValueError, match=f"{key} must be a list"):
+            demo.main(compose_demo(tmp_path, f"{key}=zoo"))
+
+
+@pytest.fixture
+def run_command(tiny_demo, monkeypatch, capfd):
+    """Function from a folder and overrides to exit code and stderr of the command, started in this process."""
+
+    def run(folder, *overrides):
+        monkeypatch.setattr(sys, "argv", ["scripts/demo.py", f"out='{folder}'", *tiny_demo, *overrides])
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(demo.main, "demo")
+        return exit_.value.code or 0, capfd.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def _interruptible():
+    """Lightning leaves interrupts switched off behind it."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_interrupted_training_goes_on_and_ends_with_the_same_generator(demo_folder, run_command, tmp_path, monkeypatch):
+    step, interrupted_at = GeneratorModule.training_step, 5
+
+    def interrupt(module, batch, batch_idx):
+        if module.current_epoch * 2 + batch_idx == interrupted_at:
+            raise KeyboardInterrupt
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(GeneratorModule, "training_step", interrupt)
+    code, error = run_command(tmp_path, "stages=[zoo,generator]")
+    assert code == 130
+    assert error.strip().endswith("interrupted; run the same command again to go on")
+    assert "Traceback" not in error
+    record = json.loads((tmp_path / "stages" / "generator.json").read_text())
+    assert record["result"] is None
+    assert record["seconds"] > 0
+
+    monkeypatch.setattr(GeneratorModule, "training_step", step)
+    code, _ = run_command(tmp_path, "stages=[zoo,generator]")
+    assert code == 0
+    name = "generator/pipeline/model/diffusion_pytorch_model.safetensors"
+    expected, weights = load_file(demo_folder / name), load_file(tmp_path / name)
+    assert all(torch.equal(weights[key], value) for key, value in expected.items())
+
+
+def test_interrupted_comparison_repeats_nothing(tmp_path, compose_demo, monkeypatch):
+    from scripts.demo_stages import optimize
+
+    train, calls = optimize.train, []
+
+    def interrupt(*args, **options):
+        calls.append(options)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return train(*args, **options)
+
+    monkeypatch.setattr(optimize, "train", interrupt)
+    config = compose_demo(tmp_path, "stages=[optimizer]")
+    with pytest.raises(KeyboardInterrupt):
+        demo.main(config)
+    demo.main(config)
+    assert len(calls) == 5 * 2 + 1  # methods x seeds, and the one that was interrupted
+
+
+def test_folder_that_cannot_be_written_gives_one_line(tmp_path, run_command):
+    (tmp_path / "file").write_text("")
+    places = [tmp_path / "file" / "demo"]
+    if os.geteuid():  # nothing is read-only for root
+        (tmp_path / "folder").mkdir(mode=0o500)
+        places.append(tmp_path / "folder" / "demo")
+    for place in places:
+        code, error = run_command(place)
+        assert code == 2
+        assert re.fullmatch(r"error: .*\n", error)
+
+
+def test_damaged_record_is_named(tmp_path, run_command):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "zoo.json").write_text('{"settings"')
+    code, error = run_command(tmp_path)
+    assert code == 2
+    assert "zoo.json is damaged; remove it" in error
