@@ -29,6 +29,7 @@ def main(config: DictConfig) -> None:
     plot(checks, out / "coordinate_check.png")
     summary = {title: {"growth": check.growth, "change": check.change.tolist()} for title, check in checks.items()}
     save_run(out, config, {"widths": widths, "checks": summary})
+    console.print(f"coordinate_check.png and summary.json in {out.absolute()}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@
 
 Inputs: safetensors files, torch files (never run as code), or adapters; a folder of them, each child of which is a
 run, or a list paths=[a,b,...] of runs, where a folder is a trajectory. Steps and metrics come from metrics.csv or
-metrics.json beside them, or the table given. Outputs: a zoo at `out`, all of it or nothing. Run time: that of reading
-the files.
+metrics.json beside them, or the table given. Outputs: a zoo at `out`, all of it or nothing; `config.yaml` and
+`summary.json` in the folder PATH-import. Run time: that of reading the files.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from scripts.cli import console, run
+from scripts.cli import console, run, save_run
 from zoo import get_task, import_checkpoints
 from zoo.summary import summarize, summary_tables
 
@@ -22,9 +24,10 @@ def main(config: DictConfig) -> int:
         raise ValueError(f"keep_nonfinite must be true or false, got {config.keep_nonfinite!r}")
     task = None if config.task is None else get_task(**OmegaConf.to_container(config.task))
     paths = [str(path) for path in config.paths] if isinstance(config.paths, ListConfig) else str(config.paths)
+    out = Path(str(config.out)).absolute()
     zoo = import_checkpoints(
         paths,
-        str(config.out),
+        out,
         model=None if task is None else task.layout,
         task_config=None if task is None else task.config,
         metrics=None if config.metrics is None else str(config.metrics),
@@ -32,8 +35,12 @@ def main(config: DictConfig) -> int:
         dtype=config.dtype,
         keep_nonfinite=config.keep_nonfinite,
     )
-    for table in summary_tables(summarize(zoo)):
+    summary = summarize(zoo)
+    for table in summary_tables(summary):
         console.print(table)
+    folder = out.with_name(f"{out.name}-import")
+    save_run(folder, config, summary)
+    console.print(f"zoo in {out}, config.yaml and summary.json in {folder}", soft_wrap=True)
     return 0
 
 

@@ -57,6 +57,7 @@ def main(config: DictConfig) -> None:
         results = run_recipe(stages, seed=config.seed, out=out, devices=devices, on_outer_step=show)
     if devices.rank == 0:
         _save(results, out, config)
+        cli.console.print(f"meta-parameters and history.json in {out.absolute()}", soft_wrap=True)
 
 
 def _devices(config: DictConfig) -> Devices:

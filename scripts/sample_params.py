@@ -4,7 +4,7 @@
 
 Inputs: a pipeline folder; optionally a network to start from, as safetensors with the names of its state dict.
 Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names and
-shapes that `load_state_dict` takes. Typical run time: seconds.
+shapes that `load_state_dict` takes; `config.yaml` and `summary.json` in the folder x-sample. Typical run time: seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from scripts.cli import console, run
+from scripts.cli import console, run, save_run
 
 
 def main(config: DictConfig) -> None:
@@ -35,11 +35,13 @@ def main(config: DictConfig) -> None:
         generator=torch.Generator().manual_seed(config.seed),
     )
     states = generated.state_dicts()
-    paths = _numbered(Path(str(config.out)), len(states))
+    out = Path(str(config.out)).absolute()
+    paths = _numbered(out, len(states))
     for state, path in zip(states, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous().cpu() for name, value in state.items()}, path)
         console.print(f"wrote {path}", soft_wrap=True)
+    save_run(out.with_name(f"{out.stem}-sample"), config, {"prompt": prompt, "files": [path.name for path in paths]})
 
 
 def _numbered(path: Path, count: int) -> list[Path]:
