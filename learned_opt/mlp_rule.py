@@ -28,6 +28,7 @@ from learned_opt import features
 from learned_opt.features import Accumulators, Decays
 from learned_opt.kernels.chunked_mlp import chunked_update_
 from learned_opt.kernels.folding import MAGNITUDE_SCALE, Layer
+from learned_opt.kernels.native_mlp import is_available, native_update_
 from learned_opt.update_rule import (
     RuleOption,
     RuleState,
@@ -52,7 +53,7 @@ _NUM_DECAYS: Final = len(MOMENTUM_DECAYS) + len(SQUARE_DECAYS) + len(FACTORED_DE
 _TRUNCATED_NORMAL_STD: Final = 0.87962566  # std of a standard normal cut at +-2
 
 
-FastUpdate = Callable[..., None]  # signature of `fused_update_`
+FastUpdate = Callable[..., None]  # changes one tensor of all networks; arguments of `fused_update_` after the third
 
 
 @register_rule("mlp")
@@ -63,7 +64,8 @@ class MlpRule:
         hidden: width H of the two hidden layers.
         parametrization: "mup" or "sp": scale of the updates.
         reference: use the readable twin, which builds all features at once.
-        chunk_numel: elements handled at once, which bounds temporary memory.
+        native: on a CPU, True for the kernel in C, False for plain torch, "auto" for C where there is a compiler.
+        chunk_numel: elements that plain torch handles at once, which bounds temporary memory.
     """
 
     name = "mlp"
@@ -75,6 +77,7 @@ class MlpRule:
         parametrization: str = "mup",
         *,
         reference: bool = False,
+        native: bool | str = "auto",
         chunk_numel: int = CHUNK_NUMEL,
     ) -> None:
         if hidden < 1 or chunk_numel < 1:
@@ -83,7 +86,10 @@ class MlpRule:
             raise ValueError(f"parametrization must be one of {sorted(STEP_SIZES)}, got {parametrization!r}")
         self.hidden = hidden
         self.parametrization = parametrization
+        if native not in (True, False, "auto"):
+            raise ValueError(f"native must be True, False or 'auto', got {native!r}")
         self.reference = reference
+        self.native = native
         self.chunk_numel = chunk_numel
         self._sizes = (features.NUM_FEATURES, hidden, hidden, 2)
 
@@ -152,7 +158,8 @@ class MlpRule:
         """Change `params` and `state` in place, see `UpdateRule.update`; the horizon `num_steps` is not used."""
         if not params:
             return
-        layers, decays = self.unpack(batched_theta(theta, self, params[0].shape[0]))
+        theta = batched_theta(theta, self, params[0].shape[0])
+        fast_update = None if self.reference else self._fast_update(theta)
         time = per_network(inner_step, params[0])
         lrs, decay_rates = per_tensor(lr, len(specs)), per_tensor(weight_decay, len(specs))
         for i, spec in enumerate(specs):
@@ -165,17 +172,15 @@ class MlpRule:
             momentum, square, row, column = (state[key][i] for key in STATE_KEYS)
             factored = features.factored_axes(spec.shape) is not None
             accumulators = Accumulators(momentum, square, row, column, factored)
-            if self.reference:
+            if fast_update is None:
                 accumulators, step = reference_step(
-                    layers, decays, accumulators, param=param, grad=grad, inner_step=time
+                    *self.unpack(theta), accumulators, param=param, grad=grad, inner_step=time
                 )
                 params[i] = features.uncanonical(shrink * param - step_size * step, spec.shape)
                 for key in STATE_KEYS:
                     state[key][i] = getattr(accumulators, key)
                 continue
-            self._fast_update(param.device)(
-                layers,
-                decays,
+            fast_update(
                 accumulators,
                 param=param,
                 grad=grad,
@@ -186,14 +191,20 @@ class MlpRule:
             if param.data_ptr() != params[i].data_ptr():  # the canonical form could not be a view
                 params[i].copy_(features.uncanonical(param, spec.shape))
 
-    def _fast_update(self, device: torch.device) -> FastUpdate:
-        """Fused kernels on a GPU where they can run, else chunks."""
-        if device.type == "cuda" and find_spec("triton"):
+    def _fast_update(self, theta: Tensor) -> FastUpdate:
+        """The fastest of the kernels that can run under meta-parameters (N, M), as a function of one tensor."""
+        if theta.device.type == "cpu" and (is_available() if self.native == "auto" else self.native):
+            if torch.is_grad_enabled() and theta.requires_grad:
+                raise RuntimeError("the native kernel has no derivative with respect to theta; use reference=True")
+            theta = theta.float() if theta.stride(1) == 1 else theta.float().contiguous()
+            return partial(native_update_, theta, self.hidden)
+        layers, decays = self.unpack(theta)
+        if theta.device.type == "cuda" and find_spec("triton"):
             from learned_opt.kernels.triton_mlp import SUPPORTED_HIDDEN, fused_update_
 
             if self.hidden in SUPPORTED_HIDDEN:
-                return fused_update_
-        return partial(chunked_update_, chunk_numel=self.chunk_numel)
+                return partial(fused_update_, layers, decays)
+        return partial(chunked_update_, layers, decays, chunk_numel=self.chunk_numel)
 
 
 def learned_decay(initial: Sequence[float], offset: Tensor) -> Tensor:

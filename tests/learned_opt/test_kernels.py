@@ -7,6 +7,7 @@ import torch
 
 from learned_opt import MlpRule, TensorSpec, features
 from learned_opt.features import Accumulators
+from learned_opt.kernels import native_mlp
 from learned_opt.kernels.chunked_mlp import chunked_update_
 from learned_opt.kernels.folding import fold
 
@@ -73,3 +74,65 @@ def test_triton_kernels_equal_chunks(shape, device):
     expected = updated(chunked_update_, shape, device, chunk_numel=50)
     for fused, chunked in zip(updated(fused_update_, shape, device), expected, strict=True):
         torch.testing.assert_close(fused, chunked, rtol=1e-5, atol=1e-5)
+
+
+def native_run(num_threads=1, poison=False):
+    """Parameters after three native updates of a matrix whose largest axis comes first, and of a vector."""
+    rng = torch.Generator().manual_seed(0)
+    rule = MlpRule(16, native=True)
+    specs = [TensorSpec("w", "hidden", 40, (90, 40)), TensorSpec("b", "bias", 40, (2000,))]
+    params = [torch.randn(2, *spec.shape, generator=rng) for spec in specs]
+    theta, state = rule.init_theta(rng), rule.init_state(specs, params)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for inner_step in range(3):
+            grads = [torch.randn(p.shape, generator=rng) for p in params]
+            if poison:
+                for grad in grads:
+                    grad[0].view(-1)[7] = torch.nan
+            rule.update(theta, specs, params, grads, state, inner_step=inner_step, num_steps=None)
+    finally:
+        torch.set_num_threads(before)
+    return params
+
+
+needs_compiler = pytest.mark.skipif(not native_mlp.is_available(), reason="no C compiler")
+
+
+@needs_compiler
+def test_native_kernel_gives_the_same_bits_on_any_number_of_threads():
+    for one, three in zip(native_run(1), native_run(3), strict=True):
+        assert torch.equal(one, three)
+
+
+@needs_compiler
+def test_nan_spoils_one_network_and_no_other():
+    for clean, poisoned in zip(native_run(), native_run(poison=True), strict=True):
+        assert poisoned[0].isnan().all()
+        assert torch.equal(clean[1], poisoned[1])
+
+
+@needs_compiler
+def test_native_kernel_refuses_to_hide_a_derivative():
+    rule = MlpRule(4, native=True)
+    specs, params = [TensorSpec("b", "bias", 3, (3,))], [torch.ones(1, 3)]
+    theta = rule.init_theta(torch.Generator().manual_seed(0)).requires_grad_()
+    with pytest.raises(RuntimeError, match="reference=True"):
+        rule.update(theta, specs, params, params, rule.init_state(specs, params), inner_step=0, num_steps=None)
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr(native_mlp, "_compiler", lambda: None)
+    assert not native_mlp.is_available.__wrapped__()
+    with pytest.raises(native_mlp.NativeKernelError, match="native=False"):
+        native_mlp._library.__wrapped__()
+
+
+def test_a_failing_compiler_is_quoted(monkeypatch):
+    monkeypatch.setattr(native_mlp, "FLAGS", ("--no-such-option",))
+    if not native_mlp.is_available():
+        pytest.skip("no C compiler")
+    native_mlp._library.cache_clear()
+    with pytest.warns(UserWarning, match="no-such-option"):
+        assert not native_mlp.is_available.__wrapped__()

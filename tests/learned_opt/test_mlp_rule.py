@@ -4,17 +4,32 @@ import pytest
 import torch
 
 from learned_opt import features
+from learned_opt.kernels.native_mlp import is_available
 from learned_opt.mlp_rule import MlpRule, learned_decay
 from learned_opt.update_rule import TensorSpec
 
-SHAPES = [(20,), (7, 5), (5, 9), (6, 6), (4, 3, 3, 3), (2, 3, 4), (), (0, 3), (1, 8)]
+SHAPES = [(20,), (7, 5), (5, 9), (6, 6), (4, 3, 3, 3), (2, 3, 4), (), (0, 3), (1, 8), (40, 70), (1500,)]
 SPECS = [TensorSpec(str(s), "bias" if len(s) < 2 else "hidden", 5, s) for s in SHAPES]
 
 
-@pytest.mark.parametrize(("hidden", "chunk_numel"), [(4, 16), (32, 16_384)])
-def test_chunked_path_equals_the_readable_twin_over_100_updates(hidden, chunk_numel):
+FAST_PATHS = {
+    "native": {"native": True},
+    "chunks": {"native": False, "chunk_numel": 16_384},
+    "small chunks": {"native": False, "chunk_numel": 100},
+}
+
+
+def skip_without_compiler(options):
+    if options["native"] and not is_available():
+        pytest.skip("no C compiler")
+
+
+@pytest.mark.parametrize("options", FAST_PATHS.values(), ids=FAST_PATHS)
+@pytest.mark.parametrize("hidden", [5, 32])
+def test_fast_paths_equal_the_readable_twin_over_100_updates(hidden, options):
+    skip_without_compiler(options)
     rng = torch.Generator().manual_seed(0)
-    fast, twin = MlpRule(hidden, chunk_numel=chunk_numel), MlpRule(hidden, reference=True)
+    fast, twin = MlpRule(hidden, **options), MlpRule(hidden, reference=True)
     theta = torch.stack([fast.init_theta(rng) for _ in range(2)])
     theta += 0.01 * torch.randn(theta.shape, generator=rng)
     start = [torch.randn(2, *shape, generator=rng) for shape in SHAPES]
@@ -103,10 +118,10 @@ def test_reference_rule_is_differentiable_in_theta():
     assert (theta.grad[-7:] != 0).any()
 
 
-def test_temporary_memory_does_not_grow_with_the_tensor():
+def test_memory_of_chunks_does_not_grow_with_the_tensor():
     peaks = []
     for rows in (64, 256):
-        rule = MlpRule(8, chunk_numel=1024)
+        rule = MlpRule(8, native=False, chunk_numel=1024)
         spec, params = TensorSpec("w", "hidden", 256, (rows, 256)), [torch.zeros(1, rows, 256)]
         state, grads = rule.init_state([spec], params), [torch.ones(1, rows, 256)]
         theta = rule.init_theta(torch.Generator().manual_seed(0))
@@ -117,7 +132,7 @@ def test_temporary_memory_does_not_grow_with_the_tensor():
     assert peaks[1] < 4 * peaks[0]
 
 
-@pytest.mark.parametrize("options", [{"hidden": 0}, {"parametrization": "ntk"}, {"chunk_numel": 0}])
+@pytest.mark.parametrize("options", [{"hidden": 0}, {"parametrization": "ntk"}, {"chunk_numel": 0}, {"native": "yes"}])
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         MlpRule(**options)
