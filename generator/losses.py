@@ -20,6 +20,7 @@ from generator.objectives import (
     ObjectiveConfig,
     clean_of,
     comparable_outputs,
+    deterministic_step,
     draw_examples,
     energy_score,
     log_loss_gap,
@@ -64,18 +65,31 @@ def training_losses(
         latent = torch.randn(num_samples * size, clean.shape[1], generator=rng).to(device)
     windows = _draw_windows(model, context, config, rng)
     fingerprints = _start_fingerprints(model, context, batch, rng)
-    with precision:
-        output = model(
-            context.tokenizer,
-            batch.prompt.repeat(num_samples),
-            noisy=noisy.repeat(num_samples, 1) if is_diffusion else None,
-            timestep=timestep.repeat(num_samples) if is_diffusion else None,
-            latent=latent,
-            start=None if start is None else start.repeat(num_samples, 1),
-            has_start=batch.has_start.repeat(num_samples),
-            fingerprints={name: values.repeat(num_samples, 1, 1) for name, values in fingerprints.items()},
-            windows=windows,
-        )
+
+    def predict(noisy: Tensor, timestep: Tensor, latent: Tensor | None) -> Tensor:
+        copies = len(noisy) // size
+        with precision:
+            return model(
+                context.tokenizer,
+                batch.prompt.repeat(copies),
+                noisy=noisy if is_diffusion else None,
+                timestep=timestep if is_diffusion else None,
+                latent=latent,
+                start=None if start is None else start.repeat(copies, 1),
+                has_start=batch.has_start.repeat(copies),
+                fingerprints={name: values.repeat(copies, 1, 1) for name, values in fingerprints.items()},
+                windows=windows,
+            )
+
+    if config.self_fed_share and float(torch.rand((), generator=rng)) < config.self_fed_share:
+        before = timestep + (1 - timestep) * torch.rand(size, generator=rng).to(device)
+        signal, noise = signal_and_noise(config.prediction, before[:, None])
+        noisier = signal * clean + noise * gaussian
+        other = None if latent is None else torch.randn(clean.shape, generator=rng).to(device)
+        with torch.no_grad():
+            first = predict(noisier, before, other).float()
+        noisy = deterministic_step(config.prediction, noisier, first, before, timestep)
+    output = predict(noisy.repeat(num_samples, 1), timestep.repeat(num_samples), latent)
     wanted = prediction_target(config.prediction, clean, gaussian, timestep)
     if windows is not None:
         losses = {"params": _window_loss(output, wanted, context, windows)}
@@ -137,10 +151,10 @@ def _draw_windows(
 ) -> Tensor | None:
     if not config.windows_per_step:
         return None
-    if config.uses_functions or config.energy_score or not model.window:
+    if config.uses_functions or config.energy_score or config.self_fed_share or not model.window:
         raise ValueError(
-            "windows_per_step needs a model with window > 0, energy_score=False and both function weights 0: "
-            "a part of a network cannot be run on examples"
+            "windows_per_step needs a model with window > 0, energy_score=False, self_fed_share=0 and both function "
+            "weights 0: a part of a network can neither be run on examples nor be fed back"
         )
     total = math.ceil(context.tokenizer.groups[0].size / model.window)
     return torch.randperm(total, generator=rng)[: config.windows_per_step].to(model.device)

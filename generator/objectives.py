@@ -41,6 +41,8 @@ class ObjectiveConfig:
         function_examples: E, drawn anew for every step.
         function_split: "train", or "train_val" to draw from both; never the test split.
         function_energy_weight: of the energy score on outputs.
+        self_fed_share: of the steps in which the model is given what it would meet in sampling, its own noisier
+            prediction brought one step on, instead of the noisy target; against the drift of small errors over steps.
         windows_per_step: score only so many random windows of chunk tokens, so that memory does not grow with the
             network; 0 for all.
     """
@@ -52,6 +54,7 @@ class ObjectiveConfig:
     function_examples: int = 96
     function_split: str = "train"
     function_energy_weight: float = 1.0
+    self_fed_share: float = 0.0
     windows_per_step: int = 0
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ class ObjectiveConfig:
             raise ValueError(f"function_split must be 'train' or 'train_val', got {self.function_split!r}")
         if self.function_energy_weight and not self.energy_score:
             raise ValueError("function_energy_weight needs energy_score=True: it scores two samples per target")
+        if self.self_fed_share and self.prediction != "sample":
+            raise ValueError(f"self_fed_share needs prediction='sample', got {self.prediction!r}")
         if not (self.params_weight or self.function_weight):
             raise ValueError("params_weight or function_weight must be positive, both are 0: nothing would be learned")
 
@@ -94,6 +99,18 @@ def clean_of(prediction: str, output: Tensor, noisy: Tensor, timestep: Tensor) -
         return output
     signal, noise = signal_and_noise(prediction, timestep[:, None])
     return noisy - noise * output if prediction == "flow" else signal * noisy - noise * output
+
+
+def deterministic_step(prediction: str, noisy: Tensor, output: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Noisy parameters (B, P) at times `after` (B,), from an output of the model at the noisier times `before` (B,).
+
+    Source: DDIM, Song et al. 2021 (arXiv 2010.02502), equation 12 with sigma 0.
+    """
+    clean = clean_of(prediction, output, noisy, before)
+    signal, noise = signal_and_noise(prediction, before[:, None])
+    gaussian = (noisy - signal * clean) / noise.clamp(min=_MIN_SIGNAL)
+    signal, noise = signal_and_noise(prediction, after[:, None])
+    return signal * clean + noise * gaussian
 
 
 def energy_score(first: Tensor, second: Tensor, target: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from generator.objectives import (
     PREDICTIONS,
     ObjectiveConfig,
     clean_of,
+    deterministic_step,
     draw_examples,
     energy_score,
     log_loss_gap,
@@ -51,6 +52,32 @@ def test_clean_parameters_are_recovered_from_the_target(prediction):
     signal, noise = signal_and_noise(prediction, time[:, None])
     target = prediction_target(prediction, clean, gaussian, time)
     torch.testing.assert_close(clean_of(prediction, target, signal * clean + noise * gaussian, time), clean)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_step_from_a_true_prediction_stays_on_the_path(prediction):
+    clean, gaussian = torch.randn(2, 5, 7)
+    before, after = torch.linspace(0.3, 0.95, 5), torch.linspace(0.0, 0.9, 5)
+    signal, noise = signal_and_noise(prediction, before[:, None])
+    output = prediction_target(prediction, clean, gaussian, before)
+    stepped = deterministic_step(prediction, signal * clean + noise * gaussian, output, before, after)
+    signal, noise = signal_and_noise(prediction, after[:, None])
+    torch.testing.assert_close(stepped, signal * clean + noise * gaussian, rtol=1e-4, atol=1e-4)
+
+
+def test_self_fed_steps_are_trained_on_what_the_model_itself_predicts(task, runs):
+    model, context = make_parts(task, runs)
+    batch = runs.pairs(PairConfig(batch_size=6), batch_rng(0, 0))
+    losses = {}
+    for share in (0.0, 1.0):
+        config = ObjectiveConfig(function_examples=16, self_fed_share=share)
+        rng = batch_rng(0, 0, 1)
+        losses[share] = training_losses(model, context, batch, config, rng=rng, precision=torch.enable_grad())["total"]
+        losses[share].backward()
+    assert losses[0.0].item() != losses[1.0].item()
+    assert all(param.grad.isfinite().all() for param in model.parameters())
+    with pytest.raises(ValueError, match="prediction='sample'"):
+        ObjectiveConfig(prediction="flow", self_fed_share=0.5)
 
 
 def test_energy_score_is_least_for_the_true_distribution():
