@@ -29,6 +29,7 @@ from generator.baselines import (
 )
 from generator.collapse import CollapseReport, collapse_report
 from generator.dataset import Trajectories
+from generator.generalization import MAX_GAP, Generalization
 from generator.novelty import Foretelling, NoveltyReport, novelty_report, retrieval_verdict
 from generator.prompt_alignment import Alignment, measure_alignment
 from generator.ridge import Ridge
@@ -79,6 +80,7 @@ class SamplerResult:
         below: at the prompts below the floor.
         collapse: at the lowest prompt, and at the one nearest to DIVERSITY_LOSS.
         foretelling: errors of prompts, and cosines with the starts' real updates.
+        generalization: test accuracy against real runs of equal training loss, at the K prompts.
         seconds: wall time for one network.
     """
 
@@ -86,6 +88,7 @@ class SamplerResult:
     below: Alignment
     collapse: tuple[CollapseReport, ...]
     foretelling: Foretelling
+    generalization: Generalization
     seconds: float
 
 
@@ -200,11 +203,14 @@ def evaluate_sampler(
     gaps = (achieved - usual.log()).abs()
     used = slice(0, testbed.task.layout.num_trainable)
     became = testbed.real_at(usual[:1].expand(len(starts)))
+    alignment = _columns(whole, slice(num_below, None))
+    train_loss = testbed.task.evaluate(grid.flatten(0, 1), "train")["loss"].view(grid.shape[:2]).cpu()
     result = SamplerResult(
-        _columns(whole, slice(num_below, None)),
+        alignment,
         _columns(whole, slice(num_below)),
         collapse,
         Foretelling(gaps.mean(1), F.cosine_similarity((grid[:, 0] - starts)[:, used], (became - starts)[:, used])),
+        Generalization.of(testbed.real_curves, train_loss, alignment.test["error"]),
         seconds,
     )
     return result, grid
@@ -253,6 +259,7 @@ def _verdicts(
     generator = results[GENERATOR]
     verdicts = {
         "below the floor": saturation_verdict(generator),
+        "generalization": generalization_verdict(generator.generalization),
         **generator.collapse[0].verdicts,
     }
     for report in novelty:
@@ -276,4 +283,14 @@ def saturation_verdict(result: SamplerResult) -> Verdict:
         change.high <= MAX_GROWTH,
         f"asked for less than the floor, log val loss changes by {change:+.2f} at worst (at most {MAX_GROWTH:+g}), "
         f"test accuracy by {accuracy:+.1%}",
+    )
+
+
+def generalization_verdict(result: Generalization) -> Verdict:
+    """At the lowest prompt, test accuracy is that of real runs of equal training loss."""
+    gap = Estimate.of(result.gap[:, 0])
+    return Verdict(
+        gap.high <= MAX_GAP,
+        f"at the lowest prompt (training loss {result.train_loss[:, 0].log().mean().exp():.3f}) test accuracy is "
+        f"{gap:+.2%} below that of real runs of equal training loss (at most {MAX_GAP:+.1%})",
     )

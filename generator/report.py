@@ -51,7 +51,19 @@ def print_verdicts(verdicts: Mapping[str, Verdict], console: Console) -> None:
 def sampler_table(evaluation: Evaluation) -> Table:
     """All samplers, one a row: how they meet prompts, and what their networks at the lowest prompt are like."""
     title = f"All samplers; columns from 'accuracy' on at the lowest prompt, val loss {evaluation.floor:.3f}"
-    names = ("R² log", "Spearman", "R² test", "val loss", "accuracy", "cosine", "share", "IoU", "corr.", "log-prob")
+    names = (
+        "R² log",
+        "Spearman",
+        "R² test",
+        "val loss",
+        "accuracy",
+        "gap",
+        "cosine",
+        "share",
+        "IoU",
+        "corr.",
+        "log-prob",
+    )
     table = _table(title, "sampler", *names, "norm", "to real", "ms each")
     for name, result in evaluation.results.items():
         table.add_row(name, *_sampler_cells(result), style="bold" if name == GENERATOR else None)
@@ -63,7 +75,7 @@ def sampler_table(evaluation: Evaluation) -> Table:
         "", "", "",
         f"{real['val loss']:.3f}",
         f"{real['test accuracy']:.2%}",
-        "",
+        "", "",
         f"{real['mean-update share']:.3f}",
         f"{real['wrong-prediction IoU']:.3f}",
         f"{real['loss correlation']:.3f}",
@@ -79,17 +91,15 @@ def sampler_table(evaluation: Evaluation) -> Table:
 def prompt_table(result: SamplerResult) -> Table:
     """What each prompt gives: mean and spread over starts."""
     title = "Each prompt: geometric mean and factor of one standard deviation over starts; accuracy mean ± deviation"
-    table = _table(title, "prompt", "val loss", "test loss", "test accuracy", "")
-    for alignment, note in ((result.below, "below the floor"), (result.alignment, "")):
-        for k, prompt in enumerate(alignment.prompts.tolist()):
-            accuracy = 1 - alignment.test["error"][:, k]
-            table.add_row(
-                f"{prompt:.3f}",
-                _spread(alignment.val["loss"][:, k]),
-                _spread(alignment.test["loss"][:, k]),
-                f"{accuracy.mean():.2%} ± {accuracy.std():.2%}",
-                note,
-            )
+    table = _table(title, "prompt", "val loss", "test loss", "test accuracy", "train loss", "below real runs of it", "")
+    for k, prompt in enumerate(result.below.prompts.tolist()):
+        table.add_row(f"{prompt:.3f}", *_prompt_cells(result.below, k), "", "", "below the floor")
+    known = result.generalization
+    for k, prompt in enumerate(result.alignment.prompts.tolist()):
+        gap = f"{known.gap[:, k].mean():+.2%}"
+        table.add_row(
+            f"{prompt:.3f}", *_prompt_cells(result.alignment, k), f"{_log_mean(known.train_loss[:, k]):.3f}", gap
+        )
     return table
 
 
@@ -179,6 +189,7 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
                 "test_r2_log": result.alignment.test_r2_log,
                 "spearman": result.alignment.spearman,
                 "lowest_accuracy": result.alignment.lowest_accuracy,
+                "accuracy_gap": result.generalization.gap[:, 0].mean().item(),
                 "cosine": result.foretelling.cosines.mean().item(),
                 "seconds": result.seconds,
             }
@@ -227,6 +238,7 @@ def _sampler_cells(result: SamplerResult) -> list[str]:
         f"{alignment.test_r2_log:.3f}",
         f"{measures['val loss']:.3f}",
         f"{measures['test accuracy']:.2%}",
+        f"{result.generalization.gap[:, 0].mean():+.2%}",
         f"{result.foretelling.cosines.mean():.3f}",
         f"{measures['mean-update share']:.3f}",
         f"{measures['wrong-prediction IoU']:.3f}",
@@ -236,6 +248,12 @@ def _sampler_cells(result: SamplerResult) -> list[str]:
         f"{at_floor.distance_to_real.mean:.2f}",
         f"{1e3 * result.seconds:.2f}",
     ]
+
+
+def _prompt_cells(alignment: Alignment, k: int) -> list[str]:
+    accuracy = 1 - alignment.test["error"][:, k]
+    losses = [_spread(one["loss"][:, k]) for one in (alignment.val, alignment.test)]
+    return [*losses, f"{accuracy.mean():.2%} ± {accuracy.std():.2%}"]
 
 
 def _log_mean(losses: Tensor) -> Tensor:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from generator.dataset import Trajectories
+from generator.generalization import RealCurves
 from generator.pipeline import ParameterPipeline
 from generator.prompt_alignment import prompt_grid
 from zoo.layout import ParamLayout
@@ -126,6 +128,17 @@ class Testbed:
         """Real networks (N, P): what start i became, at the snapshot whose val loss is nearest to `losses[i]` (N,)."""
         rows = torch.arange(len(losses))
         return self.unseen.read(rows, nearest_snapshots(self.unseen.metrics[METRIC][rows], losses))
+
+    @cached_property
+    def real_curves(self) -> RealCurves:
+        """Training loss and test accuracy of the unseen runs at all their snapshots."""
+        shape = self.unseen.metrics[METRIC].shape
+        rows, snapshots = torch.where(torch.arange(shape[1]) < self.unseen.counts[:, None])
+        networks = self.unseen.read(rows, snapshots)
+        losses, accuracies = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+        losses[rows, snapshots] = self.task.evaluate(networks, "train")["loss"].cpu()
+        accuracies[rows, snapshots] = 1 - self.task.evaluate(networks, "test")["error"].cpu()
+        return RealCurves(losses, accuracies)
 
     def val_loss(self, params: Tensor) -> Tensor:
         return self.task.evaluate(params, "val")["loss"]

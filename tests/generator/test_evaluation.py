@@ -10,6 +10,7 @@ from rich.console import Console
 from generator.baselines import Retrieval
 from generator.dataset import Trajectories
 from generator.evaluation import GENERATOR, EvaluationConfig, SamplerResult, evaluate, saturation_verdict
+from generator.generalization import Generalization
 from generator.novelty import BandReport, Foretelling, HalvesReport
 from generator.pipeline import ParameterPipeline
 from generator.plots import plot_band, plot_halves, save_figure, save_plots
@@ -65,6 +66,7 @@ def test_who_knows_everything_passes(evaluation):
     assert result.alignment.r2_log > 0.9
     assert result.foretelling.cosines.min() > 0.999
     diversity = ("errors differ", "outputs differ", "same examples are hard")
+    assert result.generalization.gap.mean(0).abs().max() < 0.05
     for claim in ("below the floor", "no template", *diversity, "novelty D"):
         assert evaluation.verdicts[claim].passed, evaluation.verdicts[claim].text
 
@@ -131,7 +133,8 @@ def test_overconfident_networks_below_the_floor_fail():
             return Alignment(torch.tensor(prompts), values, values)
 
         known = Foretelling(torch.zeros(8), torch.zeros(8))
-        return SamplerResult(alignment([0.1, 0.2], 0.1), alignment([0.03], loss_below), (), known, 0.0)
+        gaps = Generalization(torch.ones(8, 2), torch.zeros(8, 2))
+        return SamplerResult(alignment([0.1, 0.2], 0.1), alignment([0.03], loss_below), (), known, gaps, 0.0)
 
     assert saturation_verdict(result(0.11)).passed
     assert not saturation_verdict(result(0.28)).passed
