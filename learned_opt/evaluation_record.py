@@ -60,7 +60,8 @@ def record_body(evaluation: Evaluation) -> str:
     """The record below its header."""
     parts = [_HOW_TO_READ, "## Claims", claims_table(evaluation), "## Tables", report(evaluation)]
     for name, method in evaluation.shipped.items():
-        parts += [f"## {name} as shipped ({method})", card_tables(evaluation, method)]
+        if tables := card_tables(evaluation, method):
+            parts += [f"## {name} as shipped ({method})", tables]
     return "\n\n".join(parts)
 
 
@@ -85,9 +86,10 @@ def write_cards(evaluation: Evaluation) -> list[Path]:
     """Put new tables into the cards of the shipped weights that were evaluated; returns their paths."""
     paths = []
     for name, method in evaluation.shipped.items():
-        path = DIRECTORY / f"{name}.md"
-        path.write_text(with_tables(path.read_text(), card_tables(evaluation, method)))
-        paths.append(path)
+        if tables := card_tables(evaluation, method):
+            path = DIRECTORY / f"{name}.md"
+            path.write_text(with_tables(path.read_text(), tables))
+            paths.append(path)
     return paths
 
 

@@ -68,10 +68,10 @@ def main(config: DictConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(text + "\n")
     plot_all(evaluation, out)
-    cli.console.print(text)
+    cli.console.print(text, soft_wrap=True, markup=False)
     if config.record:
         path = write_record("learned_opt", QUESTION, text, _PACKAGES, list(HydraConfig.get().overrides.task))
-        cli.console.print(f"wrote {path} and {write_cards(evaluation)}")
+        cli.console.print(f"wrote {', '.join(map(str, [path, *write_cards(evaluation)]))}")
     cli.save_run(out, config, {"tasks": len(tasks), "methods": list(results)})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from learned_opt import synthetic_data
 from learned_opt.evaluate import Result
 from learned_opt.evaluation_claims import Claim, claims_table, judge
 from learned_opt.evaluation_plots import plot_all
-from learned_opt.evaluation_record import TABLES_BEGIN, TABLES_END, card_tables, record_body, with_tables
+from learned_opt.evaluation_record import TABLES_BEGIN, TABLES_END, card_tables, record_body, with_tables, write_cards
 from learned_opt.evaluation_report import (
     TUNED_MUON,
     Evaluation,
@@ -174,6 +176,12 @@ def test_a_card_gets_the_tables_of_its_own_meta_seed(evaluation: Evaluation) -> 
     assert again == f"before\n{TABLES_BEGIN}\n\n{tables}\n\n{TABLES_END}\nafter"
     with pytest.raises(ValueError, match="a card must have the lines"):
         with_tables("no marks", tables)
+
+
+def test_what_was_not_run_leaves_cards_alone(evaluation: Evaluation) -> None:
+    empty = replace(evaluation, results={}, shipped={"mulo": "mulo"})
+    assert write_cards(empty) == []
+    assert "as shipped" not in record_body(empty)
 
 
 @pytest.mark.parametrize("name", available())
