@@ -47,8 +47,8 @@ _HOW_TO_READ: Final = """How to read it:
   weights that PyLO released (BSD-3), at tuned learning rates and a cosine, without weight decay.
 - "untrained frame" is the hand-made part of `mulo-norm` with its controller off, at the best of five multiples a task;
   "one constant" is the single best setting for all tasks of a table. `mulo-norm-scalars` has learned constants and no
-  network, `mulo-norm-static` a network that sees nothing of the gradients. Only what `mulo-norm` gains over these is
-  owed to what the network learned.
+  network, and is what `mulo-norm` goes on from, so trained for less. `mulo-norm-static` goes on from them for as long,
+  with a network that sees nothing of the gradients. Only what `mulo-norm` gains over these is owed to its network.
 - Meta-training draws the digits too, but no MNIST and no MNIST-1D. Inputs are standardised, MLPs begin with He's
   initialisation; AdamW has weight decay .01, Muon .1.
 - CPU time of a step and network, gradients included: AdamW, Muon and the learned rules run batched, the others network
