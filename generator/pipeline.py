@@ -114,7 +114,8 @@ class ParameterPipeline(DiffusionPipeline):
 
         Args:
             start: a module, a state dict, or vectors (P,) or (B, P); None for a network from noise.
-            prompt: asked values by metric, one or B each; None asks for any network of the training runs.
+            prompt: asked values by metric, one or B each; None asks for any network of the training runs. A value
+                outside what the training runs reached is answered as the nearest one inside, with a warning.
             num_samples: networks to generate; with a single start, samples of its update. Default: one per start.
             num_inference_steps: denoising steps.
             guidance_scale: 1 for none.
@@ -141,6 +142,7 @@ class ParameterPipeline(DiffusionPipeline):
             num_task_bits=self.model.config["num_task_bits"],
         )
         asked.warn_outside(self.model.ranges)
+        asked = asked.clamped(self.model.ranges)
         if starts is not None:
             starts = starts.expand(batch_size, -1)
         generated = sample_params(

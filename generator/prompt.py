@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -88,6 +88,11 @@ class Prompt:
         """The null prompt: only what is known of the start stays."""
         return Prompt(self.target * math.nan, self.start, self.task_bits * math.nan)
 
+    def clamped(self, ranges: Mapping[str, MetricRange]) -> Prompt:
+        """Targets outside the ranges replaced by the nearest value inside; what is not given stays so."""
+        bounds = torch.tensor([(known.low, known.high) for known in ranges.values()])  # (M, 2)
+        return replace(self, target=self.target.clamp(bounds[:, 0], bounds[:, 1]))
+
     def warn_outside(self, ranges: Mapping[str, MetricRange]) -> None:
         """Warn where a target lies outside what the training runs reached."""
         for (name, known), values in zip(ranges.items(), self.target.unbind(1), strict=True):
@@ -96,7 +101,7 @@ class Prompt:
                 shown = ", ".join(f"{value:.4g}" for value in asked[:4])
                 warnings.warn(
                     f"prompt {name} = {shown} is outside the range of the training runs, "
-                    f"{known.low:.4g} to {known.high:.4g}; expect saturation near that range",
+                    f"{known.low:.4g} to {known.high:.4g}; it is answered as the nearest value of that range",
                     stacklevel=3,
                 )
 

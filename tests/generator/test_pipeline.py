@@ -120,9 +120,12 @@ def test_wrong_requests_are_refused(pipe):
         pipe(prompt={"loss": 0.5}, task_bits=[1, 0])
 
 
-def test_prompts_outside_the_trained_range_warn(pipe):
-    with pytest.warns(UserWarning, match=r"val_loss = 0.01 is outside .* 0.1 to 2.3"):
-        pipe(prompt={"loss": 0.01}, num_inference_steps=2)
+@pytest.mark.parametrize(("asked", "answered"), [(0.01, 0.1), (5.0, 2.3)])
+def test_prompts_outside_the_trained_range_warn_and_are_answered_as_its_ends(pipe, asked, answered):
+    with pytest.warns(UserWarning, match=rf"val_loss = {asked:g} is outside .* 0.1 to 2.3"):
+        outside = pipe(prompt={"loss": asked}, num_inference_steps=2, generator=seeded()).params
+    inside = pipe(prompt={"loss": answered}, num_inference_steps=2, generator=seeded()).params
+    assert torch.equal(outside, inside)
 
 
 def test_a_pipeline_of_several_layouts_asks_which(pipe):
