@@ -33,6 +33,8 @@ class PairConfig:
         batch_size: B.
         start_share: share of pairs whose start is given to the model; the others ask for a network from noise.
         initial_share: of those, the share that start at the initial network; the others start at any earlier one.
+        stay_share: of the others, the share whose target is the start itself: they teach that a network which meets its
+            prompt need not move, for networks that are fed back.
         prompt_dropout: share of null prompts, which guidance needs.
         metric_dropout: probability with which a metric is left out of a prompt, if there are several.
         start_metric_dropout: share of pairs whose start is given without its metrics.
@@ -43,6 +45,7 @@ class PairConfig:
     batch_size: int = 64
     start_share: float = 0.5
     initial_share: float = 0.6
+    stay_share: float = 0.0
     prompt_dropout: float = 0.05
     metric_dropout: float = 0.3
     start_metric_dropout: float = 0.3
@@ -179,7 +182,7 @@ class Trajectories:
         return values.where(values.isfinite(), torch.inf).min(1).values.quantile(quantile).item()
 
     def pairs(self, config: PairConfig, rng: torch.Generator, *, zoo: int = 0, index: int = 0) -> PairBatch:
-        """A batch of pairs; the target is later than a start that is given, and any snapshot otherwise."""
+        """A batch of pairs; the target is later than a start that is given (or is that), and any snapshot otherwise."""
         size = config.batch_size
         rows = torch.randint(len(self), (size,), generator=rng)
         counts = self.counts[rows]
@@ -188,6 +191,9 @@ class Trajectories:
         first = (torch.rand(size, generator=rng) * (counts - 1)).long().masked_fill(is_initial, 0)
         fraction = torch.rand(size, generator=rng)
         later = first + 1 + (fraction * (counts - 1 - first)).long()
+        if config.stay_share:
+            stays = (torch.rand(size, generator=rng) < config.stay_share) & ~is_initial
+            later = torch.where(stays, first, later)
         target = torch.where(has_start, later, (fraction * counts).long())
         prompt = self._prompt(config, rng, rows=rows, first=first, last=target, has_start=has_start)
         networks = torch.stack((self.read(rows, first), self.read(rows, target)), dim=1)  # (B, 2, P)

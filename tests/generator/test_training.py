@@ -64,6 +64,16 @@ def test_targets_come_later_in_the_run_of_the_start(tasks):
         assert (batch.prompt.target != batch.prompt.start)[known].all()
 
 
+def test_some_starts_already_meet_their_prompt(tasks):
+    runs = make_runs(tasks[0], num_snapshots=5)
+    config = PairConfig(batch_size=400, start_share=1.0, initial_share=0.5, stay_share=0.4, start_metric_dropout=0.0)
+    batch = runs.pairs(config, batch_rng(0, 0))
+    stays = (batch.start == batch.target).all(1)
+    assert 0.15 < stays.double().mean() < 0.25
+    known = stays & ~batch.prompt.target.isnan().any(1)
+    assert torch.equal(batch.prompt.start[known], batch.prompt.target[known])
+
+
 def test_without_a_start_every_snapshot_is_a_target(tasks):
     runs = make_runs(tasks[0], num_snapshots=3)
     batch = runs.pairs(PairConfig(batch_size=200, start_share=0.0, prompt_dropout=0.0), batch_rng(0, 0))
