@@ -6,6 +6,7 @@ Legend: N starts, K prompts.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from generator.pipeline import ParameterPipeline
 from generator.prompt import ALIASES, Prompt, canonical_metric
 from generator.prompt_alignment import measure_alignment, prompt_grid
 from generator.sampler import make_scheduler, sample_params
+from zoo.schema import RunStatus
 from zoo.store import Zoo
 from zoo.tasks import Task, get_task
 
@@ -150,6 +152,8 @@ def train_generator(
     """
     splits = holding_out(zoos, config.num_held_out) if config.num_held_out else None
     zoos = [with_splits(zoo, splits) for zoo in zoos]
+    for zoo in zoos:
+        _warn_if_incomplete(zoo)
     runs = _read_runs(zoos, config, "train")
     tasks = [task_of(zoo) for zoo in zoos] if tasks is None else list(tasks)
     model, normalizer, contexts = assemble(runs, tasks, config)
@@ -246,6 +250,16 @@ def task_of(zoo: Zoo) -> Task:
     """Task on which a zoo was trained, from the settings that it records."""
     options: dict[str, Any] = dict(zoo.task_config)
     return get_task(**options)
+
+
+def _warn_if_incomplete(zoo: Zoo) -> None:
+    missing = int((zoo.status == RunStatus.EMPTY).sum())
+    if missing:
+        warnings.warn(
+            f"the zoo has {zoo.num_runs - missing} of its {zoo.num_runs} runs so far; training goes on with these. "
+            "The command that built it finishes it",
+            stacklevel=3,
+        )
 
 
 def _read_runs(zoos: Sequence[Zoo], config: GeneratorConfig, split: str) -> list[Trajectories]:
