@@ -15,7 +15,7 @@ from typing import Final
 WIDTH: Final = 440
 _LEFT, _RIGHT, _BOTTOM = 52, 12, 40
 _LEGEND_ROW: Final = 18
-_CHARACTER: Final = 6.1  # mean width at the size of a label
+_CHARACTER: Final = 6.9  # mean width at the size of a label
 FONTS: Final = 'system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif'
 _LIGHT: Final = {
     "blue": "#0072b2", "orange": "#d55e00", "green": "#00825f", "purple": "#a3508f",

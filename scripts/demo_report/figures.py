@@ -5,7 +5,7 @@ Legend: K prompts, S snapshots or pieces of a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from scripts.demo_report.chart import Axis, Chart
@@ -25,10 +25,10 @@ _METHOD_COLOURS: Final = {ADAMW: "grey", TUNED: "orange", MULO: "green", MULO_NO
 def training_fan(data: Mapping[str, Any]) -> Chart:
     """Validation loss of the zoo's runs over their training."""
     lowest, low, middle, high, highest = data["val_loss"]
-    steps = [max(step, 1) for step in data["steps"]]  # step 0 is drawn where step 1 would be
+    steps, axis = _steps(data["steps"])
     chart = Chart(
         "Validation loss of all runs of the zoo over their training",
-        Axis("training step", 1, steps[-1], logarithmic=True),
+        axis,
         _loss_axis("validation loss, nats", [*lowest, *highest]),
     )
     chart.band(steps, lowest, highest, "blue", "5-95% of runs")
@@ -92,11 +92,11 @@ def optimizer_curves(data: Mapping[str, Any]) -> Chart:
 
 def fine_tuning(data: Mapping[str, Any]) -> Chart:
     """Test loss while a learned optimizer trains generated and random networks."""
-    steps = [max(step, 1) for step in data["steps"]]
+    steps, axis = _steps(data["steps"])
     rows = [row for kind in ("generated", "random") for row in data[kind]["loss"]]
     chart = Chart(
         "Test loss of generated and of random networks in training",
-        Axis("training step", 1, steps[-1], logarithmic=True),
+        axis,
         _loss_axis("test loss, nats", [value for row in rows for value in row]),
     )
     for kind, colour in (("random", "orange"), ("generated", "blue")):
@@ -104,6 +104,22 @@ def fine_tuning(data: Mapping[str, Any]) -> Chart:
         chart.band(steps, low, high, colour)
         chart.line(steps, middle, colour, name=f"{kind} start, median and 10-90%")
     return chart
+
+
+def _steps(steps: Sequence[int]) -> tuple[list[float], Axis]:
+    """Places of steps on a logarithmic axis that has room for step 0, and that axis."""
+    first = min(step for step in steps if step > 0)
+    zero = first / 3
+    decades = [10.0**k for k in range(10) if first <= 10**k]
+    axis = Axis(
+        "training step",
+        zero,
+        steps[-1],
+        logarithmic=True,
+        ticks=[zero, *decades],
+        names=["0", *(f"{value:.0f}" for value in decades)],
+    )
+    return [max(step, zero) for step in steps], axis
 
 
 def _loss_axis(label: str, values: Iterable[float]) -> Axis:

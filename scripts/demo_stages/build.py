@@ -32,6 +32,7 @@ def run(config: DictConfig) -> StageResult:
     speed = statistics.median(report.speeds) if report.speeds else None
     steps, losses = metric_quantiles(zoo, "val_loss", LEVELS)
     numbers = {
+        "task": dict(zoo.task_config),
         "num_runs": zoo.num_runs,
         "num_complete": len(zoo.usable_runs()),
         "num_snapshots": zoo.num_snapshots,

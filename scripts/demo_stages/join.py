@@ -80,6 +80,7 @@ def _numbers(steps: tuple[int, ...], curves: dict[str, dict[str, Tensor]], floor
     return {
         "prompt": floor,
         "num_networks": len(curves["random"]["loss"]),
+        "num_steps": steps[-1],
         "generated_loss_before_training": at_start,
         "steps_random_start_needs": steps_until(steps, curves["random"]["loss"], at_start),
         "accuracy_before_training": {kind: one[:, 0].mean().item() for kind, one in accuracy.items()},

@@ -31,31 +31,19 @@ _NETWORKS_AT_ONCE: Final = 256
 
 
 def run(config: DictConfig) -> StageResult:
-    options = config.prompting
     testbed = Testbed.from_zoo(open_zoo(config))
-    pipe = open_pipeline(config)
-    from_start, from_noise = (
-        PipelineSampler(pipe, testbed.task.layout, use_start=use, num_inference_steps=options.num_inference_steps)
-        for use in (True, False)
-    )
-    starts = unseen_starts(testbed.task, options.num_starts, config.seed)
-    prompts = testbed.prompts(options.num_prompts)
-    held_out = testbed.starts(options.num_novelty_starts)
+    starts = unseen_starts(testbed.task, config.prompting.num_starts, config.seed)
+    rng = torch.Generator().manual_seed(config.seed)
     with Progress(console=console) as progress:
-        grid = starts.repeat_interleave(len(prompts), dim=0)
-        asked = prompts.repeat(len(starts))
-        rng = torch.Generator().manual_seed(config.seed)
-        first = _sample(from_start, grid, asked, rng, bar=(progress, "one update"))
-        second = _sample(from_start, first, asked, rng, bar=(progress, "a second update"))
-        noise = _sample(from_noise, None, asked, rng, bar=(progress, "networks from noise"))
-        floor = torch.full((len(held_out),), testbed.floor)
-        generated = _sample(from_start, held_out, floor, rng, bar=(progress, "held-out starts"))
+        networks, generated = generate(testbed, starts, config, rng, progress)
         bar = progress.add_task("matching with the training set", total=None)
         novelty = novelty_report(testbed, generated, testbed.floor, rng)
         progress.update(bar, total=1, completed=1)
+    prompts = testbed.prompts(config.prompting.num_prompts)
+    held_out = testbed.starts(len(generated))
     alignments = {
-        name: measure_alignment(lambda *_, networks=networks: networks, testbed.task, starts, prompts)
-        for name, networks in (("one update", first), ("second update", second), ("noise", noise))
+        name: measure_alignment(lambda *_, made=made: made, testbed.task, starts, prompts)
+        for name, made in networks.items()
     }
     collapse = collapse_report(testbed, held_out, generated, testbed.floor).measures
     last = testbed.unseen.read(torch.arange(len(testbed.unseen)), testbed.unseen.counts - 1)
@@ -76,6 +64,35 @@ def run(config: DictConfig) -> StageResult:
         "pictures": pictures(testbed, held_out, generated),
     }
     return StageResult(numbers, data)
+
+
+def generate(
+    testbed: Testbed, starts: Tensor, config: DictConfig, rng: torch.Generator, progress: Progress
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Networks for starts (N, P) and all K prompts, and networks for held-out runs' starts and the lowest prompt.
+
+    Returns:
+        By kind (N * K, P), prompts innermost: after one update, after a second one with the same prompts, without any
+        start; and (held-out starts, P).
+    """
+    options, layout = config.prompting, testbed.task.layout
+    pipe = open_pipeline(config)
+    from_start, from_noise = (
+        PipelineSampler(pipe, layout, use_start=use_start, num_inference_steps=options.num_inference_steps)
+        for use_start in (True, False)
+    )
+    prompts = testbed.prompts(options.num_prompts)
+    asked = prompts.repeat(len(starts))
+    repeated = starts.repeat_interleave(len(prompts), dim=0)
+    first = _sample(from_start, repeated, asked, rng, bar=(progress, "one update"))
+    networks = {
+        "one update": first,
+        "second update": _sample(from_start, first, asked, rng, bar=(progress, "a second update")),
+        "noise": _sample(from_noise, None, asked, rng, bar=(progress, "networks from noise")),
+    }
+    held_out = testbed.starts(options.num_novelty_starts)
+    floor = torch.full((len(held_out),), testbed.floor)
+    return networks, _sample(from_start, held_out, floor, rng, bar=(progress, "held-out starts"))
 
 
 def unseen_starts(task: Task, num_starts: int, seed: int, *, stream: str = "prompting") -> Tensor:
