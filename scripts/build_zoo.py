@@ -55,6 +55,9 @@ def main(config: DictConfig) -> None:
 def build(config: DictConfig, report: Callable[[BuildProgress], None]) -> Zoo:
     """The zoo of these settings, in the folder `config.out`."""
     values = OmegaConf.to_container(config, resolve=True)
+    for group in ("task", "architecture", "optimizer"):
+        if not isinstance(values[group], dict):
+            raise ValueError(f"{group} must be a group of settings, got {values[group]!r}")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     return build_zoo(
         Path(config.out).absolute(),

@@ -47,7 +47,11 @@ def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
         if code:
             sys.exit(code)
     sys.argv[1:1] = _HYDRA_SETTINGS
-    hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)()
+    try:
+        hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)()
+    except BrokenPipeError:  # whoever read the help has left: --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> None:

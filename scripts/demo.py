@@ -12,7 +12,7 @@ interrupted one goes on. Stages:
     optimizer  trains another network by learned optimizers, beside AdamW
     join       trains generated networks further by a learned optimizer
 
-Typical run time: six minutes on two cores.
+Typical run time: five minutes on two cores.
 """
 
 from __future__ import annotations

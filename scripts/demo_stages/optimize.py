@@ -55,9 +55,11 @@ class Trained:
 
 def run(config: DictConfig) -> StageResult:
     keep_freed_memory()
-    options = config.optimizer
+    options, num_steps = config.optimizer, config.optimizer.num_steps
     task = get_task(**OmegaConf.to_container(options.task, resolve=True))
     rates = [float(rate) for rate in options.learning_rates]
+    if not rates or min(rates) <= 0:
+        raise ValueError(f"optimizer.learning_rates must be positive numbers, got {rates}")
     methods = all_methods(rates)
     folder = Path(str(config.out)) / "optimizer"
     runs: dict[str, list[Trained]] = {name: [] for name in methods}
@@ -67,9 +69,10 @@ def run(config: DictConfig) -> StageResult:
             for i in range(options.num_seeds):
                 progress.update(bar, description=f"{name}, seed {i}")
                 path = folder / f"{number}-{i}.json"
-                runs[name].append(_kept(path, lambda make=make, i=i: train(task, make, config, seed=i)))
+                identity = [name, i, num_steps, options.batch_size, config.seed, task.config]
+                runs[name].append(_kept(path, identity, lambda make=make, i=i: train(task, make, config, seed=i)))
                 progress.advance(bar)
-    return StageResult(_numbers(runs, rates, task), _data(runs, rates, options.num_steps))
+    return StageResult(_numbers(runs, rates, task), _data(runs, rates, num_steps))
 
 
 def train(task: Task, make: MakeOptimizer, config: DictConfig, *, seed: int) -> Trained:
@@ -115,12 +118,14 @@ def _cosine(rate: float) -> MakeOptimizer:
     return make
 
 
-def _kept(path: Path, compute: Callable[[], Trained]) -> Trained:
-    """What a file of an earlier session holds, or the result of computing it now."""
+def _kept(path: Path, identity: list[object], compute: Callable[[], Trained]) -> Trained:
+    """What a file of an earlier session holds if it is of that identity, or the result of computing it now."""
     if path.exists():
-        return Trained(**json.loads(path.read_text()))
+        kept = json.loads(path.read_text())
+        if kept["identity"] == identity:
+            return Trained(**kept["trained"])
     trained = compute()
-    write_file(path, [json.dumps(asdict(trained)).encode()])
+    write_file(path, [json.dumps({"identity": identity, "trained": asdict(trained)}).encode()])
     return trained
 
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from zoo.durable import write_file
 
 _NO_NUMBERS: Final = ("out", "zoo", "executor", "device", "trainer", "num_threads", "plain_loop_seconds")
+_OWN_SECTIONS: Final = ("prompting", "optimizer", "join")
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,11 @@ def run_stage(stage: Stage, stages: Mapping[str, Stage], config: DictConfig) -> 
     Raises:
         ValueError: if the folder holds the stage with other settings.
     """
+    _check_counts(stage, config)
     path = record_path(config, stage.name)
     settings = settings_of(stage, stages, config)
-    record = Record.read(path) or Record(settings)
+    begun = Record.read(path)
+    record = begun or Record(settings)
     if record.settings != settings:
         raise ValueError(
             f"{path} belongs to other settings: {_difference(record.settings, settings)}; choose another out, "
@@ -117,10 +120,15 @@ def run_stage(stage: Stage, stages: Mapping[str, Stage], config: DictConfig) -> 
     began, cpu_began = time.perf_counter(), time.process_time()
     try:
         record.result = stage.run(config)
+    except Exception:
+        if begun is None:
+            path.unlink()  # settings with which it fails must not keep others out
+        raise
     finally:
         record.seconds += time.perf_counter() - began
         record.cpu_seconds += time.process_time() - cpu_began
-        record.write(path)
+        if path.exists():
+            record.write(path)
     return record
 
 
@@ -144,6 +152,15 @@ def _names(config: DictConfig, key: str) -> list[str]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError(f"{key} must be a list such as [zoo,generator], got {value!r}")
     return [str(name) for name in value]
+
+
+def _check_counts(stage: Stage, config: DictConfig) -> None:
+    """Counts in the demo's own sections; those of other commands are checked where they are used."""
+    if stage.name in _OWN_SECTIONS:
+        for key, value in config[stage.name].items():
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            if str(key).startswith(("num_", "batch_size")) and not is_count:
+                raise ValueError(f"{stage.name}.{key} must be a positive integer, got {value!r}")
 
 
 def _difference(old: object, new: object, name: str = "") -> str:

@@ -140,6 +140,19 @@ def test_folder_that_cannot_be_written_gives_one_line(tmp_path, run_command):
         assert re.fullmatch(r"error: .*\n", error)
 
 
+def test_settings_that_fail_keep_no_others_out(tmp_path, compose_demo):
+    for wrong, message in (
+        ("optimizer.num_seeds=0", r"optimizer\.num_seeds must be a positive integer, got 0"),
+        ("optimizer.learning_rates=[]", r"learning_rates must be positive numbers"),
+        ("optimizer.task.name=letters", r"task must be one of .* got 'letters'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            demo.main(compose_demo(tmp_path, "stages=[optimizer]", wrong))
+    with pytest.raises(ValueError, match="task must be a group of settings, got 'letters'"):
+        demo.main(compose_demo(tmp_path, "stages=[zoo]", "zoo.task=letters"))
+    demo.main(compose_demo(tmp_path, "stages=[optimizer]"))
+
+
 def test_damaged_record_is_named(tmp_path, run_command):
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "zoo.json").write_text('{"settings"')
