@@ -40,6 +40,9 @@ class Devices:
         """Mean over processes."""
         return value
 
+    def close(self) -> None:
+        """Leave the other processes, when all work is done."""
+
 
 class FabricDevices(Devices):
     """The processes of a launched Lightning Fabric."""
@@ -61,3 +64,9 @@ class FabricDevices(Devices):
         if not isinstance(reduced, Tensor):
             raise TypeError(f"Fabric must reduce a tensor, got {type(reduced).__name__}")
         return reduced
+
+    def close(self) -> None:
+        """Wait for the others and tear the group down: threads of it that outlive the interpreter abort the process."""
+        if torch.distributed.is_initialized():
+            self.fabric.barrier()
+            torch.distributed.destroy_process_group()

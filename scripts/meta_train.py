@@ -58,6 +58,7 @@ def main(config: DictConfig) -> None:
     if devices.rank == 0:
         _save(results, out, config)
         cli.console.print(f"meta-parameters and history.json in {out.absolute()}", soft_wrap=True)
+    devices.close()
 
 
 def _devices(config: DictConfig) -> Devices:

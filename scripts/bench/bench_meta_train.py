@@ -63,9 +63,11 @@ def one_of_two(rank: int, port: int, num_repeats: int, folder: str) -> None:
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp", plugins=[LightningEnvironment()])
     fabric.launch()
     torch.set_num_threads(1)
-    measured = {name: seconds(rule, num_repeats, FabricDevices(fabric)) for name, rule in RULES.items()}
+    devices = FabricDevices(fabric)
+    measured = {name: seconds(rule, num_repeats, devices) for name, rule in RULES.items()}
     if rank == 0:
         torch.save(measured, Path(folder) / "seconds.pt")
+    devices.close()
 
 
 def seconds(rule: UpdateRule, num_repeats: int, devices: Devices | None = None) -> list[float]:

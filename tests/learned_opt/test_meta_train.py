@@ -123,8 +123,7 @@ def two_processes(rank: int, port: int, path: str) -> None:
     for kind in ("full", "pes"):
         result = meta_train(make_estimator(kind, devices), start, config(), unit=STD, devices=devices)
         torch.save({"theta": result.theta, "meta_loss": result.history.meta_loss}, f"{path}/{kind}-{rank}.pt")
-    fabric.barrier()
-    torch.distributed.destroy_process_group()  # else gloo's threads may be alive when the interpreter is torn down
+    devices.close()
 
 
 def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
