@@ -6,8 +6,7 @@ and as a rival; it is written for reading, not for speed.
 
 Layout of theta (347 numbers at H = 8): W1 (H, 30), b1, W2 (H, H), b2, W3 (3, H), b3.
 
-Source: Moudgil et al. 2026 (arXiv 2602.19142). With the released weights it trains an MLP as PyLO's implementation
-does, to 2e-7 after 30 updates.
+Source: Moudgil et al. 2026 (arXiv 2602.19142).
 
 Legend: N networks, M meta-parameters, H hidden units.
 """

@@ -43,8 +43,8 @@ _HOW_TO_READ: Final = """How to read it:
   loss: the most that tuning can give. **Test accuracy stands at the setting of the best validation accuracy**, so it is
   chosen and reported on different examples; "in hindsight" takes the best test accuracy itself, which nobody can know.
 - "Muon, lr and momentum tuned" takes the better of momentum .95 and .8 as well. Prodigy (lr 1, cosine) and
-  Schedule-Free AdamW (lr 2.5e-3) are at their defaults. Lion is tried at a tenth of the learning rates. Celo2: the
-  weights that PyLO released (BSD-3), at tuned learning rates and a cosine, without weight decay.
+  Schedule-Free AdamW (lr 2.5e-3) are at their defaults. Lion is tried at a tenth of the learning rates. Celo2, if
+  it stands in the tables: the weights that PyLO released (BSD-3), tuned rates, cosine, without weight decay.
 - "untrained frame" is the hand-made part of `mulo-norm` with its controller off, at the best of five multiples a task;
   "one constant" is the single best setting for all tasks of a table. `mulo-norm-scalars` has learned constants and no
   network, and is what `mulo-norm` goes on from, so trained for less. `mulo-norm-static` goes on from them for as long,
