@@ -106,6 +106,8 @@ SCALARS: Final = (
     Scalar("mix_input", "share", 0.95),  # share of the orthogonalised direction
     Scalar("mix_hidden", "share", 0.95),
     Scalar("weight_decay", "scale", 0.1),  # of matrices, in units of rate x schedule
+    Scalar("agreement_horizon", "shift", -0.5),  # powers of T / 400: a controller and a decay that act as much in a
+    Scalar("decay_horizon", "shift", -0.5),  # long run as in a short one have -1, as much at every step 0
 )
 SCALAR_NAMES: Final = tuple(scalar.name for scalar in SCALARS)
 NUM_NETWORK: Final = NUM_HIDDEN * (NUM_INPUTS + 1) + NUM_OUTPUTS * (NUM_HIDDEN + 1)
@@ -155,7 +157,8 @@ class Controls(NamedTuple):
 
     size: Tensor  # RMS of the update before the learning-rate multiplier, schedule included
     nesterov: Tensor  # weight of the newest gradient in the direction
-    schedule: Tensor  # (N, 1) factor (1 - f) ** p of the schedule
+    decay_unit: Tensor  # (N, 1) what a weight decay of 1 takes off: rate x schedule
+    learned_decay: Tensor  # (N, 1) weight decay of matrices
 
 
 def decode(theta: Tensor, *, network: bool) -> tuple[Scalars, Network | None]:
@@ -205,7 +208,7 @@ def control(
     fraction, num_steps = horizon.fraction[:, None], horizon.num_steps[:, None]  # (1 or N, 1)
     log_horizon = (num_steps / REFERENCE_HORIZON).log()
     base = _log_base(scalars, known, log_horizon)  # (N, R)
-    statistics = _remember(scalars, statistics, signals)
+    statistics = _remember(scalars, statistics, signals, log_horizon)
     rho = _half_log_ratio(statistics.recent_square, statistics.usual_square)
     log_step = statistics.log_step
     log_size = scalars["noise_power"] * rho + log_step
@@ -219,7 +222,12 @@ def control(
         nesterov = (nesterov * output[..., 2].clamp(*NESTEROV_RANGE).exp()).clamp(max=1.0)
     statistics = statistics._replace(log_step=log_step.clamp(*LOG_STEP_RANGE))
     schedule = (1 - fraction) ** scalars["schedule_power"]
-    return statistics, Controls(schedule * (base + log_size.clamp(*LOG_SIZE_RANGE)).exp(), nesterov, schedule)
+    return statistics, Controls(
+        size=schedule * (base + log_size.clamp(*LOG_SIZE_RANGE)).exp(),
+        nesterov=nesterov,
+        decay_unit=scalars["rate"] * schedule,
+        learned_decay=scalars["weight_decay"] * (scalars["decay_horizon"] * log_horizon).exp(),
+    )
 
 
 class _Static(NamedTuple):
@@ -261,14 +269,15 @@ def _log_base(scalars: Scalars, known: _Static, log_horizon: Tensor) -> Tensor:
     )
 
 
-def _remember(scalars: Scalars, statistics: Statistics, signals: Signals) -> Statistics:
+def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, log_horizon: Tensor) -> Statistics:
     """Averages after an update; while a tensor is young they are plain means."""
     age = statistics.age
     young = 1 / (age + 1)
     agreement = torch.where(age > 0, signals.agreement, 0.0)
     recent_square = statistics.recent_square.lerp(signals.grad_square, young.clamp(min=FAST_WEIGHT))
     slow_weight = torch.maximum(1 - scalars["slow_decay"], young)
-    moved = scalars["agreement_rate"] * (agreement - scalars["agreement_target"])
+    rate = scalars["agreement_rate"] * (scalars["agreement_horizon"] * log_horizon).exp()
+    moved = rate * (agreement - scalars["agreement_target"])
     return Statistics(
         age=age + 1,
         recent_square=recent_square,

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from learned_opt.devices import Devices
-from learned_opt.truncated_step import InnerProblem, InnerState, TruncatedStep, cap_loss, map_state
+from learned_opt.meta_objective import Objective
+from learned_opt.truncated_step import InnerProblem, InnerState, TruncatedStep, map_state
 from learned_opt.truncation import LogUniformHorizon
 from learned_opt.update_rule import UpdateRule
 
@@ -51,7 +52,7 @@ class FullUnrollES:
     Args:
         rule: the learned update rule.
         sample_problem: draws a problem and its horizon.
-        objective: meta-loss (N,) of capped losses (T, N) and a function that gives the final validation loss (N,).
+        objective: meta-loss (N,) of capped losses (T, N) and a function that evaluates the final networks.
         num_pairs: Q.
         std: standard deviation of the perturbation, a number or (M,); zero freezes a meta-parameter.
         normalise: clamp differences to +-1 and divide them by their spread, so that all problems weigh alike.
@@ -61,7 +62,7 @@ class FullUnrollES:
         self,
         rule: UpdateRule,
         sample_problem: Callable[[torch.Generator], tuple[InnerProblem, int]],
-        objective: Callable[[Tensor, Callable[[], Tensor]], Tensor],
+        objective: Objective,
         *,
         num_pairs: int,
         std: float | Tensor,
@@ -96,9 +97,7 @@ class FullUnrollES:
         unroll = TruncatedStep(self.rule, problem, horizon, num_groups=1, num_copies=len(theta))
         state = unroll.start(rng)
         losses = unroll.advance(theta, state, num_steps, rng).losses
-        return self.objective(
-            losses, lambda: cap_loss(problem.validation_loss(state.params, state.datasets), unroll.loss_cap)
-        )
+        return self.objective(losses, lambda: unroll.evaluate(state))
 
     def state_dict(self) -> dict[str, object]:
         return {}

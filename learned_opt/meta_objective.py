@@ -13,24 +13,38 @@ from torch import Tensor
 
 END_SHARE: Final = 0.05  # the last part of a training, over which its final loss is averaged
 END_FLOOR: Final = 0.001  # nats; below it a loss hardly counts as better
+ERROR_FLOOR: Final = 0.01
+
+
+Generalisation = Callable[[], tuple[Tensor, Tensor]]  # -> loss in nats and error, (N,) each, on the validation split
+Objective = Callable[[Tensor, Generalisation], Tensor]  # capped training losses (T, N) -> meta-loss (N,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogLossObjective:
-    """log(mean loss) + end_weight log(final loss + .001) + validation_weight log(validation loss + .001).
+    """log(mean loss) + a log(final loss + .001) + b log(validation loss + .001) + c log(validation error + .01).
 
-    Logarithms make all tasks weigh alike. The mean rewards speed, the end a decay, the validation loss restraint: a
-    rule that sees training losses alone learns to fit noisy labels.
+    Logarithms make all tasks weigh alike. The mean rewards speed, the end a decay, the validation split restraint: a
+    rule that sees training losses alone learns to fit noisy labels, and one that sees only the loss of the validation
+    split learns to keep networks from being sure rather than from being wrong.
+
+    Args:
+        end_weight: a.
+        validation_weight: b.
+        error_weight: c.
     """
 
     end_weight: float = 0.1
     validation_weight: float = 0.0
+    error_weight: float = 0.0
 
-    def __call__(self, losses: Tensor, validation_loss: Callable[[], Tensor]) -> Tensor:
-        """(N,) of capped training losses (T, N); the validation loss (N,) is computed only if it has a weight."""
+    def __call__(self, losses: Tensor, generalisation: Generalisation) -> Tensor:
+        """(N,) of capped training losses (T, N); the validation split is looked at only if it has a weight."""
         objective = losses.mean(0).log() + self.end_weight * (final_loss(losses) + END_FLOOR).log()
-        if self.validation_weight:
-            objective = objective + self.validation_weight * (validation_loss() + END_FLOOR).log()
+        if self.validation_weight or self.error_weight:
+            loss, error = generalisation()
+            objective = objective + self.validation_weight * (loss + END_FLOOR).log()
+            objective = objective + self.error_weight * (error + ERROR_FLOOR).log()
         return objective
 
 

@@ -201,7 +201,7 @@ def _cnn(rng: torch.Generator, batch_size: int, input_scale: float) -> _Drawn:
 
 
 def _language(rng: torch.Generator, batch_size: int, input_scale: float) -> _Drawn:
-    width, num_blocks = _choice(rng, ((16, 1), (24, 1), (16, 2)))
+    width, num_blocks = _choice(rng, ((16, 1), (24, 1), (24, 2)))
     task = language_task(width=width, num_blocks=num_blocks, context=32)
     batch_size = min(batch_size, 8)
     return task, batch_size, _LANGUAGE_WORK * batch_size * num_blocks
@@ -209,7 +209,7 @@ def _language(rng: torch.Generator, batch_size: int, input_scale: float) -> _Dra
 
 # Cost of an example in units in which an MLP's is 3 P: convolutions and attention on small tensors run far below peak.
 _CNN_WORK: Final = 80_000.0
-_LANGUAGE_WORK: Final = 500_000.0
+_LANGUAGE_WORK: Final = 350_000.0
 _FAMILIES: Final[dict[str, Callable[[torch.Generator, int, float], _Drawn]]] = {
     "mlp": _mlp,
     "wide_input": _wide_input,

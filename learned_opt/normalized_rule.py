@@ -7,13 +7,13 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
     u  = rms_normalised(lerp(d, rms_normalised(NewtonSchulz(d)), mix[role]))
     rho       = log(rms of recent gradients / rms of all gradients)          gradients that shrink ask for smaller steps
     agreement = cosine(g, m / sqrt(v)), m and v before this gradient          while gradients agree, steps grow
-    log_step <- log_step + kappa (agreement - target),  within [-4, 3]
-    W <- W - lr (1 - t/T)^p (exp(base[tensor] + clamp(gamma rho + log_step + o1, -5, 4)) u + rate decay W [matrices])
+    log_step <- log_step + kappa (T/400)^k (agreement - target),  within [-4, 3]
+    W <- W - lr (1 - t/T)^p (exp(base + clamp(gamma rho + log_step + o1, -5, 4)) u + rate decay (T/400)^d W)
     base      = log rate + a log(T/400) + b log(L/2) + c[role] + w[role] log(32/fan_in) [matrices]
 
-A network of 16 -> 8 tanh -> 3 on the statistics of the tensor adds o1, moves log_step by 4 o2 / T, and multiplies
-`nesterov` by exp(o3). An exponent w near 1/2 for hidden matrices is µP's spectral condition for orthogonalised updates.
-The learned decay is added to whatever weight decay the user asks for.
+Only matrices decay, and by what the user asks for on top. A network of 16 -> 8 tanh -> 3 on the statistics of the
+tensor adds o1, moves log_step by 4 o2 / T, and multiplies `nesterov` by exp(o3). An exponent w near 1/2 for hidden
+matrices is µP's spectral condition for orthogonalised updates.
 
 The state is that of Adam: 8 bytes for each parameter.
 
@@ -142,8 +142,7 @@ class NormalizedRule:
             self._set(state["statistics"], i, row)
 
         lrs, decay_rates = per_tensor(lr, len(specs)), per_tensor(weight_decay, len(specs))
-        unit = (scalars["rate"] * controls.schedule)[:, 0]  # (N,) of decay
-        learned_decay = scalars["weight_decay"][:, 0]
+        unit, learned_decay = controls.decay_unit[:, 0], controls.learned_decay[:, 0]
         columns = {i: column for column, i in enumerate(used)}
         for i, update in self._updates(
             scalars, controls.nesterov, specs=specs, grads=grads, state=state, columns=columns

@@ -92,9 +92,6 @@ class TaskProblem:
                 grads = grads * self.param_scale
         return loss, grads[:, : self.layout.num_trainable]
 
-    def validation_loss(self, params: Tensor, datasets: Tensor) -> Tensor:
-        return self.evaluate(params, datasets)[0]
-
     @torch.no_grad()
     def evaluate(self, params: Tensor, datasets: Tensor, split: str = "val") -> tuple[Tensor, Tensor]:
         """Loss in nats and error, each (N,), on at most 512 examples of a split."""

@@ -49,8 +49,8 @@ class InnerProblem(Protocol):
             examples: (G, B) in [0, 1), places in the training split.
         """
 
-    def validation_loss(self, params: Tensor, datasets: Tensor) -> Tensor:
-        """(N,) loss in nats on the validation split."""
+    def evaluate(self, params: Tensor, datasets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss in nats and error, (N,) each, on the validation split."""
 
 
 @dataclass
@@ -131,6 +131,11 @@ class TruncatedStep:
             clocks.stagger(rng)
         rule_state = self.rule.init_state(self.problem.specs, self.problem.views(params))
         return InnerState(params, rule_state, clocks, datasets)
+
+    def evaluate(self, state: InnerState) -> tuple[Tensor, Tensor]:
+        """Capped loss and error, (N,) each, of the networks on the validation split."""
+        loss, error = self.problem.evaluate(state.params, state.datasets)
+        return cap_loss(loss, self.loss_cap), error
 
     def advance(self, theta: Tensor, state: InnerState, num_inner_steps: int, rng: torch.Generator) -> Truncation:
         """Do inner steps in place, resetting groups at the beginning of the step after their last.

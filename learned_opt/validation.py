@@ -5,7 +5,7 @@ Legend: N networks, T horizon in inner steps, M meta-parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from learned_opt import synthetic_data
+from learned_opt.meta_objective import Objective
 from learned_opt.meta_tasks import HELD_OUT_SEED, cnn_task, language_task, mlp_task
 from learned_opt.task_problem import TaskProblem
-from learned_opt.truncated_step import InnerProblem, TruncatedStep, cap_loss
+from learned_opt.truncated_step import InnerProblem, TruncatedStep
 from learned_opt.truncation import LogUniformHorizon
 from learned_opt.update_rule import UpdateRule
 
@@ -29,13 +30,13 @@ class Validation:
     Args:
         rule: the learned update rule.
         problems: each with its horizon.
-        objective: meta-loss (N,) of capped losses (T, N) and a function that gives the final validation loss (N,).
+        objective: meta-loss (N,) of capped losses (T, N) and a function that evaluates the final networks.
         num_seeds: networks of each problem.
     """
 
     rule: UpdateRule
     problems: Sequence[tuple[InnerProblem, int]]
-    objective: Callable[[Tensor, Callable[[], Tensor]], Tensor]
+    objective: Objective
     num_seeds: int = 2
 
     def __call__(self, theta: Tensor) -> float:
@@ -53,10 +54,7 @@ class Validation:
         state = unroll.start(rng)
         losses = unroll.advance(theta, state, num_steps, rng).losses
 
-        def validation_loss() -> Tensor:
-            return cap_loss(problem.validation_loss(state.params, state.datasets), unroll.loss_cap)
-
-        return self.objective(losses, validation_loss).mean()
+        return self.objective(losses, lambda: unroll.evaluate(state)).mean()
 
 
 def validation_problems() -> list[tuple[TaskProblem, int]]:

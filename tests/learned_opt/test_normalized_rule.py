@@ -33,6 +33,8 @@ SCALARS = {
     "mix_input": 0.996,
     "mix_hidden": 0.98,
     "weight_decay": 0.2,
+    "agreement_horizon": -0.4,
+    "decay_horizon": -0.7,
 }
 SPECS = [
     TensorSpec("first", "input", 6, (8, 6), 3),
@@ -63,6 +65,9 @@ class PerTensorRule:
         self.w1, self.b1 = network[:128].view(16, 8), network[128:136]
         self.w2, self.b2 = network[136:160].view(8, 3), network[160:]
 
+    def per_run(self, name):
+        return (self.horizon / 400) ** self.s[f"{name}_horizon"]
+
     def update(self, g):
         s, role, fan_in, t, horizon = self.s, self.spec.role, self.spec.fan_in, self.t, self.horizon
         f = min(t, horizon - 1) / horizon
@@ -71,7 +76,7 @@ class PerTensorRule:
         agreement = 0.0
         if t > 0:
             agreement = float((g * last).sum() / (g.norm() * last.norm()))
-            self.log_step += s["agreement_rate"] * (agreement - s["agreement_target"])
+            self.log_step += self.per_run("agreement") * s["agreement_rate"] * (agreement - s["agreement_target"])
         self.m += (1 - s["momentum_decay"]) * (g - self.m)
         self.v += (1 - s["square_decay"]) * (g**2 - self.v)
         young = 1 / (t + 1)
@@ -120,7 +125,8 @@ class PerTensorRule:
             d = d + s[f"mix_{role}"] * (x - d)
             d = d / (d**2).mean().sqrt()
         if role in ("input", "hidden", "output"):
-            self.param *= 1 - (1 - f) ** s["schedule_power"] * s["rate"] * s["weight_decay"]
+            decay = s["weight_decay"] * self.per_run("decay")
+            self.param *= 1 - (1 - f) ** s["schedule_power"] * s["rate"] * decay
         self.param -= size * d
         self.t += 1
 

@@ -142,8 +142,10 @@ def test_objective_counts_speed_end_and_validation() -> None:
     assert final_loss(losses).item() == 0.5
     plain = LogLossObjective(end_weight=0.0)(losses, lambda: 1 / 0)
     torch.testing.assert_close(plain, losses.mean(0).log())
-    full = LogLossObjective(end_weight=0.5, validation_weight=2.0)(losses, lambda: torch.tensor([3.0]))
-    torch.testing.assert_close(full, plain + 0.5 * torch.tensor(0.501).log() + 2 * torch.tensor(3.001).log())
+    measured = torch.tensor([3.0]), torch.tensor([0.19])
+    full = LogLossObjective(end_weight=0.5, validation_weight=2.0, error_weight=4.0)(losses, lambda: measured)
+    expected = plain + 0.5 * torch.tensor(0.501).log() + 2 * torch.tensor(3.001).log() + 4 * torch.tensor(0.2).log()
+    torch.testing.assert_close(full, expected)
 
 
 def test_a_learned_rule_trains_a_population() -> None:
