@@ -20,15 +20,19 @@ from learned_opt.pretrained import Pretrained, available, load_pretrained, theta
 from learned_opt.rivals import COSINE, LEARNING_RATES, Method
 from zoo.layout import ParamLayout
 from zoo.optimizers import InnerOptimizer, State
+from zoo.schedules import Schedule
 
 UNTRAINED_FRAME: Final = "untrained frame"
+DECAYED: Final = "-wsd"
+_WSD: Final = Schedule("wsd")
 
 
 def learned_methods(sources: Mapping[str, Sequence[str | Path]]) -> dict[str, list[Method]]:
     """Learned optimizers, nothing to tune: for each name one method a file.
 
     Args:
-        sources: name -> files, or names in the package, that differ in their meta-seed alone.
+        sources: name -> files, or names in the package, that differ in their meta-seed alone. Under a name that ends
+            in "-wsd" a rule that knows no horizon runs with its multiplier, 1, decayed to zero in the last fifth.
     """
     return {name: _meta_seeds(name, [load_pretrained(source) for source in group]) for name, group in sources.items()}
 
@@ -65,20 +69,22 @@ def celo2(path: str | Path, learning_rates: tuple[float, ...] = LEARNING_RATES) 
     return Method(
         "Celo2 cosine",
         learning_rates,
-        lambda lr: CosinePopulation(loaded, lr / STEP_SIZE),
+        lambda lr: ScheduledPopulation(loaded, lr / STEP_SIZE, COSINE),
         identity=f"cosine {loaded.hash}",
     )
 
 
-class CosinePopulation:
-    """A learned rule that wants a learning rate, decayed along a cosine; a run of equal rates is one population.
+class ScheduledPopulation:
+    """A learned rule with a learning rate under a schedule; a run of equal rates is one population.
 
     Args:
         pretrained: rule and theta.
         lr: (N,) multiples of the rule's own step, networks of one setting beside each other.
+        schedule: of these.
     """
 
-    def __init__(self, pretrained: Pretrained, lr: Tensor) -> None:
+    def __init__(self, pretrained: Pretrained, lr: Tensor, schedule: Schedule) -> None:
+        self.schedule = schedule
         values, counts = torch.unique_consecutive(lr, return_counts=True)
         self.counts = counts.tolist()
         self.lrs = values.tolist()
@@ -94,7 +100,7 @@ class CosinePopulation:
     def update(
         self, layout: ParamLayout, params: Tensor, grads: Tensor, state: State, *, inner_step: int, num_steps: int
     ) -> None:
-        factor = COSINE.factor(inner_step, num_steps)
+        factor = self.schedule.factor(inner_step, num_steps)
         parts = zip(
             self.populations, self.lrs, params.split(self.counts), grads.split(self.counts), self._states, strict=True
         )
@@ -107,6 +113,10 @@ def _meta_seeds(name: str, group: Sequence[Pretrained]) -> list[Method]:
     """One method for each theta, its meta-seed in its name if there are several."""
 
     def method(loaded: Pretrained, title: str) -> Method:
+        if name.endswith(DECAYED):
+            return Method(
+                title, (1.0,), lambda lr: ScheduledPopulation(loaded, lr, _WSD), identity=f"wsd {loaded.hash}"
+            )
         return Method(title, (1.0,), lambda lr: PopulationOptimizer(loaded.rule, loaded.theta), identity=loaded.hash)
 
     if len(group) == 1:

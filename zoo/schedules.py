@@ -9,20 +9,22 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-SCHEDULES: Final = ("constant", "cosine")
+SCHEDULES: Final = ("constant", "cosine", "wsd")
+WSD_DECAY: Final = 0.2  # last part of "wsd", in which it falls
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then constant or cosine decay.
+    """Linear warm-up, then constant, cosine decay, or constant with a linear decay in the last fifth ("wsd").
 
     Equal to torch's LinearLR(start_factor=1 / (W + 1), total_iters=W) followed by
-    CosineAnnealingLR(T_max=T - W, eta_min=final_factor * lr).
+    CosineAnnealingLR(T_max=T - W, eta_min=final_factor * lr). Source of warm-up, stable, decay: Hu et al. 2024
+    (arXiv 2404.06395); that a fifth suffices for the decay: Hägele et al. 2024 (arXiv 2405.18392).
 
     Args:
-        name: "constant" or "cosine".
+        name: "constant", "cosine" or "wsd".
         warmup_steps: W.
-        final_factor: factor after T steps of "cosine", from 0 to 1.
+        final_factor: factor after T steps of "cosine" or "wsd", from 0 to 1.
     """
 
     name: str = "constant"
@@ -44,4 +46,6 @@ class Schedule:
         if self.name == "constant":
             return 1.0
         progress = (inner_step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
-        return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+        cosine, line = 0.5 * (1 + math.cos(math.pi * progress)), (1 - progress) / WSD_DECAY
+        left = cosine if self.name == "cosine" else min(1.0, line)
+        return self.final_factor + (1 - self.final_factor) * left

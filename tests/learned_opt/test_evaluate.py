@@ -13,7 +13,7 @@ from learned_opt.celo2_rule import STEP_SIZE, Celo2Rule
 from learned_opt.evaluate import Result, evaluate, joined, train
 from learned_opt.evaluation_statistics import compare
 from learned_opt.evaluation_tasks import EvaluationTask
-from learned_opt.learned_methods import CosinePopulation, celo2, learned_methods, shipped, untrained_frame
+from learned_opt.learned_methods import ScheduledPopulation, celo2, learned_methods, shipped, untrained_frame
 from learned_opt.meta_tasks import mlp_task
 from learned_opt.population_optimizer import PopulationOptimizer
 from learned_opt.pretrained import Pretrained, available, load_pretrained, save_theta
@@ -154,7 +154,9 @@ def test_celo2_takes_the_step_of_its_rule_times_the_cosine() -> None:
     rng = torch.Generator().manual_seed(1)
     params, grads = torch.randn(2, layout.num_params, generator=rng), torch.randn(2, layout.num_params, generator=rng)
     scheduled, plain = params.clone(), params.clone()
-    population = CosinePopulation(pretrained, torch.full((2,), 3e-2 / STEP_SIZE, dtype=torch.float64))
+    population = ScheduledPopulation(
+        pretrained, torch.full((2,), 3e-2 / STEP_SIZE, dtype=torch.float64), Schedule("cosine")
+    )
     state = population.init_state(layout, scheduled)
     population.update(layout, scheduled, grads, state, inner_step=3, num_steps=6)
     factor = Schedule("cosine").factor(3, 6)
@@ -162,6 +164,14 @@ def test_celo2_takes_the_step_of_its_rule_times_the_cosine() -> None:
     state = reference.init_state(layout, plain)
     reference.update(layout, plain, grads, state, inner_step=3, num_steps=6)
     torch.testing.assert_close(scheduled, plain)
+
+
+def test_a_rule_that_knows_no_horizon_can_decay_in_the_last_fifth() -> None:
+    (plain,), (decayed,) = learned_methods({"mulo": ["mulo"], "mulo-wsd": ["mulo"]}).values()
+    assert decayed.identity != plain.identity
+    early, late = (train(small_task(), method, num_seeds=2) for method in (plain, decayed))
+    assert early.curve[0][0] == late.curve[0][0]
+    assert early.final_loss != late.final_loss
 
 
 def test_a_file_of_another_rule_is_no_celo2() -> None:
