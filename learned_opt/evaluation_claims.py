@@ -24,7 +24,7 @@ STATIC: Final = "mulo-norm-static"
 MISSED: Final = "**not reached**"
 NOT_RUN: Final = "not run"
 _WIDTH: Final = "digits-256-T400"
-_STRETCHED: Final = ("digits-32-T8000", "mnist14-32x18-T400")
+_STRETCHED: Final = ("digits-32-T12000", "mnist14-32x18-T400")
 
 Measured = Callable[[Results, str, str | None, Sequence[str]], Estimate]  # results, method, its twin, tasks
 

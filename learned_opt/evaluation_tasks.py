@@ -80,7 +80,7 @@ def _far() -> list[EvaluationTask]:
 
 def _stretch() -> list[EvaluationTask]:
     digits = synthetic_data.digits_images(8)
-    seen = [_mlp("stretch", digits, [32], 8000), _mlp("stretch", digits, [3072], 100)]
+    seen = [_mlp("stretch", digits, [32], 12_000), _mlp("stretch", digits, [3072], 100)]
     return [*(replace(task, seen_data=True) for task in seen), _mlp("stretch", _mnist(14), [32] * 18, 400)]
 
 
