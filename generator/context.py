@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from generator.batch_norm import has_batch_norm
 from generator.normalizer import ParamNormalizer, Scale
 from generator.tokens import ChunkTokenizer, NeuronTokenizer
 from zoo.layout import ParamLayout
@@ -20,17 +21,20 @@ class NetworkContext:
         tokenizer: cuts the layout into feature blocks.
         scale: normalisation of its flat vectors.
         task: on which networks of the layout are run; None if they never are.
+        recompute_batch_norm: whether running statistics are recomputed on training images, see `generator.batch_norm`.
     """
 
     tokenizer: NeuronTokenizer | ChunkTokenizer
     scale: Scale
     task: Task | None = None
+    recompute_batch_norm: bool = False
 
     @classmethod
     def of(cls, normalizer: ParamNormalizer, layout: ParamLayout, task: Task | None = None) -> NetworkContext:
         """Context of a layout that is made of features the normalizer knows."""
         tokenizer = normalizer.make_tokenizer(layout)
-        return cls(tokenizer, normalizer.scale(tokenizer), task)
+        recomputes = bool(normalizer.config["recompute_batch_norm"]) and has_batch_norm(layout)
+        return cls(tokenizer, normalizer.scale(tokenizer), task, recomputes)
 
     @property
     def layout(self) -> ParamLayout:
@@ -38,4 +42,4 @@ class NetworkContext:
 
     def to(self, device: torch.device | str) -> NetworkContext:
         task = None if self.task is None else self.task.to(device)
-        return NetworkContext(self.tokenizer, self.scale.to(device), task)
+        return replace(self, scale=self.scale.to(device), task=task)

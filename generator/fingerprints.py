@@ -4,6 +4,9 @@ The weights of a random network say little about what a unit deep inside does; r
 examples does. Without fingerprints a generator has to learn to execute its input. The price: labelled examples are
 needed when networks are generated, too.
 
+A channel of a convolution is taken as a unit whose sums and activities are means over positions, and whose gradient is
+the sum. Networks with BatchNorm run in batch mode: the recorded statistics of an initial network say nothing.
+
 Legend: N networks, n units of a layer, B examples, K classes, F features of a unit.
 """
 
@@ -13,8 +16,9 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from zoo.architectures import ACTIVATIONS, MLP
+from zoo.architectures import ACTIVATIONS, CNN, MLP
 from zoo.mlp_population import DERIVATIVES, mlp_forward
 from zoo.tasks import Batch, Task
 
@@ -26,11 +30,11 @@ def num_fingerprints(task: Task) -> int:
     """F for networks of that task.
 
     Raises:
-        ValueError: if the task is not a classification by MLPs.
+        ValueError: if the task is not a classification by MLPs or CNNs.
     """
-    if not isinstance(task.make_model(), MLP) or task.objective.name != "cross_entropy":
+    if not isinstance(task.make_model(), MLP | CNN) or task.objective.name != "cross_entropy":
         raise ValueError(
-            f"fingerprints are defined for MLPs that classify, not for task {task.name!r}; switch them off"
+            f"fingerprints are defined for MLPs and CNNs that classify, not for task {task.name!r}; switch them off"
         )
     return 2 * task.dataset.num_classes + 4
 
@@ -42,17 +46,19 @@ def unit_fingerprints(task: Task, params: Tensor, examples: Batch) -> dict[str, 
     centred and scaled by the layer; mean gradient of the loss by class, scaled by the layer; the log of that scale.
 
     Args:
-        task: of MLP classifiers.
+        task: of MLP or CNN classifiers.
         params: (N, P).
         examples: B labelled training examples.
     """
     model = task.make_model()
+    one_hot = F.one_hot(examples.targets, task.dataset.num_classes).to(params.dtype)  # (B, K)
+    class_mean = one_hot / one_hot.sum(0).clamp(min=1)  # (B, K): averages the examples of each class
+    if isinstance(model, CNN):
+        return _channel_fingerprints(task, params, examples, class_mean)
     assert isinstance(model, MLP)
-    inputs, targets = examples.inputs.flatten(1), examples.targets
+    inputs = examples.inputs.flatten(1)
     with torch.no_grad():
         outputs, saved = mlp_forward(task.layout, params, inputs, model.activation)
-        one_hot = torch.nn.functional.one_hot(targets, task.dataset.num_classes).to(params.dtype)  # (B, K)
-        class_mean = one_hot / one_hot.sum(0).clamp(min=1)  # (B, K): averages the examples of each class
         grad = (outputs.softmax(-1) - one_hot).mT  # (N, K, B)
         views = task.layout.views(params)
         features: dict[str, Tensor] = {}
@@ -76,6 +82,36 @@ def random_examples(task: Task, rng: torch.Generator) -> Batch:
     train = task.dataset.train
     chosen = torch.randint(len(train), (NUM_EXAMPLES,), generator=rng).to(train.inputs.device)
     return Batch(train.inputs[chosen], train.targets[chosen])
+
+
+def _channel_fingerprints(task: Task, params: Tensor, examples: Batch, class_mean: Tensor) -> dict[str, Tensor]:
+    """Features (N, n, F) of the channels of each convolution; the population runs as one CNN of N groups."""
+    views, num_networks = task.layout.views(params.detach()), len(params)
+    sums: list[Tensor] = []
+    with torch.enable_grad():
+        h, groups = examples.inputs, 1
+        while (layer := len(sums)) < len(task.layout.groups):
+            kernel, bias = views[f"convs.{layer}.weight"].flatten(0, 1), views[f"convs.{layer}.bias"].flatten()
+            h = F.conv2d(h, kernel, bias, stride=2, padding=1, groups=groups)  # (B, N * n, h, w)
+            gain, shift = (views[f"norms.{layer}.{name}"].flatten() for name in ("weight", "bias"))
+            h = F.batch_norm(h, None, None, gain, shift, training=True)
+            sums.append(h if sums else h.requires_grad_())
+            h, groups = F.relu(sums[-1]), num_networks
+        pooled = h.mean((2, 3)).unflatten(1, (num_networks, -1)).transpose(0, 1)  # (N, B, n)
+        outputs = pooled @ views["head.weight"].mT + views["head.bias"][:, None]  # (N, B, K)
+        targets = examples.targets.repeat(num_networks)
+        grads = torch.autograd.grad(F.cross_entropy(outputs.flatten(0, 1), targets, reduction="sum"), sums)
+    features = {}
+    for group, value, grad in zip(task.layout.groups, sums, grads, strict=True):
+        maps = (
+            value.detach().flatten(2).mT,
+            F.relu(value.detach()).flatten(2).mT,
+            grad.flatten(2).mT,
+        )  # (B, h * w, N * n)
+        means = maps[0].mean(1), maps[1].mean(1), maps[2].sum(1)
+        mean, activity, slope = (one.unflatten(1, (num_networks, -1)).permute(1, 2, 0) for one in means)  # (N, n, B)
+        features[group.name] = _layer_features(mean, activity, slope, class_mean)
+    return features
 
 
 def _layer_features(sums: Tensor, activity: Tensor, grad: Tensor, class_mean: Tensor) -> Tensor:

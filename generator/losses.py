@@ -6,12 +6,14 @@ Legend: B pairs, P numbers of one network, V samples per pair (2 with the energy
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from generator.batch_norm import run_in_batch_mode
 from generator.context import NetworkContext
 from generator.dataset import PairBatch
 from generator.fingerprints import random_examples, unit_fingerprints
@@ -31,6 +33,7 @@ from generator.objectives import (
 )
 from generator.tokens import CHUNKS, ChunkTokenizer
 from generator.windows import to_windows
+from zoo.tasks import Batch, Task
 
 
 def training_losses(
@@ -65,10 +68,11 @@ def training_losses(
     if model.config["use_latent"]:
         latent = torch.randn(num_samples * size, clean.shape[1], generator=rng).to(device)
     windows = _draw_windows(model, context, config, rng)
-    fingerprints = _start_fingerprints(model, context, batch, rng)
+    fingerprints_of = _fingerprinting(model, context, batch, rng)
 
     def predict(noisy: Tensor, timestep: Tensor, latent: Tensor | None) -> Tensor:
         copies = len(noisy) // size
+        fingerprints = fingerprints_of(noisy[:size])
         with precision:
             return model(
                 context.tokenizer,
@@ -106,14 +110,23 @@ def training_losses(
     return losses | {"total": total}
 
 
-def _start_fingerprints(
+def _fingerprinting(
     model: RecurrentDiffusionTransformer, context: NetworkContext, batch: PairBatch, rng: torch.Generator
-) -> dict[str, Tensor]:
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Function from noisy normalised networks (B, P) to the fingerprints of what the model is given."""
     if not model.config["num_fingerprints"]:
-        return {}
-    if context.task is None:
+        return lambda noisy: {}
+    task = context.task
+    if task is None:
         raise ValueError("fingerprints need a task to run networks on; give one or switch them off")
-    return unit_fingerprints(context.task, batch.start, random_examples(context.task, rng))
+    examples = random_examples(task, rng)
+    if not model.config["noisy_as_start"]:
+        of_start = unit_fingerprints(task, batch.start, examples)
+        return lambda noisy: of_start
+    is_known = batch.has_start[:, None] > 0
+    return lambda noisy: unit_fingerprints(
+        task, torch.where(is_known, batch.start, context.scale.denormalize(noisy)), examples
+    )
 
 
 def _score(output: Tensor, wanted: Tensor, config: ObjectiveConfig) -> Tensor:
@@ -133,9 +146,9 @@ def _function_losses(
     task = context.task.for_runs(batch.runs.tolist())
     tasks = context.task.for_runs(batch.runs.repeat(num_samples).tolist())
     examples = draw_examples(task, config, rng)
-    outputs = tasks.predict(predicted, examples.inputs).contiguous()  # (V * B, E, ..., K); softmax is slow on views
+    outputs = _outputs(context, tasks, predicted, examples).contiguous()  # (V * B, E, ..., K); softmax is slow on views
     with torch.no_grad():
-        real_outputs = task.predict(batch.target, examples.inputs).contiguous()
+        real_outputs = _outputs(context, task, batch.target, examples).contiguous()
         reference = task_losses(task, real_outputs, examples)
     achieved = task_losses(tasks, outputs, examples)
     gap = log_loss_gap(achieved, reference.repeat(num_samples))
@@ -148,6 +161,12 @@ def _function_losses(
         first, second = comparable_outputs(task, outputs).chunk(2)
         losses["function_energy"] = energy_score(first, second, comparable_outputs(task, real_outputs)).mean()
     return losses
+
+
+def _outputs(context: NetworkContext, task: Task, params: Tensor, examples: Batch) -> Tensor:
+    if context.recompute_batch_norm:
+        return run_in_batch_mode(task, params, examples.inputs)[0]
+    return task.predict(params, examples.inputs)
 
 
 def _draw_windows(

@@ -40,6 +40,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         metrics: (low, high) of each metric that can be prompted, as seen in training.
         num_task_bits: length of a task's bit mask; 0 for none.
         num_fingerprints: functional features per unit of the start; 0 for none.
+        fingerprint_scale: factor on fingerprints, which at 1 are faint beside what tokens hold else.
+        noisy_as_start: whether, where there is no start, the noisy network takes its place, fingerprints included.
         diffusion: whether there is a noisy input and a timestep; without, the model is a one-pass regressor.
         use_start: whether a start network can be given.
         use_latent: whether a Gaussian input makes each prediction a sample (energy score).
@@ -49,6 +51,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         num_heads: attention heads.
         edge_width: e.
         mlp_ratio: hidden width of the blocks' MLP over d.
+        start_skip: weight, at first, with which edges of the start enter the prediction.
         window: chunk tokens attend within windows of so many; 0 for attention over the whole network.
     """
 
@@ -61,6 +64,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         *,
         num_task_bits: int = 0,
         num_fingerprints: int = 0,
+        fingerprint_scale: float = 1.0,
+        noisy_as_start: bool = False,
         diffusion: bool = True,
         use_start: bool = True,
         use_latent: bool = True,
@@ -70,6 +75,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         num_heads: int = 8,
         edge_width: int = 16,
         mlp_ratio: int = 2,
+        start_skip: float = 0.0,
         window: int = 0,
     ) -> None:
         super().__init__()
@@ -111,7 +117,9 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             self.edge_outputs = nn.ModuleDict(
                 {key: zero_init(nn.Linear(2 * edge_width, size)) for key, size in edge_widths.items()}
             )
-            self.edge_skips = nn.ParameterDict({key: torch.zeros(channels) for key in edge_widths})
+            skips = torch.zeros(channels)
+            skips[self.num_drawn :] = start_skip
+            self.edge_skips = nn.ParameterDict({key: skips.clone() for key in edge_widths})
 
     def forward(
         self,
@@ -137,7 +145,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             latent: (B, P) standard normal numbers, for a model with a latent.
             start: (B, P) normalised start; None for none.
             has_start: (B,) 0 or 1; default all 1 if a start is given.
-            fingerprints: (B, n, F) functional features of the start by group name.
+            fingerprints: (B, n, F) functional features of the start (or the noisy network) by group name.
             prototypes: from `self.prototypes`, which need not be repeated for every sampling step.
             windows: (K,) numbers of the windows to denoise (chunk tokens only).
 
@@ -147,6 +155,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         batch = len(prompt)
         has_start = self._presence(start, has_start, batch, prompt.target.device)
         condition = self._condition(prompt, has_start, timestep)  # (B, d)
+        if self.config["noisy_as_start"] and noisy is not None:
+            start = noisy if start is None else torch.where(has_start[:, None] > 0, start, noisy)
         drawn = [values for values in (noisy, latent) if values is not None]
         if len(drawn) != self.num_drawn:
             raise ValueError(f"this model takes {self.num_drawn} of noisy values and latent, got {len(drawn)}")
@@ -212,15 +222,16 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             return tokens, {}
         if start is None:
             start = torch.zeros(batch, tokenizer.layout.num_params, device=device)
-        features = tokenizer.encode(start * has_start[:, None])
+        is_known = torch.ones_like(has_start) if self.config["noisy_as_start"] else has_start
+        features = tokenizer.encode(start * is_known[:, None])
         for block in _node_blocks(tokenizer):
             index = block.groups[0]
             tokens[index] = tokens[index] + self.start_encoders[block.key](features[block.name])
         if self.fingerprint_encoder is not None and fingerprints is not None:
             for index, group in enumerate(tokenizer.groups):
                 if group.name in fingerprints:
-                    known = self.fingerprint_encoder(fingerprints[group.name]) * has_start[:, None, None]
-                    tokens[index] = tokens[index] + known
+                    known = self.fingerprint_encoder(self.config["fingerprint_scale"] * fingerprints[group.name])
+                    tokens[index] = tokens[index] + known * is_known[:, None, None]
         return tokens, features
 
     def _prototypes_of(

@@ -65,11 +65,17 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         tokenizer: "neuron" or "chunk".
         chunk_width: numbers per chunk; 0 for one chunk.
         statistics: number of statistics by key; `mean` and `std` hold them in sorted order.
+        recompute_batch_norm: whether BatchNorm's running statistics are recomputed on training images after sampling.
     """
 
     @register_to_config
     def __init__(
-        self, layouts: list[str], tokenizer: str, chunk_width: int = 64, statistics: dict[str, int] | None = None
+        self,
+        layouts: list[str],
+        tokenizer: str,
+        chunk_width: int = 64,
+        statistics: dict[str, int] | None = None,
+        recompute_batch_norm: bool = False,
     ) -> None:
         super().__init__()
         sizes = dict(sorted((statistics or {}).items()))  # saved configs are sorted
@@ -82,7 +88,13 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def fit(
-        cls, tokenizer: str, layouts: Sequence[ParamLayout], params: Sequence[Tensor], *, chunk_width: int = 64
+        cls,
+        tokenizer: str,
+        layouts: Sequence[ParamLayout],
+        params: Sequence[Tensor],
+        *,
+        chunk_width: int = 64,
+        recompute_batch_norm: bool = False,
     ) -> ParamNormalizer:
         """Normalizer whose statistics average over the layouts with equal weight.
 
@@ -91,6 +103,7 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             layouts: one or several.
             params: for each layout, networks (N, P) of training runs.
             chunk_width: numbers per chunk.
+            recompute_batch_norm: whether running statistics are recomputed after sampling.
         """
         moments: dict[str, list[Tensor]] = {}
         for layout, networks in zip(layouts, params, strict=True):
@@ -103,6 +116,7 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             tokenizer=tokenizer,
             chunk_width=chunk_width,
             statistics={key: moment.shape[1] for key, moment in pooled.items()},
+            recompute_batch_norm=recompute_batch_norm,
         )
         mean, square = torch.cat(list(pooled.values()), dim=1)
         copied = torch.cat([torch.full((m.shape[1],), key.startswith("copied:")) for key, m in pooled.items()])

@@ -123,7 +123,8 @@ class ParameterPipeline(DiffusionPipeline):
             start_metrics: what is known of the start, as `prompt`.
             task_bits: (T,) or (B, T), for a generator trained on a family of tasks.
             layout: to generate; default that of the start module, or the only one seen in training.
-            task: of the start; only generators with fingerprints need it, see `generator.fingerprints`.
+            task: of the network; only generators with fingerprints or recomputed running statistics need it, see
+                `generator.fingerprints` and `generator.batch_norm`.
             generator: random numbers, on the CPU or the pipeline's device.
 
         Raises:

@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from generator.batch_norm import recompute_batch_norm
 from generator.context import NetworkContext
 from generator.fingerprints import fixed_examples, unit_fingerprints
 from generator.model import RecurrentDiffusionTransformer
@@ -78,7 +79,8 @@ def sample_params(
         asked = prompt[chosen].to(device)
         known = None if start is None else start[chosen.to(start.device)].to(device)
         values = _sample_normalised(model, context, scheduler, asked, options, start=known)
-        parts.append(context.scale.denormalize(values))
+        params = context.scale.denormalize(values)
+        parts.append(_with_batch_norm(context, params) if context.recompute_batch_norm else params)
     return torch.cat(parts)
 
 
@@ -101,17 +103,22 @@ def _sample_normalised(
 ) -> Tensor:
     """Normalised values (B, P) of one pass from a start (B, P)."""
     generator = options.generator
-    fingerprints = None if start is None else _fingerprints(model, context, start)
+    known = None if start is None else _fingerprints(model, context, start)
     start = None if start is None else context.scale.normalize(start)
     shape = (len(prompt), context.layout.num_params)
     device = context.scale.mean.device
     prompts = [prompt] if options.guidance_scale == 1 else [prompt, prompt.empty()]
+    reads_noisy = start is None and bool(model.config["noisy_as_start"])
     prototypes = [
-        model.prototypes(context.tokenizer, asked, start=start, fingerprints=fingerprints) for asked in prompts
+        None if reads_noisy else model.prototypes(context.tokenizer, asked, start=start, fingerprints=known)
+        for asked in prompts
     ]
 
     def predict(noisy: Tensor | None, time: float) -> Tensor:
         latent = randn_tensor(shape, generator=generator, device=device) if model.config["use_latent"] else None
+        fingerprints = known
+        if reads_noisy and noisy is not None:
+            fingerprints = _fingerprints(model, context, context.scale.denormalize(noisy))
         outputs = [
             model(
                 context.tokenizer,
@@ -145,9 +152,17 @@ def _fingerprints(
         return None
     if context.task is None:
         raise ValueError(
-            "this generator looks at what the start computes on labelled training examples; pass task=get_task(...)"
+            "this generator looks at what networks compute on labelled training examples; pass task=get_task(...)"
         )
     return unit_fingerprints(context.task, start, fixed_examples(context.task))
+
+
+def _with_batch_norm(context: NetworkContext, params: Tensor) -> Tensor:
+    if context.task is None:
+        raise ValueError(
+            "this generator recomputes BatchNorm's running statistics on training images; pass task=get_task(...)"
+        )
+    return recompute_batch_norm(context.task, params)
 
 
 def _set_timesteps(scheduler: Scheduler, num_steps: int, device: torch.device) -> None:

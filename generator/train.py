@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 
+from generator.batch_norm import has_batch_norm, with_recomputed_batch_norm
 from generator.context import NetworkContext
 from generator.dataset import PairConfig, Trajectories
 from generator.fingerprints import num_fingerprints
@@ -51,7 +52,9 @@ class GeneratorConfig:
         num_task_bits: see there.
         num_held_out: values of the zoos' split column (with `digits_subset` pairs of a mask and its complement) that no
             training run has, chosen by hash in place of the zoos' own splits; 0 for these.
-        fingerprints: whether the model sees what the start computes on labelled examples (MLP classifiers only).
+        fingerprints: whether the model sees what the start computes on labelled examples (MLP and CNN classifiers).
+        recompute_batch_norm: whether BatchNorm's running statistics are not taken from the model but recomputed on
+            training images, in training (batch mode) and after sampling.
         model: options of RecurrentDiffusionTransformer (width, num_blocks, recurrence, use_start ...).
         pairs: how pairs are drawn.
         objective: losses.
@@ -67,6 +70,7 @@ class GeneratorConfig:
     num_task_bits: int = 0
     num_held_out: int = 0
     fingerprints: bool = False
+    recompute_batch_norm: bool = False
     model: Mapping[str, Any] = field(default_factory=dict)
     pairs: PairConfig = field(default_factory=PairConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -156,6 +160,9 @@ def train_generator(
         _warn_if_incomplete(zoo)
     runs = _read_runs(zoos, config, "train")
     tasks = [task_of(zoo) for zoo in zoos] if tasks is None else list(tasks)
+    if config.recompute_batch_norm:
+        pairs = zip(runs, tasks, strict=True)
+        runs = [with_recomputed_batch_norm(one, task) if has_batch_norm(one.layout) else one for one, task in pairs]
     model, normalizer, contexts = assemble(runs, tasks, config)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
@@ -192,7 +199,11 @@ def assemble(
         one.sample(min(_NETWORKS_FOR_STATISTICS, _MAX_NUMBERS // one.layout.num_params + 1), rng) for one in runs
     ]
     normalizer = ParamNormalizer.fit(
-        config.tokenizer, [one.layout for one in runs], samples, chunk_width=config.chunk_width
+        config.tokenizer,
+        [one.layout for one in runs],
+        samples,
+        chunk_width=config.chunk_width,
+        recompute_batch_norm=config.recompute_batch_norm,
     )
     contexts = [NetworkContext.of(normalizer, one.layout, task) for one, task in zip(runs, tasks, strict=True)]
     nodes, edges = model_widths([context.tokenizer for context in contexts])

@@ -168,3 +168,33 @@ def test_without_recurrence_none_of_its_parameters_are_left():
     parts = {name.partition(".")[0] for name in names[1] - names[0]}
     assert parts == {"recurrent", "recurrence_condition", "summary", "prototype"}
     assert names[0] < names[1]
+
+
+def test_a_new_model_with_a_start_skip_returns_the_edges_of_the_start():
+    layout = ParamLayout.of(CNN(1, (4, 6), 3))
+    tokenizer = NeuronTokenizer(layout)
+    model = RecurrentDiffusionTransformer(*model_widths([tokenizer]), METRICS, start_skip=0.5, width=16, num_heads=2)
+    prompt, inputs = make_inputs(layout)
+    with torch.no_grad():
+        output = model(tokenizer, prompt, **inputs)
+    kernel = layout["convs.1.weight"].span
+    torch.testing.assert_close(output[:, kernel], 0.5 * inputs["start"][:, kernel])
+    assert not output[:, : kernel.start].any()
+
+
+def test_without_a_start_the_noisy_network_takes_its_place():
+    layout = ParamLayout.of(CNN(1, (4, 6), 3))
+    tokenizer = NeuronTokenizer(layout)
+    model = make_model(tokenizer, noisy_as_start=True, num_fingerprints=2, fingerprint_scale=3.0)
+    prompt, inputs = make_inputs(layout)
+    inputs["fingerprints"] = {group.name: torch.randn(3, group.size, 2) for group in tokenizer.groups[1:]}
+    start = inputs.pop("start")
+    has_start = torch.tensor([0.0, 1.0, 0.0])
+    with torch.no_grad():
+        alone = model(tokenizer, prompt, **inputs)
+        mixed = model(tokenizer, prompt, start=start, has_start=has_start, **inputs)
+        given = model(tokenizer, prompt, start=start, **inputs)
+        unread = model(tokenizer, prompt, **(inputs | {"fingerprints": None}))
+    torch.testing.assert_close(mixed[[0, 2]], alone[[0, 2]])
+    torch.testing.assert_close(mixed[1], given[1])
+    assert not torch.allclose(alone, unread, atol=1e-3)
