@@ -26,7 +26,6 @@ from generator.objectives import (
     draw_examples,
     energy_score,
     log_loss_gap,
-    loss_spread,
     prediction_target,
     signal_and_noise,
     task_losses,
@@ -152,8 +151,6 @@ def _function_losses(
         reference = task_losses(task, real_outputs, examples)
     achieved = task_losses(tasks, outputs, examples)
     gap = log_loss_gap(achieved, reference.repeat(num_samples))
-    if config.function_spread:
-        gap = gap - config.function_spread * loss_spread(achieved).repeat(num_samples)
     asks = ~(batch.prompt.target.isnan().all(1) & batch.prompt.task_bits.isnan().all(1))
     weight = asks.float().repeat(num_samples)
     losses = {"function": (gap * weight).sum() / weight.sum().clamp(min=1)}

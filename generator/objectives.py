@@ -38,8 +38,6 @@ class ObjectiveConfig:
         params_weight: of the distance in parameter space; 0 leaves the function-space loss alone, a control that shows
             what learning from weights adds.
         function_weight: of the function-space loss; 0 switches it off (the setting of G.pt).
-        function_spread: 0 for the mean gap of both samples, which is least if both have the median of the losses that
-            the prompt leaves open; 1 for their energy score, which is least if they differ in loss as targets do.
         function_examples: E, drawn anew for every step.
         function_split: "train", or "train_val" to draw from both; never the test split.
         function_energy_weight: of the energy score on outputs.
@@ -53,7 +51,6 @@ class ObjectiveConfig:
     energy_score: bool = True
     params_weight: float = 1.0
     function_weight: float = 1.0
-    function_spread: float = 0.0
     function_examples: int = 96
     function_split: str = "train"
     function_energy_weight: float = 1.0
@@ -67,8 +64,6 @@ class ObjectiveConfig:
             raise ValueError(f"function_split must be 'train' or 'train_val', got {self.function_split!r}")
         if self.function_energy_weight and not self.energy_score:
             raise ValueError("function_energy_weight needs energy_score=True: it scores two samples per target")
-        if not 0 <= self.function_spread <= 1 or (self.function_spread and not self.energy_score):
-            raise ValueError("function_spread must be from 0 to 1, and 0 without energy_score: it needs two samples")
         if self.self_fed_share and self.prediction != "sample":
             raise ValueError(f"self_fed_share needs prediction='sample', got {self.prediction!r}")
         if not (self.params_weight or self.function_weight):
@@ -144,15 +139,6 @@ def task_losses(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
 def log_loss_gap(achieved: Tensor, reference: Tensor) -> Tensor:
     """Function-space loss (B,): difference of two losses on the logarithmic scale on which prompts are read."""
     return ((achieved + LOSS_FLOOR).log() - (reference + LOSS_FLOOR).log()).abs()
-
-
-def loss_spread(achieved: Tensor) -> Tensor:
-    """Half the gap (B,) between the losses (2 * B,) of two samples: their mean gap to a target, less this, is the CRPS.
-
-    Source: Gneiting and Raftery 2007, equation 21.
-    """
-    first, second = achieved.chunk(2)
-    return log_loss_gap(first, second) / 2
 
 
 def comparable_outputs(task: Task, outputs: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from generator.objectives import (
     draw_examples,
     energy_score,
     log_loss_gap,
-    loss_spread,
     prediction_target,
     signal_and_noise,
 )
@@ -79,20 +78,6 @@ def test_self_fed_steps_are_trained_on_what_the_model_itself_predicts(task, runs
     assert all(param.grad.isfinite().all() for param in model.parameters())
     with pytest.raises(ValueError, match="prediction='sample'"):
         ObjectiveConfig(prediction="flow", self_fed_share=0.5)
-
-
-def test_spread_makes_the_true_distribution_of_losses_best():
-    """Of targets at .1 or .4, the mean gap prefers samples that are all alike, the CRPS samples like the targets."""
-    rng = torch.Generator().manual_seed(0)
-    draws = [torch.where(torch.rand(20_000, generator=rng) < 0.5, 0.1, 0.4) for _ in range(3)]
-
-    def score(samples, spread):
-        gap = (log_loss_gap(samples[0], draws[2]) + log_loss_gap(samples[1], draws[2])) / 2
-        return (gap - spread * loss_spread(torch.cat(samples))).mean()
-
-    alike, like_targets = [torch.full((20_000,), 0.2)] * 2, draws[:2]
-    assert score(like_targets, 0.0) > 0.95 * score(alike, 0.0)
-    assert score(like_targets, 1.0) < 0.6 * score(alike, 1.0)
 
 
 def test_energy_score_is_least_for_the_true_distribution():
@@ -217,7 +202,6 @@ ZERO = {"params_weight": 0.0, "function_weight": 0.0}
 def test_unusable_options_are_refused():
     for options in (
         {"prediction": "epsilon"},
-        {"function_spread": 2.0},
         {"function_split": "test"},
         {"energy_score": False},
         ZERO,
