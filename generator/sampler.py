@@ -152,7 +152,8 @@ def _fingerprints(
         return None
     if context.task is None:
         raise ValueError(
-            "this generator looks at what networks compute on labelled training examples; pass task=get_task(...)"
+            "this generator looks at what networks compute on labelled training examples; "
+            "pass task=get_task(...), on the command line zoo=PATH"
         )
     return unit_fingerprints(context.task, start, fixed_examples(context.task))
 
@@ -160,7 +161,8 @@ def _fingerprints(
 def _with_batch_norm(context: NetworkContext, params: Tensor) -> Tensor:
     if context.task is None:
         raise ValueError(
-            "this generator recomputes BatchNorm's running statistics on training images; pass task=get_task(...)"
+            "this generator recomputes BatchNorm's running statistics on training images; "
+            "pass task=get_task(...), on the command line zoo=PATH"
         )
     return recompute_batch_norm(context.task, params)
 

@@ -1,8 +1,9 @@
 """Sample networks from a trained generator.
 
-    python -m scripts.sample_params pipeline=PATH prompt.loss=0.2 out=x.safetensors [start=y.safetensors]
+    python -m scripts.sample_params pipeline=PATH prompt.loss=0.2 out=x.safetensors [start=y.safetensors] [zoo=PATH]
 
-Inputs: a pipeline folder; optionally a network to start from, as safetensors with the names of its state dict.
+Inputs: a pipeline folder; optionally a network to start from, as safetensors with the names of its state dict. A
+generator that looks at what networks compute also needs a zoo of its task, as it was trained on, for the images.
 Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names and
 shapes that `load_state_dict` takes; `config.yaml` and `summary.json` in the folder x-sample. Typical run time: seconds.
 """
@@ -21,6 +22,8 @@ def main(config: DictConfig) -> None:
     from safetensors.torch import load_file, save_file
 
     from generator import ParameterPipeline
+    from generator.train import task_of
+    from zoo.store import Zoo
 
     pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(config.device)
     start = None if config.start is None else load_file(str(config.start))
@@ -32,6 +35,7 @@ def main(config: DictConfig) -> None:
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
         task_bits=None if config.task_bits is None else list(config.task_bits),
+        task=None if config.zoo is None else task_of(Zoo.open(str(config.zoo))),
         generator=torch.Generator().manual_seed(config.seed),
     )
     states = generated.state_dicts()

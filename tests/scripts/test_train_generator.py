@@ -5,7 +5,7 @@ import sys
 import hydra
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from scripts import sample_params, train_generator
 from zoo.build import build_zoo
@@ -48,6 +48,20 @@ def test_a_generator_is_trained_sampled_and_loaded(zoo, tmp_path):
     assert all(torch.isfinite(value).all() for value in load_file(sample).values())
     with pytest.raises(ValueError, match="not trained on metric 'train_error'"):
         sample_params.main(compose("sample_params", *options, "prompt.train_error=0.2"))
+
+
+def test_a_generator_that_looks_at_functions_is_sampled_with_its_zoo(zoo, tmp_path):
+    out = tmp_path / "generator"
+    settings = ["generator.fingerprints=true", "generator.pairs.start_share=1", "num_starts=0"]
+    options = [*SMALL, *STEPS, *COUNTS[1:], *QUIET, *settings]
+    train_generator.main(compose("train_generator", f"zoo={zoo}", f"out={out}", *options))
+    start, sample = tmp_path / "start.safetensors", tmp_path / "x.safetensors"
+    save_file(get_task("digits", hidden=(4,)).make_model().state_dict(), start)
+    options = [f"pipeline={out / 'pipeline'}", f"out={sample}", f"start={start}", "prompt.loss=2.25"]
+    with pytest.raises(ValueError, match="zoo=PATH"):
+        sample_params.main(compose("sample_params", *options))
+    sample_params.main(compose("sample_params", *options, f"zoo={zoo}"))
+    assert all(torch.isfinite(value).all() for value in load_file(sample).values())
 
 
 @pytest.mark.slow
