@@ -51,6 +51,11 @@ class PairConfig:
     start_metric_dropout: float = 0.3
     permute_units: bool = False
 
+    @property
+    def modes(self) -> list[str]:
+        """The modes that a model learns: networks from "noise", updates of a "start"."""
+        return ["noise"] * (self.start_share < 1) + ["start"] * (self.start_share > 0)
+
 
 @dataclass(frozen=True)
 class PairBatch:

@@ -18,6 +18,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
+from generator.calibration import CALIBRATED, Calibration
 from generator.context import NetworkContext
 from generator.model import RecurrentDiffusionTransformer
 from generator.normalizer import ParamNormalizer
@@ -60,6 +61,8 @@ class ParameterPipeline(DiffusionPipeline):
         scheduler: noise levels and the sampling rule.
         splits: which runs the training saw and held out, as `SplitRule.to_dict` has it; None for the zoo's own splits.
         task_bits_column: column of the zoo's runs that holds the task bits; None without a family of tasks.
+        calibrations: of prompts of val_loss, by mode ("start", "noise") for each of the normalizer's layouts;
+            None to ask the model for the very values of a prompt.
     """
 
     def __init__(
@@ -67,12 +70,14 @@ class ParameterPipeline(DiffusionPipeline):
         model: RecurrentDiffusionTransformer,
         normalizer: ParamNormalizer,
         scheduler: Scheduler,
+        *,
         splits: dict[str, Any] | None = None,
         task_bits_column: str | None = None,
+        calibrations: list[dict[str, dict[str, list[float]]]] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(model=model, normalizer=normalizer, scheduler=scheduler)
-        self.register_to_config(splits=splits, task_bits_column=task_bits_column)
+        self.register_to_config(splits=splits, task_bits_column=task_bits_column, calibrations=calibrations)
         self.model: RecurrentDiffusionTransformer
         self.normalizer: ParamNormalizer
         self.scheduler: Scheduler
@@ -143,7 +148,7 @@ class ParameterPipeline(DiffusionPipeline):
             num_task_bits=self.model.config["num_task_bits"],
         )
         asked.warn_outside(self.model.ranges)
-        asked = asked.clamped(self.model.ranges)
+        asked = self._calibrated(asked.clamped(self.model.ranges), layout, "noise" if start is None else "start")
         if starts is not None:
             starts = starts.expand(batch_size, -1)
         generated = sample_params(
@@ -201,6 +206,15 @@ class ParameterPipeline(DiffusionPipeline):
         if len(known) > 1:
             raise ValueError(f"the generator knows {len(known)} layouts; pass layout=ParamLayout.of(module)")
         return known[0]
+
+    def _calibrated(self, prompt: Prompt, layout: ParamLayout, mode: str) -> Prompt:
+        """What to ask the model for; a layout that it was not trained on is asked as it is."""
+        if self.config["calibrations"] is None or layout not in self.normalizer.layouts:
+            return prompt
+        calibration = Calibration(**self.config["calibrations"][self.normalizer.layouts.index(layout)][mode])
+        target, column = prompt.target.clone(), self.metrics.index(CALIBRATED)
+        target[:, column] = calibration(target[:, column])
+        return replace(prompt, target=target)
 
     def _start_vectors(self, start: Start, layout: ParamLayout) -> Tensor:
         vectors = start if isinstance(start, Tensor) else layout.flatten(start)

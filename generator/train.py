@@ -16,9 +16,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from torch import Tensor
 
 from generator.batch_norm import has_batch_norm, with_recomputed_batch_norm
+from generator.calibration import CALIBRATED
 from generator.context import NetworkContext
 from generator.dataset import PairConfig, Trajectories
 from generator.fingerprints import num_fingerprints
@@ -28,9 +28,9 @@ from generator.model import RecurrentDiffusionTransformer, model_widths
 from generator.normalizer import ParamNormalizer
 from generator.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
-from generator.prompt import ALIASES, Prompt, canonical_metric
-from generator.prompt_alignment import measure_alignment, prompt_grid
-from generator.sampler import make_scheduler, sample_params
+from generator.prompt import ALIASES, canonical_metric
+from generator.sampler import make_scheduler
+from generator.validation import AlignmentSelection, ValidationStarts, calibrations
 from zoo.schema import RunStatus
 from zoo.store import Zoo
 from zoo.tasks import Task, get_task
@@ -38,6 +38,7 @@ from zoo.tasks import Task, get_task
 _NETWORKS_FOR_STATISTICS: Final = 8192
 _MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
 _NUM_VALIDATION_PROMPTS: Final = 8
+_NUM_CALIBRATION_PROMPTS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class GeneratorConfig:
         optimization: optimizers, schedule, precision, seed.
         max_runs: train on only so many runs of each zoo; None for all.
         num_validation_starts: unseen starts on which prompt alignment selects the model; 0 keeps the last one.
+        calibrate_prompts: whether prompts are calibrated on these starts after training, see `generator.calibration`.
     """
 
     tokenizer: str = "neuron"
@@ -77,61 +79,24 @@ class GeneratorConfig:
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     max_runs: int | None = None
     num_validation_starts: int = 32
+    calibrate_prompts: bool = False
 
     def __post_init__(self) -> None:
         if self.num_held_out and self.num_validation_starts:
             raise ValueError("num_held_out leaves no runs for validation: set num_validation_starts=0")
+        if self.calibrate_prompts and (
+            not self.num_validation_starts
+            or self.num_task_bits
+            or ALIASES.get(self.metrics[0], self.metrics[0]) != CALIBRATED
+        ):
+            raise ValueError(
+                f"calibrate_prompts needs validation starts, {CALIBRATED} as first metric and no task bits"
+            )
 
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Full names in sorted order, which is that of a prompt's columns."""
         return tuple(sorted({ALIASES.get(name, name) for name in self.metrics}))
-
-
-class AlignmentSelection(Callback):
-    """Keeps the averaged weights that meet prompts best on validation starts.
-
-    The denoising error is no criterion: the models with the lowest are those that memorise.
-    """
-
-    def __init__(self, validation: Sequence[tuple[Tensor, Tensor]], metric: str, prediction: str) -> None:
-        self.validation = validation
-        self.metric = metric
-        self.scheduler = make_scheduler(prediction)
-        self.best_score = -float("inf")
-        self.best_weights: dict[str, Tensor] | None = None
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        assert isinstance(module, GeneratorModule)
-        if 2 * (trainer.current_epoch + 1) <= module.optimization.num_epochs or not trainer.is_global_zero:
-            return  # early models are never the best
-        scores = [
-            self._score(module, context, starts, prompts)
-            for context, (starts, prompts) in zip(module.contexts, self.validation, strict=True)
-        ]
-        score = sum(scores) / len(scores)
-        module.log("val/r2_log", score, rank_zero_only=True)
-        if score > self.best_score:
-            self.best_score = score
-            self.best_weights = {name: value.clone() for name, value in module.averaged.state_dict().items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_weights": self.best_weights}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score, self.best_weights = state_dict["best_score"], state_dict["best_weights"]
-
-    def _score(self, module: GeneratorModule, context: NetworkContext, starts: Tensor, prompts: Tensor) -> float:
-        rng = torch.Generator().manual_seed(0)
-
-        def generate(networks: Tensor, asked: Tensor) -> Tensor:
-            prompt = Prompt.of({self.metric: asked}, list(module.averaged.ranges), len(asked))
-            given = networks if module.averaged.config["use_start"] else None
-            return sample_params(module.averaged, context, self.scheduler, prompt, start=given, generator=rng)
-
-        assert context.task is not None
-        kind = self.metric.removeprefix("val_")
-        return measure_alignment(generate, context.task, starts, prompts, metric=kind).r2_log
 
 
 def train_generator(
@@ -169,8 +134,10 @@ def train_generator(
     callbacks: list[Callback] = [keep_last_checkpoint(out)]
     selection = None
     metric = canonical_metric(config.metrics[0], config.metric_names)
-    if config.num_validation_starts and not config.num_task_bits and metric in ("val_loss", "val_error"):
-        selection = AlignmentSelection(_validation(zoos, runs, config, metric), metric, config.objective.prediction)
+    is_aligned = config.num_validation_starts and not config.num_task_bits and metric in ("val_loss", "val_error")
+    validation = _validation(zoos, runs, tasks, config) if is_aligned else []
+    if validation:
+        selection = AlignmentSelection(validation, metric, config.objective.prediction)
         callbacks.insert(0, selection)
     trainer = make_trainer(config.optimization, out, callbacks, trainer_options or {})
     last = Path(out) / "checkpoints" / "last.ckpt"
@@ -178,13 +145,16 @@ def train_generator(
     best = module.averaged
     if selection is not None and selection.best_weights is not None:
         best.load_state_dict(selection.best_weights)
-    return ParameterPipeline(
+    pipe = ParameterPipeline(
         best.eval().cpu(),
         normalizer,
         make_scheduler(config.objective.prediction),
         splits=None if splits is None else splits.to_dict(),
         task_bits_column=config.task_bits,
     )
+    if config.calibrate_prompts:
+        pipe.register_to_config(calibrations=calibrations(pipe, validation, config.pairs.modes))
+    return pipe
 
 
 def assemble(
@@ -288,13 +258,11 @@ def _read_runs(zoos: Sequence[Zoo], config: GeneratorConfig, split: str) -> list
 
 
 def _validation(
-    zoos: Sequence[Zoo], runs: Sequence[Trajectories], config: GeneratorConfig, metric: str
-) -> list[tuple[Tensor, Tensor]]:
-    """Initial networks of validation runs (N, P) and prompts (K,) of each zoo."""
+    zoos: Sequence[Zoo], runs: Sequence[Trajectories], tasks: Sequence[Task], config: GeneratorConfig
+) -> list[ValidationStarts]:
+    """Initial networks of each zoo's validation runs."""
     unseen = _read_runs(zoos, config, "val")
-    pairs = []
-    for one, seen in zip(unseen, runs, strict=True):
-        rows = torch.arange(min(config.num_validation_starts, len(one)))
-        prompts = prompt_grid(seen, metric, num_prompts=_NUM_VALIDATION_PROMPTS)
-        pairs.append((one.read(rows, torch.zeros_like(rows)), prompts))
-    return pairs
+    return [
+        ValidationStarts.of(one, seen, task, config.num_validation_starts)
+        for one, seen, task in zip(unseen, runs, tasks, strict=True)
+    ]

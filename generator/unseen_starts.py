@@ -39,9 +39,8 @@ def alignment_report(
         return {}
     prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (metric,), memory_budget=0), metric)
     finals = 1 - zoo.metric("test_error")[zoo.split("test"), -1].mean().item()
-    modes = {"noise": config.pairs.start_share < 1, "start": config.pairs.start_share > 0}
     report = {}
-    for mode in (name for name, is_trained in modes.items() if is_trained):
+    for mode in config.pairs.modes:
         (alignment,) = unseen_alignments(
             pipe,
             task_of(zoo),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from generator import ParameterPipeline
 from scripts import sample_params, train_generator
 from zoo.build import build_zoo
 from zoo.tasks import get_task
@@ -52,9 +53,11 @@ def test_a_generator_is_trained_sampled_and_loaded(zoo, tmp_path):
 
 def test_a_generator_that_looks_at_functions_is_sampled_with_its_zoo(zoo, tmp_path):
     out = tmp_path / "generator"
-    settings = ["generator.fingerprints=true", "generator.pairs.start_share=1", "num_starts=0"]
-    options = [*SMALL, *STEPS, *COUNTS[1:], *QUIET, *settings]
+    settings = ["generator.fingerprints=true", "generator.pairs.start_share=1", "generator.calibrate_prompts=true"]
+    options = [*SMALL, *STEPS, *COUNTS[1:], *QUIET, *settings, "num_starts=0"]
     train_generator.main(compose("train_generator", f"zoo={zoo}", f"out={out}", *options))
+    (calibration,) = ParameterPipeline.from_pretrained(out / "pipeline").config["calibrations"]
+    assert set(calibration) == {"start"}
     start, sample = tmp_path / "start.safetensors", tmp_path / "x.safetensors"
     save_file(get_task("digits", hidden=(4,)).make_model().state_dict(), start)
     options = [f"pipeline={out / 'pipeline'}", f"out={sample}", f"start={start}", "prompt.loss=2.25"]

@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+
+from generator.calibration import Calibration
+from generator.pipeline import ParameterPipeline
+from generator.prompt import Prompt
+from generator.train import GeneratorConfig
+from zoo.architectures import MLP
+from zoo.layout import ParamLayout
+
+from .test_pipeline import make_pipeline
+
+PROMPTS = torch.logspace(math.log10(0.1), math.log10(2.2), 16)
+
+
+def test_an_unbiased_model_is_asked_for_what_is_meant():
+    calibration = Calibration.fit(PROMPTS, PROMPTS.expand(5, -1))
+    values = torch.tensor([0.1, 0.37, 2.2])
+    torch.testing.assert_close(calibration(values), values)
+
+
+def test_a_bias_is_taken_out():
+    def model(asked):  # answers with networks that are better than asked, most of all at low prompts
+        return asked * (0.7 + 0.1 * asked)
+
+    calibration = Calibration.fit(PROMPTS, model(PROMPTS).expand(5, -1))
+    meant = torch.linspace(0.1, 1.9, 7)
+    torch.testing.assert_close(model(calibration(meant)), meant, rtol=5e-3, atol=0)
+
+
+def test_noise_keeps_the_order_of_prompts():
+    noise = 0.3 * torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    calibration = Calibration.fit(PROMPTS, PROMPTS * noise.exp())
+    asked = calibration(torch.logspace(-1.5, 1, 50))
+    assert (asked.diff() >= 0).all()
+    assert asked.min() >= PROMPTS[0] - 1e-6
+    assert asked.max() <= PROMPTS[-1] + 1e-6
+
+
+def test_what_is_not_asked_stays_so():
+    calibration = Calibration.fit(PROMPTS, PROMPTS.expand(2, -1))
+    assert calibration(torch.tensor([math.nan, 0.5])).isnan().tolist() == [True, False]
+
+
+def test_a_pipeline_asks_its_model_by_layout_and_mode(tmp_path):
+    trained, unknown = ParamLayout.of(MLP(8, (6,), 3)), ParamLayout.of(MLP(8, (7,), 3))
+    pipe = make_pipeline(trained)
+    shifted = {"meant": [0.2, 2.0], "asked": [0.4, 2.0]}
+    same = {"meant": [0.2, 2.0], "asked": [0.2, 2.0]}
+    pipe.register_to_config(calibrations=[{"start": shifted, "noise": same}])
+    pipe.save_pretrained(tmp_path)
+    loaded = ParameterPipeline.from_pretrained(tmp_path)
+    prompt = Prompt.of({"loss": 0.2, "error": 0.3}, loaded.metrics, 1)
+
+    def asked(layout, mode):
+        return loaded._calibrated(prompt, layout, mode).target[0].tolist()
+
+    assert asked(trained, "start") == pytest.approx([0.3, 0.4])
+    assert asked(trained, "noise") == pytest.approx([0.3, 0.2])
+    assert asked(unknown, "start") == pytest.approx([0.3, 0.2])
+
+    start = torch.randn(1, trained.num_params, generator=torch.Generator().manual_seed(1))
+    plain = make_pipeline(trained)
+    called = [
+        one(start, {"loss": value}, generator=torch.Generator().manual_seed(0)).params
+        for one, value in ((loaded, 0.2), (plain, 0.4))
+    ]
+    torch.testing.assert_close(*called)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_validation_starts": 0}, {"metrics": ("error",)}, {"num_task_bits": 10}], ids=str
+)
+def test_calibration_needs_validation_starts_and_their_loss(options):
+    with pytest.raises(ValueError, match="calibrate_prompts needs validation starts"):
+        GeneratorConfig(calibrate_prompts=True, **options)
