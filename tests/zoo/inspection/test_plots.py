@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from zoo import plots
+from zoo.inspection import plots
 from zoo.interop import import_checkpoints
 
 

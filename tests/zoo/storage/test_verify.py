@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import zarr
 
-import zoo.writer
+import zoo.storage.writer
 from zoo.build import discard_damaged_blocks
-from zoo.schema import RunStatus
+from zoo.storage.schema import RunStatus
+from zoo.storage.writer import ZooWriter
 from zoo.store import Zoo
-from zoo.writer import ZooWriter
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_nan_in_a_complete_run_is_found(path, toy, monkeypatch):
     writer = ZooWriter.open(path)
     contents = toy.contents(writer.spec, 1)
     contents["params"][3, 0, 4] = np.nan
-    monkeypatch.setattr(zoo.writer, "is_finite", lambda stored, dtype: np.ones_like(stored, bool))
+    monkeypatch.setattr(zoo.storage.writer, "is_finite", lambda stored, dtype: np.ones_like(stored, bool))
     writer.write_block(1, **contents)
     findings = Zoo.open(path).verify()
     assert [(finding.block, finding.kind) for finding in findings] == [(1, "not finite")]

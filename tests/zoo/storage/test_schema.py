@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import zarr
 
-from zoo.schema import FORMAT_VERSION, ZooFormatError, ZooMismatchError, ZooSpec, array_metadata, attributes_checksum
-from zoo.splits import SplitRule
+from zoo.storage.schema import (
+    FORMAT_VERSION,
+    ZooFormatError,
+    ZooMismatchError,
+    ZooSpec,
+    array_metadata,
+    attributes_checksum,
+)
+from zoo.storage.splits import SplitRule
 
 
 def test_attributes_round_trip(toy):

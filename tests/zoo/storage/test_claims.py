@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from zoo.claims import ClaimLostError, remove_claims, try_claim
+from zoo.storage.claims import ClaimLostError, remove_claims, try_claim
 
 
 def race(folder, block, wins):

@@ -14,12 +14,12 @@ from typing import Final, cast
 import numpy as np
 import torch
 
-from zoo.hyperparameters import draw, make_optimizer
+from zoo.building.hyperparameters import draw, make_optimizer
 from zoo.inner_loop import should_compile
 from zoo.optimizers import InnerOptimizer
 from zoo.population import DEFAULT_MAX_LOSS, quadratic_steps
-from zoo.schema import Json, ZooSpec
-from zoo.splits import SplitRule
+from zoo.storage.schema import Json, ZooSpec
+from zoo.storage.splits import SplitRule
 from zoo.subset_tasks import NUM_CLASSES
 from zoo.task import Task
 from zoo.tasks import get_task, run_seed
@@ -44,7 +44,7 @@ class BuildPlan:
         seed: from which all runs derive theirs.
         batch_size: examples in a minibatch.
         shared_batches: all runs of the zoo see the same minibatches, which is much faster than own ones.
-        init_scale: factor on initial matrices, a number or a range as in `zoo.hyperparameters`.
+        init_scale: factor on initial matrices, a number or a range as in `zoo.building.hyperparameters`.
         snapshot_steps: None for 21, quadratically spaced.
         evaluated_splits: whose loss and error are recorded at each snapshot.
         max_loss: beyond which a run has diverged.

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from zoo.hyperparameters import draw, make_optimizer
+from zoo.building.hyperparameters import draw, make_optimizer
 from zoo.muon import Muon
 from zoo.optimizers import Adam, Sgd
 from zoo.schedules import Schedule

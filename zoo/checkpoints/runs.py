@@ -5,7 +5,7 @@ A *snapshot* is a file (.safetensors, .pt, .pth, .bin, .ckpt) or a folder that a
 a folder of several: its trajectory.
 
 What is known about snapshots stands in a table `metrics.csv` or `metrics.json` in the run's folder or the folder above,
-or beside a snapshot file in a JSON file of the same name, as `zoo.interop.export` writes it. A table has a row for each
+or beside a snapshot file in a JSON file of the same name, as `Zoo.export` writes it. A table has a row for each
 snapshot: `file` (relative to the table), and if known `inner_step` (or `step`), `seed`, and any metrics. As JSON it is
 a list of such rows, or a mapping from file to row.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from zoo.checkpoint_tensors import SUFFIXES, CheckpointError
+from zoo.checkpoints.tensors import SUFFIXES, CheckpointError
 
 Row: TypeAlias = Mapping[str, object]
 

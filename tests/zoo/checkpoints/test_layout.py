@@ -3,8 +3,8 @@ import torch
 
 from zoo import symmetry
 from zoo.architectures import CNN, MLP, ByteTransformer
+from zoo.checkpoints.layout import layout_of_state_dict
 from zoo.layout import ParamLayout
-from zoo.state_dict_layout import layout_of_state_dict
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from zoo.executors import InProcess, LocalProcesses, RayExecutor, WorkerLostError
+from zoo.building.executors import InProcess, LocalProcesses, RayExecutor, WorkerLostError
 
 WORK = """
 import os, signal

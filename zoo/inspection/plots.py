@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from zoo.alignment import align
+from zoo.inspection.summary import final_metric, last_snapshots, metric_families, metric_quantiles, usable_runs
 from zoo.metrics import matched_distances
-from zoo.schema import RunStatus
+from zoo.storage.schema import RunStatus
 from zoo.store import Zoo
-from zoo.summary import final_metric, last_snapshots, metric_families, metric_quantiles, usable_runs
 from zoo.symmetry import apply
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from zoo.checkpoint_tensors import CheckpointError, read_tensors
+from zoo.checkpoints.tensors import CheckpointError, read_tensors
 
 STATE = {"a.weight": torch.randn(2, 3), "a.count": torch.tensor(7)}
 

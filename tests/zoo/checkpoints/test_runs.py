@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from zoo.checkpoint_runs import find_runs
-from zoo.checkpoint_tensors import CheckpointError
+from zoo.checkpoints.runs import find_runs
+from zoo.checkpoints.tensors import CheckpointError
 
 
 def touch(folder, *names):

@@ -19,10 +19,11 @@ from typing import Final
 
 import numpy as np
 
-from zoo.claims import DEFAULT_EXPIRY, Claim, remove_claims, try_claim
-from zoo.durable import remove_file, remove_partials, rename_directory, write_file, write_files
-from zoo.precision import is_finite, to_stored
-from zoo.schema import (
+from zoo.shards import ShardShape, checked, run_checksums, shard_key, shard_parts
+from zoo.storage.claims import DEFAULT_EXPIRY, Claim, remove_claims, try_claim
+from zoo.storage.durable import remove_file, remove_partials, rename_directory, write_file, write_files
+from zoo.storage.precision import is_finite, to_stored
+from zoo.storage.schema import (
     RunStatus,
     ZooFormatError,
     ZooSpec,
@@ -31,7 +32,6 @@ from zoo.schema import (
     fill_value,
     small_arrays,
 )
-from zoo.shards import ShardShape, checked, run_checksums, shard_key, shard_parts
 
 _CLAIMS: Final = Path("runs/status/claims")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from zoo.splits import SplitRule, uniform_hash
+from zoo.storage.splits import SplitRule, uniform_hash
 
 
 def test_every_run_is_in_one_split():

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import zarr
 
-import zoo.durable
-from zoo.claims import ClaimLostError
-from zoo.schema import RunStatus, ZooFormatError, ZooMismatchError
+import zoo.storage.durable
+from zoo.storage.claims import ClaimLostError
+from zoo.storage.schema import RunStatus, ZooFormatError, ZooMismatchError
+from zoo.storage.writer import ZooWriteError, ZooWriter
 from zoo.store import Zoo
-from zoo.writer import ZooWriteError, ZooWriter
 
 
 def test_a_zoo_is_continued_by_equal_settings_alone(tmp_path, toy):
@@ -157,7 +157,7 @@ class FailAt:
         self.calls = 0
         self.original = getattr(os, name)
         self.n, self.action = n, action
-        monkeypatch.setattr(zoo.durable.os, name, self)
+        monkeypatch.setattr(zoo.storage.durable.os, name, self)
 
     def __call__(self, *args, **kwargs):
         self.calls += 1
@@ -218,7 +218,7 @@ def write_and_die(path, spec, contents, n):
     """Write block 1, but be killed at the n-th use of the disk."""
     monkeypatch = pytest.MonkeyPatch()
     counter = FailAt(monkeypatch, "fsync", n, die)
-    monkeypatch.setattr(zoo.durable.os, "replace", _counted(counter, os.replace))
+    monkeypatch.setattr(zoo.storage.durable.os, "replace", _counted(counter, os.replace))
     ZooWriter.open(path).write_block(1, **contents)
     os._exit(0)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from zoo.durable import make_directory
+from zoo.storage.durable import make_directory
 
 DEFAULT_EXPIRY: Final = 120.0
 _BEATS_PER_EXPIRY: Final = 6

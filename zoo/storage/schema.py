@@ -20,7 +20,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from zoo.layout import ParamLayout
-from zoo.splits import SplitRule
+from zoo.storage.splits import SplitRule
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 

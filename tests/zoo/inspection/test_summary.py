@@ -7,10 +7,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from zoo.interop import import_checkpoints
-from zoo.schema import ZooSpec
-from zoo.store import Zoo
-from zoo.summary import (
+from zoo.inspection.summary import (
     LEVELS,
     final_metric,
     last_snapshots,
@@ -20,7 +17,10 @@ from zoo.summary import (
     summary_tables,
     usable_runs,
 )
-from zoo.writer import ZooWriter
+from zoo.interop import import_checkpoints
+from zoo.storage.schema import ZooSpec
+from zoo.storage.writer import ZooWriter
+from zoo.store import Zoo
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from zarr.storage import LocalStore
 
-from zoo.schema import FORMAT_VERSION, Json, RunStatus
+from zoo.storage.schema import FORMAT_VERSION, Json, RunStatus
 from zoo.store import Zoo
 
 LEVELS: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
