@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from generator.baselines import distinct, with_valid_buffers
-from generator.testbed import METRIC
+from generator.evaluation.baselines import distinct, with_valid_buffers
+from generator.evaluation.testbed import METRIC
 from zoo.metrics import LOG_RANGE
 from zoo.optimizers import Adam
 from zoo.population import train_population

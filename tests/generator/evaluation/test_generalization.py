@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from generator.generalization import Generalization, RealCurves
+from generator.evaluation.generalization import Generalization, RealCurves
 
 NAN = math.nan
 CURVES = RealCurves(

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from generator.dataset import PairConfig, Trajectories
+from generator.evaluation.task_baselines import NearestTask, TaskRidge, bit_features
+from generator.evaluation.testbed import METRIC
+from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.held_out_tasks import holding_out, with_splits
 from generator.lightning_module import OptimizationConfig
 from generator.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
-from generator.task_baselines import NearestTask, TaskRidge, bit_features
-from generator.testbed import METRIC
 from generator.train import GeneratorConfig, train_generator
-from generator.unseen_tasks import unseen_tasks_report
 from zoo.build import build_zoo
 from zoo.symmetry import apply, sample
 from zoo.tasks import get_task

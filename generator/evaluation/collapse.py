@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generator.testbed import Testbed
-from generator.verdict import Estimate, Verdict
+from generator.evaluation.testbed import Testbed
+from generator.evaluation.verdict import Estimate, Verdict
 from zoo.metrics import (
     ensemble_gain,
     log_prob_distance,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from generator.collapse import MEASURES, Behaviour, collapse_report
 from generator.dataset import Trajectories
-from generator.testbed import METRIC, Testbed
-from generator.verdict import Estimate, Verdict
+from generator.evaluation.collapse import MEASURES, Behaviour, collapse_report
+from generator.evaluation.testbed import METRIC, Testbed
+from generator.evaluation.verdict import Estimate, Verdict
 from zoo.optimizers import Adam
 from zoo.population import train_population
 from zoo.tasks import get_task

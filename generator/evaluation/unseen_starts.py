@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from generator.dataset import Trajectories
+from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.held_out_tasks import with_splits
 from generator.pipeline import ParameterPipeline
 from generator.prompt_alignment import Alignment, alignment_of, prompt_grid
 from generator.train import GeneratorConfig, task_of
-from generator.unseen_tasks import unseen_tasks_report
 from zoo.store import Zoo
 from zoo.tasks import Task
 

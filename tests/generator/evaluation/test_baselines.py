@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.adam_baselines import AdamSteps, RankOneExtrapolation, adam_curve, tune_adam
-from generator.baselines import MatchedAverage, MeanDelta, NearestNeighbours, NoisyCopy, Retrieval
 from generator.dataset import Trajectories
-from generator.neighbours import distance_bounds, nearest, paired_distances
-from generator.ridge import Ridge
-from generator.testbed import METRIC, nearest_snapshots
+from generator.evaluation.adam_baselines import AdamSteps, RankOneExtrapolation, adam_curve, tune_adam
+from generator.evaluation.baselines import MatchedAverage, MeanDelta, NearestNeighbours, NoisyCopy, Retrieval
+from generator.evaluation.neighbours import distance_bounds, nearest, paired_distances
+from generator.evaluation.ridge import Ridge
+from generator.evaluation.testbed import METRIC, nearest_snapshots
 from zoo.metrics import matched_distances
 from zoo.symmetry import apply, sample
 from zoo.tasks import get_task

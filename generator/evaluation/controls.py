@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 
 from generator.dataset import Trajectories
-from generator.novelty import BandReport, HalvesReport, halves_report, middle_band, withheld_band_report
+from generator.evaluation.novelty import BandReport, HalvesReport, halves_report, middle_band, withheld_band_report
+from generator.evaluation.testbed import METRIC, PipelineSampler, Testbed
 from generator.pipeline import ParameterPipeline
-from generator.testbed import METRIC, PipelineSampler, Testbed
 from generator.train import GeneratorConfig, train_generator
 from zoo.selection import SelectedZoo
 from zoo.store import Zoo

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from generator.evaluation import GENERATOR, Evaluation, SamplerResult
-from generator.novelty import COPIES, GENERATED, HELD_OUT, BandReport, HalvesReport, NoveltyReport
-from generator.verdict import Estimate, Verdict
+from generator.evaluation.novelty import COPIES, GENERATED, HELD_OUT, BandReport, HalvesReport, NoveltyReport
+from generator.evaluation.protocol import GENERATOR, Evaluation, SamplerResult
+from generator.evaluation.verdict import Estimate, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

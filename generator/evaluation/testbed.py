@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from generator.dataset import Trajectories
-from generator.generalization import RealCurves
+from generator.evaluation.generalization import RealCurves
 from generator.pipeline import ParameterPipeline
 from generator.prompt_alignment import prompt_grid
 from zoo.layout import ParamLayout

@@ -18,12 +18,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from generator.baselines import MatchedAverage, NoisyCopy
-from generator.collapse import Behaviour
 from generator.dataset import Trajectories
-from generator.neighbours import nearest, paired_distances
-from generator.testbed import METRIC, Sampler, Testbed, log_gap, nearest_snapshots
-from generator.verdict import Estimate, Verdict
+from generator.evaluation.baselines import MatchedAverage, NoisyCopy
+from generator.evaluation.collapse import Behaviour
+from generator.evaluation.neighbours import nearest, paired_distances
+from generator.evaluation.testbed import METRIC, Sampler, Testbed, log_gap, nearest_snapshots
+from generator.evaluation.verdict import Estimate, Verdict
 from zoo.metrics import wrong_prediction_iou
 
 GENERATED: Final = "generated"

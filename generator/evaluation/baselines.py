@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from generator.dataset import Trajectories
-from generator.neighbours import nearest, permutations_to
-from generator.testbed import METRIC, log_gap, nearest_snapshots
+from generator.evaluation.neighbours import nearest, permutations_to
+from generator.evaluation.testbed import METRIC, log_gap, nearest_snapshots
 from zoo.layout import ParamLayout
 from zoo.symmetry import apply
 

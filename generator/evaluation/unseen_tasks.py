@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from generator.dataset import Trajectories
+from generator.evaluation.task_baselines import NearestTask, TaskRidge, TaskSampler
+from generator.evaluation.testbed import METRIC
 from generator.held_out_tasks import with_splits
 from generator.pipeline import ParameterPipeline
-from generator.task_baselines import NearestTask, TaskRidge, TaskSampler
-from generator.testbed import METRIC
 from generator.train import task_of
 from zoo.store import Zoo
 from zoo.tasks import Task

@@ -18,8 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generator.adam_baselines import AdamCurve, AdamSteps, RankOneExtrapolation, TunedAdam, adam_curve, tune_adam
-from generator.baselines import (
+from generator.dataset import Trajectories
+from generator.evaluation.adam_baselines import (
+    AdamCurve,
+    AdamSteps,
+    RankOneExtrapolation,
+    TunedAdam,
+    adam_curve,
+    tune_adam,
+)
+from generator.evaluation.baselines import (
     MatchedAverage,
     MeanDelta,
     NearestNeighbours,
@@ -27,14 +35,13 @@ from generator.baselines import (
     Retrieval,
     initial_networks,
 )
-from generator.collapse import CollapseReport, collapse_report
-from generator.dataset import Trajectories
-from generator.generalization import MAX_GAP, Generalization
-from generator.novelty import Foretelling, NoveltyReport, novelty_report, retrieval_verdict
+from generator.evaluation.collapse import CollapseReport, collapse_report
+from generator.evaluation.generalization import MAX_GAP, Generalization
+from generator.evaluation.novelty import Foretelling, NoveltyReport, novelty_report, retrieval_verdict
+from generator.evaluation.ridge import Ridge
+from generator.evaluation.testbed import METRIC, Sampler, Testbed, log_gap
+from generator.evaluation.verdict import Estimate, Verdict
 from generator.prompt_alignment import Alignment, measure_alignment
-from generator.ridge import Ridge
-from generator.testbed import METRIC, Sampler, Testbed, log_gap
-from generator.verdict import Estimate, Verdict
 from zoo.metrics import LOG_RANGE
 
 GENERATOR: Final = "generator"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from generator.baselines import NoisyCopy
 from generator.dataset import Trajectories
-from generator.novelty import (
+from generator.evaluation.baselines import NoisyCopy
+from generator.evaluation.novelty import (
     COPIES,
     GENERATED,
     HELD_OUT,
@@ -19,7 +19,7 @@ from generator.novelty import (
     retrieval_verdict,
     withheld_band_report,
 )
-from generator.testbed import METRIC, Testbed, nearest_snapshots
+from generator.evaluation.testbed import METRIC, Testbed, nearest_snapshots
 from zoo.optimizers import Adam
 from zoo.population import train_population
 from zoo.symmetry import apply, sample

@@ -12,9 +12,9 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
-from generator.baselines import networks_at
 from generator.dataset import Trajectories
-from generator.neighbours import permutations_to
+from generator.evaluation.baselines import networks_at
+from generator.evaluation.neighbours import permutations_to
 from zoo.symmetry import apply
 
 _PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # in units of the features' mean squared norm

@@ -7,19 +7,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from generator.baselines import Retrieval
 from generator.dataset import Trajectories
-from generator.evaluation import GENERATOR, EvaluationConfig, SamplerResult, evaluate, saturation_verdict
-from generator.generalization import Generalization
-from generator.novelty import BandReport, Foretelling, HalvesReport
+from generator.evaluation.baselines import Retrieval
+from generator.evaluation.generalization import Generalization
+from generator.evaluation.novelty import BandReport, Foretelling, HalvesReport
+from generator.evaluation.plots import plot_band, plot_halves, save_figure, save_plots
+from generator.evaluation.protocol import GENERATOR, EvaluationConfig, SamplerResult, evaluate, saturation_verdict
+from generator.evaluation.report import print_report, save_report, summary, to_json
+from generator.evaluation.testbed import METRIC, PipelineSampler, Testbed, nearest_snapshots
+from generator.evaluation.verdict import Verdict
 from generator.pipeline import ParameterPipeline
-from generator.plots import plot_band, plot_halves, save_figure, save_plots
 from generator.prompt_alignment import Alignment
-from generator.report import print_report, save_report, summary, to_json
 from generator.sampler import make_scheduler
-from generator.testbed import METRIC, PipelineSampler, Testbed, nearest_snapshots
 from generator.train import GeneratorConfig, assemble
-from generator.verdict import Verdict
 from zoo.optimizers import Adam
 from zoo.population import train_population
 from zoo.tasks import get_task
