@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from learned_opt.evaluate import Results
-from learned_opt.evaluation_report import REFERENCE, Evaluation
-from learned_opt.evaluation_statistics import compare
+from learned_opt.evaluation.comparison import Results
+from learned_opt.evaluation.report import REFERENCE, Evaluation
+from learned_opt.evaluation.statistics import compare
 
 
 def plot_all(evaluation: Evaluation, out: Path) -> None:

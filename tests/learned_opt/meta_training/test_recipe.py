@@ -10,15 +10,23 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from learned_opt import MlpRule, NormalizedRule, recipe
+from learned_opt import MlpRule, NormalizedRule
 from learned_opt.controller import NUM_HIDDEN, Horizon, Signals, Statistics, control, decode, gradient_weights
-from learned_opt.devices import Devices
-from learned_opt.meta_objective import LogLossObjective, final_loss
-from learned_opt.meta_tasks import MetaTaskConfig
-from learned_opt.meta_train import MetaTrainConfig
+from learned_opt.meta_training import recipe
+from learned_opt.meta_training.devices import Devices
+from learned_opt.meta_training.objective import LogLossObjective, final_loss
+from learned_opt.meta_training.recipe import (
+    FullUnrollConfig,
+    Stage,
+    TruncatedConfig,
+    initial_theta,
+    make_estimator,
+    run_recipe,
+)
+from learned_opt.meta_training.tasks import MetaTaskConfig
+from learned_opt.meta_training.theta_optimizer import ThetaOptimizerConfig
+from learned_opt.meta_training.train import MetaTrainConfig
 from learned_opt.population_optimizer import PopulationOptimizer
-from learned_opt.recipe import FullUnrollConfig, Stage, TruncatedConfig, initial_theta, make_estimator, run_recipe
-from learned_opt.theta_optimizer import ThetaOptimizerConfig
 from learned_opt.update_rule import TensorSpec
 from zoo.population import train_population
 from zoo.tasks import get_task

@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from learned_opt import synthetic_data
-from learned_opt.evaluate import Result
-from learned_opt.evaluation_claims import Claim, claims_table, judge
-from learned_opt.evaluation_plots import plot_all
-from learned_opt.evaluation_record import TABLES_BEGIN, TABLES_END, card_tables, record_body, with_tables, write_cards
-from learned_opt.evaluation_report import (
+from learned_opt.evaluation.claims import Claim, claims_table, judge
+from learned_opt.evaluation.comparison import Result
+from learned_opt.evaluation.plots import plot_all
+from learned_opt.evaluation.record import TABLES_BEGIN, TABLES_END, card_tables, record_body, with_tables, write_cards
+from learned_opt.evaluation.report import (
     TUNED_MUON,
     Evaluation,
     report,
@@ -20,7 +19,7 @@ from learned_opt.evaluation_report import (
     with_one_constant,
     with_tuned_muon,
 )
-from learned_opt.evaluation_statistics import (
+from learned_opt.evaluation.statistics import (
     accuracy_points,
     compare,
     diverged,
@@ -28,10 +27,11 @@ from learned_opt.evaluation_statistics import (
     log_values,
     mean_difference,
 )
-from learned_opt.evaluation_tasks import EvaluationTask
-from learned_opt.meta_tasks import mlp_task
+from learned_opt.evaluation.tasks import EvaluationTask
+from learned_opt.meta_training import synthetic_data
+from learned_opt.meta_training.task_problem import TaskProblem
+from learned_opt.meta_training.tasks import mlp_task
 from learned_opt.pretrained import DIRECTORY, available
-from learned_opt.task_problem import TaskProblem
 
 
 def made_up(loss: list[list[float]], *, error: float = 0.1) -> Result:

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learned_opt.evaluation_tasks import EvaluationTask
-from learned_opt.meta_objective import END_SHARE
-from learned_opt.rivals import Method, TorchPopulation
-from learned_opt.truncated_step import DEFAULT_LOSS_CAP, cap_loss
+from learned_opt.evaluation.rivals import Method, TorchPopulation
+from learned_opt.evaluation.tasks import EvaluationTask
+from learned_opt.meta_training.objective import END_SHARE
+from learned_opt.meta_training.truncated_step import DEFAULT_LOSS_CAP, cap_loss
 
 CHOSEN_BY: Final = {"test_loss": "val_loss", "test_error": "val_error"}  # measure: what its setting is chosen by
 NUM_CURVE_POINTS: Final = 60

@@ -13,9 +13,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from learned_opt.tensor_specs import specs_of
 from learned_opt.update_rule import TensorSpec
 from zoo.datasets import Split
-from zoo.layout import ParamLayout
 from zoo.task import Batch, Task
 
 MAX_VALIDATION_EXAMPLES: Final = 512
@@ -133,18 +133,3 @@ class TaskProblem:
         if len(splits) == 1:
             return Split(splits[0].inputs[None], splits[0].targets[None])
         return Split(torch.stack([s.inputs for s in splits]), torch.stack([s.targets for s in splits]))
-
-
-def specs_of(layout: ParamLayout, depth: int | None = None) -> tuple[TensorSpec, ...]:
-    """Descriptions of a layout's trainable tensors.
-
-    Args:
-        layout: of the networks.
-        depth: residual branches, or hidden layers; by default two for each block where slots are named `blocks.<i>.`,
-            else one for each input or hidden matrix.
-    """
-    slots = [slot for slot in layout if slot.kind == "param"]
-    if depth is None:
-        blocks = {slot.name.split(".")[1] for slot in slots if slot.name.startswith("blocks.")}
-        depth = 2 * len(blocks) or max(1, sum(slot.role in ("input", "hidden") for slot in slots))
-    return tuple(TensorSpec(slot.name, slot.role, slot.fan_in, slot.shape, depth) for slot in slots)

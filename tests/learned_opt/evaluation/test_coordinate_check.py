@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from learned_opt import MlpRule, MuLO, NormalizedRule, Pretrained
-from learned_opt.coordinate_check import check_pretrained, coordinate_check, plot
+from learned_opt.evaluation.coordinate_check import check_pretrained, coordinate_check, plot
 from zoo.architectures import MLP
 from zoo.parametrization import parametrize
 

@@ -19,9 +19,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from learned_opt.devices import Devices
-from learned_opt.estimators import GradientEstimator
-from learned_opt.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
+from learned_opt.meta_training.devices import Devices
+from learned_opt.meta_training.estimators import GradientEstimator
+from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
 from zoo.initialization import derive_seed
 
 _CHECKPOINT_VERSION: Final = 1

@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from learned_opt.evaluate import Results
-from learned_opt.evaluation_report import ONE_CONSTANT, REFERENCE, TUNED_MUON, Evaluation, points
-from learned_opt.evaluation_statistics import Estimate, accuracy_points, compare, diverged, nats_apart
-from learned_opt.learned_methods import UNTRAINED_FRAME
+from learned_opt.evaluation.comparison import Results
+from learned_opt.evaluation.learned_methods import UNTRAINED_FRAME
+from learned_opt.evaluation.report import ONE_CONSTANT, REFERENCE, TUNED_MUON, Evaluation, points
+from learned_opt.evaluation.statistics import Estimate, accuracy_points, compare, diverged, nats_apart
 
 MULO: Final = "mulo"
 MULO_DECAYED: Final = "mulo-wsd"

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from learned_opt import NormalizedRule, synthetic_data
-from learned_opt.devices import Devices, FabricDevices
-from learned_opt.estimators import PES, FullUnrollES, GradientEstimator
-from learned_opt.meta_objective import LogLossObjective
-from learned_opt.meta_tasks import mlp_task
-from learned_opt.meta_train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
-from learned_opt.task_problem import TaskProblem
-from learned_opt.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
-from learned_opt.truncated_step import TruncatedStep
-from learned_opt.truncation import LogUniformHorizon
+from learned_opt import NormalizedRule
+from learned_opt.meta_training import synthetic_data
+from learned_opt.meta_training.devices import Devices, FabricDevices
+from learned_opt.meta_training.estimators import PES, FullUnrollES, GradientEstimator
+from learned_opt.meta_training.objective import LogLossObjective
+from learned_opt.meta_training.task_problem import TaskProblem
+from learned_opt.meta_training.tasks import mlp_task
+from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
+from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
+from learned_opt.meta_training.truncated_step import TruncatedStep
+from learned_opt.meta_training.truncation import LogUniformHorizon
 
 RULE = NormalizedRule(network=False)
 STD = 0.1

@@ -16,9 +16,9 @@ from typing import Final
 import torch
 from torch.nn import functional as F
 
-from learned_opt import synthetic_data
-from learned_opt.meta_tasks import cnn_task, language_task, mlp_task
-from learned_opt.task_problem import TaskProblem
+from learned_opt.meta_training import synthetic_data
+from learned_opt.meta_training.task_problem import TaskProblem
+from learned_opt.meta_training.tasks import cnn_task, language_task, mlp_task
 from zoo.datasets import SPLIT_NAMES, Dataset, Split, get_dataset
 
 GROUPS: Final = ("main", "far", "stretch", "conv", "language")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from learned_opt.evaluation_claims import SCALARS, STATIC, claims_table
-from learned_opt.evaluation_report import (
+from learned_opt.evaluation.claims import SCALARS, STATIC, claims_table
+from learned_opt.evaluation.learned_methods import UNTRAINED_FRAME
+from learned_opt.evaluation.report import (
     ONE_CONSTANT,
     REFERENCE,
     TUNED_MUON,
@@ -15,7 +16,6 @@ from learned_opt.evaluation_report import (
     report,
     single_task_table,
 )
-from learned_opt.learned_methods import UNTRAINED_FRAME
 from learned_opt.pretrained import DIRECTORY
 
 QUESTION: Final = "Do the shipped learned optimizers beat tuned ones?"

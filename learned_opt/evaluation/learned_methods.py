@@ -14,10 +14,10 @@ from torch import Tensor
 
 from learned_opt.celo2_rule import STEP_SIZE, Celo2Rule
 from learned_opt.controller import encode_scalars
+from learned_opt.evaluation.rivals import COSINE, LEARNING_RATES, Method
 from learned_opt.normalized_rule import NormalizedRule
 from learned_opt.population_optimizer import PopulationOptimizer
 from learned_opt.pretrained import Pretrained, available, load_pretrained, theta_hash
-from learned_opt.rivals import COSINE, LEARNING_RATES, Method
 from zoo.layout import ParamLayout
 from zoo.optimizers import InnerOptimizer, State
 from zoo.schedules import Schedule

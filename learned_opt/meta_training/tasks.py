@@ -18,9 +18,9 @@ from typing import Final, TypeVar
 import torch
 from torch import nn
 
-from learned_opt import synthetic_data
-from learned_opt.task_problem import TaskProblem
-from learned_opt.truncation import LogUniformHorizon
+from learned_opt.meta_training import synthetic_data
+from learned_opt.meta_training.task_problem import TaskProblem
+from learned_opt.meta_training.truncation import LogUniformHorizon
 from zoo.architectures import CNN, MLP, ByteTransformer
 from zoo.datasets import Dataset, get_dataset
 from zoo.objectives import OBJECTIVES

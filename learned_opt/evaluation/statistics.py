@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from learned_opt.evaluate import Result
-from learned_opt.meta_objective import END_FLOOR
+from learned_opt.evaluation.comparison import Result
+from learned_opt.meta_training.objective import END_FLOOR
 
 Values = NDArray[np.float64]
 ByTask = Mapping[str, Result]  # task name -> result of one method

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from learned_opt import synthetic_data
-from learned_opt.evaluation_tasks import evaluation_tasks
-from learned_opt.meta_tasks import (
+from learned_opt.evaluation.tasks import evaluation_tasks
+from learned_opt.meta_training import synthetic_data
+from learned_opt.meta_training.tasks import (
     HELD_OUT_SEED,
     MetaTaskConfig,
     MetaTaskDistribution,

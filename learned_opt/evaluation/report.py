@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 from scipy import stats
 
-from learned_opt.evaluate import Result, Results, joined
-from learned_opt.evaluation_statistics import Estimate, accuracy_points, compare, diverged
-from learned_opt.evaluation_tasks import EvaluationTask
-from learned_opt.learned_methods import UNTRAINED_FRAME
+from learned_opt.evaluation.comparison import Result, Results, joined
+from learned_opt.evaluation.learned_methods import UNTRAINED_FRAME
+from learned_opt.evaluation.statistics import Estimate, accuracy_points, compare, diverged
+from learned_opt.evaluation.tasks import EvaluationTask
 
 REFERENCE: Final = "AdamW cosine"
 TUNED_MUON: Final = "Muon cosine, lr and momentum tuned"

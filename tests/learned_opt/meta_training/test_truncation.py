@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from learned_opt.truncation import Clocks, LogUniformHorizon
+from learned_opt.meta_training.truncation import Clocks, LogUniformHorizon
 
 
 def test_horizons_are_log_uniform() -> None:

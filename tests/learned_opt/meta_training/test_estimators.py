@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learned_opt.estimators import (
+from learned_opt.meta_training.estimators import (
     PES,
     FullUnrollES,
     MetaGradient,
@@ -20,9 +20,9 @@ from learned_opt.estimators import (
     pes_gradient,
     step_meta_loss,
 )
-from learned_opt.meta_objective import LogLossObjective
-from learned_opt.truncated_step import TruncatedStep
-from learned_opt.truncation import LogUniformHorizon
+from learned_opt.meta_training.objective import LogLossObjective
+from learned_opt.meta_training.truncated_step import TruncatedStep
+from learned_opt.meta_training.truncation import LogUniformHorizon
 from learned_opt.update_rule import TensorSpec
 
 HORIZON = 12

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from learned_opt.controller import encode_scalars, gradient_weights
-from learned_opt.devices import Devices
-from learned_opt.estimators import PES, FullUnrollES, GradientEstimator, TruncatedBackprop, TruncatedES
-from learned_opt.meta_objective import LogLossObjective
-from learned_opt.meta_tasks import MetaTaskConfig, MetaTaskDistribution, bucket_problems, data_hash
-from learned_opt.meta_train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
+from learned_opt.meta_training.devices import Devices
+from learned_opt.meta_training.estimators import PES, FullUnrollES, GradientEstimator, TruncatedBackprop, TruncatedES
+from learned_opt.meta_training.objective import LogLossObjective
+from learned_opt.meta_training.tasks import MetaTaskConfig, MetaTaskDistribution, bucket_problems, data_hash
+from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
+from learned_opt.meta_training.truncated_step import TruncatedStep
+from learned_opt.meta_training.truncation import LogUniformHorizon
+from learned_opt.meta_training.validation import Validation, validation_problems
 from learned_opt.normalized_rule import NormalizedRule
-from learned_opt.truncated_step import TruncatedStep
-from learned_opt.truncation import LogUniformHorizon
 from learned_opt.update_rule import RuleOption, UpdateRule, get_rule
-from learned_opt.validation import Validation, validation_problems
 from zoo.initialization import derive_seed
 
 _TRUNCATED = {"pes": PES, "truncated_es": TruncatedES}

@@ -12,12 +12,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from learned_opt import synthetic_data
-from learned_opt.meta_objective import Objective
-from learned_opt.meta_tasks import HELD_OUT_SEED, cnn_task, language_task, mlp_task
-from learned_opt.task_problem import TaskProblem
-from learned_opt.truncated_step import InnerProblem, TruncatedStep
-from learned_opt.truncation import LogUniformHorizon
+from learned_opt.meta_training import synthetic_data
+from learned_opt.meta_training.objective import Objective
+from learned_opt.meta_training.task_problem import TaskProblem
+from learned_opt.meta_training.tasks import HELD_OUT_SEED, cnn_task, language_task, mlp_task
+from learned_opt.meta_training.truncated_step import InnerProblem, TruncatedStep
+from learned_opt.meta_training.truncation import LogUniformHorizon
 from learned_opt.update_rule import UpdateRule
 
 _SEED: Final = 20_000
