@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from zoo.splits import SplitRule, uniform_hash
+from zoo.storage.splits import SplitRule, uniform_hash
 from zoo.store import Zoo
 
 

@@ -26,7 +26,7 @@ from generator.prompt import Prompt
 from generator.sampler import Scheduler, sample_params
 from generator.tokens import is_generated
 from zoo.layout import LayoutMismatchError, ParamLayout
-from zoo.splits import SplitRule
+from zoo.storage.splits import SplitRule
 from zoo.tasks import Task
 
 Start = nn.Module | Mapping[str, Tensor] | Tensor

@@ -31,7 +31,7 @@ from generator.pipeline import ParameterPipeline
 from generator.prompt import ALIASES, canonical_metric
 from generator.sampler import make_scheduler
 from generator.validation import AlignmentSelection, ValidationStarts, calibrations
-from zoo.schema import RunStatus
+from zoo.storage import RunStatus
 from zoo.store import Zoo
 from zoo.tasks import Task, get_task
 

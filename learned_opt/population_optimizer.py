@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learned_opt.task_problem import specs_of
+from learned_opt.tensor_specs import specs_of
 from learned_opt.update_rule import RuleState, TensorSpec, UpdateRule
 from zoo.layout import ParamLayout
 from zoo.optimizers import State

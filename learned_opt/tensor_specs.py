@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from learned_opt.update_rule import TensorSpec
+from zoo.layout import ParamLayout
 from zoo.parametrization import PARAM_ROLES, fan_in, infer_roles
 
 MIN_BLOCK_MATRICES: Final = 2  # modules with fewer matrices are layers
@@ -63,6 +64,21 @@ def tensor_specs(
         )
         for name, param in named.items()
     }
+
+
+def specs_of(layout: ParamLayout, depth: int | None = None) -> tuple[TensorSpec, ...]:
+    """Descriptions of a layout's trainable tensors.
+
+    Args:
+        layout: of the networks.
+        depth: residual branches, or hidden layers; by default two for each block where slots are named `blocks.<i>.`,
+            else one for each input or hidden matrix.
+    """
+    slots = [slot for slot in layout if slot.kind == "param"]
+    if depth is None:
+        blocks = {slot.name.split(".")[1] for slot in slots if slot.name.startswith("blocks.")}
+        depth = 2 * len(blocks) or max(1, sum(slot.role in ("input", "hidden") for slot in slots))
+    return tuple(TensorSpec(slot.name, slot.role, slot.fan_in, slot.shape, depth) for slot in slots)
 
 
 def guessed_specs(params: Sequence[NamedParam], *, depth: int | None = None) -> list[TensorSpec]:

@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scripts.cli import console, run, save_run
 from zoo import Zoo, build_zoo, get_task
 from zoo.build import Progress as BuildProgress
+from zoo.inspection import summarize, summary_tables
 from zoo.population import quadratic_steps
-from zoo.summary import summarize, summary_tables
 
 PLAN_KEYS = (
     "num_runs",

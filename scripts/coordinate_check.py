@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.table import Table
 
-from learned_opt.coordinate_check import check_pretrained, plot
+from learned_opt.evaluation.coordinate_check import check_pretrained, plot
 from scripts.cli import console, run, save_run
 
 

@@ -26,10 +26,9 @@ def main(config: DictConfig) -> None:
     from rich.console import Console
 
     from generator import ParameterPipeline, PipelineSampler, Testbed, evaluate
-    from generator.controls import control_reports, train_controls
-    from generator.plots import plot_band, plot_halves, save_figure, save_plots
-    from generator.report import print_report, print_verdicts, save_report, summary, task_table
-    from generator.unseen_tasks import unseen_tasks_report
+    from generator.evaluation import control_reports, train_controls, unseen_tasks_report
+    from generator.evaluation.plots import plot_band, plot_halves, save_figure, save_plots
+    from generator.evaluation.report import print_report, print_verdicts, save_report, summary, task_table
     from zoo.store import Zoo
 
     if config.num_threads:

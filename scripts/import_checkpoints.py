@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from scripts.cli import console, run, save_run
 from zoo import get_task, import_checkpoints
-from zoo.summary import summarize, summary_tables
+from zoo.inspection import summarize, summary_tables
 
 
 def main(config: DictConfig) -> int:

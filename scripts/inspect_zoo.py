@@ -16,9 +16,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from scripts.cli import console, run, save_run
-from zoo.plots import draw_zoo
+from zoo.inspection import draw_zoo, summarize, summary_tables
 from zoo.store import Zoo
-from zoo.summary import summarize, summary_tables
 
 
 def main(config: DictConfig) -> int:

@@ -19,10 +19,16 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from learned_opt.allocator import keep_freed_memory
-from learned_opt.devices import Devices, FabricDevices
-from learned_opt.meta_train import MetaTrainHistory
+from learned_opt.meta_training import (
+    Devices,
+    FabricDevices,
+    MetaTrainHistory,
+    Stage,
+    StageResult,
+    run_recipe,
+    stage_info,
+)
 from learned_opt.pretrained import save_theta
-from learned_opt.recipe import Stage, StageResult, run_recipe, stage_info
 from scripts import cli
 
 _AVERAGED = 20  # last outer steps in the meta-loss that is shown

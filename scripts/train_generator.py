@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
     from generator import train_generator
-    from generator.unseen_starts import alignment_report
+    from generator.evaluation import alignment_report
     from zoo.store import Zoo
 
     if config.num_threads:

@@ -11,9 +11,9 @@ import torch
 
 from zoo.architectures import MLP
 from zoo.layout import ParamLayout
-from zoo.schema import RunStatus, ZooSpec
+from zoo.storage.schema import RunStatus, ZooSpec
+from zoo.storage.writer import ZooWriter
 from zoo.store import Zoo
-from zoo.writer import ZooWriter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 torch.set_num_threads(1)

@@ -1,6 +1,11 @@
-"""Who may import whom: zoo imports no sibling, generator and learned_opt only zoo, scripts all of them."""
+"""Who may import whom: zoo imports no sibling, generator and learned_opt only zoo, scripts all of them.
+
+Within a package nothing is imported in a circle, neither among files nor among rooms (folders): what a room stands on
+never imports the room.
+"""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -17,22 +22,46 @@ MAY_IMPORT = {
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 
-def imported_packages(path: Path) -> set[str]:
+def imported_modules(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, wherever in the file."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} uses a relative import"
-            names.add(node.module or "")
-    return {name.partition(".")[0] for name in names}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if (ROOT / f"{name.replace('.', '/')}.py").exists() else str(node.module) for name in inner}
+    return names
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_downwards(path):
     package = path.relative_to(ROOT).parts[0]
-    siblings = imported_packages(path) & MAY_IMPORT.keys()
+    siblings = {module.partition(".")[0] for module in imported_modules(path)} & MAY_IMPORT.keys()
     assert siblings <= MAY_IMPORT[package]
+
+
+@pytest.mark.parametrize("package", ["zoo", "generator", "learned_opt"])
+def test_nothing_is_imported_in_a_circle(package):
+    modules = {module_of(path): imported_modules(path) for path in FILES if path.is_relative_to(ROOT / package)}
+    del modules[package]  # the public surface, which imports from everywhere
+    imports = {module: imported & modules.keys() for module, imported in modules.items()}
+    rooms: dict[str, set[str]] = {}
+    for module, imported in imports.items():
+        room = room_of(module)
+        rooms[room] = rooms.get(room, set()) | {room_of(other) for other in imported} - {room}
+    for graph in (imports, rooms):
+        graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+def room_of(module: str) -> str:
+    """The folder of a module within its package, or the module itself where it is in none."""
+    return ".".join(module.split(".")[:2])
 
 
 def test_importing_zoo_loads_nothing_heavy():

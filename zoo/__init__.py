@@ -4,10 +4,9 @@ from zoo.build import build_zoo
 from zoo.interop import import_checkpoints
 from zoo.layout import GroupAxis, LayoutMismatchError, ParamLayout, ParamSlot, SymmetryGroup
 from zoo.population import train_population
-from zoo.schema import RunStatus, ZooSpec
+from zoo.storage import RunStatus, ZooSpec, ZooWriter
 from zoo.store import Zoo
 from zoo.tasks import Batch, Task, get_task
-from zoo.writer import ZooWriter
 
 __all__ = [
     "Batch",

@@ -14,14 +14,14 @@ from typing import Final
 
 import numpy as np
 
-from zoo.claims import ClaimLostError
-from zoo.executors import Executor, InProcess
-from zoo.plan import BuildPlan
+from zoo.building.executors import Executor, InProcess
+from zoo.building.plan import BuildPlan
 from zoo.population import train_population
-from zoo.schema import RunStatus
+from zoo.storage.claims import ClaimLostError
+from zoo.storage.schema import RunStatus
+from zoo.storage.writer import ZooWriter
 from zoo.store import Zoo
 from zoo.task import Task
-from zoo.writer import ZooWriter
 
 _POLL_SECONDS: Final = 1.0
 
@@ -64,7 +64,7 @@ def build_zoo(
         task: what to train on.
         executor: where blocks are built; by default in this process.
         progress: called at the beginning and after each block.
-        **settings: the fields of `zoo.plan.BuildPlan`: num_runs, num_steps, optimizer, seed, block_size, ...
+        **settings: the fields of `zoo.building.plan.BuildPlan`: num_runs, num_steps, optimizer, seed, block_size, ...
 
     Returns:
         The complete zoo.

@@ -1,6 +1,6 @@
 """Networks in and out of a zoo: checkpoints of other tools become runs, a snapshot becomes a safetensors file.
 
-Both directions are exact to the bit. What may be imported is described in `zoo.checkpoint_runs`.
+Both directions are exact to the bit. What may be imported is described in `zoo.checkpoints.runs`.
 
 Legend: R runs, S snapshots, P numbers of one network, G runs of one block.
 """
@@ -18,23 +18,20 @@ from typing import Final
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from zoo.checkpoint_runs import Row, RunFiles, SnapshotFile, find_runs
-from zoo.checkpoint_tensors import CheckpointError, read_tensors
-from zoo.durable import sync_directory, write_file
+from zoo.checkpoints.layout import layout_of_state_dict
+from zoo.checkpoints.runs import Row, RunFiles, SnapshotFile, find_runs
+from zoo.checkpoints.tensors import CheckpointError, read_tensors
 from zoo.layout import LayoutMismatchError, ParamLayout
-from zoo.precision import from_stored, to_stored
-from zoo.schema import METRICS, Json, RunStatus, ZooSpec
-from zoo.state_dict_layout import layout_of_state_dict
+from zoo.storage.durable import sync_directory
+from zoo.storage.precision import from_stored, to_stored
+from zoo.storage.schema import METRICS, Json, RunStatus, ZooSpec
+from zoo.storage.writer import ZooWriter
 from zoo.store import Zoo
-from zoo.writer import ZooWriter
 
 __all__ = ["CheckpointError", "export", "import_checkpoints", "layout_of_state_dict"]
 
-EXPORT_FORMAT: Final = "weightfoundry.checkpoint"
-EXPORT_VERSION: Final = 1
 _BLOCK_BYTES: Final = 2**28
 _MAX_BLOCK_RUNS: Final = 64
 # What gives an adapter's tensors their meaning; other settings, such as the path of the base model, may differ.
@@ -64,7 +61,7 @@ def import_checkpoints(
     """A new zoo of checkpoints that were trained elsewhere; all or nothing is written.
 
     Args:
-        paths: a folder, each child of which is a run, or one path for each run; see `zoo.checkpoint_runs`.
+        paths: a folder, each child of which is a run, or one path for each run; see `zoo.checkpoints.runs`.
         out: folder of the zoo, which must not exist or be empty.
         model: module or layout that the checkpoints belong to; dtypes are those of the checkpoints. By default the
             layout written beside an exported checkpoint, or a guess from names and shapes (`layout_of_state_dict`).
@@ -105,37 +102,8 @@ def import_checkpoints(
 
 
 def export(zoo: Zoo, run: int, snapshot: int, path: str | Path) -> None:
-    """Write one network as a safetensors file for `load_state_dict`, and what is known about it as JSON beside it.
-
-    Args:
-        zoo: to take it from.
-        run: index of the run.
-        snapshot: index of the snapshot; negative ones count from the end of the zoo's snapshots.
-        path: ends in .safetensors; the JSON file has the same name with .json.
-
-    Raises:
-        IndexError: if the zoo has no such run or snapshot.
-        ValueError: if the path has another suffix.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, got {path}")
-    snapshot = range(zoo.num_snapshots)[snapshot]
-    # Views of one vector share memory, and so do tied tensors: safetensors wants each by itself.
-    tensors = {name: tensor.clone().contiguous() for name, tensor in zoo.state_dict(run, snapshot).items()}
-    values = {name: float(zoo.metric(name)[run, snapshot]) for name in zoo.spec.metric_names}
-    known = {
-        "format": EXPORT_FORMAT,
-        "version": EXPORT_VERSION,
-        "inner_step": int(zoo.inner_step[run, snapshot]),
-        "metrics": {name: value if np.isfinite(value) else None for name, value in values.items()},
-        "run": {name: _json_number(column[run]) for name, column in zoo.runs.items() if name != "checksum"},
-        "task": dict(zoo.spec.task_config),
-        "optimizer": dict(zoo.spec.optimizer_config),
-        "layout": json.loads(zoo.layout.to_json()),
-    }
-    write_file(path, [save(tensors, metadata={"format": "pt"})])
-    write_file(path.with_suffix(".json"), [json.dumps(known, indent=1).encode()])
+    """Write one network as a safetensors file, and what is known about it as JSON beside it; see `Zoo.export`."""
+    zoo.export(run, snapshot, path)
 
 
 @dataclass(frozen=True)
@@ -277,8 +245,3 @@ def _write_block(writer: ZooWriter, block: int, runs: Sequence[RunFiles], source
             column[g] = snapshots[0].sidecar["run"][name]
     status = np.where(np.isfinite(params).all((1, 2)), RunStatus.IMPORTED, RunStatus.DIVERGED)
     writer.write_block(block, params, inner_step, metrics, {"seed": seeds, **columns}, status)
-
-
-def _json_number(value: np.generic) -> int | float | None:
-    number = value.item()
-    return number if isinstance(number, int) or np.isfinite(number) else None

@@ -19,11 +19,12 @@ from torch import Tensor
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, StorePath
 
+from zoo.checkpoints.export import write_checkpoint
 from zoo.layout import ParamLayout
-from zoo.precision import from_stored
-from zoo.schema import Json, RunStatus, ZooFormatError, ZooSpec
 from zoo.shards import FetchedShards, MappedShards, ShardError, ShardShape, ShardSource
-from zoo.verify import Finding, block_name, verify_zoo
+from zoo.storage.precision import from_stored
+from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec
+from zoo.storage.verify import Finding, block_name, verify_zoo
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -215,10 +216,28 @@ class Zoo:
         return verify_zoo(group, self.spec, _shard_source(group, self.spec), chosen)
 
     def export(self, run: int, snapshot: int, path: str | os.PathLike) -> None:
-        """Write one network as safetensors, and what is known of it as JSON beside; see `zoo.interop.export`."""
-        from zoo.interop import export
+        """Write one network as a safetensors file for `load_state_dict`, and what is known about it as JSON beside it.
 
-        export(self, run, snapshot, Path(path))
+        Args:
+            run: index of the run.
+            snapshot: index of the snapshot; negative ones count from the end of the zoo's snapshots.
+            path: ends in .safetensors; the JSON file has the same name with .json.
+
+        Raises:
+            IndexError: if the zoo has no such run or snapshot.
+            ValueError: if the path has another suffix.
+        """
+        snapshot = range(self.num_snapshots)[snapshot]
+        write_checkpoint(
+            Path(path),
+            self.state_dict(run, snapshot),
+            layout=self.layout,
+            inner_step=int(self.inner_step[run, snapshot]),
+            metrics={name: float(self.metric(name)[run, snapshot]) for name in self.spec.metric_names},
+            run={name: column[run] for name, column in self.runs.items() if name != "checksum"},
+            task_config=self.spec.task_config,
+            optimizer_config=self.spec.optimizer_config,
+        )
 
     def array(self, name: str) -> np.ndarray:
         """A whole array of the zoo other than the parameters, for instance "metrics/val_loss".

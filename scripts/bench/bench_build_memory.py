@@ -20,7 +20,7 @@ import torch
 
 from zoo import ZooWriter, get_task
 from zoo.build import BlockBuilder
-from zoo.plan import BuildPlan
+from zoo.building import BuildPlan
 
 
 def main() -> None:

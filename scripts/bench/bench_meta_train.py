@@ -21,14 +21,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from learned_opt import MlpRule, NormalizedRule, UpdateRule, synthetic_data
+from learned_opt import MlpRule, NormalizedRule, UpdateRule
 from learned_opt.allocator import keep_freed_memory
-from learned_opt.devices import Devices, FabricDevices
-from learned_opt.estimators import PES
-from learned_opt.meta_tasks import mlp_task
-from learned_opt.task_problem import TaskProblem
-from learned_opt.truncated_step import TruncatedStep
-from learned_opt.truncation import LogUniformHorizon
+from learned_opt.meta_training import Devices, FabricDevices, TaskProblem, synthetic_data
+from learned_opt.meta_training.estimators import PES
+from learned_opt.meta_training.tasks import mlp_task
+from learned_opt.meta_training.truncated_step import TruncatedStep
+from learned_opt.meta_training.truncation import LogUniformHorizon
 from scripts.bench.record import table, write_record
 
 NUM_PAIRS = 8

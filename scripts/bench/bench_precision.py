@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from zoo import Task, Zoo, build_zoo, get_task
-from zoo.precision import from_stored, to_stored
+from zoo.storage.precision import from_stored, to_stored
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 
 from generator import ParameterPipeline, prompt_grid
 from generator.dataset import Trajectories
-from generator.unseen_starts import alignment_figures, unseen_alignments
+from generator.evaluation.unseen_starts import alignment_figures, unseen_alignments
 from zoo.store import Zoo
 from zoo.tasks import get_task
 

@@ -18,7 +18,7 @@ from scripts.demo_report.chart import STYLE, Chart
 from scripts.demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
 from scripts.demo_stages.prompt import SHOWN_SETS
 from scripts.demo_stages.stage import Record
-from zoo.durable import write_file
+from zoo.storage.durable import write_file
 
 _STRONGEST = 0.98  # quantile of a picture's weights that is drawn in full colour
 

@@ -14,7 +14,7 @@ from scripts.build_zoo import Report, build
 from scripts.cli import console
 from scripts.demo_stages.stage import StageResult
 from zoo import Zoo
-from zoo.summary import final_metric, metric_quantiles
+from zoo.inspection import final_metric, metric_quantiles
 from zoo.task import Task
 from zoo.tasks import get_task
 

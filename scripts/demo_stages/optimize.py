@@ -24,7 +24,7 @@ from learned_opt.allocator import keep_freed_memory
 from scripts.cli import console
 from scripts.demo_stages.stage import StageResult
 from zoo import Task, get_task
-from zoo.durable import write_file
+from zoo.storage.durable import write_file
 from zoo.tasks import run_seed
 
 ADAMW: Final = "AdamW, default 1e-3"

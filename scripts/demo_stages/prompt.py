@@ -13,8 +13,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 from generator import Alignment, PipelineSampler, Testbed, measure_alignment
-from generator.collapse import collapse_report
-from generator.novelty import GENERATED, HELD_OUT, NoveltyReport, novelty_report
+from generator.evaluation import collapse_report, novelty_report
+from generator.evaluation.novelty import GENERATED, HELD_OUT, NoveltyReport
 from scripts.cli import console
 from scripts.demo_stages.build import open_zoo
 from scripts.demo_stages.stage import StageResult

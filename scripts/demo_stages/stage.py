@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.durable import write_file
+from zoo.storage.durable import write_file
 
 _NO_NUMBERS: Final = ("out", "zoo", "executor", "device", "trainer", "num_threads", "plain_loop_seconds")
 _OWN_SECTIONS: Final = ("prompting", "optimizer", "join")

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from scripts.inspect_zoo import main
-from zoo.schema import ZooFormatError
+from zoo.storage.schema import ZooFormatError
 
 
 @pytest.fixture

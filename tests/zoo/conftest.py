@@ -7,9 +7,9 @@ import pytest
 
 from zoo.architectures import MLP
 from zoo.layout import ParamLayout
-from zoo.schema import RunStatus, ZooSpec
+from zoo.storage.schema import RunStatus, ZooSpec
+from zoo.storage.writer import ZooWriter
 from zoo.store import Zoo
-from zoo.writer import ZooWriter
 
 LAYOUT = ParamLayout.of(MLP(3, (4,), 2))
 

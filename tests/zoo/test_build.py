@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from zoo.build import BlockBuilder, build_zoo
-from zoo.executors import InProcess, LocalProcesses, RayExecutor
+from zoo.building.executors import InProcess, LocalProcesses, RayExecutor
+from zoo.building.plan import BuildPlan
 from zoo.optimizers import Adam
-from zoo.plan import BuildPlan
-from zoo.schema import RunStatus, ZooMismatchError
+from zoo.storage.schema import RunStatus, ZooMismatchError
+from zoo.storage.writer import ZooWriter
 from zoo.store import Zoo
 from zoo.tasks import get_task, run_seed
-from zoo.writer import ZooWriter
 
 SETTINGS = {
     "num_runs": 10,

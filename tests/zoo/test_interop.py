@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from zoo.architectures import CNN, MLP
 from zoo.interop import CheckpointError, export, import_checkpoints
 from zoo.layout import ParamLayout
-from zoo.schema import RunStatus
+from zoo.storage.schema import RunStatus
 from zoo.store import Zoo
 
 

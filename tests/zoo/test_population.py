@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from zoo.hyperparameters import make_optimizer
+from zoo.building.hyperparameters import make_optimizer
 from zoo.initialization import run_seed
 from zoo.optimizers import Adam, Sgd
 from zoo.population import quadratic_steps, train_population

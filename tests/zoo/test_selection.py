@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from zoo.layout import ParamLayout, ParamSlot
-from zoo.schema import RunStatus, ZooSpec
 from zoo.selection import SelectedZoo
+from zoo.storage.schema import RunStatus, ZooSpec
+from zoo.storage.writer import ZooWriter
 from zoo.store import Zoo
-from zoo.writer import ZooWriter
 
 NUM_RUNS, NUM_SNAPSHOTS, NUM_PARAMS = 6, 4, 3
 

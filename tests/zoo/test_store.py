@@ -9,10 +9,10 @@ import zarr
 from zarr.storage import MemoryStore, ZipStore
 
 from zoo.architectures import MLP
-from zoo.schema import RunStatus, ZooFormatError
-from zoo.splits import SplitRule
+from zoo.storage.schema import RunStatus, ZooFormatError
+from zoo.storage.splits import SplitRule
+from zoo.storage.writer import ZooWriter
 from zoo.store import DamagedZooError, Zoo
-from zoo.writer import ZooWriter
 
 
 @pytest.fixture(scope="module")

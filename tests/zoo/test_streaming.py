@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from zoo.schema import RunStatus
+from zoo.storage.schema import RunStatus
+from zoo.storage.writer import ZooWriter
 from zoo.store import Zoo
 from zoo.streaming import StreamingZooDataset
-from zoo.writer import ZooWriter
 
 OPTIONS = {"access_key_id": "testing", "secret_access_key": "testing", "region": "us-east-1"}
 

@@ -1,0 +1,22 @@
+"""What a trained generator is worth: asked on unseen starts, beside baselines, and tested for copies."""
+
+from generator.evaluation.collapse import collapse_report
+from generator.evaluation.controls import control_reports, train_controls
+from generator.evaluation.novelty import novelty_report
+from generator.evaluation.protocol import EvaluationConfig, evaluate
+from generator.evaluation.testbed import PipelineSampler, Testbed
+from generator.evaluation.unseen_starts import alignment_report
+from generator.evaluation.unseen_tasks import unseen_tasks_report
+
+__all__ = [
+    "EvaluationConfig",
+    "PipelineSampler",
+    "Testbed",
+    "alignment_report",
+    "collapse_report",
+    "control_reports",
+    "evaluate",
+    "novelty_report",
+    "train_controls",
+    "unseen_tasks_report",
+]

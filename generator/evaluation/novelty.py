@@ -1,0 +1,304 @@
+"""Are generated networks new? Five tests that copying and interpolation of the training set cannot pass.
+
+(A) distance to the training set without symmetries, (B) accuracy against overlap of errors, (C) two generators from
+disjoint halves of the runs, (D) retrieval and regression, (E) losses that no training network had.
+
+Source: what is to be shown, and the measures of (A) and (B): Zeng et al. 2025 (arXiv 2506.07998), who found that
+earlier generators copy or interpolate.
+
+Legend: N networks, M networks of the pool, R runs, K prompts, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from generator.dataset import Trajectories
+from generator.evaluation.baselines import MatchedAverage, NoisyCopy
+from generator.evaluation.collapse import Behaviour
+from generator.evaluation.neighbours import nearest, paired_distances
+from generator.evaluation.testbed import METRIC, Sampler, Testbed, log_gap, nearest_snapshots
+from generator.evaluation.verdict import Estimate, Verdict
+from zoo.metrics import wrong_prediction_iou
+
+GENERATED: Final = "generated"
+HELD_OUT: Final = "held-out runs"
+COPIES: Final = "exact copies"
+NOISE_LEVELS: Final = (0.05, 0.1, 0.2, 0.4)
+AVERAGED_COUNTS: Final = (2, 4, 8)
+DISTANCE_MARGIN: Final = 0.05  # relative to held-out runs
+IOU_MARGIN: Final = 0.03
+ACCURACY_MARGIN: Final = 0.005
+_SMALLEST: Final = 1e-12  # divides what is zero for equal networks
+_OVERLAP_SPLITS: Final = ("val", "test")
+
+
+@dataclass(frozen=True)
+class NetworkSet:
+    """One kind of networks against the training set.
+
+    Attributes:
+        distances: (N,) matched distance to the nearest network of the pool.
+        overlaps: (N,) largest wrong-prediction IoU with a network of the pool, on val and test data: where networks err
+            rarely, the test split alone has too few errors to tell them apart.
+        accuracies: (N,) on test data.
+    """
+
+    distances: Tensor
+    overlaps: Tensor
+    accuracies: Tensor
+
+
+@dataclass(frozen=True)
+class NoveltyReport:
+    """Tests (A) and (B) at one prompt.
+
+    Attributes:
+        prompt: what was asked for.
+        sets: kinds of networks by name.
+        distance: verdict of (A).
+        overlap: verdict of (B).
+    """
+
+    prompt: float
+    sets: dict[str, NetworkSet]
+    distance: Verdict
+    overlap: Verdict
+
+
+@dataclass(frozen=True)
+class HalvesReport:
+    """Test (C).
+
+    Attributes:
+        mutual: (N,) matched distances between the two generators' networks from one start and one noise.
+        to_training: (N,) mean of both networks' distances to the nearest network of their own training half.
+        across: (N,) as `mutual`, but with the second generator's network from another start: what a template gives.
+        verdict: whether the generators agree, start by start.
+    """
+
+    mutual: Tensor
+    to_training: Tensor
+    across: Tensor
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class BandReport:
+    """Test (E).
+
+    Attributes:
+        band: losses withheld in training.
+        prompts: (K,) inside the band.
+        achieved: (N, K) val losses.
+        outside: (K,) the error of answering every prompt with the nearest loss outside the band.
+        verdict: whether the generator meets the withheld losses better than that.
+    """
+
+    band: tuple[float, float]
+    prompts: Tensor
+    achieved: Tensor
+    outside: Tensor
+    verdict: Verdict
+
+
+def novelty_report(testbed: Testbed, generated: Tensor, prompt: float, rng: torch.Generator) -> NoveltyReport:
+    """Tests (A) and (B) at one prompt.
+
+    The pool holds each training run's snapshot that is nearest to the generated networks' mean loss: a copy has the
+    loss of what it copies.
+
+    Args:
+        testbed: training and unseen runs.
+        generated: (N, P) one network per start of the first N unseen runs.
+        prompt: loss that they were prompted with.
+        rng: of the noise and of what is copied.
+    """
+    losses = testbed.val_loss(generated)
+    level = losses.log().mean().exp()
+    pool = pool_at(testbed.train, level)
+    asked = {METRIC: level.expand(len(generated))}
+    sets = {
+        GENERATED: generated,
+        HELD_OUT: testbed.real_at(losses),
+        COPIES: NoisyCopy(testbed.train, 0.0)(None, asked, rng),
+    }
+    sets |= {f"noise {noise:g}": NoisyCopy(testbed.train, noise)(None, asked, rng) for noise in NOISE_LEVELS}
+    sets |= {f"average of {n}": MatchedAverage(testbed.train, n)(None, asked, rng) for n in AVERAGED_COUNTS}
+    known = Behaviour.of(testbed.task, pool, _OVERLAP_SPLITS)
+    measured = {name: _against(testbed, params, pool, known) for name, params in sets.items()}
+    return NoveltyReport(prompt, measured, distance_verdict(measured), overlap_verdict(measured))
+
+
+def pool_at(train: Trajectories, level: Tensor) -> Tensor:
+    """Networks (R, P): of each training run the snapshot whose loss is nearest to a level ()."""
+    rows = torch.arange(len(train))
+    return train.read(rows, nearest_snapshots(train.metrics[METRIC], level))
+
+
+def distance_verdict(sets: Mapping[str, NetworkSet]) -> Verdict:
+    """(A): generated networks are not nearer to the training set than unseen real runs."""
+    held_out = sets[HELD_OUT].distances
+    relative = Estimate.of((sets[GENERATED].distances - held_out) / held_out.mean())
+    nearer = [
+        float(name.split()[-1])
+        for name, one in sets.items()
+        if name.startswith("noise") and one.distances.mean() < sets[GENERATED].distances.mean()
+    ]
+    return Verdict(
+        relative.low >= -DISTANCE_MARGIN,
+        f"matched distance to the nearest training network differs from held-out runs' by {relative:+.1%} (at least "
+        f"{-DISTANCE_MARGIN:.0%}); copies with relative noise up to {max(nearer, default=0):g} are nearer",
+    )
+
+
+def overlap_verdict(sets: Mapping[str, NetworkSet]) -> Verdict:
+    """(B): errors overlap with the training set's no more than those of unseen real runs, at the accuracy that noise
+    and averaging have not at such an overlap."""
+    generated = sets[GENERATED]
+    overlap = Estimate.of(generated.overlaps - sets[HELD_OUT].overlaps)
+    gains = {
+        kind: Estimate.of(generated.accuracies - _frontier(sets, kind, generated.overlaps))
+        for kind in ("noise", "average")
+    }
+    return Verdict(
+        overlap.high <= IOU_MARGIN and all(gain.low > -ACCURACY_MARGIN for gain in gains.values()),
+        f"largest IoU of errors with a training network differs from held-out runs' by {overlap:+.3f} (at most "
+        f"{IOU_MARGIN:g}); accuracy at equal IoU against the frontier of noise {gains['noise']:+.1%}, of averages "
+        f"{gains['average']:+.1%} (at least {-ACCURACY_MARGIN:.1%})",
+    )
+
+
+def halves_report(
+    samplers: tuple[Sampler, Sampler],
+    halves: tuple[Trajectories, Trajectories],
+    *,
+    starts: Tensor,
+    prompt: float,
+    seed: int,
+) -> HalvesReport:
+    """Test (C): two generators that share no training run agree with each other more than with their training sets.
+
+    They must agree start by start: networks from different starts must differ more.
+
+    Args:
+        samplers: two, each trained on the half of the same place.
+        halves: disjoint runs.
+        starts: (N, P) unseen starts.
+        prompt: loss that both are asked for.
+        seed: of the noise, the same for both.
+
+    Raises:
+        ValueError: if the halves share a run.
+    """
+    shared = set(halves[0].runs.tolist()) & set(halves[1].runs.tolist())
+    if shared:
+        raise ValueError(f"halves must be disjoint, they share {len(shared)} runs")
+    layout = halves[0].layout
+    asked = {METRIC: torch.full((len(starts),), prompt)}
+    first, second = (sampler(starts, asked, torch.Generator().manual_seed(seed)).cpu() for sampler in samplers)
+    mutual = paired_distances(layout, first, second)
+    own = [
+        nearest(layout, networks, pool_at(half, torch.tensor(prompt))).distances[:, 0]
+        for networks, half in zip((first, second), halves, strict=True)
+    ]
+    to_training = (own[0] + own[1]) / 2
+    across = paired_distances(layout, first, second.roll(1, dims=0))
+    nearer = Estimate.of((to_training - mutual) / to_training.mean())
+    alike = Estimate.of((across - mutual) / across.mean().clamp(min=_SMALLEST))
+    verdict = Verdict(
+        nearer.low > 0 and alike.low > 0,
+        f"networks of two generators from disjoint halves are {nearer:.0%} nearer to each other than to their training "
+        f"sets, and {alike:.0%} nearer than networks from different starts",
+    )
+    return HalvesReport(mutual, to_training, across, verdict)
+
+
+@dataclass(frozen=True)
+class Foretelling:
+    """Test (D): what one sampler knows of prompts and starts.
+
+    Attributes:
+        errors: (N,) mean over prompts of |log achieved - log prompted loss|.
+        cosines: (N,) of its update and the start's real update at the lowest prompt.
+    """
+
+    errors: Tensor
+    cosines: Tensor
+
+
+def retrieval_verdict(generator: Foretelling, rivals: Mapping[str, Foretelling]) -> Verdict:
+    """(D): no rival both meets prompts as well as the generator and foretells as well where a start goes.
+
+    Retrieval meets prompts and knows nothing of the start; regression foretells directions and meets no prompt.
+    """
+    parts, passed = [], True
+    for name, rival in rivals.items():
+        error = Estimate.of(rival.errors - generator.errors)
+        cosine = Estimate.of(generator.cosines - rival.cosines)
+        passed &= error.low > 0 or cosine.low > 0
+        parts.append(f"{name} {error:+.2f}, {cosine:+.2f}")
+    return Verdict(
+        passed,
+        f"log error of prompts {Estimate.of(generator.errors):.3f}, cosine with real updates "
+        f"{Estimate.of(generator.cosines):.2f}; ahead of rivals in error, cosine: {'; '.join(parts)}",
+    )
+
+
+def withheld_band_report(
+    testbed: Testbed, sampler: Sampler, band: tuple[float, float], *, starts: Tensor, num_prompts: int, seed: int
+) -> BandReport:
+    """Test (E): a generator trained without networks of a band of losses still meets prompts inside it.
+
+    Args:
+        testbed: task.
+        sampler: trained without the band.
+        band: lowest and highest withheld val loss.
+        starts: (N, P) unseen starts.
+        num_prompts: K, log-spaced inside the band.
+        seed: of the noise.
+    """
+    low, high = torch.tensor(band).log()
+    prompts = torch.linspace(low.item(), high.item(), num_prompts + 2)[1:-1].exp()
+    asked = {METRIC: prompts.repeat(len(starts))}
+    rng = torch.Generator().manual_seed(seed)
+    networks = sampler(starts.repeat_interleave(num_prompts, dim=0), asked, rng).cpu()
+    achieved = testbed.val_loss(networks).view(len(starts), num_prompts)
+    outside = torch.minimum(prompts.log() - low, high - prompts.log())
+    errors = torch.stack([log_gap(column, prompt) for column, prompt in zip(achieved.T, prompts, strict=True)])
+    ratio = Estimate.of(errors.mean(0) / outside.mean())
+    verdict = Verdict(
+        ratio.high < 1,
+        f"errors of log loss inside the withheld band {band[0]:.2g} to {band[1]:.2g} are {ratio:.2f} times those of "
+        "the best answer from outside it",
+    )
+    return BandReport(band, prompts, achieved, outside, verdict)
+
+
+def middle_band(prompts: Tensor) -> tuple[float, float]:
+    """The middle third of the range of prompts (K,), on a logarithmic scale."""
+    low, high = prompts.min().log(), prompts.max().log()
+    return low.lerp(high, 1 / 3).exp().item(), low.lerp(high, 2 / 3).exp().item()
+
+
+def _against(testbed: Testbed, params: Tensor, pool: Tensor, known: Behaviour) -> NetworkSet:
+    does = Behaviour.of(testbed.task, params, _OVERLAP_SPLITS)
+    overlaps = wrong_prediction_iou(does.predictions, does.targets, known.predictions).max(1).values
+    distances = nearest(testbed.task.layout, params, pool).distances[:, 0]
+    return NetworkSet(distances, overlaps, Behaviour.of(testbed.task, params).accuracy)
+
+
+def _frontier(sets: Mapping[str, NetworkSet], kind: str, overlaps: Tensor) -> Tensor:
+    """Accuracy (N,) that copies with noise, or averages, have at such an overlap; beyond them that of their ends."""
+    points = [(one.overlaps.mean(), one.accuracies.mean()) for name, one in sets.items() if name.startswith(kind)]
+    points.append((sets[COPIES].overlaps.mean(), sets[COPIES].accuracies.mean()))
+    table = torch.tensor(sorted((x.item(), y.item()) for x, y in points))  # (points, 2)
+    right = torch.searchsorted(table[:, 0].contiguous(), overlaps.float()).clamp(1, len(table) - 1)
+    (x0, y0), (x1, y1) = table[right - 1].T, table[right].T
+    share = ((overlaps - x0) / (x1 - x0).clamp(min=1e-9)).clamp(0, 1)
+    return y0.lerp(y1, share.float()).double()

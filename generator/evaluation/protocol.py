@@ -1,0 +1,303 @@
+"""The whole evaluation of a generator: one call, everything that the report prints.
+
+    evaluation = evaluate(PipelineSampler(pipe), Testbed(task, train, unseen))
+
+The protocol is described in docs/evaluation.md.
+
+Legend: N unseen starts, K prompts, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from generator.dataset import Trajectories
+from generator.evaluation.adam_baselines import (
+    AdamCurve,
+    AdamSteps,
+    RankOneExtrapolation,
+    TunedAdam,
+    adam_curve,
+    tune_adam,
+)
+from generator.evaluation.baselines import (
+    MatchedAverage,
+    MeanDelta,
+    NearestNeighbours,
+    NoisyCopy,
+    Retrieval,
+    initial_networks,
+)
+from generator.evaluation.collapse import CollapseReport, collapse_report
+from generator.evaluation.generalization import MAX_GAP, Generalization
+from generator.evaluation.novelty import Foretelling, NoveltyReport, novelty_report, retrieval_verdict
+from generator.evaluation.ridge import Ridge
+from generator.evaluation.testbed import METRIC, Sampler, Testbed, log_gap
+from generator.evaluation.verdict import Estimate, Verdict
+from generator.prompt_alignment import Alignment, measure_alignment
+from zoo.metrics import LOG_RANGE
+
+GENERATOR: Final = "generator"
+BELOW_FLOOR: Final = (0.25, 0.4, 0.63)  # of the floor
+DIVERSITY_LOSS: Final = 0.3  # nats; beside the floor, where collapse is measured
+MAX_GROWTH: Final = 0.22  # of log val loss, when less than the floor is asked for
+_FORETELLING: Final = ("retrieval", "mean of 8 nearest", "ridge", "matched ridge")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Sizes of an evaluation.
+
+    Attributes:
+        num_starts: N, at most as many as there are unseen runs.
+        num_novelty_starts: of them, for the tests (A) and (B), which match every pair.
+        num_prompts: K from the floor upwards.
+        uses_start: whether the generator looks at starts; otherwise nothing is fed back, and (D) does not apply.
+        num_updates: how often networks are fed back.
+        max_adam_steps: most steps of tuned Adam.
+        num_tuning_starts: training starts on which Adam and its extrapolation are tuned.
+        baselines: whether to evaluate baselines too.
+        seed: of all noise.
+    """
+
+    num_starts: int = 128
+    num_novelty_starts: int = 64
+    num_prompts: int = 16
+    uses_start: bool = True
+    num_updates: int = 4
+    max_adam_steps: int = 1000
+    num_tuning_starts: int = 32
+    baselines: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SamplerResult:
+    """One sampler on all starts and prompts.
+
+    Attributes:
+        alignment: at the K prompts from the floor upwards.
+        below: at the prompts below the floor.
+        collapse: at the lowest prompt, and at the one nearest to DIVERSITY_LOSS.
+        foretelling: errors of prompts, and cosines with the starts' real updates.
+        generalization: test accuracy against real runs of equal training loss, at the K prompts.
+        seconds: wall time for one network.
+    """
+
+    alignment: Alignment
+    below: Alignment
+    collapse: tuple[CollapseReport, ...]
+    foretelling: Foretelling
+    generalization: Generalization
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that is reported.
+
+    Attributes:
+        floor: lowest prompt.
+        final_accuracy: (N,) test accuracy of the unseen runs' last snapshots.
+        results: by sampler, the generator first.
+        recursion: the generator's alignment after one, two ... updates.
+        adam: what tuned Adam reaches from the same starts.
+        novelty: tests (A) and (B), at the prompts of the generator's `collapse`.
+        verdicts: by claim.
+    """
+
+    floor: float
+    final_accuracy: Tensor
+    results: dict[str, SamplerResult]
+    recursion: list[Alignment]
+    adam: AdamCurve
+    novelty: tuple[NoveltyReport, ...]
+    verdicts: dict[str, Verdict]
+
+
+def evaluate(
+    generator: Sampler,
+    testbed: Testbed,
+    *,
+    others: Mapping[str, Sampler] | None = None,
+    config: EvaluationConfig | None = None,
+) -> Evaluation:
+    """Evaluate a generator on starts that it has not seen.
+
+    Args:
+        generator: to evaluate.
+        testbed: task, its training runs, unseen runs.
+        others: more samplers by name for the same tables, such as a deterministic twin or a generator that was
+            trained with the function-space loss alone.
+        config: sizes.
+    """
+    config = config or EvaluationConfig()
+    starts = testbed.starts(config.num_starts)
+    tuned = tune_adam(
+        testbed.task, initial_networks(testbed.train)[: config.num_tuning_starts], max_steps=config.max_adam_steps
+    )
+    own_result, generated = evaluate_sampler(generator, testbed, starts, config)
+    rivals = dict(others or {})
+    if config.baselines:
+        rivals |= all_baselines(testbed.train, tuned, config.num_tuning_starts)
+    results = {GENERATOR: own_result}
+    results |= {name: evaluate_sampler(rival, testbed, starts, config)[0] for name, rival in rivals.items()}
+    last = testbed.unseen.read(torch.arange(len(starts)), testbed.unseen.counts[: len(starts)] - 1)
+    novelty = tuple(
+        novelty_report(
+            testbed,
+            generated[: config.num_novelty_starts, k],
+            own_result.alignment.prompts[k].item(),
+            torch.Generator().manual_seed(config.seed),
+        )
+        for k in diversity_places(own_result.alignment.prompts)
+    )
+    return Evaluation(
+        testbed.floor,
+        1 - testbed.task.evaluate(last, "test")["error"].cpu(),
+        results,
+        recursion(generator, testbed, generated, own_result.alignment, config),
+        adam_curve(tuned, starts),
+        novelty,
+        _verdicts(results, novelty, uses_start=config.uses_start),
+    )
+
+
+def all_baselines(train: Trajectories, tuned: TunedAdam, num_tuning_starts: int) -> dict[str, Sampler]:
+    """Every baseline by the name it has in the tables."""
+    return {
+        "retrieval": Retrieval(train),
+        "mean of 8 nearest": NearestNeighbours(train, 8),
+        "start + mean update": MeanDelta(train),
+        "matched average of 4": MatchedAverage(train, 4),
+        "noisy copy": NoisyCopy(train, 0.1),
+        "ridge": Ridge(train),
+        "matched ridge": Ridge(train, matched=True),
+        "rank-1 extrapolation": RankOneExtrapolation(tuned, initial_networks(train)[:num_tuning_starts]),
+        "tuned Adam": AdamSteps(tuned),
+    }
+
+
+def evaluate_sampler(
+    sampler: Sampler, testbed: Testbed, starts: Tensor, config: EvaluationConfig
+) -> tuple[SamplerResult, Tensor]:
+    """Result of one sampler, and its networks (N, K, P) at the prompts from the floor upwards.
+
+    Args:
+        sampler: to evaluate.
+        testbed: task and real runs.
+        starts: (N, P) initial networks of the first N unseen runs.
+        config: sizes.
+    """
+    usual = testbed.prompts(config.num_prompts)
+    prompts = torch.cat((testbed.floor * torch.tensor(BELOW_FLOOR), usual))
+    num_below = len(BELOW_FLOOR)
+    began = time.perf_counter()
+    networks = _sample_grid(sampler, starts.repeat_interleave(len(prompts), dim=0), prompts, config.seed)
+    seconds = (time.perf_counter() - began) / len(networks)
+    whole = measure_alignment(lambda *_: networks, testbed.task, starts, prompts)
+    grid = networks.view(len(starts), len(prompts), -1)[:, num_below:]
+    places = diversity_places(usual)
+    collapse = tuple(collapse_report(testbed, starts, grid[:, k], usual[k].item()) for k in places)
+    achieved = whole.val["loss"][:, num_below:].nan_to_num(nan=torch.inf).log().clamp(*LOG_RANGE)
+    gaps = (achieved - usual.log()).abs()
+    used = slice(0, testbed.task.layout.num_trainable)
+    became = testbed.real_at(usual[:1].expand(len(starts)))
+    alignment = _columns(whole, slice(num_below, None))
+    train_loss = testbed.task.evaluate(grid.flatten(0, 1), "train")["loss"].view(grid.shape[:2]).cpu()
+    result = SamplerResult(
+        alignment,
+        _columns(whole, slice(num_below)),
+        collapse,
+        Foretelling(gaps.mean(1), F.cosine_similarity((grid[:, 0] - starts)[:, used], (became - starts)[:, used])),
+        Generalization.of(testbed.real_curves, train_loss, alignment.test["error"]),
+        seconds,
+    )
+    return result, grid
+
+
+def diversity_places(prompts: Tensor) -> list[int]:
+    """Where diversity and novelty are measured: the lowest of the prompts (K,), and the one nearest DIVERSITY_LOSS."""
+    return list(dict.fromkeys((0, int(log_gap(prompts, torch.tensor(DIVERSITY_LOSS)).argmin()))))
+
+
+def recursion(
+    sampler: Sampler, testbed: Testbed, generated: Tensor, first: Alignment, config: EvaluationConfig
+) -> list[Alignment]:
+    """Alignment after each update, when networks are fed back with the same prompts.
+
+    Args:
+        sampler: to apply again.
+        testbed: task.
+        generated: (N, K, P) networks after the first update.
+        first: their alignment.
+        config: sizes.
+    """
+    results = [first]
+    networks = generated.flatten(0, 1)
+    for update in range(1, config.num_updates if config.uses_start else 1):
+        networks = _sample_grid(sampler, networks, first.prompts, config.seed + update)
+        done = networks
+        results.append(measure_alignment(lambda *_, done=done: done, testbed.task, generated[:, 0], first.prompts))
+    return results
+
+
+def _sample_grid(sampler: Sampler, starts: Tensor, prompts: Tensor, seed: int) -> Tensor:
+    """Networks (N * K, P) for starts (N * K, P) that each are repeated for the K prompts."""
+    asked = {METRIC: prompts.repeat(len(starts) // len(prompts))}
+    return sampler(starts, asked, torch.Generator().manual_seed(seed)).cpu()
+
+
+def _columns(alignment: Alignment, chosen: slice) -> Alignment:
+    val, test = ({name: values[:, chosen] for name, values in one.items()} for one in (alignment.val, alignment.test))
+    return Alignment(alignment.prompts[chosen], val, test, alignment.metric)
+
+
+def _verdicts(
+    results: Mapping[str, SamplerResult], novelty: Sequence[NoveltyReport], *, uses_start: bool
+) -> dict[str, Verdict]:
+    generator = results[GENERATOR]
+    verdicts = {
+        "below the floor": saturation_verdict(generator),
+        "generalization": generalization_verdict(generator.generalization),
+        **generator.collapse[0].verdicts,
+    }
+    for report in novelty:
+        verdicts |= {
+            f"novelty A at {report.prompt:.2f}": report.distance,
+            f"novelty B at {report.prompt:.2f}": report.overlap,
+        }
+    rivals = {name: results[name].foretelling for name in _FORETELLING if name in results}
+    if rivals and uses_start:
+        verdicts["novelty D"] = retrieval_verdict(generator.foretelling, rivals)
+    return verdicts
+
+
+def saturation_verdict(result: SamplerResult) -> Verdict:
+    """Asked for less than runs reach, the generator stays near the floor and gives no overconfident networks."""
+    at_floor = result.alignment.val["loss"][:, 0]
+    growth = (result.below.val["loss"].amax(1) / at_floor).log()
+    change = Estimate.of(growth)
+    accuracy = Estimate.of(result.alignment.test["error"][:, 0] - result.below.test["error"][:, 0])
+    return Verdict(
+        change.high <= MAX_GROWTH,
+        f"asked for less than the floor, log val loss changes by {change:+.2f} at worst (at most {MAX_GROWTH:+g}), "
+        f"test accuracy by {accuracy:+.1%}",
+    )
+
+
+def generalization_verdict(result: Generalization) -> Verdict:
+    """At the lowest prompt, test accuracy is that of real runs of equal training loss."""
+    gap = Estimate.of(result.gap[:, 0])
+    return Verdict(
+        gap.high <= MAX_GAP,
+        f"at the lowest prompt (training loss {result.train_loss[:, 0].log().mean().exp():.3f}) test accuracy is "
+        f"{gap:+.2%} below that of real runs of equal training loss (at most {MAX_GAP:+.1%})",
+    )

@@ -1,0 +1,160 @@
+"""The seam of all evaluation: samplers of networks, and the unseen starts and real runs that they are judged by.
+
+A sampler is any callable that makes networks from starts and prompts. The pipeline is one, every baseline is another,
+and all go through the same functions.
+
+Legend: B networks asked for, N unseen starts, R runs, S snapshots, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from generator.dataset import Trajectories
+from generator.evaluation.generalization import RealCurves
+from generator.pipeline import ParameterPipeline
+from generator.prompt_alignment import prompt_grid
+from zoo.layout import ParamLayout
+from zoo.store import Zoo
+from zoo.tasks import Task, get_task
+
+METRIC: Final = "val_loss"  # prompts are on validation data, reports on test data
+
+
+class Sampler(Protocol):
+    """Makes networks. What a sampler does not need, it ignores."""
+
+    def __call__(self, start: Tensor | None, prompt: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
+        """Networks (B, P).
+
+        Args:
+            start: (B, P) networks to update.
+            prompt: asked values by metric, each (B,).
+            rng: of all randomness, on the CPU.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PipelineSampler:
+    """A trained pipeline as a sampler.
+
+    Attributes:
+        pipeline: to sample from.
+        layout: of the networks to generate.
+        use_start: False to generate from noise although the model knows starts.
+        num_inference_steps: denoising steps.
+        eta: 0 deterministic, 1 ancestral.
+    """
+
+    pipeline: ParameterPipeline
+    layout: ParamLayout
+    use_start: bool = True
+    num_inference_steps: int = 8
+    eta: float = 0.0
+
+    @property
+    def uses_start(self) -> bool:
+        """Whether networks depend on the start at all."""
+        return self.use_start and bool(self.pipeline.model.config["use_start"])
+
+    def __call__(self, start: Tensor | None, prompt: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
+        num_networks = len(next(iter(prompt.values())))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*outside the range of the training runs")  # asked on purpose
+            return self.pipeline(
+                start if self.uses_start else None,
+                prompt,
+                num_samples=num_networks,
+                layout=self.layout,
+                num_inference_steps=self.num_inference_steps,
+                eta=self.eta,
+                generator=rng,
+            ).params
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """What a generator is evaluated on.
+
+    Attributes:
+        task: that the networks are for.
+        train: runs that the generator was trained on, the only ones that baselines may use.
+        unseen: held-out runs; their initial networks are the starts, their snapshots the real networks.
+    """
+
+    __test__ = False  # no test case, whatever its name suggests
+
+    task: Task
+    train: Trajectories
+    unseen: Trajectories
+
+    def __post_init__(self) -> None:
+        for name, runs in (("train", self.train), ("unseen", self.unseen)):
+            if METRIC not in runs.metrics:
+                raise ValueError(f"{name} must have the metric {METRIC!r}, got {list(runs.metrics)}")
+            if runs.layout != self.task.layout:
+                raise ValueError(f"{name} runs are of another architecture than the task's; was the zoo built for it?")
+
+    @classmethod
+    def from_zoo(cls, zoo: Zoo) -> Testbed:
+        """The task that the zoo records, its training runs, and its test runs as unseen ones."""
+        options: dict[str, Any] = dict(zoo.task_config)
+        train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))
+        return cls(get_task(**options), train, unseen)
+
+    @property
+    def floor(self) -> float:
+        """Median over training runs of the lowest loss a run reaches: what can fairly be asked for."""
+        return self.train.lowest(METRIC)
+
+    def prompts(self, num_prompts: int) -> Tensor:
+        """Prompts (K,), log-spaced from the floor upwards."""
+        return prompt_grid(self.train, METRIC, num_prompts=num_prompts)
+
+    def starts(self, num_starts: int) -> Tensor:
+        """Initial networks (N, P) of the first unseen runs; fewer if there are not so many."""
+        rows = torch.arange(min(num_starts, len(self.unseen)))
+        return self.unseen.read(rows, torch.zeros_like(rows))
+
+    def real_at(self, losses: Tensor) -> Tensor:
+        """Real networks (N, P): what start i became, at the snapshot whose val loss is nearest to `losses[i]` (N,)."""
+        rows = torch.arange(len(losses))
+        return self.unseen.read(rows, nearest_snapshots(self.unseen.metrics[METRIC][rows], losses))
+
+    @cached_property
+    def real_curves(self) -> RealCurves:
+        """Training loss and test accuracy of the unseen runs at all their snapshots."""
+        shape = self.unseen.metrics[METRIC].shape
+        rows, snapshots = torch.where(torch.arange(shape[1]) < self.unseen.counts[:, None])
+        networks = self.unseen.read(rows, snapshots)
+        losses, accuracies = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+        losses[rows, snapshots] = self.task.evaluate(networks, "train")["loss"].cpu()
+        accuracies[rows, snapshots] = 1 - self.task.evaluate(networks, "test")["error"].cpu()
+        return RealCurves(losses, accuracies)
+
+    def val_loss(self, params: Tensor) -> Tensor:
+        return self.task.evaluate(params, "val")["loss"]
+
+
+def nearest_snapshots(values: Tensor, asked: Tensor) -> Tensor:
+    """Snapshot (R,) at which each run is nearest to the value asked of it, on a logarithmic scale.
+
+    Args:
+        values: (R, S) metric of the runs, NaN where a run has no snapshot.
+        asked: (R,) or ().
+    """
+    return log_gap(values, asked.reshape(-1, 1)).argmin(1)
+
+
+def log_gap(values: Tensor, asked: Tensor) -> Tensor:
+    """|log values - log asked|, infinite where a value is not a positive number."""
+    usable = values.isfinite() & (values > 0)
+    return torch.where(usable, (values.clamp(min=1e-30).log() - asked.log()).abs(), torch.inf)

@@ -1,0 +1,106 @@
+"""Prompt alignment of a trained pipeline on initial networks that no run of the zoo began with.
+
+Legend: N starts, K prompts, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from generator.dataset import Trajectories
+from generator.evaluation.unseen_tasks import unseen_tasks_report
+from generator.held_out_tasks import with_splits
+from generator.pipeline import ParameterPipeline
+from generator.prompt_alignment import Alignment, alignment_of, prompt_grid
+from generator.train import GeneratorConfig, task_of
+from zoo.store import Zoo
+from zoo.tasks import Task
+
+_START_SEED: Final = 2**40  # far from the seeds of zoos
+
+
+def alignment_report(
+    pipe: ParameterPipeline, zoo: Zoo, config: GeneratorConfig, *, num_starts: int = 128, num_inference_steps: int = 8
+) -> dict[str, dict[str, float]]:
+    """Figures of one update from unseen starts ("start") and of networks from noise ("noise").
+
+    Prompts are on validation data, from the median over training runs of the lowest value a run reaches; test figures
+    stand beside. "finals" is the test accuracy of the last networks of held-out runs. A generator of a task family
+    is measured on unseen tasks instead, see `unseen_tasks_report`.
+    """
+    if config.num_task_bits:
+        return unseen_tasks_report(pipe, zoo) if num_starts else {}
+    zoo = with_splits(zoo, pipe.splits)
+    metric = next((name for name in config.metric_names if name in ("val_loss", "val_error")), None)
+    if metric is None or not num_starts:
+        return {}
+    prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (metric,), memory_budget=0), metric)
+    finals = 1 - zoo.metric("test_error")[zoo.split("test"), -1].mean().item()
+    report = {}
+    for mode in config.pairs.modes:
+        (alignment,) = unseen_alignments(
+            pipe,
+            task_of(zoo),
+            prompts,
+            use_start=mode == "start",
+            metric=metric,
+            num_starts=num_starts,
+            num_inference_steps=num_inference_steps,
+        )
+        report[mode] = {**alignment_figures(alignment), "finals": finals}
+    return report
+
+
+def unseen_alignments(
+    pipe: ParameterPipeline,
+    task: Task,
+    prompts: Tensor,
+    *,
+    use_start: bool = True,
+    metric: str = "val_loss",
+    num_starts: int = 128,
+    num_updates: int = 1,
+    num_inference_steps: int = 8,
+) -> list[Alignment]:
+    """Alignment after each update of random initial networks of a task, whatever its architecture.
+
+    Args:
+        pipe: trained, on this architecture or on others.
+        task: that the networks are for.
+        prompts: (K,).
+        use_start: False for networks from noise, which are not updated again.
+        metric: "val_loss" or "val_error".
+        num_starts: N.
+        num_updates: how often networks are fed back with the same prompt.
+        num_inference_steps: denoising steps of each update.
+    """
+    networks = task.init(torch.Generator().manual_seed(_START_SEED), num_starts).repeat_interleave(len(prompts), dim=0)
+    rng = torch.Generator().manual_seed(0)
+    results = []
+    for _ in range(num_updates if use_start else 1):
+        networks = pipe(
+            networks if use_start else None,
+            {metric: prompts.repeat(num_starts)},
+            num_samples=len(networks),
+            num_inference_steps=num_inference_steps,
+            layout=task.layout,
+            task=task,
+            generator=rng,
+        ).params
+        results.append(alignment_of(networks, task, prompts, metric=metric.removeprefix("val_")))
+    return results
+
+
+def alignment_figures(alignment: Alignment) -> dict[str, float]:
+    """The figures of an alignment that tables show."""
+    return {
+        "spearman": alignment.spearman,
+        "r2_log": alignment.r2_log,
+        "test_r2_log": alignment.test_r2_log,
+        "lowest_prompt": alignment.prompts[0].item(),
+        "lowest_achieved": alignment.val[alignment.metric][:, 0].log().mean().exp().item(),
+        "accuracy": alignment.lowest_accuracy,
+    }

@@ -1,0 +1,127 @@
+"""Learned optimizers, their untrained frame and Celo2 as methods of the comparison.
+
+Legend: N networks, H settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from learned_opt.celo2_rule import STEP_SIZE, Celo2Rule
+from learned_opt.controller import encode_scalars
+from learned_opt.evaluation.rivals import COSINE, LEARNING_RATES, Method
+from learned_opt.normalized_rule import NormalizedRule
+from learned_opt.population_optimizer import PopulationOptimizer
+from learned_opt.pretrained import Pretrained, available, load_pretrained, theta_hash
+from zoo.layout import ParamLayout
+from zoo.optimizers import InnerOptimizer, State
+from zoo.schedules import Schedule
+
+UNTRAINED_FRAME: Final = "untrained frame"
+DECAYED: Final = "-wsd"
+_WSD: Final = Schedule("wsd")
+
+
+def learned_methods(sources: Mapping[str, Sequence[str | Path]]) -> dict[str, list[Method]]:
+    """Learned optimizers, nothing to tune: for each name one method a file.
+
+    Args:
+        sources: name -> files, or names in the package, that differ in their meta-seed alone. Under a name that ends
+            in "-wsd" a rule that knows no horizon runs with its multiplier, 1, decayed to zero in the last fifth.
+    """
+    return {name: _meta_seeds(name, [load_pretrained(source) for source in group]) for name, group in sources.items()}
+
+
+def shipped(methods: Sequence[Method]) -> dict[str, str]:
+    """Name in the package -> the method that has its weights, where there is one."""
+    by_hash = {method.identity: method.name for method in methods}
+    hashes = {name: load_pretrained(name).hash for name in available()}
+    return {name: by_hash[digest] for name, digest in hashes.items() if digest in by_hash}
+
+
+def untrained_frame() -> Method:
+    """The normalised rule before any meta-training, with its controller off, at multiples of its base step.
+
+    What the hand-made part of `mulo-norm` is worth: direction, decay to zero, width and depth rules. Its one best
+    constant is the multiple with the lowest geometric mean over all tasks.
+    """
+    rule = NormalizedRule(network=False)
+    off = encode_scalars({"noise_power": 0.0, "agreement_rate": 1e-9})
+
+    def make(lr: Tensor) -> InnerOptimizer:
+        scaled = off.repeat(len(lr), 1)
+        scaled[:, 0] += lr.log().to(off)  # the first scalar is the rate, which is exponential in theta
+        return PopulationOptimizer(rule, scaled)
+
+    return Method(UNTRAINED_FRAME, (0.25, 0.5, 1.0, 2.0, 4.0), make, theta_hash(UNTRAINED_FRAME, rule.config, off))
+
+
+def celo2(path: str | Path, learning_rates: tuple[float, ...] = LEARNING_RATES) -> Method:
+    """Celo2 from a file of PyLO, without weight decay; its rule asks for a learning rate and a schedule."""
+    loaded = load_pretrained(path)
+    if not isinstance(loaded.rule, Celo2Rule):
+        raise ValueError(f"{path} must hold a CELO2MLP, got a theta of rule {loaded.rule.name!r}")
+    return Method(
+        "Celo2 cosine",
+        learning_rates,
+        lambda lr: ScheduledPopulation(loaded, lr / STEP_SIZE, COSINE),
+        identity=f"cosine {loaded.hash}",
+    )
+
+
+class ScheduledPopulation:
+    """A learned rule with a learning rate under a schedule; a run of equal rates is one population.
+
+    Args:
+        pretrained: rule and theta.
+        lr: (N,) multiples of the rule's own step, networks of one setting beside each other.
+        schedule: of these.
+    """
+
+    def __init__(self, pretrained: Pretrained, lr: Tensor, schedule: Schedule) -> None:
+        self.schedule = schedule
+        values, counts = torch.unique_consecutive(lr, return_counts=True)
+        self.counts = counts.tolist()
+        self.lrs = values.tolist()
+        self.populations = [PopulationOptimizer(pretrained.rule, pretrained.theta) for _ in self.lrs]
+        self._states: list[State] = []
+
+    def init_state(self, layout: ParamLayout, params: Tensor) -> State:
+        """Nothing: each population's state is held here."""
+        parts = params.split(self.counts)
+        self._states = [one.init_state(layout, part) for one, part in zip(self.populations, parts, strict=True)]
+        return {}
+
+    def update(
+        self, layout: ParamLayout, params: Tensor, grads: Tensor, state: State, *, inner_step: int, num_steps: int
+    ) -> None:
+        factor = self.schedule.factor(inner_step, num_steps)
+        parts = zip(
+            self.populations, self.lrs, params.split(self.counts), grads.split(self.counts), self._states, strict=True
+        )
+        for population, lr, part, part_grads, part_state in parts:
+            population.lr = lr * factor
+            population.update(layout, part, part_grads, part_state, inner_step=inner_step, num_steps=num_steps)
+
+
+def _meta_seeds(name: str, group: Sequence[Pretrained]) -> list[Method]:
+    """One method for each theta, its meta-seed in its name if there are several."""
+
+    def method(loaded: Pretrained, title: str) -> Method:
+        if name.endswith(DECAYED):
+            return Method(
+                title, (1.0,), lambda lr: ScheduledPopulation(loaded, lr, _WSD), identity=f"wsd {loaded.hash}"
+            )
+        return Method(title, (1.0,), lambda lr: PopulationOptimizer(loaded.rule, loaded.theta), identity=loaded.hash)
+
+    if len(group) == 1:
+        return [method(group[0], name)]
+    titles = [f"{name}, meta-seed {loaded.info.get('seed', index)}" for index, loaded in enumerate(group)]
+    if len(set(titles)) < len(titles):
+        raise ValueError(f"files of {name!r} must differ in their meta-seed, got {titles}")
+    return [method(loaded, title) for loaded, title in zip(group, titles, strict=True)]

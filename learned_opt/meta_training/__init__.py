@@ -1,0 +1,36 @@
+"""How update rules get their theta: tasks, truncated training, estimators, the outer loop, recipes."""
+
+from learned_opt.meta_training.devices import Devices, FabricDevices
+from learned_opt.meta_training.estimators import FullUnrollES
+from learned_opt.meta_training.objective import LogLossObjective
+from learned_opt.meta_training.recipe import (
+    FullUnrollConfig,
+    Stage,
+    StageResult,
+    TruncatedConfig,
+    run_recipe,
+    stage_info,
+)
+from learned_opt.meta_training.task_problem import TaskProblem
+from learned_opt.meta_training.tasks import MetaTaskConfig
+from learned_opt.meta_training.theta_optimizer import ThetaOptimizerConfig
+from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, meta_train
+
+__all__ = [
+    "Devices",
+    "FabricDevices",
+    "FullUnrollConfig",
+    "FullUnrollES",
+    "LogLossObjective",
+    "MetaTaskConfig",
+    "MetaTrainConfig",
+    "MetaTrainHistory",
+    "Stage",
+    "StageResult",
+    "TaskProblem",
+    "ThetaOptimizerConfig",
+    "TruncatedConfig",
+    "meta_train",
+    "run_recipe",
+    "stage_info",
+]

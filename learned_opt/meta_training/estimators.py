@@ -1,0 +1,305 @@
+"""Gradients of the meta-loss with respect to theta, by perturbing it or by backpropagation through training.
+
+The mathematics is in pure functions at the end; the classes draw perturbations, train networks and hold state. Every
+random number comes from the generator passed in, and all processes draw all of them, so that an estimate depends
+neither on what came before (beyond the state) nor on the number of processes.
+
+Legend: M meta-parameters, Q antithetic pairs, N networks, K inner steps of a truncation, T inner steps of a training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from learned_opt.meta_training.devices import Devices
+from learned_opt.meta_training.objective import Objective
+from learned_opt.meta_training.truncated_step import InnerProblem, InnerState, TruncatedStep, map_state
+from learned_opt.meta_training.truncation import LogUniformHorizon
+from learned_opt.update_rule import UpdateRule
+
+_SHAPING_FLOOR: Final = 0.02  # added to the spread of differences, so that equal particles give no large gradient
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """An estimate: gradient (M,), meta-loss averaged over particles, network steps spent over all processes."""
+
+    grad: Tensor
+    meta_loss: float
+    num_inner_steps: int
+
+
+class GradientEstimator(Protocol):
+    """Anything that gives a gradient for theta; `state_dict` holds what an exact resume needs."""
+
+    def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient: ...
+
+    def state_dict(self) -> dict[str, object]: ...
+
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+
+class FullUnrollES:
+    """Antithetic evolution strategies over whole trainings: no truncation bias, any meta-objective.
+
+    One problem and one seed an outer step, shared by all particles, so that their differences are due to theta.
+
+    Args:
+        rule: the learned update rule.
+        sample_problem: draws a problem and its horizon.
+        objective: meta-loss (N,) of capped losses (T, N) and a function that evaluates the final networks.
+        num_pairs: Q.
+        std: standard deviation of the perturbation, a number or (M,); zero freezes a meta-parameter.
+        normalise: clamp differences to +-1 and divide them by their spread, so that all problems weigh alike.
+    """
+
+    def __init__(
+        self,
+        rule: UpdateRule,
+        sample_problem: Callable[[torch.Generator], tuple[InnerProblem, int]],
+        objective: Objective,
+        *,
+        num_pairs: int,
+        std: float | Tensor,
+        normalise: bool = True,
+        devices: Devices | None = None,
+    ) -> None:
+        self.rule = rule
+        self.sample_problem = sample_problem
+        self.objective = objective
+        self.num_pairs = num_pairs
+        self.std = std
+        self.normalise = normalise
+        self.devices = devices or Devices()
+
+    @torch.no_grad()
+    def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
+        problem, num_steps = self.sample_problem(rng)
+        std = _as_vector(self.std, theta)
+        perturbations = draw_perturbations(rng, self.num_pairs, std)  # (Q, M)
+        held = perturbations[self.devices.share(self.num_pairs)]
+        meta_loss = self.meta_loss(antithetic(theta, held), problem, num_steps, rng)
+        pos, neg = self.devices.gather(meta_loss.view(2, -1).T).T  # (Q,) each
+        difference = pos - neg
+        if self.normalise:
+            difference = normalised_differences(difference)
+        grad = es_gradient(difference, perturbations, std)
+        return MetaGradient(grad, float((pos + neg).mean() / 2), 2 * self.num_pairs * num_steps)
+
+    def meta_loss(self, theta: Tensor, problem: InnerProblem, num_steps: int, rng: torch.Generator) -> Tensor:
+        """(N,) meta-loss of the networks that theta (N, M) trains, all from the same seed on the same data."""
+        horizon = LogUniformHorizon(num_steps, num_steps)
+        unroll = TruncatedStep(self.rule, problem, horizon, num_groups=1, num_copies=len(theta))
+        state = unroll.start(rng)
+        losses = unroll.advance(theta, state, num_steps, rng).losses
+        return self.objective(losses, lambda: unroll.evaluate(state))
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        if state:
+            raise ValueError(f"full unrolls keep no state, got {sorted(state)}; is it another estimator's checkpoint?")
+
+
+class TruncatedES:
+    """Antithetic evolution strategies over truncations, the networks going on between them.
+
+    Biased: what a perturbation does after its truncation is not seen. PES removes that bias.
+
+    Args:
+        steps: one per bucket of equal shapes, two copies each; an outer step uses one of them, chosen at random.
+        truncation_length: K.
+        std: standard deviation of the perturbation, a number or (M,).
+        log_floor: nats; a step counts as log(loss + log_floor), so that tasks, and early and late steps, weigh alike.
+            None for the loss itself.
+    """
+
+    def __init__(
+        self,
+        steps: list[TruncatedStep],
+        *,
+        truncation_length: int,
+        std: float | Tensor,
+        log_floor: float | None = None,
+        devices: Devices | None = None,
+    ) -> None:
+        if not steps or any(step.num_copies != 2 for step in steps):
+            raise ValueError("steps must be one or more TruncatedStep with num_copies=2, an antithetic pair a group")
+        self.steps = steps
+        self.truncation_length = truncation_length
+        self.std = std
+        self.log_floor = log_floor
+        self.devices = devices or Devices()
+        self.states: list[InnerState | None] = [None] * len(steps)
+        self.accumulators: list[Tensor | None] = [None] * len(steps)
+
+    @torch.no_grad()
+    def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
+        bucket = int(torch.randint(len(self.steps), (), generator=rng))
+        step = self.steps[bucket]
+        state = self.states[bucket]
+        if state is None:
+            state = self.states[bucket] = step.start(rng, stagger=True)
+        std = _as_vector(self.std, theta)
+        perturbations = draw_perturbations(rng, step.num_groups, std)[step.held]
+        truncation = step.advance(antithetic(theta, perturbations), state, self.truncation_length, rng)
+        losses = step_meta_loss(truncation.losses, self.log_floor)
+        pos, neg = losses.unflatten(1, (2, -1)).unbind(1)  # (K, Q) each
+        grad = self._gradient(bucket, pos - neg, truncation.fresh, perturbations, std)
+        meta_loss = self.devices.mean((pos + neg).mean() / 2)
+        num_inner_steps = 2 * step.num_groups * self.truncation_length
+        return MetaGradient(self.devices.mean(grad), float(meta_loss), num_inner_steps)
+
+    def _gradient(self, bucket: int, differences: Tensor, fresh: Tensor, perturbations: Tensor, std: Tensor) -> Tensor:
+        return es_gradient(differences.mean(0), perturbations, std)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"states": [state and state.to_dict() for state in self.states], "accumulators": self.accumulators}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.states = _load_states(state, len(self.steps))
+        self.accumulators = _one_each(state, "accumulators", len(self.steps))
+
+
+class PES(TruncatedES):
+    """Persistent evolution strategies: truncated, yet unbiased for the loss over whole trainings.
+
+    Each particle keeps the sum of the perturbations that it has met since its reset. Arguments as `TruncatedES`.
+
+    Source: Vicol, Metz and Sohl-Dickstein 2021 (arXiv 2112.13835), algorithm 2, with antithetic pairs.
+    """
+
+    def _gradient(self, bucket: int, differences: Tensor, fresh: Tensor, perturbations: Tensor, std: Tensor) -> Tensor:
+        accumulator = self.accumulators[bucket]
+        if accumulator is None:
+            accumulator = torch.zeros_like(perturbations)
+        grad = pes_gradient(differences, fresh, perturbations, accumulator, std)
+        self.accumulators[bucket] = next_accumulator(fresh, perturbations, accumulator)
+        return grad
+
+
+class TruncatedBackprop:
+    """Backpropagation through K inner steps, Hessians included: low variance, biased, blows up when training does.
+
+    The rule must be differentiable: it puts new tensors into the lists that it is given, as `MlpRule(reference=True)`.
+
+    Args:
+        steps: one per bucket of equal shapes, one copy each.
+        truncation_length: K.
+        log_floor: as `TruncatedES`.
+    """
+
+    def __init__(
+        self,
+        steps: list[TruncatedStep],
+        *,
+        truncation_length: int,
+        log_floor: float | None = None,
+        devices: Devices | None = None,
+    ) -> None:
+        if not steps or any(step.num_copies != 1 for step in steps):
+            raise ValueError("steps must be one or more TruncatedStep with num_copies=1, as nothing is perturbed")
+        self.steps = steps
+        self.truncation_length = truncation_length
+        self.log_floor = log_floor
+        self.devices = devices or Devices()
+        self.states: list[InnerState | None] = [None] * len(steps)
+
+    def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
+        bucket = int(torch.randint(len(self.steps), (), generator=rng))
+        step = self.steps[bucket]
+        state = self.states[bucket] or step.start(rng, stagger=True)
+        with torch.enable_grad():
+            leaf = theta.detach().clone().requires_grad_()
+            losses = step_meta_loss(step.advance(leaf, state, self.truncation_length, rng).losses, self.log_floor)
+            (grad,) = torch.autograd.grad(losses.mean(), leaf)
+        state.params = state.params.detach()
+        state.rule_state = map_state(state.rule_state, torch.Tensor.detach)
+        self.states[bucket] = state
+        num_inner_steps = step.num_groups * self.truncation_length
+        return MetaGradient(self.devices.mean(grad), float(self.devices.mean(losses.detach().mean())), num_inner_steps)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"states": [state and state.to_dict() for state in self.states]}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.states = _load_states(state, len(self.steps))
+
+
+def step_meta_loss(losses: Tensor, log_floor: float | None) -> Tensor:
+    """What each step counts in the meta-loss: its loss in nats, or log(loss + log_floor)."""
+    return losses if log_floor is None else (losses + log_floor).log()
+
+
+def draw_perturbations(rng: torch.Generator, num_pairs: int, std: Tensor) -> Tensor:
+    """(Q, M) normal numbers of standard deviation std (M,)."""
+    return torch.randn(num_pairs, len(std), generator=rng).to(std) * std
+
+
+def antithetic(theta: Tensor, perturbations: Tensor) -> Tensor:
+    """(2 Q, M): theta plus, then minus each of the perturbations (Q, M)."""
+    return torch.cat([theta + perturbations, theta - perturbations])
+
+
+def es_gradient(differences: Tensor, perturbations: Tensor, std: Tensor) -> Tensor:
+    """(M,) mean over pairs of (L+ - L-) perturbation / (2 std^2); zero where std is.
+
+    Args:
+        differences: (Q,) L+ - L-.
+        perturbations: (Q, M), of standard deviation std (M,).
+    Source: Vicol et al. 2021, section 2 (antithetic ES).
+    """
+    return (differences[:, None] * perturbations).mean(0) / (2 * std.square()).clamp(min=torch.finfo(std.dtype).tiny)
+
+
+def pes_gradient(differences: Tensor, fresh: Tensor, perturbations: Tensor, accumulator: Tensor, std: Tensor) -> Tensor:
+    """(M,) unbiased truncated gradient of the loss per step.
+
+    Losses before a reset are due to all perturbations since the reset before; losses after it to the current one.
+
+    Args:
+        differences: (K, Q) L+ - L- of each inner step.
+        fresh: (K, Q) bool, the step came after a reset inside this truncation.
+        perturbations: (Q, M) of this truncation.
+        accumulator: (Q, M) sum of the earlier perturbations since the reset.
+        std: (M,).
+    Source: Vicol et al. 2021, algorithm 2.
+    """
+    num_steps = len(differences)
+    before = (differences * ~fresh).sum(0) / num_steps  # (Q,)
+    after = (differences * fresh).sum(0) / num_steps
+    return es_gradient(before, accumulator + perturbations, std) + es_gradient(after, perturbations, std)
+
+
+def next_accumulator(fresh: Tensor, perturbations: Tensor, accumulator: Tensor) -> Tensor:
+    """(Q, M) perturbations met since the reset, this truncation's included; arguments as `pes_gradient`."""
+    was_reset = fresh[-1][:, None]
+    return torch.where(was_reset, perturbations, accumulator + perturbations)
+
+
+def normalised_differences(differences: Tensor) -> Tensor:
+    """(Q,) differences clamped to +-1 and divided by their spread: a problem's scale of loss drops out."""
+    clamped = differences.clamp(-1, 1)
+    return clamped / (clamped.std() + _SHAPING_FLOOR)
+
+
+def _as_vector(std: float | Tensor, theta: Tensor) -> Tensor:
+    vector = torch.as_tensor(std, dtype=theta.dtype, device=theta.device)
+    return vector.expand_as(theta)
+
+
+def _load_states(state: dict[str, object], num_buckets: int) -> list[InnerState | None]:
+    return [saved and InnerState.from_dict(saved) for saved in _one_each(state, "states", num_buckets)]
+
+
+def _one_each(state: dict[str, object], key: str, num_buckets: int) -> list:
+    saved = state.get(key)
+    if not isinstance(saved, list) or len(saved) != num_buckets:
+        raise ValueError(f"checkpoint must hold {key} of {num_buckets} buckets; was the config changed?")
+    return saved

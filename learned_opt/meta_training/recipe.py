@@ -1,0 +1,228 @@
+"""A meta-training from beginning to end: stages with their rules, estimators and tasks, which hand theta on.
+
+Legend: M meta-parameters, Q antithetic pairs, K inner steps of a truncation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from learned_opt.controller import encode_scalars, gradient_weights
+from learned_opt.meta_training.devices import Devices
+from learned_opt.meta_training.estimators import PES, FullUnrollES, GradientEstimator, TruncatedBackprop, TruncatedES
+from learned_opt.meta_training.objective import LogLossObjective
+from learned_opt.meta_training.tasks import MetaTaskConfig, MetaTaskDistribution, bucket_problems, data_hash
+from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
+from learned_opt.meta_training.truncated_step import TruncatedStep
+from learned_opt.meta_training.truncation import LogUniformHorizon
+from learned_opt.meta_training.validation import Validation, validation_problems
+from learned_opt.normalized_rule import NormalizedRule
+from learned_opt.update_rule import RuleOption, UpdateRule, get_rule
+from zoo.initialization import derive_seed
+
+_TRUNCATED = {"pes": PES, "truncated_es": TruncatedES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullUnrollConfig:
+    """Settings of `FullUnrollES`: Q pairs, perturbation std, distribution of tasks."""
+
+    num_pairs: int
+    std: float
+    tasks: MetaTaskConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedConfig:
+    """Settings of the truncated estimators.
+
+    Args:
+        method: "pes", "truncated_es" or "backprop".
+        num_pairs: Q of each bucket; for "backprop" the number of networks.
+        std: of the perturbation; for "backprop" only the unit of the theta optimizer.
+        truncation_length: K.
+        horizon: shortest and longest training.
+        log_floor: nats, see `TruncatedES`; None for the loss itself.
+    """
+
+    method: str = "pes"
+    num_pairs: int = 8
+    std: float = 0.01
+    truncation_length: int = 50
+    horizon: tuple[int, int] = (100, 2000)
+    log_floor: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in (*_TRUNCATED, "backprop"):
+            raise ValueError(f"method must be one of {(*_TRUNCATED, 'backprop')}, got {self.method!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One meta-training.
+
+    Args:
+        name: folder of its checkpoints.
+        rule: name of an update rule.
+        rule_options: of that rule.
+        estimator: how the meta-gradient is estimated, and on what.
+        training: length and theta optimizer; its seed is replaced by one derived from the run's.
+        objective: meta-loss of full unrolls and of validation.
+        start: scalars of the normalised rule from which the stage begins, by name; default what the stage before left.
+        static_inputs: keep the weights of the controller's inputs that depend on gradients at zero, the control that
+            shows what these inputs are worth.
+    """
+
+    name: str
+    rule: str
+    training: MetaTrainConfig
+    estimator: FullUnrollConfig | TruncatedConfig
+    rule_options: dict[str, RuleOption] = field(default_factory=dict)
+    objective: LogLossObjective = field(default_factory=LogLossObjective)
+    start: dict[str, float] = field(default_factory=dict)
+    static_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.start and self.rule != NormalizedRule.name:
+            raise ValueError(f"only rule {NormalizedRule.name!r} has scalars to start from, got rule {self.rule!r}")
+        full_unrolls = isinstance(self.estimator, FullUnrollConfig)
+        if self.static_inputs and not (full_unrolls and self.rule_options.get("network")):
+            raise ValueError(f"static_inputs needs a controller's network and full unrolls, got stage {self.name!r}")
+
+    def make_rule(self) -> UpdateRule:
+        return get_rule(self.rule, **self.rule_options)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage leaves: its rule, its theta, its curves."""
+
+    stage: Stage
+    rule: UpdateRule
+    result: MetaTrainResult
+
+
+OnOuterStep = Callable[[Stage, int, MetaTrainHistory], None]
+
+
+def run_recipe(
+    stages: Sequence[Stage],
+    *,
+    seed: int,
+    out: Path,
+    devices: Devices | None = None,
+    on_outer_step: OnOuterStep | None = None,
+    start: Tensor | None = None,
+) -> list[StageResult]:
+    """Run stages one after the other, resuming what is found in `out`.
+
+    A stage begins from the theta selected by the stage before. Where its rule has more meta-parameters (a network
+    beside the scalars), the rule's own initial values fill the rest.
+
+    Args:
+        stages: at least one.
+        seed: meta-seed; different ones share nothing but the tasks for selection.
+        out: folder, one sub-folder a stage.
+        devices: processes among which particles are split.
+        on_outer_step: called with the stage, the outer steps done and the curves.
+        start: (M,) theta of the first stage, default the rule's own.
+    """
+    devices = devices or Devices()
+    theta, results = start, []
+    for stage in stages:
+        rule = stage.make_rule()
+        previous = encode_scalars(stage.start) if stage.start else theta
+        theta = initial_theta(rule, derive_seed(seed, stage.name, "theta"), previous)
+        if stage.static_inputs:
+            theta[gradient_weights()] = 0.0
+        training = replace(stage.training, seed=derive_seed(seed, stage.name))
+
+        def report(done: int, history: MetaTrainHistory, stage: Stage = stage) -> None:
+            if on_outer_step:
+                on_outer_step(stage, done, history)
+
+        result = meta_train(
+            make_estimator(stage, rule, devices),
+            theta,
+            training,
+            unit=perturbation_std(stage, rule),
+            validate=Validation(rule, validation_problems(), stage.objective),
+            out=out / stage.name,
+            on_outer_step=report,
+            devices=devices,
+        )
+        theta = result.theta
+        results.append(StageResult(stage, rule, result))
+    return results
+
+
+def initial_theta(rule: UpdateRule, seed: int, previous: Tensor | None) -> Tensor:
+    """(M,) the rule's initial meta-parameters, their leading part replaced by those of the stage before."""
+    theta = rule.init_theta(torch.Generator().manual_seed(seed))
+    if previous is not None:
+        if len(previous) > len(theta):
+            raise ValueError(
+                f"rule {rule.name!r} has {len(theta)} meta-parameters, the stage before left {len(previous)}"
+            )
+        theta[: len(previous)] = previous
+    return theta
+
+
+def perturbation_std(stage: Stage, rule: UpdateRule) -> float | Tensor:
+    """Of every meta-parameter, or (M,) with zeros where they are frozen."""
+    if not stage.static_inputs:
+        return stage.estimator.std
+    std = torch.full((rule.num_theta,), stage.estimator.std)
+    std[gradient_weights()] = 0.0
+    return std
+
+
+def make_estimator(stage: Stage, rule: UpdateRule, devices: Devices) -> GradientEstimator:
+    """The estimator that a stage describes."""
+    config = stage.estimator
+    if isinstance(config, FullUnrollConfig):
+        return FullUnrollES(
+            rule,
+            MetaTaskDistribution(config.tasks),
+            stage.objective,
+            num_pairs=config.num_pairs,
+            std=perturbation_std(stage, rule),
+            devices=devices,
+        )
+    held = devices.share(config.num_pairs)
+    num_copies = 1 if config.method == "backprop" else 2
+    steps = [
+        TruncatedStep(
+            rule,
+            problem,
+            LogUniformHorizon(*config.horizon),
+            num_groups=config.num_pairs,
+            num_copies=num_copies,
+            group_range=range(held.start, held.stop),
+        )
+        for problem in bucket_problems()
+    ]
+    length, floor = config.truncation_length, config.log_floor
+    if config.method == "backprop":
+        return TruncatedBackprop(steps, truncation_length=length, log_floor=floor, devices=devices)
+    estimator = _TRUNCATED[config.method]
+    return estimator(steps, truncation_length=length, std=config.std, log_floor=floor, devices=devices)
+
+
+def stage_info(result: StageResult, *, seed: int, command: str) -> dict[str, object]:
+    """JSON-able record of how a theta was made, for the metadata of its file."""
+    history = result.result.history
+    return {
+        "command": command,
+        "seed": seed,
+        "stage": asdict(result.stage),
+        "data_hash": data_hash(),
+        "meta_loss": [round(value, 4) for value in history.meta_loss],
+        "validation": [[step, round(value, 4)] for step, value in history.validation],
+        "num_inner_steps": history.num_inner_steps,
+    }

@@ -1,0 +1,175 @@
+"""Meta-training: descend on theta along estimated gradients, with checkpoints from which it resumes bit for bit.
+
+Every random number of outer step k comes from a generator seeded by (seed, k), so a run that was interrupted goes on
+exactly as if it had not been, and a run split over processes draws what a single process would.
+
+Legend: M meta-parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from learned_opt.meta_training.devices import Devices
+from learned_opt.meta_training.estimators import GradientEstimator
+from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
+from zoo.initialization import derive_seed
+
+_CHECKPOINT_VERSION: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaTrainConfig:
+    """How long, how often to look, and the theta optimizer.
+
+    Args:
+        num_outer_steps: updates of theta.
+        optimizer: of theta.
+        seed: of perturbations, problems and data.
+        validate_every: outer steps between validations; the last step is always validated.
+        checkpoint_every: outer steps between checkpoints.
+    """
+
+    num_outer_steps: int
+    optimizer: ThetaOptimizerConfig
+    seed: int = 0
+    validate_every: int = 50
+    checkpoint_every: int = 10
+
+    def __post_init__(self) -> None:
+        if min(self.num_outer_steps, self.validate_every, self.checkpoint_every) < 1:
+            raise ValueError(f"numbers of outer steps must be positive, got {self}")
+
+
+@dataclass
+class MetaTrainHistory:
+    """Curves of a meta-training."""
+
+    meta_loss: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
+    num_inner_steps: int = 0
+    validation: list[tuple[int, float]] = field(default_factory=list)  # (outer steps done, validation meta-loss)
+
+
+@dataclass(frozen=True)
+class MetaTrainResult:
+    """`theta` (M,) of the best validation, `last_theta` of the last outer step, and the curves."""
+
+    theta: Tensor
+    last_theta: Tensor
+    history: MetaTrainHistory
+
+
+Progress = Callable[[int, MetaTrainHistory], None]
+
+
+def meta_train(
+    estimator: GradientEstimator,
+    theta: Tensor,
+    config: MetaTrainConfig,
+    *,
+    unit: float | Tensor,
+    validate: Callable[[Tensor], float] | None = None,
+    out: Path | None = None,
+    on_outer_step: Progress | None = None,
+    devices: Devices | None = None,
+) -> MetaTrainResult:
+    """Meta-parameters with the lowest validation meta-loss.
+
+    Args:
+        estimator: of the meta-gradient.
+        theta: (M,) start.
+        unit: scale of each meta-parameter, normally the perturbation's standard deviation.
+        validate: meta-loss of a theta on tasks kept for selection; without it the last theta is the result.
+        out: folder of checkpoints; a run found there is resumed.
+        on_outer_step: called with the number of outer steps done and the history.
+        devices: processes among which particles are split; all must call this function alike.
+
+    Raises:
+        ValueError: if the checkpoint in `out` was made under another configuration.
+    """
+    devices = devices or Devices()
+    optimizer = ThetaOptimizer(theta, config.optimizer, unit=unit, num_outer_steps=config.num_outer_steps)
+    run = _Run(optimizer, estimator, MetaTrainHistory(), theta, float("inf"), 0)
+    path = out and out / f"checkpoint-{devices.rank}.pt"
+    fingerprint = _fingerprint(config, theta)
+    if path and path.exists():
+        run.load(path, fingerprint)
+    while run.outer_steps < config.num_outer_steps:
+        run.advance(config.seed)
+        is_last = run.outer_steps == config.num_outer_steps
+        if validate and (is_last or run.outer_steps % config.validate_every == 0):
+            run.validated(validate(run.optimizer.theta))
+        if path and (is_last or run.outer_steps % config.checkpoint_every == 0):
+            run.save(path, fingerprint)
+        if on_outer_step:
+            on_outer_step(run.outer_steps, run.history)
+    best = run.best_theta if validate else run.optimizer.theta
+    return MetaTrainResult(best, run.optimizer.theta, run.history)
+
+
+@dataclass
+class _Run:
+    optimizer: ThetaOptimizer
+    estimator: GradientEstimator
+    history: MetaTrainHistory
+    best_theta: Tensor
+    best_validation: float
+    outer_steps: int
+
+    def advance(self, seed: int) -> None:
+        rng = torch.Generator().manual_seed(derive_seed(seed, "outer", self.outer_steps))
+        estimate = self.estimator.estimate(self.optimizer.theta, rng)
+        norm = self.optimizer.step(estimate.grad, self.outer_steps)
+        self.outer_steps += 1
+        self.history.meta_loss.append(estimate.meta_loss)
+        self.history.grad_norm.append(norm)
+        self.history.num_inner_steps += estimate.num_inner_steps
+
+    def validated(self, validation: float) -> None:
+        self.history.validation.append((self.outer_steps, validation))
+        if validation < self.best_validation:
+            self.best_theta, self.best_validation = self.optimizer.theta, validation
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "version": _CHECKPOINT_VERSION,
+            "fingerprint": fingerprint,
+            "optimizer": self.optimizer.state_dict(),
+            "estimator": self.estimator.state_dict(),
+            "history": asdict(self.history),
+            "best_theta": self.best_theta,
+            "best_validation": self.best_validation,
+            "outer_steps": self.outer_steps,
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def load(self, path: Path, fingerprint: str) -> None:
+        state = torch.load(path, weights_only=True)
+        if state["version"] != _CHECKPOINT_VERSION or state["fingerprint"] != fingerprint:
+            raise ValueError(f"{path} was made under another configuration or start; use another folder or delete it")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.estimator.load_state_dict(state["estimator"])
+        history = state["history"]
+        history["validation"] = [tuple(entry) for entry in history["validation"]]
+        self.history = MetaTrainHistory(**history)
+        self.best_theta, self.best_validation = state["best_theta"], state["best_validation"]
+        self.outer_steps = state["outer_steps"]
+
+
+def _fingerprint(config: MetaTrainConfig, theta: Tensor) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    digest.update(theta.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,161 @@
+"""The novelty protocol tells copies and mixtures from real networks."""
+
+import pytest
+import torch
+
+from generator.dataset import Trajectories
+from generator.evaluation.baselines import NoisyCopy
+from generator.evaluation.novelty import (
+    COPIES,
+    GENERATED,
+    HELD_OUT,
+    Foretelling,
+    NetworkSet,
+    halves_report,
+    middle_band,
+    novelty_report,
+    overlap_verdict,
+    pool_at,
+    retrieval_verdict,
+    withheld_band_report,
+)
+from generator.evaluation.testbed import METRIC, Testbed, nearest_snapshots
+from zoo.optimizers import Adam
+from zoo.population import train_population
+from zoo.symmetry import apply, sample
+from zoo.tasks import get_task
+
+NUM_UNSEEN = 24
+LEVEL = 0.5
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def runs() -> Trajectories:
+    """Real runs: 72 networks of 8 units, 15 snapshots of 160 steps."""
+    task = get_task("digits", hidden=(8,))
+    snapshots = train_population(
+        task, Adam(lr=0.01), range(72), num_steps=160, snapshot_steps=range(0, 161, 10), compile=False
+    )
+    params = torch.stack([one.params for one in snapshots], dim=1)
+    losses = task.evaluate(params.flatten(0, 1), "val")["loss"].view(params.shape[:2])
+    return Trajectories(task.layout, params, {METRIC: losses})
+
+
+def part(runs: Trajectories, rows: slice) -> Trajectories:
+    chosen = torch.arange(len(runs))[rows]
+    params = torch.stack([runs.read(chosen, torch.full_like(chosen, s)) for s in range(runs.metrics[METRIC].shape[1])])
+    return Trajectories(runs.layout, params.movedim(0, 1), {METRIC: runs.metrics[METRIC][rows]}, runs=chosen)
+
+
+@pytest.fixture(scope="module")
+def testbed(runs) -> Testbed:
+    task = get_task("digits", hidden=(8,))
+    return Testbed(task, part(runs, slice(NUM_UNSEEN, None)), part(runs, slice(NUM_UNSEEN)))
+
+
+def outcomes(testbed: Testbed):
+    """A sampler that knows what every unseen start became."""
+
+    def sampler(start, prompt, rng):
+        rows = torch.cdist(start, testbed.starts(NUM_UNSEEN)).argmin(1)
+        return testbed.unseen.read(rows, nearest_snapshots(testbed.unseen.metrics[METRIC][rows], prompt[METRIC]))
+
+    return sampler
+
+
+def asked(num: int = NUM_UNSEEN, loss: float = LEVEL):
+    return {METRIC: torch.full((num,), loss)}
+
+
+def test_real_networks_pass_and_are_no_copies(testbed):
+    real = outcomes(testbed)(testbed.starts(NUM_UNSEEN), asked(), rng())
+    report = novelty_report(testbed, real, LEVEL, rng())
+    assert report.distance.passed
+    assert report.overlap.passed
+    assert report.sets[COPIES].distances.max() < 1e-2 < report.sets[HELD_OUT].distances.min()
+    assert report.sets["noise 0.05"].distances.mean() < report.sets["noise 0.4"].distances.mean()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_permuted_copies_fail_both_tests(testbed, noise):
+    layout = testbed.task.layout
+    copies = NoisyCopy(testbed.train, noise)(None, asked(), rng(5))
+    permuted = apply(layout, copies, sample(layout, NUM_UNSEEN, rng(1)))
+    report = novelty_report(testbed, permuted, LEVEL, rng())
+    assert not report.distance.passed
+    assert not report.overlap.passed
+
+
+def test_low_accuracy_at_low_overlap_does_not_pass():
+    def one(overlap, accuracy):
+        return NetworkSet(torch.ones(9), torch.full((9,), overlap), torch.full((9,), accuracy).double())
+
+    sets = {
+        GENERATED: one(0.4, 0.7),
+        HELD_OUT: one(0.5, 0.9),
+        COPIES: one(1.0, 0.9),
+        "noise 0.1": one(0.3, 0.8),
+        "average of 2": one(0.3, 0.6),
+    }
+    verdict = overlap_verdict(sets)
+    assert not verdict.passed
+    assert "noise -11" in verdict.text  # frontier at an overlap of .4 is .814
+    assert overlap_verdict({**sets, GENERATED: one(0.4, 0.85)}).passed
+
+
+def test_the_pool_holds_what_a_copy_of_that_loss_could_be_of(testbed):
+    pool = pool_at(testbed.train, torch.tensor(LEVEL))
+    copies = NoisyCopy(testbed.train, 0.0)(None, asked(), rng())
+    assert torch.cdist(copies, pool).min(1).values.max() < 1e-2
+    assert len(pool) == len(testbed.train)
+
+
+def test_halves_agree_if_both_know_and_disagree_if_both_copy(testbed):
+    halves = part(testbed.train, slice(24)), part(testbed.train, slice(24, None))
+    starts = testbed.starts(NUM_UNSEEN)
+    knowing = outcomes(testbed)
+    agreeing = halves_report((knowing, knowing), halves, starts=starts, prompt=LEVEL, seed=0)
+    assert agreeing.verdict.passed
+    assert agreeing.mutual.max() < 1e-2
+    copiers = NoisyCopy(halves[0], 0.0), NoisyCopy(halves[1], 0.0)
+    copying = halves_report(copiers, halves, starts=starts, prompt=LEVEL, seed=0)
+    assert not copying.verdict.passed
+    template = testbed.train.read(torch.tensor([0]), torch.tensor([9])).expand(NUM_UNSEEN, -1)
+    alike = halves_report((lambda *_: template,) * 2, halves, starts=starts, prompt=LEVEL, seed=0)
+    assert not alike.verdict.passed
+    with pytest.raises(ValueError, match="share 24 runs"):
+        halves_report((knowing, knowing), (halves[0], halves[0]), starts=starts, prompt=LEVEL, seed=0)
+
+
+def test_a_rival_must_be_worse_in_prompts_or_in_updates():
+    def one(error, cosine):
+        spread = torch.linspace(-0.1, 0.1, 40)
+        return Foretelling(error + spread.flip(0), cosine + spread)
+
+    own = one(0.2, 0.6)
+    retrieval, ridge = one(0.2, 0.0), one(1.5, 0.7)
+    assert retrieval_verdict(own, {"retrieval": retrieval, "ridge": ridge}).passed
+    assert not retrieval_verdict(own, {"retrieval": retrieval, "ridge": one(0.2, 0.7)}).passed
+
+
+def test_a_withheld_band_is_met_by_who_knows_and_not_by_who_looks_outside(testbed):
+    band = (0.45, 1.1)
+    starts = testbed.starts(NUM_UNSEEN)
+    known = withheld_band_report(testbed, outcomes(testbed), band, starts=starts, num_prompts=4, seed=0)
+    assert known.verdict.passed
+    assert ((known.prompts > band[0]) & (known.prompts < band[1])).all()
+    losses = testbed.unseen.metrics[METRIC]
+    outside = losses.where((losses < band[0]) | (losses > band[1]), torch.nan)
+    layout, rows = testbed.task.layout, torch.arange(NUM_UNSEEN)
+    params = torch.stack([testbed.unseen.read(rows, torch.full_like(rows, s)) for s in range(losses.shape[1])], dim=1)
+    blind = Testbed(testbed.task, testbed.train, Trajectories(layout, params, {METRIC: outside}))
+    report = withheld_band_report(testbed, outcomes(blind), band, starts=starts, num_prompts=4, seed=0)
+    assert not report.verdict.passed
+
+
+def test_the_band_is_the_middle_third():
+    assert middle_band(torch.tensor([0.1, 1.0, 100.0])) == pytest.approx((1.0, 10.0))

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import nn
+
+from learned_opt import MlpRule, MuLO, NormalizedRule, Pretrained
+from learned_opt.evaluation.coordinate_check import check_pretrained, coordinate_check, plot
+from zoo.architectures import MLP
+from zoo.parametrization import parametrize
+
+WIDTHS = (64, 256, 1024)
+
+
+def untrained(rule) -> Pretrained:
+    return Pretrained(rule, rule.init_theta(torch.Generator().manual_seed(0)))
+
+
+def check(parametrization: str, make_optimizer, widths=WIDTHS):
+    rng = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(64, 32, generator=rng), torch.randint(10, (64,), generator=rng)
+
+    def make_model(width: int) -> nn.Module:
+        return parametrize(MLP(32, (width, width), 10), parametrization)
+
+    return coordinate_check(make_model, make_optimizer, inputs, targets, widths=widths, num_updates=3, seeds=(0,))
+
+
+@pytest.fixture(scope="module")
+def mup():
+    return check("mup", lambda model: MuLO(model, untrained(MlpRule(8))))
+
+
+def test_activations_change_equally_at_every_width_in_mup(mup):
+    assert all(abs(growth) < 0.12 for growth in mup.growth.values())
+
+
+def test_they_grow_in_standard_parametrization():
+    growth = check("sp", lambda model: MuLO(model, untrained(MlpRule(8, "sp")))).growth
+    assert growth["layers.1"] > 0.6
+    assert growth["layers.2"] > 0.4
+
+
+def test_an_unmodified_model_is_served_by_the_update_scales_alone():
+    """Hidden layers fully; the standard initialisation of the output layer still lets its products grow a little."""
+    growth = check("sp", lambda model: MuLO(model, untrained(MlpRule(8)))).growth
+    assert abs(growth["layers.0"]) < 0.15
+    assert abs(growth["layers.1"]) < 0.15
+    assert abs(growth["layers.2"]) < 0.4
+
+
+def test_normalised_rule_moves_hidden_layers_equally():
+    growth = check(
+        "mup", lambda model: MuLO(model, untrained(NormalizedRule()), num_training_steps=50), widths=(64, 256)
+    ).growth
+    assert abs(growth["layers.0"]) < 0.15
+    assert abs(growth["layers.1"]) < 0.15
+
+
+def test_pretrained_rules_are_checked_against_standard_parametrization():
+    checks = check_pretrained(untrained(MlpRule(8)), widths=(64, 256), seeds=(0,))
+    in_mup, standard, adam = (check.growth["layers.1"] for check in checks.values())
+    assert abs(in_mup) < 0.15
+    assert standard > 0.6
+    assert adam > 0.4
+
+
+def test_plot_is_written(mup, tmp_path):
+    plot({"µP": mup}, tmp_path / "check.png")
+    assert (tmp_path / "check.png").stat().st_size > 1000

@@ -1,0 +1,165 @@
+"""Recipes: stages hand theta on, every estimator of a config can be built, and the shipped experiments run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from learned_opt import MlpRule, NormalizedRule
+from learned_opt.controller import NUM_HIDDEN, Horizon, Signals, Statistics, control, decode, gradient_weights
+from learned_opt.meta_training import recipe
+from learned_opt.meta_training.devices import Devices
+from learned_opt.meta_training.objective import LogLossObjective, final_loss
+from learned_opt.meta_training.recipe import (
+    FullUnrollConfig,
+    Stage,
+    TruncatedConfig,
+    initial_theta,
+    make_estimator,
+    run_recipe,
+)
+from learned_opt.meta_training.tasks import MetaTaskConfig
+from learned_opt.meta_training.theta_optimizer import ThetaOptimizerConfig
+from learned_opt.meta_training.train import MetaTrainConfig
+from learned_opt.population_optimizer import PopulationOptimizer
+from learned_opt.update_rule import TensorSpec
+from zoo.population import train_population
+from zoo.tasks import get_task
+
+
+def stage(name: str, *, network: bool, estimator: FullUnrollConfig | TruncatedConfig | None = None) -> Stage:
+    tasks = MetaTaskConfig(families={"mlp": 1.0}, horizon=(5, 5), batch_sizes=(8,))
+    training = MetaTrainConfig(num_outer_steps=2, optimizer=ThetaOptimizerConfig(learning_rate=0.1))
+    return Stage(
+        name=name,
+        rule="normalized",
+        rule_options={"network": network},
+        training=training,
+        estimator=estimator or FullUnrollConfig(num_pairs=2, std=0.1, tasks=tasks),
+    )
+
+
+def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "validation_problems", lambda: [])
+    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+    seen = []
+    results = run_recipe(
+        [stage("one", network=False), stage("two", network=True)],
+        seed=3,
+        out=tmp_path,
+        on_outer_step=lambda stage, done, history: seen.append((stage.name, done)),
+    )
+    assert seen == [("one", 1), ("one", 2), ("two", 1), ("two", 2)]
+    scalars, network = (result.result.theta for result in results)
+    assert len(scalars) < len(network)
+    assert (scalars - network[: len(scalars)]).abs().max() < 0.05
+    assert (tmp_path / "two" / "checkpoint-0.pt").exists()
+    again = run_recipe([stage("one", network=False), stage("two", network=True)], seed=3, out=tmp_path)
+    assert torch.equal(again[1].result.theta, network)
+
+
+def test_a_stage_may_begin_from_named_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "validation_problems", lambda: [])
+    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+    begun = replace(stage("one", network=False), start={"rate": 0.02})
+    (result,) = run_recipe([begun], seed=0, out=tmp_path)
+    scalars, _ = decode(result.result.theta[None], network=False)
+    assert float(scalars["rate"]) == pytest.approx(0.02, rel=0.1)
+    with pytest.raises(ValueError, match="only rule 'normalized' has scalars"):
+        replace(begun, rule="mlp")
+
+
+def test_static_inputs_stay_without_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "validation_problems", lambda: [])
+    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+    (result,) = run_recipe([replace(stage("one", network=True), static_inputs=True)], seed=0, out=tmp_path)
+    theta = result.result.last_theta
+    frozen = torch.zeros(len(theta), dtype=torch.bool)
+    frozen[gradient_weights()] = True
+    assert int(frozen.sum()) == 6 * NUM_HIDDEN
+    assert (theta[frozen] == 0).all()
+    assert (theta[~frozen] != 0).all()
+    with pytest.raises(ValueError, match="static_inputs needs a controller's network"):
+        replace(stage("one", network=False), static_inputs=True)
+
+
+def test_without_these_weights_the_network_sees_no_gradients() -> None:
+    rng = torch.Generator().manual_seed(0)
+    theta = 0.1 * torch.randn(1, NormalizedRule().num_theta, generator=rng)
+    static = theta.clone()
+    static[:, gradient_weights()] = 0
+    specs = [TensorSpec("hidden", "hidden", 7, (5, 7), 2)]
+    horizon = Horizon(torch.tensor([0.3]), torch.tensor([100.0]))
+
+    def outputs(theta: torch.Tensor) -> torch.Tensor:
+        """Weight of the newest gradient in the direction, under two sets of statistics and signals."""
+        scalars, network = decode(theta, network=True)
+        answers = []
+        for scale in (0.5, 0.9):
+            values = torch.full((1, 1), scale)
+            state = Statistics(*[values] * len(Statistics._fields))
+            signals = Signals(*[values] * len(Signals._fields))
+            controls = control(scalars, network, specs=specs, statistics=state, signals=signals, horizon=horizon)[1]
+            answers.append(controls.nesterov)
+        return torch.cat(answers)
+
+    seeing, blind = outputs(theta), outputs(static)
+    assert blind[0] == blind[1]
+    assert seeing[0] != seeing[1]
+
+
+def test_a_larger_theta_cannot_start_a_smaller_rule() -> None:
+    with pytest.raises(ValueError, match="the stage before left 1000"):
+        initial_theta(NormalizedRule(network=False), 0, torch.zeros(1000))
+
+
+@pytest.mark.parametrize("method", ["pes", "truncated_es", "backprop"])
+def test_truncated_estimators_run_on_the_buckets(method: str) -> None:
+    rule = MlpRule(hidden=4, reference=method == "backprop")
+    config = TruncatedConfig(method=method, num_pairs=2, truncation_length=2, horizon=(3, 4))
+    estimator = make_estimator(replace(stage("a", network=False), estimator=config), rule, Devices())
+    theta = rule.init_theta(torch.Generator().manual_seed(0))
+    estimate = estimator.estimate(theta, torch.Generator().manual_seed(0))
+    assert estimate.grad.shape == theta.shape
+    assert estimate.grad.isfinite().all()
+    assert estimate.grad.abs().max() > 0
+
+
+def test_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="truncated_es"):
+        TruncatedConfig(method="reinforce")
+
+
+@pytest.mark.parametrize("experiment", ["mulo", "mulo_sp", "mulo_norm", "mulo_norm_static"])
+def test_shipped_experiments_describe_stages(experiment: str) -> None:
+    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
+        config = hydra.compose("meta_train", [f"experiment={experiment}"])
+    stages = instantiate(config.stages, _convert_="all")
+    assert all(isinstance(stage, Stage) for stage in stages)
+    make_estimator(stages[-1], stages[-1].make_rule(), Devices())
+
+
+def test_objective_counts_speed_end_and_validation() -> None:
+    losses = torch.full((40, 1), 2.0)
+    losses[-2:] = 0.5  # the last 5%
+    assert final_loss(losses).item() == 0.5
+    plain = LogLossObjective(end_weight=0.0)(losses, lambda: 1 / 0)
+    torch.testing.assert_close(plain, losses.mean(0).log())
+    measured = torch.tensor([3.0]), torch.tensor([0.19])
+    full = LogLossObjective(end_weight=0.5, validation_weight=2.0, error_weight=4.0)(losses, lambda: measured)
+    expected = plain + 0.5 * torch.tensor(0.501).log() + 2 * torch.tensor(3.001).log() + 4 * torch.tensor(0.2).log()
+    torch.testing.assert_close(full, expected)
+
+
+def test_a_learned_rule_trains_a_population() -> None:
+    rule = NormalizedRule()
+    optimizer = PopulationOptimizer(rule, rule.init_theta(torch.Generator().manual_seed(0)))
+    task = get_task("digits", hidden=[8])
+    snapshots = list(train_population(task, optimizer, [1, 2], num_steps=60, batch_size=32, snapshot_steps=[0, 60]))
+    before, after = (task.evaluate(snapshot.params, "train")["loss"] for snapshot in (snapshots[0], snapshots[-1]))
+    assert (after < 0.5 * before).all()

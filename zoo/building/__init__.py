@@ -1,0 +1,12 @@
+"""What a build is made of: its plan, the optimizers of its runs, and where its blocks are computed."""
+
+from zoo.building.executors import Executor, InProcess, LocalProcesses, RayExecutor
+from zoo.building.plan import BuildPlan
+
+__all__ = [
+    "BuildPlan",
+    "Executor",
+    "InProcess",
+    "LocalProcesses",
+    "RayExecutor",
+]

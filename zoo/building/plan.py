@@ -1,0 +1,178 @@
+"""All that decides the numbers of a zoo, before any is computed.
+
+Legend: R runs, N runs of one block, S snapshots, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final, cast
+
+import numpy as np
+import torch
+
+from zoo.building.hyperparameters import draw, make_optimizer
+from zoo.inner_loop import should_compile
+from zoo.optimizers import InnerOptimizer
+from zoo.population import DEFAULT_MAX_LOSS, quadratic_steps
+from zoo.storage.schema import Json, ZooSpec
+from zoo.storage.splits import SplitRule
+from zoo.subset_tasks import NUM_CLASSES
+from zoo.task import Task
+from zoo.tasks import get_task, run_seed
+
+DEFAULT_OPTIMIZER: Final[Mapping[str, Json]] = {"name": "adam", "lr": 0.01}
+EVALUATED_SPLITS: Final = ("train", "val", "test")
+BLOCK_MEMORY: Final = 256 * 2**20  # bytes that a block of default size holds
+MAX_BLOCK_RUNS: Final = 256  # populations of this size train at full speed
+_TRAINING_COPIES: Final = 8  # parameters, gradient, optimizer state and temporaries, in units of N * P
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """All that decides the numbers of a zoo. Every field but `task` is JSON-able; all are recorded.
+
+    Args:
+        task: a named one from `get_task`, or one of your own.
+        optimizer: options of `make_optimizer`, whose hyperparameters may be ranges, or an InnerOptimizer.
+        optimizer_config: what is recorded of an InnerOptimizer.
+        num_runs: R.
+        num_steps: training steps of each run.
+        seed: from which all runs derive theirs.
+        batch_size: examples in a minibatch.
+        shared_batches: all runs of the zoo see the same minibatches, which is much faster than own ones.
+        init_scale: factor on initial matrices, a number or a range as in `zoo.building.hyperparameters`.
+        snapshot_steps: None for 21, quadratically spaced.
+        evaluated_splits: whose loss and error are recorded at each snapshot.
+        max_loss: beyond which a run has diverged.
+        block_size: runs trained and written together; None for what fits BLOCK_MEMORY, at most MAX_BLOCK_RUNS.
+        dtype: of the stored parameters.
+        split_fractions: shares of the runs declared as training and held-out runs.
+    """
+
+    task: Task
+    optimizer: Mapping[str, Json] | InnerOptimizer = field(default_factory=lambda: dict(DEFAULT_OPTIMIZER))
+    optimizer_config: Mapping[str, Json] | None = None
+    num_runs: int
+    num_steps: int
+    seed: int = 0
+    batch_size: int = 64
+    shared_batches: bool = True
+    init_scale: float | Mapping[str, Sequence[float]] = 1.0
+    snapshot_steps: Sequence[int] | None = None
+    evaluated_splits: Sequence[str] = EVALUATED_SPLITS
+    max_loss: float = DEFAULT_MAX_LOSS
+    block_size: int | None = None
+    dtype: str = "float32"
+    split_fractions: Mapping[str, float] = field(default_factory=lambda: dict(SplitRule().fractions))
+
+    def __post_init__(self) -> None:
+        for name, value in (("num_runs", self.num_runs), ("num_steps", self.num_steps)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        unknown = sorted(set(self.evaluated_splits) - set(EVALUATED_SPLITS))
+        if unknown or not self.evaluated_splits:
+            raise ValueError(f"evaluated_splits must be some of {EVALUATED_SPLITS}, got {list(self.evaluated_splits)}")
+        if isinstance(self.optimizer, Mapping) != (self.optimizer_config is None):
+            raise ValueError("give optimizer_config with an optimizer object, to be recorded, and with no other")
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """(S,) training steps at which snapshots are taken."""
+        return quadratic_steps(self.num_steps) if self.snapshot_steps is None else tuple(self.snapshot_steps)
+
+    def spec(self) -> ZooSpec:
+        """The zoo that this plan fills.
+
+        Raises:
+            ValueError: for settings that are not possible.
+        """
+        columns = self.columns(range(1))
+        metrics = tuple(f"{split}_{name}" for split in self.evaluated_splits for name in ("loss", "error"))
+        training: dict[str, Json] = {
+            "num_steps": self.num_steps,
+            "batch_size": self.batch_size,
+            "shared_batches": self.shared_batches,
+            "init_scale": cast("Json", self.init_scale),
+            "max_loss": self.max_loss,
+        }
+        recorded = self.optimizer if isinstance(self.optimizer, Mapping) else self.optimizer_config or {}
+        return ZooSpec(
+            layout=self.task.layout,
+            num_runs=self.num_runs,
+            snapshot_steps=self.steps,
+            block_size=self.block_size or self.default_block_size,
+            dtype=self.dtype,
+            metric_names=metrics,
+            columns={name: values.dtype.name for name, values in columns.items()},
+            task_config=cast("dict[str, Json]", self.task.config) or {"name": self.task.name},
+            optimizer_config=recorded,
+            seed=self.seed,
+            splits=SplitRule(self.split_fractions, "mask_pair" if "mask_pair" in columns else "seed"),
+            data_hash=self.task.dataset.data_hash,
+            extra={"training": training},
+        )
+
+    @property
+    def default_block_size(self) -> int:
+        """Runs that fit BLOCK_MEMORY with all their snapshots."""
+        run_bytes = 4 * self.task.layout.num_params * (len(self.steps) + _TRAINING_COPIES)
+        return max(1, min(MAX_BLOCK_RUNS, BLOCK_MEMORY // run_bytes, self.num_runs))
+
+    def seeds(self, runs: Sequence[int]) -> list[int]:
+        """Seed of each run, a function of the zoo's seed and the run's number alone."""
+        return [run_seed(self.seed, run) for run in runs]
+
+    def optimizer_for(self, runs: Sequence[int]) -> InnerOptimizer:
+        """Optimizer with the hyperparameters of those runs."""
+        if isinstance(self.optimizer, Mapping):
+            return make_optimizer(self.optimizer, self.seeds(runs))[0]
+        return self.optimizer
+
+    def init_scales(self, runs: Sequence[int]) -> torch.Tensor | float:
+        """Factors on the initial matrices, one or (N,)."""
+        if isinstance(self.init_scale, Mapping):
+            return draw(self.init_scale, self.seeds(runs), "init_scale")
+        return float(self.init_scale)
+
+    def columns(self, runs: Sequence[int]) -> dict[str, np.ndarray]:
+        """What differs between runs beside their seeds, by name, each (N,) float64 or int64."""
+        values: dict[str, torch.Tensor] = {}
+        if isinstance(self.optimizer, Mapping):
+            values |= make_optimizer(self.optimizer, self.seeds(runs))[1]
+        if isinstance(self.init_scale, Mapping):
+            values["init_scale"] = draw(self.init_scale, self.seeds(runs), "init_scale")
+        values |= self.task.run_attributes(runs)
+        if "mask" in values:  # a subset and its complement are one question: splits must not part them
+            values["mask_pair"] = torch.minimum(values["mask"], 2**NUM_CLASSES - 1 - values["mask"])
+        kinds = {name: np.float64 if value.is_floating_point() else np.int64 for name, value in values.items()}
+        return {name: value.cpu().numpy().astype(kinds[name]) for name, value in values.items()}
+
+    def compiles(self, runs: Sequence[int]) -> bool:
+        """Whether a block's training is compiled: decided for the whole zoo, so that resuming changes no bit.
+
+        A last block of another size is not worth a compilation of its own.
+        """
+        full = len(runs) == min(self.num_runs, self.block_size or self.default_block_size)
+        return full and should_compile(self.num_runs * self.num_steps, self.task.device)
+
+    def __getstate__(self) -> dict:
+        """A named task travels to other processes as its options."""
+        state = dict(self.__dict__)
+        if self.task.config:
+            state["task"] = (json.dumps(self.task.config), str(self.task.device))
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        if isinstance(state["task"], tuple):
+            state["task"] = _named_task(*state["task"])
+        self.__dict__.update(state)
+
+
+@lru_cache(2)
+def _named_task(config: str, device: str) -> Task:
+    """The same object for all blocks of a worker process, which keeps its data and compiled programs."""
+    return get_task(**json.loads(config)).to(device)

@@ -1,0 +1,343 @@
+"""What a zoo on disk holds: its attributes and the metadata of its arrays. The specification is zoo/README.md.
+
+Legend: R runs, S snapshots, P numbers of one network, G runs of one block.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final, TypeAlias
+
+import google_crc32c
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.storage import MemoryStore
+
+from zoo.layout import ParamLayout
+from zoo.storage.splits import SplitRule
+
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+
+FORMAT: Final = "weightfoundry-zoo"
+FORMAT_VERSION: Final = 1
+METRICS: Final = tuple(f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "error"))
+STORED_DTYPES: Final = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+COLUMN_DTYPES: Final = ("float64", "int64")
+RESERVED_COLUMNS: Final = {"seed": "int64", "checksum": "uint32", "status": "uint8"}
+_FILL: Final[dict[str, float | int]] = {"float64": np.nan, "float32": np.nan, "float16": np.nan, "int64": -1}
+_BFLOAT16_NAN: Final = 0x7FC0
+_NOT_COMPARED: Final = ("software", "format_version", "checksum")
+
+
+class RunStatus(IntEnum):
+    """What became of a run; only EMPTY means that its numbers are not there."""
+
+    EMPTY = 0
+    COMPLETE = 1
+    DIVERGED = 2
+    IMPORTED = 3
+
+
+class ZooFormatError(ValueError):
+    """Something that is no zoo, is damaged, or is of a version that this release does not know."""
+
+
+class ZooMismatchError(ValueError):
+    """A zoo that was begun with other settings than those given now."""
+
+
+def installed_software() -> dict[str, str]:
+    """Versions of what computes and writes the numbers."""
+    versions = {"python": platform.python_version()}
+    for name in ("weightfoundry", "torch", "numpy", "zarr"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooSpec:
+    """All that is settled about a zoo before its first run.
+
+    Args:
+        layout: of every network.
+        num_runs: R.
+        snapshot_steps: inner steps at which snapshots are taken; None if runs differ in them.
+        num_snapshots: S; needed only without `snapshot_steps`.
+        block_size: G, the runs written at once; the last block may have fewer.
+        dtype: of the stored parameters: "float32", "float16" or "bfloat16".
+        metric_names: the metrics of each snapshot.
+        columns: further numbers of each run (hyperparameters): name -> "float64" or "int64".
+        task_config, optimizer_config: JSON-able settings that made the runs.
+        seed: from which the seeds of all runs derive.
+        splits: which runs are for training and which are held out.
+        data_hash: of the data the runs were trained on.
+        software: versions; compared on resumption only to warn.
+        extra: further JSON-able attributes.
+    """
+
+    layout: ParamLayout
+    num_runs: int
+    snapshot_steps: tuple[int, ...] | None = None
+    num_snapshots: int | None = None
+    block_size: int = 64
+    dtype: str = "float32"
+    metric_names: tuple[str, ...] = METRICS
+    columns: Mapping[str, str] = field(default_factory=dict)
+    task_config: Mapping[str, Json] = field(default_factory=dict)
+    optimizer_config: Mapping[str, Json] = field(default_factory=dict)
+    seed: int = 0
+    splits: SplitRule = field(default_factory=SplitRule)
+    data_hash: str = ""
+    software: Mapping[str, str] = field(default_factory=installed_software)
+    extra: Mapping[str, Json] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.snapshot_steps is not None:
+            steps = tuple(int(step) for step in self.snapshot_steps)
+            object.__setattr__(self, "snapshot_steps", steps)
+            if self.num_snapshots not in (None, len(steps)):
+                raise ValueError(f"num_snapshots is {self.num_snapshots}, but there are {len(steps)} snapshot_steps")
+            object.__setattr__(self, "num_snapshots", len(steps))
+        object.__setattr__(self, "metric_names", tuple(self.metric_names))
+        for name, value in (
+            ("num_runs", self.num_runs),
+            ("block_size", self.block_size),
+            ("num_snapshots (or snapshot_steps)", self.num_snapshots),
+            ("layout.num_params", self.layout.num_params),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.dtype not in STORED_DTYPES:
+            raise ValueError(f"dtype must be one of {sorted(STORED_DTYPES)}, got {self.dtype!r}")
+        for name, dtype in self.columns.items():
+            if dtype not in COLUMN_DTYPES or name in RESERVED_COLUMNS:
+                raise ValueError(
+                    f"column {name!r} of dtype {dtype!r} is not possible: the dtype must be one of {COLUMN_DTYPES} "
+                    f"and the name none of {list(RESERVED_COLUMNS)}"
+                )
+        for name in (*self.metric_names, *self.columns):
+            if not name.isidentifier():
+                raise ValueError(f"names of metrics and columns must be identifiers, got {name!r}")
+        if self.splits.key != "seed" and self.columns.get(self.splits.key) != "int64":
+            raise ValueError(f"splits go by {self.splits.key!r}, which must be 'seed' or an int64 column")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(R, S, P)."""
+        return self.num_runs, self.num_snapshots or 0, self.layout.num_params
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_runs // self.block_size)
+
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """NumPy type of the bytes in a shard, little-endian."""
+        return np.dtype(STORED_DTYPES[self.dtype]).newbyteorder("<")
+
+    @property
+    def run_columns(self) -> dict[str, str]:
+        """All arrays under runs/ and their dtypes."""
+        return {**RESERVED_COLUMNS, **self.columns}
+
+    def block_runs(self, block: int) -> range:
+        """Runs of a block.
+
+        Raises:
+            IndexError: for a block that the zoo does not have.
+        """
+        if not 0 <= block < self.num_blocks:
+            raise IndexError(f"block must be in 0..{self.num_blocks - 1}, got {block}")
+        return range(block * self.block_size, min((block + 1) * self.block_size, self.num_runs))
+
+    def to_attributes(self) -> dict[str, Json]:
+        """Attributes of the Zarr group, checksum included."""
+        attributes: dict[str, Json] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "num_runs": self.num_runs,
+            "num_snapshots": self.num_snapshots,
+            "snapshot_steps": None if self.snapshot_steps is None else list(self.snapshot_steps),
+            "block_size": self.block_size,
+            "dtype": self.dtype,
+            "metrics": list(self.metric_names),
+            "columns": dict(self.columns),
+            "task": dict(self.task_config),
+            "optimizer": dict(self.optimizer_config),
+            "seed": self.seed,
+            "splits": self.splits.to_dict(),
+            "data_hash": self.data_hash,
+            "software": dict(self.software),
+            "extra": dict(self.extra),
+            "layout": json.loads(self.layout.to_json()),
+        }
+        try:
+            attributes = json.loads(json.dumps(attributes, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the settings of a zoo must be JSON (no NaN, no objects): {error}") from error
+        return {**attributes, "checksum": attributes_checksum(attributes)}
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Json]) -> ZooSpec:
+        """The spec that wrote these attributes.
+
+        Raises:
+            ZooFormatError: if they are no zoo's, damaged, or of a newer version.
+        """
+        if attributes.get("format") != FORMAT:
+            raise ZooFormatError(f"expected a Zarr group with format {FORMAT!r}, got {attributes.get('format')!r}")
+        version = attributes.get("format_version")
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise ZooFormatError(f"format_version must be an integer, got {version!r}; are the attributes damaged?")
+        if version > FORMAT_VERSION:
+            raise ZooFormatError(
+                f"the zoo has format version {version}, this release reads up to {FORMAT_VERSION}; "
+                "upgrade weightfoundry"
+            )
+        try:
+            return cls(**_spec_fields(attributes))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ZooFormatError(
+                f"the attributes in zarr.json are damaged: {error!r}; restore the file from a copy"
+            ) from error
+
+    def require_same(self, other: ZooSpec, where: str) -> None:
+        """Raise ZooMismatchError, naming each differing key, unless `other` continues the same zoo."""
+        differences = [
+            f"{key}: the zoo has {_shorten(here)}, now given {_shorten(there)}"
+            for key, here, there in _differences(self.to_attributes(), other.to_attributes())
+            if key.split(".")[0] not in _NOT_COMPARED
+        ]
+        if differences:
+            raise ZooMismatchError(
+                f"{where} holds a zoo with other settings ({'; '.join(differences)}); "
+                "continue with its settings or choose another path"
+            )
+
+
+def array_metadata(spec: ZooSpec) -> dict[str, bytes]:
+    """Contents of every zarr.json of a zoo, by path relative to its root."""
+    files: dict = {}
+    runs, snapshots, params = spec.shape
+    block = spec.block_size
+    root = zarr.create_group(MemoryStore(files), attributes=spec.to_attributes())
+    fill = _BFLOAT16_NAN if spec.dtype == "bfloat16" else np.nan
+    root.create_array(
+        "params",
+        shape=(runs, snapshots, params),
+        shards=(block, snapshots, params),
+        chunks=(1, 1, params),
+        dtype=STORED_DTYPES[spec.dtype],
+        fill_value=fill,
+        attributes={"dtype": spec.dtype},
+        dimension_names=("run", "snapshot", "param"),
+        filters=None,
+        serializer=BytesCodec(endian="little"),
+        compressors=[Crc32cCodec()],
+    )
+    for name, dtype in small_arrays(spec).items():
+        dims = ("run",) if name.startswith("runs/") else ("run", "snapshot")
+        root.create_array(
+            name,
+            shape=(runs, snapshots)[: len(dims)],
+            chunks=(block, snapshots)[: len(dims)],
+            dtype=dtype,
+            fill_value=fill_value(dtype),
+            dimension_names=dims,
+            filters=None,
+            serializer=BytesCodec(endian="little"),
+            compressors=[Crc32cCodec()],
+        )
+    return {name: value.to_bytes() for name, value in files.items()}
+
+
+def small_arrays(spec: ZooSpec) -> dict[str, str]:
+    """Names and dtypes of all arrays but params, status last."""
+    names = {"inner_step": "int64"}
+    names |= {f"metrics/{name}": "float32" for name in spec.metric_names}
+    return names | {f"runs/{name}": dtype for name, dtype in sorted(spec.run_columns.items(), key=_status_last)}
+
+
+def fill_value(dtype: str) -> float | int:
+    """What stands where nothing was written."""
+    return _FILL.get(dtype, 0)
+
+
+def attributes_checksum(attributes: Mapping[str, Json]) -> str:
+    """CRC32C, in hexadecimal, of the format's own attributes as canonical JSON; those added by users do not count."""
+    own = {name: attributes.get(name) for name in _OWN_ATTRIBUTES}
+    text = json.dumps(own, sort_keys=True, separators=(",", ":"))
+    return f"{google_crc32c.value(text.encode()):08x}"
+
+
+_OWN_ATTRIBUTES: Final = (
+    "format",
+    "format_version",
+    "num_runs",
+    "num_snapshots",
+    "snapshot_steps",
+    "block_size",
+    "dtype",
+    "metrics",
+    "columns",
+    "task",
+    "optimizer",
+    "seed",
+    "splits",
+    "data_hash",
+    "software",
+    "extra",
+    "layout",
+)
+
+
+def _spec_fields(attributes: Mapping) -> dict:
+    steps = attributes["snapshot_steps"]
+    same_name = (
+        "num_runs",
+        "num_snapshots",
+        "block_size",
+        "dtype",
+        "columns",
+        "seed",
+        "data_hash",
+        "software",
+        "extra",
+    )
+    return {
+        **{name: attributes[name] for name in same_name},
+        "snapshot_steps": None if steps is None else tuple(steps),
+        "metric_names": tuple(attributes["metrics"]),
+        "task_config": attributes["task"],
+        "optimizer_config": attributes["optimizer"],
+        "splits": SplitRule.from_dict(attributes["splits"]),
+        "layout": ParamLayout.from_json(json.dumps(attributes["layout"])),
+    }
+
+
+def _differences(here: Json, there: Json, prefix: str = "") -> list[tuple[str, Json, Json]]:
+    if isinstance(here, dict) and isinstance(there, dict):
+        found = []
+        for key in {**here, **there}:
+            path = f"{prefix}.{key}" if prefix else key
+            found += _differences(here.get(key), there.get(key), path)
+        return found
+    return [] if here == there else [(prefix, here, there)]
+
+
+def _shorten(value: Json) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _status_last(item: tuple[str, str]) -> tuple[bool, bool, str]:
+    return item[0] == "status", item[0] == "checksum", item[0]

@@ -1,0 +1,138 @@
+"""What can be wrong with a zoo, found by reading all of it.
+
+Legend: G runs of one block, S snapshots, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, cast
+
+import numpy as np
+import zarr
+from zarr.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from zoo.shards import Shard, ShardError, ShardSource, run_checksums
+from zoo.storage.precision import is_finite
+from zoo.storage.schema import Json, RunStatus, ZooSpec, array_metadata, attributes_checksum, small_arrays
+
+_REBUILD: Final = "build again into the same path: only this block is made anew"
+_NOT_BUILT: Final = "build again into the same path to finish"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong.
+
+    Args:
+        block: where, or None if it concerns the whole zoo.
+        kind: "attributes", "metadata", "empty", "shard", "array", "checksum" or "not finite".
+        message: what is wrong and how to repair it.
+    """
+
+    block: int | None
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"[{self.kind}] {self.message}"
+
+
+def verify_zoo(group: zarr.Group, spec: ZooSpec, shards: ShardSource, blocks: Iterable[int]) -> list[Finding]:
+    """All findings of a zoo, empty when it is sound; see `Zoo.verify`.
+
+    Args:
+        group: opened just now, so that it shows what the store holds.
+        spec: of the zoo.
+        shards: a source that has opened none yet.
+        blocks: to look at.
+    """
+    arrays, findings = _open_arrays(group, spec)
+    if not findings:  # blocks cannot be judged by arrays of another shape
+        findings = [f for block in blocks for f in _check_block(arrays, spec, shards, block)]
+    return [*_check_attributes(group), *findings]
+
+
+def block_name(spec: ZooSpec, block: int) -> str:
+    """For instance "block 3 (runs 192 to 255)"."""
+    runs = spec.block_runs(block)
+    return f"block {block} (runs {runs.start} to {runs.stop - 1})"
+
+
+def _check_attributes(group: zarr.Group) -> Iterator[Finding]:
+    attributes = cast("dict[str, Json]", dict(group.attrs))
+    if attributes.get("checksum") != attributes_checksum(attributes):
+        text = "attributes in zarr.json were changed (they do not have their checksum); restore the file from a copy"
+        yield Finding(None, "attributes", text)
+
+
+def _open_arrays(group: zarr.Group, spec: ZooSpec) -> tuple[dict[str, zarr.Array], list[Finding]]:
+    """Arrays of the zoo by name, and what does not fit in their metadata."""
+    arrays, findings = {}, []
+    expected = zarr.open_group(_in_memory(array_metadata(spec)), mode="r")
+    for name in ("params", *small_arrays(spec)):
+        repair = "it is written anew when the zoo is built again"
+        try:
+            arrays[name] = cast("zarr.Array", group[name])
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            findings.append(Finding(None, "metadata", f"array {name} cannot be opened: {error!r}; {repair}"))
+            continue
+        found, wanted = arrays[name].metadata.to_dict(), expected[name].metadata.to_dict()
+        for key in wanted:
+            if key != "attributes" and found.get(key) != wanted[key]:
+                text = f"{key} of array {name} must be {wanted[key]} by the layout and settings, got {found.get(key)}"
+                findings.append(Finding(None, "metadata", f"{text}; {repair}"))
+    return arrays, findings
+
+
+def _check_block(arrays: Mapping[str, zarr.Array], spec: ZooSpec, shards: ShardSource, block: int) -> Iterator[Finding]:
+    """Findings of one block."""
+    name, runs = block_name(spec, block), spec.block_runs(block)
+    values: dict[str, np.ndarray] = {}
+    unreadable = []
+    for array in small_arrays(spec):
+        try:
+            values[array] = np.asarray(arrays[array][runs.start : runs.stop])
+        except (ValueError, OSError) as error:
+            text = f"{name}: {array} cannot be read: {error}; {_REBUILD}"
+            unreadable.append(Finding(block, "array", text))
+    if "runs/status" in values and not values["runs/status"].any():
+        yield Finding(block, "empty", f"{name}: not built, or its mark of completion is lost; {_NOT_BUILT}")
+        return
+    yield from unreadable
+    try:
+        shard = shards.open(block)
+        if shard.has_gaps():
+            raise ShardError("it has bytes that belong to no network")
+        if not unreadable:
+            yield from _check_runs(shard, spec, block, values)
+    except ShardError as error:
+        yield Finding(block, "shard", f"{name}: bad shard: {error}; {_REBUILD}")
+
+
+def _check_runs(shard: Shard, spec: ZooSpec, block: int, values: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+    """Findings of each run of a block whose files can all be read."""
+    snapshots, params = spec.shape[1:]
+    stored = np.empty((1, snapshots, params), spec.stored_dtype)
+    target = stored.view(np.uint8).reshape(-1).data
+    places = np.arange(snapshots)
+    for local, run in enumerate(spec.block_runs(block)):
+        name = f"run {run} of {block_name(spec, block)}"
+        status = int(values["runs/status"][local])
+        present = np.ones(snapshots, bool)
+        present[shard.copy_rows(local * snapshots + places, places, target)] = False
+        own = [array[local : local + 1] for key, array in values.items() if key != "runs/checksum"]
+        if status not in set(RunStatus) - {RunStatus.EMPTY}:
+            yield Finding(block, "array", f"{name}: status {status} is not possible; {_REBUILD}")
+        elif not np.array_equal(present, values["inner_step"][local] >= 0):
+            yield Finding(block, "shard", f"{name}: snapshots in the shard are not those of inner_step; {_REBUILD}")
+        elif run_checksums(stored, present[None], own)[0] != values["runs/checksum"][local]:
+            yield Finding(block, "checksum", f"{name}: its numbers are not those that were committed; {_REBUILD}")
+        elif status != RunStatus.DIVERGED and not is_finite(stored[0, present], spec.dtype).all():
+            yield Finding(block, "not finite", f"{name}: NaN or infinite parameters in a complete run; {_REBUILD}")
+
+
+def _in_memory(files: Mapping[str, bytes]) -> MemoryStore:
+    return MemoryStore({name: default_buffer_prototype().buffer.from_bytes(data) for name, data in files.items()})
