@@ -45,11 +45,11 @@ def test_what_is_not_asked_stays_so():
 
 
 def test_a_pipeline_asks_its_model_by_layout_and_mode(tmp_path):
-    trained, unknown = ParamLayout.of(MLP(8, (6,), 3)), ParamLayout.of(MLP(8, (7,), 3))
-    pipe = make_pipeline(trained)
+    shallow, deep, wide = (ParamLayout.of(MLP(8, hidden, 3)) for hidden in ((6,), (6, 6), (7, 7)))
+    pipe = make_pipeline(shallow, deep)
     shifted = {"meant": [0.2, 2.0], "asked": [0.4, 2.0]}
     same = {"meant": [0.2, 2.0], "asked": [0.2, 2.0]}
-    pipe.register_to_config(calibrations=[{"start": shifted, "noise": same}])
+    pipe.register_to_config(calibrations=[{"start": shifted, "noise": same}, {"start": same, "noise": shifted}])
     pipe.save_pretrained(tmp_path)
     loaded = ParameterPipeline.from_pretrained(tmp_path)
     prompt = Prompt.of({"loss": 0.2, "error": 0.3}, loaded.metrics, 1)
@@ -57,14 +57,15 @@ def test_a_pipeline_asks_its_model_by_layout_and_mode(tmp_path):
     def asked(layout, mode):
         return loaded._calibrated(prompt, layout, mode).target[0].tolist()
 
-    assert asked(trained, "start") == pytest.approx([0.3, 0.4])
-    assert asked(trained, "noise") == pytest.approx([0.3, 0.2])
-    assert asked(unknown, "start") == pytest.approx([0.3, 0.2])
+    assert asked(shallow, "start") == pytest.approx([0.3, 0.4])
+    assert asked(shallow, "noise") == pytest.approx([0.3, 0.2])
+    assert asked(deep, "noise") == pytest.approx([0.3, 0.4])
+    assert asked(wide, "noise") == pytest.approx([0.3, 0.4])  # unseen: as the trained layout of equal depth
 
-    start = torch.randn(1, trained.num_params, generator=torch.Generator().manual_seed(1))
-    plain = make_pipeline(trained)
+    start = torch.randn(1, shallow.num_params, generator=torch.Generator().manual_seed(1))
+    plain = make_pipeline(shallow, deep)
     called = [
-        one(start, {"loss": value}, generator=torch.Generator().manual_seed(0)).params
+        one(start, {"loss": value}, layout=shallow, generator=torch.Generator().manual_seed(0)).params
         for one, value in ((loaded, 0.2), (plain, 0.4))
     ]
     torch.testing.assert_close(*called)
