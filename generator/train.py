@@ -62,7 +62,8 @@ class GeneratorConfig:
         optimization: optimizers, schedule, precision, seed.
         max_runs: train on only so many runs of each zoo; None for all.
         num_validation_starts: unseen starts on which prompt alignment selects the model; 0 keeps the last one.
-        calibrate_prompts: whether prompts are calibrated on these starts after training, see `generator.calibration`.
+        calibrate_prompts: whether prompts of val_loss, if it is the first metric, are calibrated on these starts after
+            training, see `generator.calibration`.
     """
 
     tokenizer: str = "neuron"
@@ -79,19 +80,11 @@ class GeneratorConfig:
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     max_runs: int | None = None
     num_validation_starts: int = 32
-    calibrate_prompts: bool = False
+    calibrate_prompts: bool = True
 
     def __post_init__(self) -> None:
         if self.num_held_out and self.num_validation_starts:
             raise ValueError("num_held_out leaves no runs for validation: set num_validation_starts=0")
-        if self.calibrate_prompts and (
-            not self.num_validation_starts
-            or self.num_task_bits
-            or ALIASES.get(self.metrics[0], self.metrics[0]) != CALIBRATED
-        ):
-            raise ValueError(
-                f"calibrate_prompts needs validation starts, {CALIBRATED} as first metric and no task bits"
-            )
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -152,7 +145,7 @@ def train_generator(
         splits=None if splits is None else splits.to_dict(),
         task_bits_column=config.task_bits,
     )
-    if config.calibrate_prompts:
+    if config.calibrate_prompts and validation and metric == CALIBRATED:
         pipe.register_to_config(calibrations=calibrations(pipe, validation, config.pairs.modes))
     return pipe
 

@@ -6,7 +6,6 @@ import torch
 from generator.calibration import Calibration
 from generator.pipeline import ParameterPipeline
 from generator.prompt import Prompt
-from generator.train import GeneratorConfig
 from zoo.architectures import MLP
 from zoo.layout import ParamLayout
 
@@ -69,11 +68,3 @@ def test_a_pipeline_asks_its_model_by_layout_and_mode(tmp_path):
         for one, value in ((loaded, 0.2), (plain, 0.4))
     ]
     torch.testing.assert_close(*called)
-
-
-@pytest.mark.parametrize(
-    "options", [{"num_validation_starts": 0}, {"metrics": ("error",)}, {"num_task_bits": 10}], ids=str
-)
-def test_calibration_needs_validation_starts_and_their_loss(options):
-    with pytest.raises(ValueError, match="calibrate_prompts needs validation starts"):
-        GeneratorConfig(calibrate_prompts=True, **options)

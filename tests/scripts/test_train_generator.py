@@ -53,8 +53,8 @@ def test_a_generator_is_trained_sampled_and_loaded(zoo, tmp_path):
 
 def test_a_generator_that_looks_at_functions_is_sampled_with_its_zoo(zoo, tmp_path):
     out = tmp_path / "generator"
-    settings = ["generator.fingerprints=true", "generator.pairs.start_share=1", "generator.calibrate_prompts=true"]
-    options = [*SMALL, *STEPS, *COUNTS[1:], *QUIET, *settings, "num_starts=0"]
+    settings = ["generator.fingerprints=true", "generator.pairs.start_share=1", "num_starts=0"]
+    options = [*SMALL, *STEPS, *COUNTS[1:], *QUIET, *settings]
     train_generator.main(compose("train_generator", f"zoo={zoo}", f"out={out}", *options))
     (calibration,) = ParameterPipeline.from_pretrained(out / "pipeline").config["calibrations"]
     assert set(calibration) == {"start"}
