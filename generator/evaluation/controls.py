@@ -65,6 +65,8 @@ def train_controls(
 ) -> dict[str, ParameterPipeline]:
     """Pipelines of the three controls, trained where they are not in `out` already.
 
+    Their prompts are not calibrated: that would measure the answers inside the withheld band.
+
     Args:
         testbed: of the zoo.
         zoo: that the evaluated generator was trained on.
@@ -74,6 +76,7 @@ def train_controls(
         report: told which control is trained.
     """
     pipelines = {}
+    config = replace(config, calibrate_prompts=False)
     for name, part in control_zoos(testbed, zoo).items():
         path = out / name / "pipeline"
         if path.exists():
