@@ -55,23 +55,58 @@ def training_losses(
         precision: autocast for the model alone; losses are computed in float32.
     """
     device, size = batch.target.device, len(batch.target)
-    clean = context.scale.normalize(batch.target)
-    start = context.scale.normalize(batch.start) if model.config["use_start"] else None
     num_samples = 2 if config.energy_score else 1
+    clean = context.scale.normalize(batch.target)
     timestep = torch.rand(size, generator=rng).to(device)
     gaussian = torch.randn(clean.shape, generator=rng).to(device)
-    signal, noise = signal_and_noise(config.prediction, timestep[:, None])
-    noisy = signal * clean + noise * gaussian
-    is_diffusion = bool(model.config["diffusion"])
     latent = None
     if model.config["use_latent"]:
         latent = torch.randn(num_samples * size, clean.shape[1], generator=rng).to(device)
     windows = _draw_windows(model, context, config, rng)
+    predict = _predictor(model, context, batch, windows=windows, rng=rng, precision=precision)
+
+    noisy = _mixed(config.prediction, clean, gaussian, timestep)
+    if config.self_fed_share and float(torch.rand((), generator=rng)) < config.self_fed_share:
+        before = timestep + (1 - timestep) * torch.rand(size, generator=rng).to(device)
+        noisier = _mixed(config.prediction, clean, gaussian, before)
+        other = None if latent is None else torch.randn(clean.shape, generator=rng).to(device)
+        with torch.no_grad():
+            first = predict(noisier, before, other).float()
+        noisy = deterministic_step(config.prediction, noisier, first, before, timestep)
+    noisy, timesteps = noisy.repeat(num_samples, 1), timestep.repeat(num_samples)
+    output = predict(noisy, timesteps, latent)
+
+    wanted = prediction_target(config.prediction, clean, gaussian, timestep)
+    if windows is not None:
+        losses = {"params": _window_loss(output, wanted, context, windows)}
+    else:
+        losses = {"params": _score(output, wanted, config)}
+    if config.uses_functions:
+        predicted = clean_of(config.prediction, output, noisy, timesteps)
+        losses |= _function_losses(context, batch, context.scale.denormalize(predicted), config, rng)
+    return losses | {"total": _weighted(losses, config)}
+
+
+_Predict = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # noisy (V * B, P), timestep (V * B,), latent -> output
+
+
+def _predictor(
+    model: RecurrentDiffusionTransformer,
+    context: NetworkContext,
+    batch: PairBatch,
+    *,
+    windows: Tensor | None,
+    rng: torch.Generator,
+    precision: AbstractContextManager,
+) -> _Predict:
+    """The model on a batch, whose starts, prompts and examples for fingerprints stay the same from call to call."""
+    start = context.scale.normalize(batch.start) if model.config["use_start"] else None
+    is_diffusion = bool(model.config["diffusion"])
     fingerprints_of = _fingerprinting(model, context, batch, rng)
 
     def predict(noisy: Tensor, timestep: Tensor, latent: Tensor | None) -> Tensor:
-        copies = len(noisy) // size
-        fingerprints = fingerprints_of(noisy[:size])
+        copies = len(noisy) // len(batch.target)
+        fingerprints = fingerprints_of(noisy[: len(batch.target)])
         with precision:
             return model(
                 context.tokenizer,
@@ -85,28 +120,21 @@ def training_losses(
                 windows=windows,
             )
 
-    if config.self_fed_share and float(torch.rand((), generator=rng)) < config.self_fed_share:
-        before = timestep + (1 - timestep) * torch.rand(size, generator=rng).to(device)
-        signal, noise = signal_and_noise(config.prediction, before[:, None])
-        noisier = signal * clean + noise * gaussian
-        other = None if latent is None else torch.randn(clean.shape, generator=rng).to(device)
-        with torch.no_grad():
-            first = predict(noisier, before, other).float()
-        noisy = deterministic_step(config.prediction, noisier, first, before, timestep)
-    output = predict(noisy.repeat(num_samples, 1), timestep.repeat(num_samples), latent)
-    wanted = prediction_target(config.prediction, clean, gaussian, timestep)
-    if windows is not None:
-        losses = {"params": _window_loss(output, wanted, context, windows)}
-        return losses | {"total": losses["params"]}
-    losses = {"params": _score(output, wanted, config)}
+    return predict
+
+
+def _mixed(prediction: str, clean: Tensor, gaussian: Tensor, timestep: Tensor) -> Tensor:
+    signal, noise = signal_and_noise(prediction, timestep[:, None])
+    return signal * clean + noise * gaussian
+
+
+def _weighted(losses: dict[str, Tensor], config: ObjectiveConfig) -> Tensor:
     total = config.params_weight * losses["params"]
-    if config.uses_functions:
-        predicted = clean_of(config.prediction, output, noisy.repeat(num_samples, 1), timestep.repeat(num_samples))
-        losses |= _function_losses(context, batch, context.scale.denormalize(predicted), config, rng)
+    if "function" in losses:
         total = total + config.function_weight * losses["function"]
-        if config.function_energy_weight:
-            total = total + config.function_energy_weight * losses["function_energy"]
-    return losses | {"total": total}
+    if "function_energy" in losses:
+        total = total + config.function_energy_weight * losses["function_energy"]
+    return total
 
 
 def _fingerprinting(
