@@ -2,8 +2,8 @@
 
     python -m scripts.bench.generator_sampling_steps PIPELINE ZOO --steps 1 2 4 8 16 32
 
-Prompts and unseen starts are those of `scripts.train_generator`'s report. Prints a row of a Markdown table for each mode
-and number of steps; seconds are wall time of one network in a batch.
+Prompts and unseen starts are those of `scripts.train_generator`'s report. Prints a row of a Markdown table for each
+mode and number of steps; milliseconds are wall time of one network in a batch.
 """
 
 from __future__ import annotations
