@@ -52,7 +52,8 @@ _HOW_TO_READ: Final = """How to read it:
 - `mulo` knows no horizon and its step stays as large as it is. `mulo-wsd` is the same with its multiplier decayed to
   zero in the last fifth, as a user who knows the horizon would do; the fifth was chosen on other tasks.
 - Meta-training draws the digits too, but no MNIST and no MNIST-1D. Inputs are standardised, MLPs begin with He's
-  initialisation; AdamW has weight decay .01, Muon .1.
+  initialisation; AdamW has weight decay .01, Muon .1. Muon is that of torch.optim, which takes
+  matrices alone, outputs left to AdamW: on the CNN, whose kernels are none, it is AdamW throughout.
 - CPU time of a step and network, gradients included: AdamW, Muon and the learned rules run batched, the others network
   by network. The record of step costs compares what users run.
 - With several meta-seeds a claim is judged by their median; the interval is that of the median seed."""
