@@ -1,9 +1,10 @@
 """A small network reads 39 features of each parameter and writes its update: small_fc_lopt, and µLO in µP.
 
-update = lr * scale(role, fan_in) * step_size * direction * exp(0.001 * magnitude),   (direction, magnitude) = MLP(x)
+update = lr * scale(role, width) * step_size * direction * exp(0.001 * magnitude),   (direction, magnitude) = MLP(x)
 
-with the learned decays d = 1 - exp(10 (log(1 - d0) / 10 + offset)). In µP ("mulo") the scale is 1 / fan_in for hidden
-and output matrices and the step size 0.01; in standard parametrization ("small-fc-lopt") they are 1 and 0.001.
+with the learned decays d = 1 - exp(10 (log(1 - d0) / 10 + offset)). In µP ("mulo") the scale is 1 / width for hidden
+and output matrices and the step size 0.01; in standard parametrization ("small-fc-lopt") they are 1 and 0.001. Width is
+the fan_in, of a convolution its input channels: the area of its kernel does not grow with the network.
 
 Layout of theta (2,409 numbers at H = 32): W1 (H, 39), b1, W2 (H, H), b2, W3 (2, H), b3, then the offsets of the decays
 of the momenta (3), the second moment (1) and the factored averages (3). Columns of W1 in the order of `features`.
@@ -166,7 +167,7 @@ class MlpRule:
             if params[i].numel() == 0:
                 continue
             base = lrs[i] * STEP_SIZES[self.parametrization]
-            step_size = base * update_scale(spec.role, spec.fan_in, self.parametrization)
+            step_size = base * update_scale(spec.role, spec.width, self.parametrization)
             shrink = 1 - base * decay_rates[i]
             param, grad = features.canonical(params[i], spec.shape), features.canonical(grads[i], spec.shape)
             momentum, square, row, column = (state[key][i] for key in STATE_KEYS)

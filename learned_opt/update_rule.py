@@ -8,6 +8,7 @@ Legend: N networks, R tensors of one network, M meta-parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
@@ -37,6 +38,11 @@ class TensorSpec:
     fan_in: int
     shape: tuple[int, ...]
     depth: int = 1
+
+    @property
+    def width(self) -> int:
+        """fan_in without the area of a convolution's kernel: what grows with the width of the network."""
+        return max(1, self.fan_in // math.prod(self.shape[2:]))
 
 
 @runtime_checkable

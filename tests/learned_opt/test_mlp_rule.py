@@ -104,6 +104,13 @@ def test_mup_divides_updates_of_hidden_and_output_matrices_by_fan_in(role, ratio
     torch.testing.assert_close(moved[0], ratio * moved[1])
 
 
+def test_width_leaves_out_the_area_of_a_kernel():
+    assert TensorSpec("conv", "hidden", 8 * 9, (4, 8, 3, 3)).width == 8
+    assert TensorSpec("conv1d", "hidden", 8 * 5, (4, 8, 5)).width == 8
+    assert TensorSpec("matrix", "hidden", 8, (4, 8)).width == 8
+    assert TensorSpec("bias", "bias", 8, (4,)).width == 8
+
+
 def test_reference_rule_is_differentiable_in_theta():
     rule = MlpRule(4, reference=True)
     theta = rule.init_theta(torch.Generator().manual_seed(0)).requires_grad_()
