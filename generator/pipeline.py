@@ -9,7 +9,6 @@ Legend: B networks generated, P numbers of one network.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -209,12 +208,10 @@ class ParameterPipeline(DiffusionPipeline):
         return known[0]
 
     def _calibrated(self, prompt: Prompt, layout: ParamLayout, mode: str) -> Prompt:
-        """What to ask the model for, by the calibration of the layout or, if it is unseen, of the most similar one."""
-        if self.config["calibrations"] is None:
+        """What to ask the model for; a layout that it was not trained on is asked as it is."""
+        if self.config["calibrations"] is None or layout not in self.normalizer.layouts:
             return prompt
-        known = self.normalizer.layouts
-        nearest = min(range(len(known)), key=lambda i: _dissimilarity(known[i], layout))
-        calibration = Calibration(**self.config["calibrations"][nearest][mode])
+        calibration = Calibration(**self.config["calibrations"][self.normalizer.layouts.index(layout)][mode])
         target, column = prompt.target.clone(), self.metrics.index(CALIBRATED)
         target[:, column] = calibration(target[:, column])
         return replace(prompt, target=target)
@@ -252,11 +249,6 @@ def _has_shapes_of(layout: ParamLayout, tensors: Mapping[str, Tensor]) -> bool:
     except LayoutMismatchError:
         return False
     return True
-
-
-def _dissimilarity(one: ParamLayout, other: ParamLayout) -> tuple[float, float]:
-    """Difference in depth, and among layouts of equal depth in size."""
-    return abs(len(one.slots) - len(other.slots)), abs(math.log(one.num_params / other.num_params))
 
 
 def _copy_integers(layout: ParamLayout, source: Tensor, target: Tensor) -> None:
