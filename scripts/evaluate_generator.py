@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
     samplers = {
         name: PipelineSampler(
             pipe,
-            zoo.layout,
+            testbed.task,
             use_start=config.use_start,
             num_inference_steps=config.num_inference_steps,
             eta=config.eta,

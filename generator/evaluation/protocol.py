@@ -1,6 +1,6 @@
 """The whole evaluation of a generator: one call, everything that the report prints.
 
-    evaluation = evaluate(PipelineSampler(pipe), Testbed(task, train, unseen))
+    evaluation = evaluate(PipelineSampler(pipe, task), Testbed(task, train, unseen))
 
 The protocol is described in docs/evaluation.md.
 

@@ -21,7 +21,6 @@ from generator.dataset import Trajectories
 from generator.evaluation.generalization import RealCurves
 from generator.pipeline import ParameterPipeline
 from generator.prompt_alignment import prompt_grid
-from zoo.layout import ParamLayout
 from zoo.store import Zoo
 from zoo.tasks import Task, get_task
 
@@ -48,14 +47,14 @@ class PipelineSampler:
 
     Attributes:
         pipeline: to sample from.
-        layout: of the networks to generate.
+        task: that the networks are for; generators that look at what networks compute need it, the others its layout.
         use_start: False to generate from noise although the model knows starts.
         num_inference_steps: denoising steps.
         eta: 0 deterministic, 1 ancestral.
     """
 
     pipeline: ParameterPipeline
-    layout: ParamLayout
+    task: Task
     use_start: bool = True
     num_inference_steps: int = 8
     eta: float = 0.0
@@ -73,7 +72,8 @@ class PipelineSampler:
                 start if self.uses_start else None,
                 prompt,
                 num_samples=num_networks,
-                layout=self.layout,
+                layout=self.task.layout,
+                task=self.task,
                 num_inference_steps=self.num_inference_steps,
                 eta=self.eta,
                 generator=rng,

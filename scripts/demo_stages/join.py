@@ -36,7 +36,7 @@ def run(config: DictConfig) -> StageResult:
     options = config.join
     testbed = Testbed.from_zoo(open_zoo(config))
     starts = unseen_starts(testbed.task, options.num_networks, config.seed, stream="join")
-    sampler = PipelineSampler(open_pipeline(config), testbed.task.layout)
+    sampler = PipelineSampler(open_pipeline(config), testbed.task)
     asked = {METRIC: torch.full((len(starts),), testbed.floor)}
     generated = sampler(starts, asked, torch.Generator().manual_seed(config.seed))
     steps = quadratic_steps(options.num_steps)

@@ -75,10 +75,10 @@ def generate(
         By kind (N * K, P), prompts innermost: after one update, after a second one with the same prompts, without any
         start; and (held-out starts, P).
     """
-    options, layout = config.prompting, testbed.task.layout
+    options = config.prompting
     pipe = open_pipeline(config)
     from_start, from_noise = (
-        PipelineSampler(pipe, layout, use_start=use_start, num_inference_steps=options.num_inference_steps)
+        PipelineSampler(pipe, testbed.task, use_start=use_start, num_inference_steps=options.num_inference_steps)
         for use_start in (True, False)
     )
     prompts = testbed.prompts(options.num_prompts)

@@ -140,11 +140,12 @@ def test_overconfident_networks_below_the_floor_fail():
     assert not saturation_verdict(result(0.28)).passed
 
 
-def test_a_pipeline_is_a_sampler(testbed):
-    config = GeneratorConfig(model={"width": 16, "num_blocks": 1, "num_heads": 2})
+@pytest.mark.parametrize("fingerprints", [False, True])
+def test_a_pipeline_is_a_sampler(testbed, fingerprints):
+    config = GeneratorConfig(model={"width": 16, "num_blocks": 1, "num_heads": 2}, fingerprints=fingerprints)
     model, normalizer, _ = assemble([testbed.train], [TASK], config)
     pipe = ParameterPipeline(model.eval(), normalizer, make_scheduler("sample"))
-    sampler = PipelineSampler(pipe, TASK.layout, num_inference_steps=2)
+    sampler = PipelineSampler(pipe, TASK, num_inference_steps=2)
     starts, prompt = testbed.starts(3), {METRIC: torch.tensor([0.5, 1.0, 1e-3])}
 
     def sampled(sampler, starts):
@@ -152,7 +153,7 @@ def test_a_pipeline_is_a_sampler(testbed):
 
     assert sampled(sampler, starts).shape == starts.shape
     torch.testing.assert_close(sampled(sampler, starts), sampled(sampler, starts))
-    from_noise = PipelineSampler(pipe, TASK.layout, use_start=False, num_inference_steps=2)
+    from_noise = PipelineSampler(pipe, TASK, use_start=False, num_inference_steps=2)
     torch.testing.assert_close(sampled(from_noise, starts), sampled(from_noise, starts + 1))
 
 
