@@ -144,6 +144,7 @@ class ZooWriter:
             raise self._write_error(block, error) from error
         if claim is not None and self.is_committed(block):  # by whom had the claim until a moment ago
             claim.release()
+            remove_claims(self.path / _CLAIMS, block)
             return None
         return claim
 

@@ -119,6 +119,14 @@ def test_numbers_too_large_for_the_dtype_are_refused(tmp_path, toy):
         writer.write_block(0, **contents)
 
 
+def test_a_block_committed_while_it_is_claimed_leaves_no_claim(tmp_path, toy, monkeypatch):
+    writer = ZooWriter.create(tmp_path / "zoo", toy.spec(num_runs=40))
+    answers = iter([False, True])  # another process commits between the two questions
+    monkeypatch.setattr(ZooWriter, "is_committed", lambda self, block: next(answers))
+    assert writer.claim(0) is None
+    assert not list((tmp_path / "zoo/runs/status/claims").iterdir())
+
+
 def test_committed_blocks_are_not_claimed_and_discarded_ones_are(tmp_path, toy):
     toy.fill(tmp_path / "zoo")
     writer = ZooWriter.open(tmp_path / "zoo")
