@@ -208,10 +208,13 @@ class ParameterPipeline(DiffusionPipeline):
         return known[0]
 
     def _calibrated(self, prompt: Prompt, layout: ParamLayout, mode: str) -> Prompt:
-        """What to ask the model for; a layout that it was not trained on is asked as it is."""
+        """What to ask the model for; a layout or a mode that it was not trained on is asked as it is."""
         if self.config["calibrations"] is None or layout not in self.normalizer.layouts:
             return prompt
-        calibration = Calibration(**self.config["calibrations"][self.normalizer.layouts.index(layout)][mode])
+        by_mode = self.config["calibrations"][self.normalizer.layouts.index(layout)]
+        if mode not in by_mode:
+            return prompt
+        calibration = Calibration(**by_mode[mode])
         target, column = prompt.target.clone(), self.metrics.index(CALIBRATED)
         target[:, column] = calibration(target[:, column])
         return replace(prompt, target=target)

@@ -37,8 +37,6 @@ from zoo.tasks import Task, get_task
 
 _NETWORKS_FOR_STATISTICS: Final = 8192
 _MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
-_NUM_VALIDATION_PROMPTS: Final = 8
-_NUM_CALIBRATION_PROMPTS: Final = 16
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_a_pipeline_asks_its_model_by_layout_and_mode(tmp_path):
     pipe = make_pipeline(shallow, deep)
     shifted = {"meant": [0.2, 2.0], "asked": [0.4, 2.0]}
     same = {"meant": [0.2, 2.0], "asked": [0.2, 2.0]}
-    pipe.register_to_config(calibrations=[{"start": shifted, "noise": same}, {"start": same, "noise": shifted}])
+    pipe.register_to_config(calibrations=[{"start": shifted, "noise": same}, {"noise": shifted}])
     pipe.save_pretrained(tmp_path)
     loaded = ParameterPipeline.from_pretrained(tmp_path)
     prompt = Prompt.of({"loss": 0.2, "error": 0.3}, loaded.metrics, 1)
@@ -59,6 +59,7 @@ def test_a_pipeline_asks_its_model_by_layout_and_mode(tmp_path):
     assert asked(shallow, "start") == pytest.approx([0.3, 0.4])
     assert asked(shallow, "noise") == pytest.approx([0.3, 0.2])
     assert asked(deep, "noise") == pytest.approx([0.3, 0.4])
+    assert asked(deep, "start") == pytest.approx([0.3, 0.2])  # trained from noise alone
     assert asked(wide, "noise") == pytest.approx([0.3, 0.2])  # never seen in training
 
     start = torch.randn(1, shallow.num_params, generator=torch.Generator().manual_seed(1))
