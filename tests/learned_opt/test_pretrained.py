@@ -37,7 +37,7 @@ def test_hash_tells_rules_and_numbers_apart():
 
 
 def test_wrong_theta_for_the_rule_is_refused():
-    with pytest.raises(ValueError, match="has 188 meta-parameters"):
+    with pytest.raises(ValueError, match="has 178 meta-parameters"):
         Pretrained(NormalizedRule(), torch.zeros(20))
 
 
