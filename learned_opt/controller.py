@@ -23,7 +23,7 @@ from zoo.parametrization import PARAM_ROLES
 REFERENCE_HORIZON: Final = 400  # scales of the tasks for which theta = 0 is meant
 REFERENCE_WIDTH: Final = 32
 REFERENCE_DEPTH: Final = 2
-WIDTH_POWER: Final = 0.5  # of 32 / fan_in in the step of matrices: not learned, as narrow networks do not determine it
+WIDTH_POWER: Final = 0.5  # of 32 / width in the step of matrices: not learned, as narrow networks do not determine it
 
 MATRIX_ROLES: Final = ("input", "hidden", "output")
 
@@ -234,7 +234,7 @@ class _Static(NamedTuple):
 
     role: Tensor  # index into PARAM_ROLES
     role_bits: Tensor  # (R, 6)
-    log_width: Tensor  # log(fan_in / 32) of matrices, else 0
+    log_width: Tensor  # log(width / 32) of matrices, else 0
     log_depth: Tensor  # log(L / 2)
     depth_input: Tensor  # log((L + 1) / 3)
 
@@ -242,13 +242,13 @@ class _Static(NamedTuple):
 @lru_cache(maxsize=64)
 def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
     role = torch.tensor([PARAM_ROLES.index(spec.role) for spec in specs])
-    fan_in = torch.tensor([float(max(1, spec.fan_in)) for spec in specs])
+    width = torch.tensor([float(max(1, spec.width)) for spec in specs])
     depth = torch.tensor([float(max(1, spec.depth)) for spec in specs])
     is_matrix = torch.tensor([float(spec.role in MATRIX_ROLES) for spec in specs])
     columns = _Static(
         role,
         torch.nn.functional.one_hot(role, len(PARAM_ROLES)).float(),
-        is_matrix * (fan_in / REFERENCE_WIDTH).log(),
+        is_matrix * (width / REFERENCE_WIDTH).log(),
         (depth / REFERENCE_DEPTH).log(),
         ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
     )

@@ -9,12 +9,13 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
     agreement = cosine(g, m / sqrt(v)), m and v before this gradient          while gradients agree, steps grow
     log_step <- log_step + kappa (T/400)^k (agreement - target),  within [-4, 3]
     W <- W - lr (1 - t/T)^p (exp(base + clamp(gamma rho + log_step + o1, -5, 4)) u + rate decay (T/400)^d W)
-    base      = log rate + a log(T/400) + b log(L/2) + c[role] + 1/2 log(32/fan_in) [matrices]
+    base      = log rate + a log(T/400) + b log(L/2) + c[role] + 1/2 log(32/width) [matrices]
 
 Only matrices decay, and by what the user asks for on top. A network of 15 -> 8 tanh -> 3 on the statistics of the
-tensor adds o1, moves log_step by 4 o2 / T, and multiplies `nesterov` by exp(o3). The power 1/2 of the width is µP's
-spectral condition for orthogonalised updates of unit RMS in hidden matrices. For outputs, whose rows do not grow in
-number, the condition is 1; 1/2 trains better up to widths of 2,048, at the price of logits that move more with width.
+tensor adds o1, moves log_step by 4 o2 / T, and multiplies `nesterov` by exp(o3). The width is fan_in without the area
+of kernels; its power 1/2 is µP's spectral condition for orthogonalised updates of unit RMS in hidden matrices. For
+outputs, whose rows do not grow in number, the condition is 1; 1/2 trains better up to widths of 2,048, at the price of
+logits that move more with width.
 
 The state is that of Adam: 8 bytes for each parameter.
 

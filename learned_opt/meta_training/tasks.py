@@ -201,9 +201,9 @@ def _cnn(rng: torch.Generator, batch_size: int, input_scale: float) -> _Drawn:
 
 
 def _language(rng: torch.Generator, batch_size: int, input_scale: float) -> _Drawn:
-    width, num_blocks = _choice(rng, ((16, 1), (24, 1), (24, 2), (40, 1)))
+    width, num_blocks = _choice(rng, ((16, 1), (24, 1), (24, 2)))
     task = language_task(width=width, num_blocks=num_blocks, context=32)
-    batch_size = min(batch_size, _choice(rng, (8, 16)))
+    batch_size = min(batch_size, 8)
     return task, batch_size, _LANGUAGE_WORK * batch_size * num_blocks
 
 

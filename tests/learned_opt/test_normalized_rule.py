@@ -67,7 +67,7 @@ class PerTensorRule:
         return (self.horizon / 400) ** self.s[f"{name}_horizon"]
 
     def update(self, g):
-        s, role, fan_in, t, horizon = self.s, self.spec.role, self.spec.fan_in, self.t, self.horizon
+        s, role, t, horizon = self.s, self.spec.role, self.t, self.horizon
         f = min(t, horizon - 1) / horizon
         last = self.m / (self.v + 1e-24).sqrt()
         square = float((g**2).mean())
@@ -88,7 +88,7 @@ class PerTensorRule:
         base = math.log(s["rate"]) + s["horizon_power"] * math.log(horizon / 400) + s[f"log_{role}"]
         base += s["depth_power"] * math.log(self.spec.depth / 2)
         if role in ("input", "hidden", "output"):
-            base += 0.5 * math.log(32 / fan_in)
+            base += 0.5 * math.log(32 / self.spec.width)
         share = float((self.m**2).mean() / self.v.mean())
         inputs = [
             2 * f - 1,
