@@ -23,6 +23,7 @@ from zoo.parametrization import PARAM_ROLES
 REFERENCE_HORIZON: Final = 400  # scales of the tasks for which theta = 0 is meant
 REFERENCE_WIDTH: Final = 32
 REFERENCE_DEPTH: Final = 2
+WIDTH_POWER: Final = 0.5  # of 32 / width in the step of matrices: not learned, as narrow networks do not determine it
 
 MATRIX_ROLES: Final = ("input", "hidden", "output")
 
@@ -36,8 +37,8 @@ INPUT_LIMIT: Final = 3.0
 INITIAL_STEPS: Final = 5  # after which the initial gradient scale is fixed
 
 NUM_STATISTICS: Final = 7  # columns of the statistics, see `Statistics`
-NUM_INPUTS: Final = 10 + len(PARAM_ROLES)
-GRADIENT_INPUTS: Final = slice(4, 10)  # those of the inputs that depend on gradients
+NUM_INPUTS: Final = 9 + len(PARAM_ROLES)
+GRADIENT_INPUTS: Final = slice(3, 9)  # those of the inputs that depend on gradients
 NUM_HIDDEN: Final = 8
 NUM_OUTPUTS: Final = 3
 
@@ -97,14 +98,12 @@ SCALARS: Final = (
     Scalar("nesterov", "scale", 0.12),
     Scalar("horizon_power", "shift", -0.3),  # a
     Scalar("depth_power", "shift", -0.6),  # b
-    Scalar("width_input", "shift", 0.0),  # w: powers of 32 / fan_in
-    Scalar("width_hidden", "shift", 0.5),
-    Scalar("width_output", "shift", 0.5),
     Scalar("agreement_rate", "scale", 0.04),  # kappa
     Scalar("agreement_target", "shift", 0.0),
     Scalar("schedule_power", "scale", 1.0),  # p
     Scalar("mix_input", "share", 0.95),  # share of the orthogonalised direction
     Scalar("mix_hidden", "share", 0.95),
+    Scalar("mix_output", "share", 0.8),
     Scalar("weight_decay", "scale", 0.1),  # of matrices, in units of rate x schedule
     Scalar("agreement_horizon", "shift", -0.5),  # powers of T / 400: a controller and a decay that act as much in a
     Scalar("decay_horizon", "shift", -0.5),  # long run as in a short one have -1, as much at every step 0
@@ -118,7 +117,7 @@ Scalars = dict[str, Tensor]  # name -> (N, 1)
 class Network(NamedTuple):
     """Weights of the controller's network."""
 
-    hidden_weight: Tensor  # (N, 16, 8)
+    hidden_weight: Tensor  # (N, 15, 8)
     hidden_bias: Tensor  # (N, 1, 8)
     output_weight: Tensor  # (N, 8, 3)
     output_bias: Tensor  # (N, 1, 3)
@@ -235,7 +234,7 @@ class _Static(NamedTuple):
 
     role: Tensor  # index into PARAM_ROLES
     role_bits: Tensor  # (R, 6)
-    log_width: Tensor  # log(fan_in / 32) of matrices, else 0
+    log_width: Tensor  # log(width / 32) of matrices, else 0
     log_depth: Tensor  # log(L / 2)
     depth_input: Tensor  # log((L + 1) / 3)
 
@@ -243,13 +242,13 @@ class _Static(NamedTuple):
 @lru_cache(maxsize=64)
 def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
     role = torch.tensor([PARAM_ROLES.index(spec.role) for spec in specs])
-    fan_in = torch.tensor([float(max(1, spec.fan_in)) for spec in specs])
+    width = torch.tensor([float(max(1, spec.width)) for spec in specs])
     depth = torch.tensor([float(max(1, spec.depth)) for spec in specs])
     is_matrix = torch.tensor([float(spec.role in MATRIX_ROLES) for spec in specs])
     columns = _Static(
         role,
         torch.nn.functional.one_hot(role, len(PARAM_ROLES)).float(),
-        is_matrix * (fan_in / REFERENCE_WIDTH).log(),
+        is_matrix * (width / REFERENCE_WIDTH).log(),
         (depth / REFERENCE_DEPTH).log(),
         ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
     )
@@ -258,14 +257,12 @@ def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
 
 def _log_base(scalars: Scalars, known: _Static, log_horizon: Tensor) -> Tensor:
     role_logs = torch.cat([scalars[f"log_{role}"] for role in PARAM_ROLES], dim=1)  # (N, 6)
-    none = torch.zeros_like(scalars["rate"])
-    powers = torch.cat([scalars.get(f"width_{role}", none) for role in PARAM_ROLES], dim=1)  # (N, 6)
     return (
         scalars["rate"].log()
         + scalars["horizon_power"] * log_horizon
         + scalars["depth_power"] * known.log_depth
         + role_logs[:, known.role]
-        - powers[:, known.role] * known.log_width
+        - WIDTH_POWER * known.log_width
     )
 
 
@@ -299,13 +296,12 @@ def _inputs(
     fraction: Tensor,
     log_horizon: Tensor,
 ) -> Tensor:
-    """Inputs of the network (N, R, 16), each of order one."""
+    """Inputs of the network (N, R, 15), each of order one; the width is none, so steps follow its power alone."""
     relative_step = 0.5 * (base + statistics.log_step - 0.5 * (signals.weight_square + 1e-8).log() + 2)
     columns = torch.broadcast_tensors(
         2 * fraction - 1,
         log_horizon,
         known.depth_input,
-        known.log_width,
         rho,
         3 * statistics.recent_agreement,
         6 * statistics.usual_agreement,

@@ -9,15 +9,17 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
     agreement = cosine(g, m / sqrt(v)), m and v before this gradient          while gradients agree, steps grow
     log_step <- log_step + kappa (T/400)^k (agreement - target),  within [-4, 3]
     W <- W - lr (1 - t/T)^p (exp(base + clamp(gamma rho + log_step + o1, -5, 4)) u + rate decay (T/400)^d W)
-    base      = log rate + a log(T/400) + b log(L/2) + c[role] + w[role] log(32/fan_in) [matrices]
+    base      = log rate + a log(T/400) + b log(L/2) + c[role] + 1/2 log(32/width) [matrices]
 
-Only matrices decay, and by what the user asks for on top. A network of 16 -> 8 tanh -> 3 on the statistics of the
-tensor adds o1, moves log_step by 4 o2 / T, and multiplies `nesterov` by exp(o3). An exponent w near 1/2 for hidden
-matrices is µP's spectral condition for orthogonalised updates.
+Only matrices decay, and by what the user asks for on top. A network of 15 -> 8 tanh -> 3 on the statistics of the
+tensor adds o1, moves log_step by 4 o2 / T, and multiplies `nesterov` by exp(o3). The width is fan_in without the area
+of kernels; its power 1/2 is µP's spectral condition for orthogonalised updates of unit RMS in hidden matrices. For
+outputs, whose rows do not grow in number, the condition is 1; 1/2 trains better up to widths of 2,048, at the price of
+logits that move more with width.
 
 The state is that of Adam: 8 bytes for each parameter.
 
-Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then W1 (16, 8), b1,
+Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then W1 (15, 8), b1,
 W2 (8, 3), b2 of the network. Without the network ("mulo-norm-scalars") only the scalars.
 
 Source: Jordan et al. 2024 (Muon) for the direction and the coefficients of Newton-Schulz; Yang et al. 2023
@@ -61,7 +63,6 @@ from learned_opt.update_rule import (
     register_rule,
 )
 
-ORTHOGONAL_ROLES: Final = ("input", "hidden")
 CONSTANT_FRACTION: Final = 0.5  # of the run, at which the step stays where the horizon is not known
 MAX_BATCH_NUMEL: Final = 2**22  # equally shaped tensors are orthogonalised together up to this many numbers
 MIN_BFLOAT16_SIZE: Final = 256  # smaller side of a matrix from which on it is orthogonalised in bfloat16
@@ -178,7 +179,7 @@ class NormalizedRule:
         """Index and update (N, *shape), of unit RMS, of each tensor; equal shapes are orthogonalised together."""
         groups: dict[int | tuple[int, ...], list[int]] = defaultdict(list)
         for i in columns:
-            alone = specs[i].role not in ORTHOGONAL_ROLES or self.reference
+            alone = specs[i].role not in MATRIX_ROLES or self.reference
             groups[i if alone else specs[i].shape].append(i)
         for group in groups.values():
             per_batch = max(1, MAX_BATCH_NUMEL // grads[group[0]].numel())
@@ -189,7 +190,7 @@ class NormalizedRule:
                     weight = _like(nesterov[:, columns[i]], grads[i])
                     direction = state["momentum"][i].lerp(grads[i], weight)
                     directions.append(rms_normalised(direction.mul_((state["square"][i] + _TINY).rsqrt_())))
-                if specs[batch[0]].role in ORTHOGONAL_ROLES:
+                if specs[batch[0]].role in MATRIX_ROLES:
                     mixes = torch.stack([scalars[f"mix_{specs[i].role}"][:, 0] for i in batch], dim=1)
                     directions = orthogonal_mix(directions, mixes)
                 yield from zip(batch, directions, strict=True)

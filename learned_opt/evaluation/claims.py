@@ -99,6 +99,7 @@ def _particular_claims() -> list[Claim]:
         Claim(NORM, "the same to Muon .8", 0.03, 0.0, _nats("val_loss", "Muon .8 cosine"), language),
         Claim(NORM, "width 256 (from 16), mean loss to tuned AdamW", 1.15, 1.0, adamw, (_WIDTH,)),
         Claim(NORM, "16 times the widest trained (3072), the same", 1.15, 1.0, adamw, ("digits-3072-T100",)),
+        Claim(NORM, "hidden matrices 8 times as wide (768 x 3), the same", 1.15, 1.0, adamw, ("mnist14-768x3-T100",)),
         *(
             Claim(name, "horizon x5, depth x3: diverging tasks", 0, 0, _num_diverged, _STRETCHED, show=_count)
             for name in (NORM, MULO)

@@ -2,7 +2,7 @@
 
 Groups: "main" (usual shapes and horizons), "far" (what meta-training has not shown: inputs, horizon, depth, scales of
 initialisation, label noise, batch sizes, width), "stretch" (multiples of the most that meta-training has shown: 5 times
-the horizon, 3 times the depth, 16 times the width), "conv" and "language".
+the horizon, 3 times the depth, 16 times the width, hidden matrices 8 times as wide), "conv" and "language".
 
 Legend: T inner steps.
 """
@@ -79,9 +79,10 @@ def _far() -> list[EvaluationTask]:
 
 
 def _stretch() -> list[EvaluationTask]:
-    digits = synthetic_data.digits_images(8)
+    digits, mnist = synthetic_data.digits_images(8), _mnist(14)
     seen = [_mlp("stretch", digits, [32], 12_000), _mlp("stretch", digits, [3072], 100)]
-    return [*(replace(task, seen_data=True) for task in seen), _mlp("stretch", _mnist(14), [32] * 18, 400)]
+    unseen = [_mlp("stretch", mnist, [32] * 18, 400), _mlp("stretch", mnist, [768] * 3, 100)]
+    return [*(replace(task, seen_data=True) for task in seen), *unseen]
 
 
 def _conv() -> list[EvaluationTask]:

@@ -24,14 +24,12 @@ SCALARS = {
     "nesterov": 0.33,
     "horizon_power": -0.04,
     "depth_power": -0.79,
-    "width_input": 0.1,
-    "width_hidden": 0.53,
-    "width_output": 0.4,
     "agreement_rate": 0.079,
     "agreement_target": 0.011,
     "schedule_power": 0.89,
     "mix_input": 0.996,
     "mix_hidden": 0.98,
+    "mix_output": 0.7,
     "weight_decay": 0.2,
     "agreement_horizon": -0.4,
     "decay_horizon": -0.7,
@@ -62,14 +60,14 @@ class PerTensorRule:
         self.m = torch.zeros_like(param)
         self.v = torch.zeros_like(param)
         self.fast = self.slow = self.recent = self.usual = self.log_step = self.initial = 0.0
-        self.w1, self.b1 = network[:128].view(16, 8), network[128:136]
-        self.w2, self.b2 = network[136:160].view(8, 3), network[160:]
+        self.w1, self.b1 = network[:120].view(15, 8), network[120:128]
+        self.w2, self.b2 = network[128:152].view(8, 3), network[152:]
 
     def per_run(self, name):
         return (self.horizon / 400) ** self.s[f"{name}_horizon"]
 
     def update(self, g):
-        s, role, fan_in, t, horizon = self.s, self.spec.role, self.spec.fan_in, self.t, self.horizon
+        s, role, t, horizon = self.s, self.spec.role, self.t, self.horizon
         f = min(t, horizon - 1) / horizon
         last = self.m / (self.v + 1e-24).sqrt()
         square = float((g**2).mean())
@@ -90,13 +88,12 @@ class PerTensorRule:
         base = math.log(s["rate"]) + s["horizon_power"] * math.log(horizon / 400) + s[f"log_{role}"]
         base += s["depth_power"] * math.log(self.spec.depth / 2)
         if role in ("input", "hidden", "output"):
-            base += s[f"width_{role}"] * math.log(32 / fan_in)
+            base += 0.5 * math.log(32 / self.spec.width)
         share = float((self.m**2).mean() / self.v.mean())
         inputs = [
             2 * f - 1,
             math.log(horizon / 400),
             math.log((self.spec.depth + 1) / 3),
-            math.log(fan_in / 32) if role in ("input", "hidden", "output") else 0.0,
             rho,
             3 * self.recent,
             6 * self.usual,
@@ -113,7 +110,7 @@ class PerTensorRule:
         nesterov = min(1.0, s["nesterov"] * math.exp(max(-4.0, min(4.0, float(out[2])))))
         d = (self.m + nesterov * (g - self.m)) / (self.v + 1e-24).sqrt()
         d = d / (d**2).mean().sqrt()
-        if role in ("input", "hidden"):
+        if role in ("input", "hidden", "output"):
             matrix = d.reshape(d.shape[0], -1)
             tall = matrix.shape[0] > matrix.shape[1]
             x = (matrix.T if tall else matrix) / matrix.norm()
