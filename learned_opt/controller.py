@@ -32,14 +32,12 @@ SLOW_AGREEMENT_WEIGHT: Final = 0.02
 LOG_STEP_RANGE: Final = (-4.0, 3.0)
 LOG_SIZE_RANGE: Final = (-5.0, 4.0)
 NESTEROV_RANGE: Final = (-4.0, 4.0)
-NETWORK_LOG_STEP: Final = 4.0  # largest move of log_step over a whole run per unit of the second output
 INPUT_LIMIT: Final = 3.0
 INITIAL_STEPS: Final = 5  # after which the initial gradient scale is fixed
 
 NUM_STATISTICS: Final = 7  # columns of the statistics, see `Statistics`
 NUM_INPUTS: Final = 9 + len(PARAM_ROLES)
 GRADIENT_INPUTS: Final = slice(3, 9)  # those of the inputs that depend on gradients
-NUM_HIDDEN: Final = 8
 NUM_OUTPUTS: Final = 3
 
 _TINY: Final = 1e-24
@@ -100,6 +98,7 @@ SCALARS: Final = (
     Scalar("depth_power", "shift", -0.6),  # b
     Scalar("agreement_rate", "scale", 0.04),  # kappa
     Scalar("agreement_target", "shift", 0.0),
+    Scalar("relaxation", "scale", 12.0),  # in a run, of log_step to where the network wants it
     Scalar("schedule_power", "scale", 1.0),  # p
     Scalar("mix_input", "share", 0.95),  # share of the orthogonalised direction
     Scalar("mix_hidden", "share", 0.95),
@@ -109,18 +108,16 @@ SCALARS: Final = (
     Scalar("decay_horizon", "shift", -0.5),  # long run as in a short one have -1, as much at every step 0
 )
 SCALAR_NAMES: Final = tuple(scalar.name for scalar in SCALARS)
-NUM_NETWORK: Final = NUM_HIDDEN * (NUM_INPUTS + 1) + NUM_OUTPUTS * (NUM_HIDDEN + 1)
+NUM_NETWORK: Final = NUM_OUTPUTS * (NUM_INPUTS + 1)
 
 Scalars = dict[str, Tensor]  # name -> (N, 1)
 
 
 class Network(NamedTuple):
-    """Weights of the controller's network."""
+    """The controller's network, a single linear layer: a hidden layer of eight tanh units in between did no better."""
 
-    hidden_weight: Tensor  # (N, 15, 8)
-    hidden_bias: Tensor  # (N, 1, 8)
-    output_weight: Tensor  # (N, 8, 3)
-    output_bias: Tensor  # (N, 1, 3)
+    weight: Tensor  # (N, 15, 3)
+    bias: Tensor  # (N, 1, 3)
 
 
 class Horizon(NamedTuple):
@@ -166,14 +163,8 @@ def decode(theta: Tensor, *, network: bool) -> tuple[Scalars, Network | None]:
     scalars = {scalar.name: scalar.decode(theta[:, i : i + 1]) for i, scalar in enumerate(SCALARS)}
     if not network:
         return scalars, None
-    sizes = (NUM_INPUTS * NUM_HIDDEN, NUM_HIDDEN, NUM_HIDDEN * NUM_OUTPUTS, NUM_OUTPUTS)
-    hidden_weight, hidden_bias, output_weight, output_bias = theta[:, count:].split(sizes, dim=1)
-    return scalars, Network(
-        hidden_weight.unflatten(1, (NUM_INPUTS, NUM_HIDDEN)),
-        hidden_bias.unsqueeze(1),
-        output_weight.unflatten(1, (NUM_HIDDEN, NUM_OUTPUTS)),
-        output_bias.unsqueeze(1),
-    )
+    weight, bias = theta[:, count:].split((NUM_INPUTS * NUM_OUTPUTS, NUM_OUTPUTS), dim=1)
+    return scalars, Network(weight.unflatten(1, (NUM_INPUTS, NUM_OUTPUTS)), bias.unsqueeze(1))
 
 
 def encode_scalars(values: Mapping[str, float]) -> Tensor:
@@ -190,7 +181,7 @@ def encode_scalars(values: Mapping[str, float]) -> Tensor:
 
 def gradient_weights() -> slice:
     """Where theta holds the network's weights of the inputs that depend on gradients."""
-    return slice(*(len(SCALARS) + NUM_HIDDEN * i for i in (GRADIENT_INPUTS.start, GRADIENT_INPUTS.stop)))
+    return slice(*(len(SCALARS) + NUM_OUTPUTS * i for i in (GRADIENT_INPUTS.start, GRADIENT_INPUTS.stop)))
 
 
 def control(
@@ -207,17 +198,16 @@ def control(
     fraction, num_steps = horizon.fraction[:, None], horizon.num_steps[:, None]  # (1 or N, 1)
     log_horizon = (num_steps / REFERENCE_HORIZON).log()
     base = _log_base(scalars, known, log_horizon)  # (N, R)
-    statistics = _remember(scalars, statistics, signals, log_horizon)
+    statistics = _remember(scalars, statistics, signals, num_steps)
     rho = _half_log_ratio(statistics.recent_square, statistics.usual_square)
     log_step = statistics.log_step
     log_size = scalars["noise_power"] * rho + log_step
     nesterov = scalars["nesterov"].expand_as(rho)
     if network is not None:
         inputs = _inputs(known, statistics, signals, rho=rho, base=base, fraction=fraction, log_horizon=log_horizon)
-        hidden = torch.tanh(torch.baddbmm(network.hidden_bias, inputs, network.hidden_weight))
-        output = torch.baddbmm(network.output_bias, hidden, network.output_weight)  # (N, R, 3)
+        output = torch.baddbmm(network.bias, inputs, network.weight)  # (N, R, 3)
         log_size = log_size + output[..., 0]
-        log_step = log_step + output[..., 1] * NETWORK_LOG_STEP / num_steps
+        log_step = log_step + _relaxed_share(scalars, num_steps) * output[..., 1]
         nesterov = (nesterov * output[..., 2].clamp(*NESTEROV_RANGE).exp()).clamp(max=1.0)
     statistics = statistics._replace(log_step=log_step.clamp(*LOG_STEP_RANGE))
     schedule = (1 - fraction) ** scalars["schedule_power"]
@@ -266,14 +256,20 @@ def _log_base(scalars: Scalars, known: _Static, log_horizon: Tensor) -> Tensor:
     )
 
 
-def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, log_horizon: Tensor) -> Statistics:
+def _relaxed_share(scalars: Scalars, num_steps: Tensor) -> Tensor:
+    """Share of log_step that an update forgets."""
+    return (scalars["relaxation"] / num_steps).clamp(max=1.0)
+
+
+def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, num_steps: Tensor) -> Statistics:
     """Averages after an update; while a tensor is young they are plain means."""
     age = statistics.age
     young = 1 / (age + 1)
     agreement = torch.where(age > 0, signals.agreement, 0.0)
     recent_square = statistics.recent_square.lerp(signals.grad_square, young.clamp(min=FAST_WEIGHT))
     slow_weight = torch.maximum(1 - scalars["slow_decay"], young)
-    rate = scalars["agreement_rate"] * (scalars["agreement_horizon"] * log_horizon).exp()
+    kept = 1 - _relaxed_share(scalars, num_steps)
+    rate = scalars["agreement_rate"] * (num_steps / REFERENCE_HORIZON) ** scalars["agreement_horizon"]
     moved = rate * (agreement - scalars["agreement_target"])
     return Statistics(
         age=age + 1,
@@ -281,7 +277,7 @@ def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, log_ho
         usual_square=statistics.usual_square.lerp(signals.grad_square, slow_weight),
         recent_agreement=statistics.recent_agreement.lerp(agreement, young.clamp(min=FAST_WEIGHT)),
         usual_agreement=statistics.usual_agreement.lerp(agreement, young.clamp(min=SLOW_AGREEMENT_WEIGHT)),
-        log_step=statistics.log_step + torch.where(age > 0, moved, 0.0),
+        log_step=kept * statistics.log_step + torch.where(age > 0, moved, 0.0),
         initial_square=torch.where(age < INITIAL_STEPS, recent_square, statistics.initial_square),
     )
 

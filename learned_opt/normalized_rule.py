@@ -7,20 +7,22 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
     u  = rms_normalised(lerp(d, rms_normalised(NewtonSchulz(d)), mix[role]))
     rho       = log(rms of recent gradients / rms of all gradients)          gradients that shrink ask for smaller steps
     agreement = cosine(g, m / sqrt(v)), m and v before this gradient          while gradients agree, steps grow
-    log_step <- log_step + kappa (T/400)^k (agreement - target),  within [-4, 3]
+    log_step <- log_step + r/T (o2 - log_step) + kappa (T/400)^k (agreement - target),  within [-4, 3]
     W <- W - lr (1 - t/T)^p (exp(base + clamp(gamma rho + log_step + o1, -5, 4)) u + rate decay (T/400)^d W)
     base      = log rate + a log(T/400) + b log(L/2) + c[role] + 1/2 log(32/width) [matrices]
 
-Only matrices decay, and by what the user asks for on top. A network of 15 -> 8 tanh -> 3 on the statistics of the
-tensor adds o1, moves log_step by 4 o2 / T, and multiplies `nesterov` by exp(o3). The width is fan_in without the area
-of kernels; its power 1/2 is µP's spectral condition for orthogonalised updates of unit RMS in hidden matrices. For
-outputs, whose rows do not grow in number, the condition is 1; with 1/2 final losses are lower up to widths of 2,048,
-though logits move more with width and mean losses at 2,048 would be better with 3/4.
+Only matrices decay, and by what the user asks for on top. What agreement has done to log_step is forgotten over T / r
+steps: while steps are too long at first it shortens them, and it leaves the end of a run, where gradients are noise,
+to the schedule. A linear layer, 15 -> 3, on the statistics of the tensor adds o1, draws log_step to o2 (0
+without it) and multiplies `nesterov` by exp(o3). The width is fan_in without the area of kernels; its power 1/2 is
+µP's spectral condition for orthogonalised updates of unit RMS in hidden matrices. For outputs, whose rows do not grow
+in number, the condition is 1; with 1/2 final losses are lower up to widths of 2,048, though logits move more with
+width and mean losses at 2,048 would be better with 3/4.
 
 The state is that of Adam: 8 bytes for each parameter.
 
-Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then W1 (15, 8), b1,
-W2 (8, 3), b2 of the network. Without the network ("mulo-norm-scalars") only the scalars.
+Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then weights (15, 3)
+and biases (3,) of the network. Without the network ("mulo-norm-scalars") only the scalars.
 
 Source: Jordan et al. 2024 (Muon) for the direction and the coefficients of Newton-Schulz; Yang et al. 2023
 (arXiv 2310.17813) for the spectral condition.
@@ -39,8 +41,6 @@ from torch import Tensor
 
 from learned_opt.controller import (
     MATRIX_ROLES,
-    NUM_HIDDEN,
-    NUM_INPUTS,
     NUM_NETWORK,
     NUM_STATISTICS,
     REFERENCE_HORIZON,
@@ -96,12 +96,8 @@ class NormalizedRule:
         return len(SCALARS) + (NUM_NETWORK if self.network else 0)
 
     def init_theta(self, rng: torch.Generator) -> Tensor:
-        """Scalars at their starts; a network with random hidden units whose outputs are zero."""
-        theta = torch.zeros(self.num_theta)
-        if self.network:
-            hidden = torch.randn(NUM_INPUTS * NUM_HIDDEN, generator=rng) / NUM_INPUTS**0.5
-            theta[len(SCALARS) : len(SCALARS) + hidden.numel()] = hidden
-        return theta
+        """Scalars at their starts, a network whose outputs are zero."""
+        return torch.zeros(self.num_theta)
 
     def init_state(self, specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleState:
         state: RuleState = {

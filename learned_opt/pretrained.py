@@ -22,12 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from learned_opt.former_thetas import upgraded
 from learned_opt.pylo_format import is_pylo, rule_and_theta
 from learned_opt.update_rule import RuleOption, UpdateRule, get_rule
 
 FORMAT: Final = "weightfoundry.theta"
-VERSION: Final = 2
+VERSION: Final = 3
 DIRECTORY: Final = Path(__file__).with_name("pretrained")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -57,7 +56,7 @@ class Pretrained:
         if tuple(self.theta.shape) != (self.rule.num_theta,):
             raise ValueError(
                 f"rule {self.rule.name!r} with {self.rule.config} has {self.rule.num_theta:,} meta-parameters, "
-                f"got theta of shape {tuple(self.theta.shape)}; is it of another rule?"
+                f"got theta of shape {tuple(self.theta.shape)}; is it of another rule or release?"
             )
 
     @property
@@ -108,7 +107,7 @@ def save_theta(path: str | Path, theta: Tensor, rule: UpdateRule, info: Mapping[
 
 
 def load_theta(path: str | Path) -> Pretrained:
-    """Meta-parameters from a file of `save_theta`, also of a former version, or of PyLO.
+    """Meta-parameters from a file of `save_theta` or of PyLO.
 
     Raises:
         ThetaFileError: if the file is damaged, of a newer version or of another kind.
@@ -130,7 +129,6 @@ def load_theta(path: str | Path) -> Pretrained:
     theta = tensors["theta"].to(torch.float32)
     if theta_hash(metadata["rule"], options, theta) != metadata["hash"]:
         raise ThetaFileError(f"{path} is damaged: its numbers do not have the recorded hash {metadata['hash']}")
-    theta = upgraded(metadata["rule"], theta, version)
     return Pretrained(get_rule(metadata["rule"], **options), theta, path.stem, json.loads(metadata["info"]))
 
 

@@ -26,6 +26,7 @@ SCALARS = {
     "depth_power": -0.79,
     "agreement_rate": 0.079,
     "agreement_target": 0.011,
+    "relaxation": 9.0,
     "schedule_power": 0.89,
     "mix_input": 0.996,
     "mix_hidden": 0.98,
@@ -60,8 +61,7 @@ class PerTensorRule:
         self.m = torch.zeros_like(param)
         self.v = torch.zeros_like(param)
         self.fast = self.slow = self.recent = self.usual = self.log_step = self.initial = 0.0
-        self.w1, self.b1 = network[:120].view(15, 8), network[120:128]
-        self.w2, self.b2 = network[128:152].view(8, 3), network[152:]
+        self.weight, self.bias = network[:45].view(15, 3), network[45:]
 
     def per_run(self, name):
         return (self.horizon / 400) ** self.s[f"{name}_horizon"]
@@ -72,6 +72,7 @@ class PerTensorRule:
         last = self.m / (self.v + 1e-24).sqrt()
         square = float((g**2).mean())
         agreement = 0.0
+        self.log_step -= s["relaxation"] / horizon * self.log_step
         if t > 0:
             agreement = float((g * last).sum() / (g.norm() * last.norm()))
             self.log_step += self.per_run("agreement") * s["agreement_rate"] * (agreement - s["agreement_target"])
@@ -102,11 +103,11 @@ class PerTensorRule:
             0.5 * (base + self.log_step - 0.5 * math.log(float((self.param**2).mean()) + 1e-8) + 2),
         ]
         inputs = [max(-3.0, min(3.0, x)) for x in inputs] + [float(role == r) for r in PARAM_ROLES]
-        out = torch.tanh(torch.tensor(inputs) @ self.w1 + self.b1) @ self.w2 + self.b2
+        out = torch.tensor(inputs) @ self.weight + self.bias
         size = (1 - f) ** s["schedule_power"] * math.exp(
             base + max(-5.0, min(4.0, s["noise_power"] * rho + self.log_step + float(out[0])))
         )
-        self.log_step = max(-4.0, min(3.0, self.log_step + 4 * float(out[1]) / horizon))
+        self.log_step = max(-4.0, min(3.0, self.log_step + s["relaxation"] / horizon * float(out[1])))
         nesterov = min(1.0, s["nesterov"] * math.exp(max(-4.0, min(4.0, float(out[2])))))
         d = (self.m + nesterov * (g - self.m)) / (self.v + 1e-24).sqrt()
         d = d / (d**2).mean().sqrt()
@@ -205,6 +206,19 @@ def test_step_beyond_the_horizon_is_the_last_one():
     assert torch.equal(moved[0], moved[1])
     assert torch.equal(moved[0], moved[2])
     assert not torch.equal(moved[0], torch.ones(1, 4, 8))
+
+
+@pytest.mark.parametrize(("num_steps", "kept"), [(90, 0.9**10), (9, 0.0), (4, 0.0)])
+def test_what_agreement_did_to_the_step_is_forgotten(num_steps, kept):
+    rule, log_step = NormalizedRule(network=False), controller.Statistics._fields.index("log_step")
+    theta = controller.encode_scalars({**SCALARS, "agreement_target": 0.0})
+    params = [torch.ones(1, 4, 8)]
+    state = rule.init_state(SPECS[4:5], params)
+    state["statistics"][0][:, log_step] = 2.0
+    for inner_step in range(10):  # gradients of zero agree with nothing
+        zeros = [torch.zeros(1, 4, 8)]
+        rule.update(theta, SPECS[4:5], params, zeros, state, inner_step=inner_step, num_steps=num_steps)
+    assert float(state["statistics"][0][0, log_step]) == pytest.approx(2.0 * kept, abs=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 10), (2, 10, 4), (1, 5, 5)])

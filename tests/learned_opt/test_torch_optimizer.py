@@ -18,8 +18,9 @@ RULES = {"mulo": MlpRule(8), "mulo-norm": NormalizedRule(), "celo2": Celo2Rule()
 
 
 def pretrained(name: str, seed: int = 0) -> Pretrained:
-    rule = RULES[name]
-    return Pretrained(rule, rule.init_theta(torch.Generator().manual_seed(seed)), name)
+    rule, rng = RULES[name], torch.Generator().manual_seed(seed)
+    theta = rule.init_theta(rng)
+    return Pretrained(rule, theta + 0.01 * torch.randn(theta.shape, generator=rng), name)
 
 
 def make_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:

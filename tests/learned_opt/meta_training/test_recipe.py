@@ -11,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 
 from learned_opt import MlpRule, NormalizedRule
-from learned_opt.controller import NUM_HIDDEN, Horizon, Signals, Statistics, control, decode, gradient_weights
+from learned_opt.controller import NUM_OUTPUTS, Horizon, Signals, Statistics, control, decode, gradient_weights
 from learned_opt.meta_training import recipe
 from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.objective import LogLossObjective, final_loss
@@ -81,7 +81,7 @@ def test_static_inputs_stay_without_weight(tmp_path: Path, monkeypatch: pytest.M
     theta = result.result.last_theta
     frozen = torch.zeros(len(theta), dtype=torch.bool)
     frozen[gradient_weights()] = True
-    assert int(frozen.sum()) == 6 * NUM_HIDDEN
+    assert int(frozen.sum()) == 6 * NUM_OUTPUTS
     assert (theta[frozen] == 0).all()
     assert (theta[~frozen] != 0).all()
     with pytest.raises(ValueError, match="static_inputs needs a controller's network"):
