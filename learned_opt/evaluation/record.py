@@ -47,8 +47,8 @@ _HOW_TO_READ: Final = """How to read it:
   it stands in the tables: the weights that PyLO released (BSD-3), tuned rates, cosine, without weight decay.
 - "untrained frame" is the hand-made part of `mulo-norm` with its controller off, at the best of five multiples a task;
   "one constant" is the single best setting for all tasks of a table. `mulo-norm-scalars` has learned constants and no
-  network, and is what `mulo-norm` goes on from, so trained for less. `mulo-norm-static` goes on from them for as long,
-  with a network that sees nothing of the gradients. Only what `mulo-norm` gains over these is owed to its network.
+  layer of feedback, and is what `mulo-norm` goes on from, so trained for less. `mulo-norm-static` goes on from them for
+  as long, with a layer that sees nothing of the gradients. Only what `mulo-norm` gains over these is owed to its layer.
 - `mulo` knows no horizon and its step stays as large as it is. `mulo-wsd` is the same with its multiplier decayed to
   zero in the last fifth, as a user who knows the horizon would do; the fifth was chosen on other tasks.
 - Meta-training draws the digits too, but no MNIST and no MNIST-1D. Inputs are standardised, MLPs begin with He's
