@@ -98,7 +98,7 @@ SCALARS: Final = (
     Scalar("depth_power", "shift", -0.6),  # b
     Scalar("agreement_rate", "scale", 0.04),  # kappa
     Scalar("agreement_target", "shift", 0.0),
-    Scalar("relaxation", "scale", 12.0),  # in a run, of log_step to where the network wants it
+    Scalar("relaxation", "scale", 12.0),  # r: log_step forgets over T / r updates
     Scalar("schedule_power", "scale", 1.0),  # p
     Scalar("mix_input", "share", 0.95),  # share of the orthogonalised direction
     Scalar("mix_hidden", "share", 0.95),

@@ -13,11 +13,11 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
 
 Only matrices decay, and by what the user asks for on top. What agreement has done to log_step is forgotten over T / r
 steps: while steps are too long at first it shortens them, and it leaves the end of a run, where gradients are noise,
-to the schedule. A linear layer, 15 -> 3, on the statistics of the tensor adds o1, draws log_step to o2 (0
-without it) and multiplies `nesterov` by exp(o3). The width is fan_in without the area of kernels; its power 1/2 is
-µP's spectral condition for orthogonalised updates of unit RMS in hidden matrices. For outputs, whose rows do not grow
-in number, the condition is 1; with 1/2 final losses are lower up to widths of 2,048, though logits move more with
-width and mean losses at 2,048 would be better with 3/4.
+to the schedule. A linear layer, 15 -> 3, on the statistics of the tensor adds o1, draws log_step to o2 (0 without it)
+and multiplies `nesterov` by exp(o3). The width is fan_in without the area of kernels; its power 1/2 is µP's spectral
+condition for orthogonalised updates of unit RMS in hidden matrices. For outputs, whose rows do not grow in number, the
+condition is 1; with 1/2 final losses were lower up to widths of 2,048 (tried before log_step was forgotten), though
+logits move more with width and mean losses at 2,048 were better with 3/4.
 
 The state is that of Adam: 8 bytes for each parameter.
 
