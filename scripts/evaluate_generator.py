@@ -56,7 +56,7 @@ def main(config: DictConfig) -> None:
     generator = samplers.pop("generator")
     sizes = instantiate(config.evaluation, uses_start=generator.uses_start)
 
-    evaluation = evaluate(generator, testbed, others=samplers, config=sizes)
+    evaluation = evaluate(generator, testbed, others=samplers, config=sizes, report=console.print)
     text = Console(width=180, record=True, file=console.file)
     print_report(evaluation, text)
     save_report(evaluation, out / "evaluation.json")

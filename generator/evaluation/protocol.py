@@ -10,7 +10,7 @@ Legend: N unseen starts, K prompts, P numbers of one network.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -128,6 +128,7 @@ def evaluate(
     *,
     others: Mapping[str, Sampler] | None = None,
     config: EvaluationConfig | None = None,
+    report: Callable[[str], None] = print,
 ) -> Evaluation:
     """Evaluate a generator on starts that it has not seen.
 
@@ -137,35 +138,39 @@ def evaluate(
         others: more samplers by name for the same tables, such as a deterministic twin or a generator that was
             trained with the function-space loss alone.
         config: sizes.
+        report: told what is done next.
     """
     config = config or EvaluationConfig()
     starts = testbed.starts(config.num_starts)
+    report("tuning Adam")
     tuned = tune_adam(
         testbed.task, initial_networks(testbed.train)[: config.num_tuning_starts], max_steps=config.max_adam_steps
     )
+    report(f"sampling for {len(starts)} starts")
     own_result, generated = evaluate_sampler(generator, testbed, starts, config)
     rivals = dict(others or {})
     if config.baselines:
         rivals |= all_baselines(testbed.train, tuned, config.num_tuning_starts)
     results = {GENERATOR: own_result}
-    results |= {name: evaluate_sampler(rival, testbed, starts, config)[0] for name, rival in rivals.items()}
+    for name, rival in rivals.items():
+        report(f"sampling by {name}")
+        results[name] = evaluate_sampler(rival, testbed, starts, config)[0]
     last = testbed.unseen.read(torch.arange(len(starts)), testbed.unseen.counts[: len(starts)] - 1)
-    novelty = tuple(
-        novelty_report(
-            testbed,
-            generated[: config.num_novelty_starts, k],
-            own_result.alignment.prompts[k].item(),
-            torch.Generator().manual_seed(config.seed),
-        )
-        for k in diversity_places(own_result.alignment.prompts)
-    )
+    novelty = []
+    for k in diversity_places(own_result.alignment.prompts):
+        prompt = own_result.alignment.prompts[k].item()
+        report(f"looking for copies at the prompt {prompt:.3g}")
+        rng = torch.Generator().manual_seed(config.seed)
+        novelty.append(novelty_report(testbed, generated[: config.num_novelty_starts, k], prompt, rng))
+    if config.uses_start:
+        report("feeding networks back")
     return Evaluation(
         testbed.floor,
         1 - testbed.task.evaluate(last, "test")["error"].cpu(),
         results,
         recursion(generator, testbed, generated, own_result.alignment, config),
         adam_curve(tuned, starts),
-        novelty,
+        tuple(novelty),
         _verdicts(results, novelty, uses_start=config.uses_start),
     )
 
