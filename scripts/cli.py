@@ -15,7 +15,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -89,6 +89,8 @@ def _report_errors(action: Callable[[], int | None]) -> int:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, InstantiationException) and error.__cause__:
+        return _one_line(error.__cause__)  # what the class said, not that it was called
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if not isinstance(error, HydraException | OmegaConfBaseException):

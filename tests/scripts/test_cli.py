@@ -49,6 +49,13 @@ def test_unknown_choice_lists_what_there_is(monkeypatch, capsys):
     assert stderr.strip().endswith("there are arrays, digits, digits_subset, mnist1d, mnist5k, python_source")
 
 
+def test_a_value_that_a_class_refuses_is_reported_in_its_words(tmp_path, monkeypatch, capsys):
+    arguments = ("experiment=mulo_norm", "+stages.0.estimator.tasks.families.nonsense=1", f"out={tmp_path}")
+    code, _, stderr = start("meta_train", *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert stderr.startswith("error: families must name some of")
+
+
 def test_developers_can_ask_for_the_traceback():
     command = [sys.executable, "-m", "scripts.inspect_zoo", "zoo=/nonexistent"]
     environment = {**os.environ, "HYDRA_FULL_ERROR": "1"}
