@@ -109,6 +109,7 @@ SCALARS: Final = (
 )
 SCALAR_NAMES: Final = tuple(scalar.name for scalar in SCALARS)
 NUM_NETWORK: Final = NUM_OUTPUTS * (NUM_INPUTS + 1)
+NUM_TOKENS: Final = NUM_OUTPUTS  # added to the outputs in networks with embeddings
 
 Scalars = dict[str, Tensor]  # name -> (N, 1)
 
@@ -118,6 +119,7 @@ class Network(NamedTuple):
 
     weight: Tensor  # (N, 15, 3)
     bias: Tensor  # (N, 1, 3)
+    tokens: Tensor | None  # (N, 1, 3) added to the outputs in networks with embeddings
 
 
 class Horizon(NamedTuple):
@@ -157,14 +159,15 @@ class Controls(NamedTuple):
     learned_decay: Tensor  # (N, 1) weight decay of matrices
 
 
-def decode(theta: Tensor, *, network: bool) -> tuple[Scalars, Network | None]:
+def decode(theta: Tensor, *, network: bool, tokens: bool = False) -> tuple[Scalars, Network | None]:
     """Scalars and network of meta-parameters (N, M)."""
     count = len(SCALARS)
     scalars = {scalar.name: scalar.decode(theta[:, i : i + 1]) for i, scalar in enumerate(SCALARS)}
     if not network:
         return scalars, None
-    weight, bias = theta[:, count:].split((NUM_INPUTS * NUM_OUTPUTS, NUM_OUTPUTS), dim=1)
-    return scalars, Network(weight.unflatten(1, (NUM_INPUTS, NUM_OUTPUTS)), bias.unsqueeze(1))
+    weight, bias, rest = theta[:, count:].split((NUM_INPUTS * NUM_OUTPUTS, NUM_OUTPUTS, NUM_TOKENS * tokens), dim=1)
+    layer = weight.unflatten(1, (NUM_INPUTS, NUM_OUTPUTS)), bias.unsqueeze(1)
+    return scalars, Network(*layer, rest.unsqueeze(1) if tokens else None)
 
 
 def encode_scalars(values: Mapping[str, float]) -> Tensor:
@@ -182,6 +185,12 @@ def encode_scalars(values: Mapping[str, float]) -> Tensor:
 def gradient_weights() -> slice:
     """Where theta holds the network's weights of the inputs that depend on gradients."""
     return slice(*(len(SCALARS) + NUM_OUTPUTS * i for i in (GRADIENT_INPUTS.start, GRADIENT_INPUTS.stop)))
+
+
+def token_offsets() -> slice:
+    """Where theta holds what is added to the network's outputs in networks with embeddings."""
+    start = len(SCALARS) + NUM_NETWORK
+    return slice(start, start + NUM_TOKENS)
 
 
 def control(
@@ -206,6 +215,8 @@ def control(
     if network is not None:
         inputs = _inputs(known, statistics, signals, rho=rho, base=base, fraction=fraction, log_horizon=log_horizon)
         output = torch.baddbmm(network.bias, inputs, network.weight)  # (N, R, 3)
+        if network.tokens is not None:
+            output = output + known.has_embedding * network.tokens
         log_size = log_size + output[..., 0]
         log_step = log_step + _relaxed_share(scalars, num_steps) * output[..., 1]
         nesterov = (nesterov * output[..., 2].clamp(*NESTEROV_RANGE).exp()).clamp(max=1.0)
@@ -227,6 +238,7 @@ class _Static(NamedTuple):
     log_width: Tensor  # log(width / 32) of matrices, else 0
     log_depth: Tensor  # log(L / 2)
     depth_input: Tensor  # log((L + 1) / 3)
+    has_embedding: Tensor  # () whether the network has any
 
 
 @lru_cache(maxsize=64)
@@ -241,6 +253,7 @@ def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
         is_matrix * (width / REFERENCE_WIDTH).log(),
         (depth / REFERENCE_DEPTH).log(),
         ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
+        torch.tensor(float(any(spec.role == "embedding" for spec in specs))),
     )
     return _Static(*(column.to(device) for column in columns))
 

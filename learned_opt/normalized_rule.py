@@ -14,15 +14,17 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
 Only matrices decay, and by what the user asks for on top. What agreement has done to log_step is forgotten over T / r
 steps: while steps are too long at first it shortens them, and it leaves the end of a run, where gradients are noise,
 to the schedule. A linear layer, 15 -> 3, on the statistics of the tensor adds o1, draws log_step to o2 (0 without it)
-and multiplies `nesterov` by exp(o3). The width is fan_in without the area of kernels; its power 1/2 is µP's spectral
-condition for orthogonalised updates of unit RMS in hidden matrices. For outputs, whose rows do not grow in number, the
-condition is 1; with 1/2 final losses were lower up to widths of 2,048 (tried before log_step was forgotten), though
-logits move more with width and mean losses at 2,048 were better with 3/4.
+and multiplies `nesterov` by exp(o3); networks with embeddings, whose hidden matrices disagree with their momentum at
+steps that serve them, add three numbers of their own to these outputs. The width is fan_in without the area of kernels;
+its power 1/2 is µP's spectral condition for orthogonalised updates of unit RMS in hidden matrices. For outputs, whose
+rows do not grow in number, the condition is 1; with 1/2 final losses were lower up to widths of 2,048 (tried before
+log_step was forgotten), though logits move more with width and mean losses at 2,048 were better with 3/4.
 
 The state is that of Adam: 8 bytes for each parameter.
 
 Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then weights (15, 3)
-and biases (3,) of the network. Without the network ("mulo-norm-scalars") only the scalars.
+and biases (3,) of the network, then the three for networks with embeddings. Without `tokens` the last are none, and
+without the network ("mulo-norm-scalars") there are only the scalars.
 
 Source: Jordan et al. 2024 (Muon) for the direction and the coefficients of Newton-Schulz; Yang et al. 2023
 (arXiv 2310.17813) for the spectral condition.
@@ -43,6 +45,7 @@ from learned_opt.controller import (
     MATRIX_ROLES,
     NUM_NETWORK,
     NUM_STATISTICS,
+    NUM_TOKENS,
     REFERENCE_HORIZON,
     SCALARS,
     Horizon,
@@ -77,23 +80,30 @@ class NormalizedRule:
 
     Args:
         network: False for the scalars alone.
+        tokens: whether theta has the three numbers for networks with embeddings.
         reference: put new tensors into the lists instead of changing them in place, which autograd can follow.
     """
 
     name = "normalized"
     uses_horizon = True
 
-    def __init__(self, *, network: bool = True, reference: bool = False) -> None:
+    def __init__(self, *, network: bool = True, tokens: bool = False, reference: bool = False) -> None:
+        if tokens and not network:
+            raise ValueError(
+                "tokens=True adds to the outputs of the controller's network, which network=False leaves out"
+            )
         self.network = network
+        self.tokens = tokens
         self.reference = reference
 
     @property
     def config(self) -> dict[str, RuleOption]:
-        return {"network": self.network}
+        options: dict[str, RuleOption] = {"network": self.network}
+        return options | {"tokens": True} if self.tokens else options  # files of thetas without keep their hash
 
     @property
     def num_theta(self) -> int:
-        return len(SCALARS) + (NUM_NETWORK if self.network else 0)
+        return len(SCALARS) + NUM_NETWORK * self.network + NUM_TOKENS * self.tokens
 
     def init_theta(self, rng: torch.Generator) -> Tensor:
         """Scalars at their starts, a network whose outputs are zero."""
@@ -123,7 +133,9 @@ class NormalizedRule:
         used = [i for i, param in enumerate(params) if param.numel()]
         if not used:
             return
-        scalars, network = decode(batched_theta(theta, self, params[0].shape[0]), network=self.network)
+        scalars, network = decode(
+            batched_theta(theta, self, params[0].shape[0]), network=self.network, tokens=self.tokens
+        )
         signals = self._accumulate(scalars, [params[i] for i in used], [grads[i] for i in used], state, used)
         statistics = Statistics(*torch.stack([state["statistics"][i] for i in used], dim=1).unbind(2))
         horizon = horizon_of(inner_step, num_steps, like=params[used[0]])

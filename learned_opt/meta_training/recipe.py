@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from learned_opt.controller import encode_scalars, gradient_weights
+from learned_opt.controller import encode_scalars, gradient_weights, token_offsets
 from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.estimators import PES, FullUnrollES, GradientEstimator, TruncatedBackprop, TruncatedES
 from learned_opt.meta_training.objective import LogLossObjective
@@ -76,6 +76,7 @@ class Stage:
         start: scalars of the normalised rule from which the stage begins, by name; default what the stage before left.
         static_inputs: keep the weights of the controller's inputs that depend on gradients at zero, the control that
             shows what these inputs are worth.
+        only_tokens: train nothing but what the rule adds in networks with embeddings.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Stage:
     objective: LogLossObjective = field(default_factory=LogLossObjective)
     start: dict[str, float] = field(default_factory=dict)
     static_inputs: bool = False
+    only_tokens: bool = False
 
     def __post_init__(self) -> None:
         if self.start and self.rule != NormalizedRule.name:
@@ -93,6 +95,8 @@ class Stage:
         full_unrolls = isinstance(self.estimator, FullUnrollConfig)
         if self.static_inputs and not (full_unrolls and self.rule_options.get("network")):
             raise ValueError(f"static_inputs needs a controller's network and full unrolls, got stage {self.name!r}")
+        if self.only_tokens and not (full_unrolls and self.rule_options.get("tokens")):
+            raise ValueError(f"only_tokens needs a rule with tokens=True and full unrolls, got stage {self.name!r}")
 
     def make_rule(self) -> UpdateRule:
         return get_rule(self.rule, **self.rule_options)
@@ -175,10 +179,14 @@ def initial_theta(rule: UpdateRule, seed: int, previous: Tensor | None) -> Tenso
 
 def perturbation_std(stage: Stage, rule: UpdateRule) -> float | Tensor:
     """Of every meta-parameter, or (M,) with zeros where they are frozen."""
-    if not stage.static_inputs:
+    if not (stage.static_inputs or stage.only_tokens):
         return stage.estimator.std
     std = torch.full((rule.num_theta,), stage.estimator.std)
-    std[gradient_weights()] = 0.0
+    if stage.static_inputs:
+        std[gradient_weights()] = 0.0
+    if stage.only_tokens:
+        trained = token_offsets()
+        std[: trained.start] = std[trained.stop :] = 0.0
     return std
 
 

@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ from zoo.objectives import OBJECTIVES
 from zoo.task import Task
 
 HELD_OUT_SEED: Final = 1000  # synthetic data sets from this seed on are for validation and evaluation
+_FAMILIES: Final = ("mlp", "wide_input", "cnn", "language")
 _CROSS_ENTROPY: Final = OBJECTIVES["cross_entropy"]
 _REFERENCE_WIDTH: Final = 32  # from this width on, outputs start at 1 / fan_in instead of 1 / sqrt(fan_in), as in µP
 
@@ -39,6 +41,8 @@ class MetaTaskConfig:
         families: weights of "mlp", "wide_input" (MLPs on 128 to 400 inputs), "cnn", "language".
         horizon: shortest and longest training; expensive problems get shorter ones, see `max_work`.
         max_work: bound on T x (multiply-adds of a network's step), in millions.
+        transformers: (width, blocks) of "language", with equal chances.
+        max_language_work: as `max_work`, for "language".
         batch_sizes: drawn with equal chances, except that half of all problems have 64.
         init_scale, input_scale, param_scale: largest factor up or down, log-uniform; 1 for none.
         jitter_share: share of problems that each of the three applies to.
@@ -47,6 +51,8 @@ class MetaTaskConfig:
     families: dict[str, float]
     horizon: tuple[int, int] = (80, 1600)
     max_work: float = 900.0
+    transformers: Sequence[tuple[int, int]] = ((16, 1), (24, 1), (24, 2))
+    max_language_work: float = 900.0
     batch_sizes: tuple[int, ...] = (8, 16, 16, 32, 128, 256)
     init_scale: float = 2.0
     input_scale: float = 2.0
@@ -56,7 +62,7 @@ class MetaTaskConfig:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.families) - set(_FAMILIES))
         if unknown or not self.families:
-            raise ValueError(f"families must name some of {sorted(_FAMILIES)}, got {sorted(self.families)}")
+            raise ValueError(f"families must name some of {_FAMILIES}, got {sorted(self.families)}")
 
 
 class MetaTaskDistribution:
@@ -64,15 +70,22 @@ class MetaTaskDistribution:
 
     def __init__(self, config: MetaTaskConfig) -> None:
         self.config = config
+        self._families: dict[str, Callable[[torch.Generator, int, float], _Drawn]] = {
+            "mlp": _mlp,
+            "wide_input": _wide_input,
+            "cnn": _cnn,
+            "language": partial(_language, config.transformers),
+        }
 
     def __call__(self, rng: torch.Generator) -> tuple[TaskProblem, int]:
         config = self.config
         names = list(config.families)
         weights = torch.tensor([config.families[name] for name in names])
-        family = _FAMILIES[names[int(torch.multinomial(weights, 1, generator=rng))]]
+        name = names[int(torch.multinomial(weights, 1, generator=rng))]
         batch_size = 64 if _chance(rng, 0.5) else _choice(rng, config.batch_sizes)
-        task, batch_size, work = family(rng, batch_size, self._jitter(rng, config.input_scale))
-        longest = max(config.horizon[0], min(config.horizon[1], int(config.max_work * 1e6 / work)))
+        task, batch_size, work = self._families[name](rng, batch_size, self._jitter(rng, config.input_scale))
+        max_work = config.max_language_work if name == "language" else config.max_work
+        longest = max(config.horizon[0], min(config.horizon[1], int(max_work * 1e6 / work)))
         num_steps = int(LogUniformHorizon(config.horizon[0], longest).sample(rng, 1))
         problem = TaskProblem(
             [task],
@@ -200,8 +213,10 @@ def _cnn(rng: torch.Generator, batch_size: int, input_scale: float) -> _Drawn:
     return cnn_task(dataset, channels), batch_size, _CNN_WORK * batch_size
 
 
-def _language(rng: torch.Generator, batch_size: int, input_scale: float) -> _Drawn:
-    width, num_blocks = _choice(rng, ((16, 1), (24, 1), (24, 2)))
+def _language(
+    transformers: Sequence[tuple[int, int]], rng: torch.Generator, batch_size: int, input_scale: float
+) -> _Drawn:
+    width, num_blocks = _choice(rng, transformers)
     task = language_task(width=width, num_blocks=num_blocks, context=32)
     batch_size = min(batch_size, 8)
     return task, batch_size, _LANGUAGE_WORK * batch_size * num_blocks
@@ -210,12 +225,6 @@ def _language(rng: torch.Generator, batch_size: int, input_scale: float) -> _Dra
 # Cost of an example in units in which an MLP's is 3 P: convolutions and attention on small tensors run far below peak.
 _CNN_WORK: Final = 80_000.0
 _LANGUAGE_WORK: Final = 350_000.0
-_FAMILIES: Final[dict[str, Callable[[torch.Generator, int, float], _Drawn]]] = {
-    "mlp": _mlp,
-    "wide_input": _wide_input,
-    "cnn": _cnn,
-    "language": _language,
-}
 
 
 def _drawn_mlp(

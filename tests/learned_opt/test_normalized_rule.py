@@ -48,9 +48,10 @@ SPECS = [
 ]
 
 
-def meta_trained_like(seed: int = 0) -> torch.Tensor:
+def meta_trained_like(seed: int = 0, *, tokens: bool = False) -> torch.Tensor:
     rng = torch.Generator().manual_seed(seed)
-    return torch.cat([controller.encode_scalars(SCALARS), 0.3 * torch.randn(controller.NUM_NETWORK, generator=rng)])
+    rest = 0.3 * torch.randn(controller.NUM_NETWORK + controller.NUM_TOKENS * tokens, generator=rng)
+    return torch.cat([controller.encode_scalars(SCALARS), rest])
 
 
 class PerTensorRule:
@@ -129,10 +130,12 @@ class PerTensorRule:
         self.t += 1
 
 
-@pytest.mark.parametrize("reference", [False, True])
-def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference):
-    theta, rule, horizon = meta_trained_like(), NormalizedRule(reference=reference), 90
-    network = theta[len(controller.SCALARS) :]
+@pytest.mark.parametrize(("reference", "tokens"), [(False, False), (True, False), (False, True)])
+def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference, tokens):
+    rule, horizon = NormalizedRule(reference=reference, tokens=tokens), 90
+    theta = meta_trained_like(tokens=tokens)
+    network = theta[len(controller.SCALARS) :][: controller.NUM_NETWORK].clone()
+    network[45:] += theta[controller.token_offsets()] if tokens else 0.0  # one of SPECS is an embedding
     rng = torch.Generator().manual_seed(0)
     params = [torch.randn(1, *spec.shape, generator=rng) for spec in SPECS]
     plain = [PerTensorRule(SCALARS, network, s, p[0].clone(), horizon) for s, p in zip(SPECS, params, strict=True)]
@@ -146,6 +149,20 @@ def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference):
             rule.update(theta, SPECS, params, grads, state, inner_step=inner_step, num_steps=horizon)
     for single, param in zip(plain, params, strict=True):
         torch.testing.assert_close(param[0], single.param, rtol=1e-4, atol=1e-4)
+
+
+def test_the_numbers_for_embeddings_change_nothing_without_one():
+    rng = torch.Generator().manual_seed(0)
+    start, grad = torch.randn(2, 1, 8, 6, generator=rng)
+    theta = meta_trained_like(tokens=True)
+    ends = []
+    for rule, numbers in ((NormalizedRule(), theta[:-3]), (NormalizedRule(tokens=True), theta)):
+        params = [start.clone()]
+        rule.update(numbers, SPECS[:1], params, [grad], rule.init_state(SPECS[:1], params), inner_step=0, num_steps=10)
+        ends.append(params[0])
+    assert torch.equal(*ends)
+    with pytest.raises(ValueError, match="network=False leaves out"):
+        NormalizedRule(network=False, tokens=True)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e4])

@@ -88,6 +88,16 @@ def test_static_inputs_stay_without_weight(tmp_path: Path, monkeypatch: pytest.M
         replace(stage("one", network=False), static_inputs=True)
 
 
+def test_only_tokens_trains_nothing_but_the_numbers_for_embeddings(tmp_path: Path) -> None:
+    second = replace(stage("two", network=True), rule_options={"network": True, "tokens": True}, only_tokens=True)
+    first, result = run_recipe([stage("one", network=True), second], seed=0, out=tmp_path)
+    before, theta = first.result.theta, result.result.last_theta
+    assert torch.equal(theta[: len(before)], before)
+    assert len(theta) == len(before) + NUM_OUTPUTS
+    with pytest.raises(ValueError, match="needs a rule with tokens=True"):
+        replace(stage("one", network=True), only_tokens=True)
+
+
 def test_without_these_weights_the_network_sees_no_gradients() -> None:
     rng = torch.Generator().manual_seed(0)
     theta = 0.1 * torch.randn(1, NormalizedRule().num_theta, generator=rng)
