@@ -4,7 +4,7 @@
     python -m scripts.meta_train experiment=mulo num_devices=2
 
 Inputs: none, all tasks are generated or ship with dependencies. Outputs in `out`: checkpoints (the same command
-resumes), `<name>.safetensors` for each stage, `history.json` with the meta-loss curves, the resolved config. About 20
+resumes), `<name>.safetensors` for each stage, `history.json` with the meta-loss curves, the resolved config. About 30
 CPU-minutes.
 """
 
@@ -79,9 +79,13 @@ def _devices(config: DictConfig) -> Devices:
 
 def _save(results: list[StageResult], out: Path, config: DictConfig) -> None:
     command = f"python -m scripts.meta_train experiment={config.name.replace('-', '_')} seed={config.seed}"
+    before: list[dict[str, object]] = []
     for result in results:
         info = stage_info(result, seed=config.seed, command=command)
-        save_theta(out / f"{result.stage.name}.safetensors", result.result.theta, result.rule, info)
+        save_theta(
+            out / f"{result.stage.name}.safetensors", result.result.theta, result.rule, info | {"before": before}
+        )
+        before = [*before, info]
     histories = {result.stage.name: asdict(result.result.history) for result in results}
     (out / "history.json").write_text(json.dumps(histories))
     cli.save_run(out, config, {name: history["validation"] for name, history in histories.items()})
