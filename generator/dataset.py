@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from generator.prompt import MetricRange, Prompt
+from generator.prompt import MetricRange, Prompt, is_lower_better
 from zoo import symmetry
 from zoo.layout import ParamLayout
 from zoo.store import Zoo
@@ -181,10 +181,11 @@ class Trajectories:
             raise ValueError(f"metric {metric!r} has no finite value in the training runs")
         return MetricRange(finite.min().item(), finite.max().item())
 
-    def lowest(self, metric: str, quantile: float = 0.5) -> float:
-        """Quantile over runs of the lowest value a run reaches; lower prompts ask for what few runs have."""
+    def best(self, metric: str) -> float:
+        """Median over runs of the best value a run reaches; better prompts ask for what few runs have."""
         values = self.metrics[metric]
-        return values.where(values.isfinite(), torch.inf).min(1).values.quantile(quantile).item()
+        sign = 1 if is_lower_better(metric) else -1
+        return sign * (sign * values).where(values.isfinite(), torch.inf).min(1).values.quantile(0.5).item()
 
     def pairs(self, config: PairConfig, rng: torch.Generator, *, zoo: int = 0, index: int = 0) -> PairBatch:
         """A batch of pairs; the target is later than a start that is given (or is that), and any snapshot otherwise."""

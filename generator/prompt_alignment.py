@@ -1,10 +1,11 @@
-"""Prompt alignment: do generated networks have the loss that was asked for, on starts the generator never saw?
+"""Prompt alignment: do generated networks have the loss or return that was asked for, on starts never seen?
 
 Legend: N starts, K prompts, P numbers of one network.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from generator.dataset import Trajectories
-from zoo.metrics import r2_log, spearman
+from generator.prompt import LOG_FLOORS, is_lower_better
+from zoo.metrics import r2, r2_log, spearman
 from zoo.tasks import Task
 
 HIGHEST_LOSS: Final = 2.2  # nats; just below what an untrained classifier of ten classes has
@@ -24,15 +26,20 @@ class Alignment:
     """Prompted against achieved values.
 
     Attributes:
-        prompts: (K,) prompted values of the metric, ascending.
-        val, test: {"loss": (N, K), "error": (N, K)} of the generated networks on two splits.
-        metric: "loss" or "error".
+        prompts: (K,) prompted values of the metric, the best first.
+        val, test: {"loss": (N, K), "error": (N, K)} of the generated networks on two splits, or what the task measures.
+        metric: one of these names.
     """
 
     prompts: Tensor
     val: dict[str, Tensor]
     test: dict[str, Tensor]
     metric: str = "loss"
+
+    @property
+    def r2(self) -> float:
+        """R^2 of achieved val values against the identity, of their logarithms if the metric is a loss or an error."""
+        return self.r2_log if is_lower_better(self.metric) else r2(self.val[self.metric], self.prompts).item()
 
     @property
     def r2_log(self) -> float:
@@ -55,12 +62,17 @@ class Alignment:
 
 
 def prompt_grid(trajectories: Trajectories, metric: str = "val_loss", *, num_prompts: int = 16) -> Tensor:
-    """Prompts (K,), log-spaced from the median over runs of the lowest value a run reaches, to HIGHEST_LOSS.
+    """Prompts (K,) from the median over runs of the best value a run reaches, to what initial networks have.
 
-    Losses floor far above zero on validation data: lower prompts would ask for what no run has.
+    Losses and errors are log-spaced, losses up to HIGHEST_LOSS at most; returns are spaced evenly. Losses floor far above
+    zero on validation data: lower prompts would ask for what no run has.
     """
-    low = torch.tensor(trajectories.lowest(metric))
-    return torch.logspace(low.log10().item(), torch.tensor(HIGHEST_LOSS).log10().item(), num_prompts)
+    best, worst = trajectories.best(metric), trajectories.metrics[metric][:, 0].nanmedian().item()
+    if not is_lower_better(metric):
+        return torch.linspace(best, worst, num_prompts)
+    kind = metric.removeprefix("val_")
+    worst = min(worst, HIGHEST_LOSS) if kind == "loss" else worst
+    return torch.logspace(math.log10(max(best, LOG_FLOORS[kind])), math.log10(worst), num_prompts)
 
 
 def measure_alignment(
@@ -73,7 +85,7 @@ def measure_alignment(
         task: that the metric belongs to.
         starts: (N, P).
         prompts: (K,).
-        metric: "loss" or "error".
+        metric: what the prompts are of, a name that `task.evaluate` gives.
     """
     return alignment_of(
         generate(starts.repeat_interleave(len(prompts), dim=0), prompts.repeat(len(starts))),

@@ -125,7 +125,7 @@ def train_generator(
     callbacks: list[Callback] = [keep_last_checkpoint(out)]
     selection = None
     metric = canonical_metric(config.metrics[0], config.metric_names)
-    is_aligned = config.num_validation_starts and not config.num_task_bits and metric in ("val_loss", "val_error")
+    is_aligned = config.num_validation_starts and not config.num_task_bits and metric.startswith("val_")
     validation = _validation(zoos, runs, tasks, config) if is_aligned else []
     if validation:
         selection = AlignmentSelection(validation, metric, config.objective.prediction)
@@ -166,6 +166,9 @@ def assemble(
         chunk_width=config.chunk_width,
         recompute_batch_norm=config.recompute_batch_norm,
     )
+    if config.objective.uses_functions:
+        for task in tasks:
+            _check_has_loss(task)
     contexts = [NetworkContext.of(normalizer, one.layout, task) for one, task in zip(runs, tasks, strict=True)]
     nodes, edges = model_widths([context.tokenizer for context in contexts])
     ranges = {}
@@ -222,6 +225,14 @@ def task_of(zoo: Zoo) -> Task:
     """Task on which a zoo was trained, from the settings that it records."""
     options: dict[str, Any] = dict(zoo.task_config)
     return get_task(**options)
+
+
+def _check_has_loss(task: Task | None) -> None:
+    if task is not None and "loss" not in task.metric_names:
+        raise ValueError(
+            f"the function-space loss compares losses on examples, of which task {task.name!r} has none, only "
+            f"{list(task.metric_names)}; set function_weight=0 and function_energy_weight=0"
+        )
 
 
 def _warn_if_incomplete(zoo: Zoo) -> None:

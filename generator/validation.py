@@ -73,7 +73,7 @@ class AlignmentSelection(Callback):
             for context, (starts, prompts) in zip(module.contexts, self.validation, strict=True)
         ]
         score = sum(scores) / len(scores)
-        module.log("val/r2_log", score, rank_zero_only=True)
+        module.log("val/r2", score, rank_zero_only=True)
         if score > self.best_score:
             self.best_score = score
             self.best_weights = {name: value.clone() for name, value in module.averaged.state_dict().items()}
@@ -94,7 +94,7 @@ class AlignmentSelection(Callback):
 
         assert context.task is not None
         kind = self.metric.removeprefix("val_")
-        return measure_alignment(generate, context.task, starts, prompts, metric=kind).r2_log
+        return measure_alignment(generate, context.task, starts, prompts, metric=kind).r2
 
 
 def calibrations(

@@ -22,17 +22,22 @@ import torch
 from torch import Tensor
 
 from zoo.array_files import load_array_file
+from zoo.cartpole import cartpole_episodes
 from zoo.mnist1d import generate_mnist1d
 
 SPLIT_NAMES: Final = ("train", "val", "test")
 BYTE_VOCABULARY: Final = 128
+_NUM_EPISODES: Final = (2048, 128, 128)  # of a task of control
 _VAL_SHARE: Final = 0.15  # of all examples; the same again for test
 _SKIPPED_FOLDERS: Final = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Examples `inputs` (n, ...) with their `targets`: (n,) classes, (n, L) symbols or (n, K) real numbers."""
+    """Examples `inputs` (n, ...) with their `targets`: (n,) classes, (n, L) symbols or (n, K) real numbers.
+
+    In control an example is an episode, see `zoo.policy_task`.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -142,6 +147,18 @@ def python_source(size: int = 1_000_000, context: int = 64) -> Dataset:
     return _dataset("python_source", splits, BYTE_VOCABULARY)
 
 
+def cartpole(horizon: int = 500) -> Dataset:
+    """Episodes of the cart-pole: 2,048 train, 128 val, 128 test, for `zoo.policy_task`.
+
+    Args:
+        horizon: H, steps of the longest episode.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+    rng = np.random.RandomState(0)
+    return _dataset("cartpole", [cartpole_episodes(size, horizon, rng) for size in _NUM_EPISODES], num_classes=0)
+
+
 def arrays(path: str) -> Dataset:
     """Arrays of your own, from an .npz file or a Zarr group.
 
@@ -167,6 +184,7 @@ DATASETS: Final[Mapping[str, Callable[..., Dataset]]] = {
     "mnist5k": mnist5k,
     "mnist1d": mnist1d,
     "python_source": python_source,
+    "cartpole": cartpole,
     "arrays": arrays,
 }
 

@@ -46,8 +46,10 @@ def train_step(
         num_steps: number of steps of the whole run.
         compile: compile the step with the optimizer in it. The first call takes some ten seconds, later calls with
             the same task, N and kind of optimizer share the result. An optimizer that is no CompilableOptimizer
-            stays outside. Results differ from eager ones in the last bits.
+            stays outside, and so does a task whose step is not always the same program. Results differ from
+            eager ones in the last bits.
     """
+    compile = compile and task.is_compilable
     with torch.no_grad():
         if isinstance(optimizer, CompilableOptimizer):
             coefficients = optimizer.coefficients(inner_step, num_steps, params)

@@ -165,19 +165,26 @@ def mean_over_pairs(matrix: Tensor) -> Tensor:
 # --- Prompts met, and how sure that is ---
 
 
-def r2_log(achieved: Tensor, prompted: Tensor) -> Tensor:
-    """R^2 of log achieved values against the identity with log prompted values: 1 if every prompt is met.
+def r2(achieved: Tensor, prompted: Tensor) -> Tensor:
+    """R^2 of achieved values against the identity with prompted ones: 1 if every prompt is met.
 
-    1 - sum (log a - log p)^2 / sum (log p - mean log p)^2, which is negative if ignoring the prompts were better.
-    Achieved values outside LOG_RANGE count as its bounds, NaN as the upper one.
+    1 - sum (a - p)^2 / sum (p - mean p)^2, which is negative if ignoring the prompts were better.
 
     Args:
         achieved: values of the generated networks, any shape.
         prompted: the prompts, broadcastable to `achieved`.
     """
-    log_achieved, log_prompted = _logs(achieved, prompted)
-    residual = (log_achieved - log_prompted).square().sum()
-    return 1 - residual / (log_prompted - log_prompted.mean()).square().sum()
+    achieved, prompted = torch.broadcast_tensors(achieved.double(), prompted.double())
+    return 1 - (achieved - prompted).square().sum() / (prompted - prompted.mean()).square().sum()
+
+
+def r2_log(achieved: Tensor, prompted: Tensor) -> Tensor:
+    """`r2` of logarithms. Achieved values outside LOG_RANGE count as its bounds, NaN as the upper one.
+
+    Args:
+        achieved, prompted: as for `r2`; prompts are positive.
+    """
+    return r2(*_logs(achieved, prompted))
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:

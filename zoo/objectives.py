@@ -50,27 +50,18 @@ class CrossEntropy:
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.shape[-1] > _FEW_CLASSES:
             return _mean(-_chosen(F.log_softmax(outputs, dim=-1), targets))
-        shifted, _, total = self._softmax_parts(outputs)
+        shifted, _, total = _softmax_parts(outputs)
         return _mean(total.log()[..., 0] - _chosen(shifted, targets))
 
     def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return _mean((outputs.argmax(-1) != targets).to(outputs.dtype))
 
     def loss_and_grad(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        shifted, exponentials, total = self._softmax_parts(outputs)
+        shifted, exponentials, total = _softmax_parts(outputs)
         losses = total.log()[..., 0] - _chosen(shifted, targets)  # (N, B, ...)
         classes = torch.arange(outputs.shape[-1], device=outputs.device)
         one_hot = (targets[..., None] == classes).to(outputs.dtype)
         return _mean(losses), (exponentials / total - one_hot) / losses[0].numel()
-
-    def _softmax_parts(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits less their maximum, the exponentials of those, and the sums (N, B, ..., 1) of these.
-
-        Written out, because log_softmax of few classes is slow on a CPU.
-        """
-        shifted = outputs - outputs.amax(-1, keepdim=True).detach()
-        exponentials = shifted.exp()
-        return shifted, exponentials, exponentials.sum(-1, keepdim=True)
 
 
 class BinaryCrossEntropy:
@@ -113,11 +104,54 @@ class SquaredError:
         return _mean(difference.square()), 2 * difference / difference[0].numel()
 
 
+class PolicyGradient:
+    """Log-probabilities of actions, weighted: their negative gradient is REINFORCE's.
+
+    Targets (N, B, K) hold the advantage of the action that was taken, and zeros for the others. The error is the
+    fraction of actions that were not the likeliest.
+    """
+
+    name: Final = "policy_gradient"
+
+    def num_outputs(self, num_classes: int, targets: Tensor) -> int:
+        return targets.shape[-1]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        shifted, _, total = _softmax_parts(outputs)
+        return _mean(-(targets * (shifted - total.log())).sum(-1))
+
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return _mean((outputs.argmax(-1) != targets.abs().argmax(-1)).to(outputs.dtype))
+
+    def loss_and_grad(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        shifted, exponentials, total = _softmax_parts(outputs)
+        losses = -(targets * (shifted - total.log())).sum(-1)  # (N, B)
+        pull = exponentials / total * targets.sum(-1, keepdim=True) - targets
+        return _mean(losses), pull / losses[0].numel()
+
+
 OBJECTIVES: Final[dict[str, Objective]] = {
     CrossEntropy.name: CrossEntropy(),
     BinaryCrossEntropy.name: BinaryCrossEntropy(),
     SquaredError.name: SquaredError(),
+    PolicyGradient.name: PolicyGradient(),
 }
+
+
+def probabilities(outputs: Tensor) -> Tensor:
+    """Softmax over the last dim, fast where it is short."""
+    _, exponentials, total = _softmax_parts(outputs)
+    return exponentials / total
+
+
+def _softmax_parts(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits less their maximum, the exponentials of those, and the sums (N, B, ..., 1) of these.
+
+    Written out, because softmax and log_softmax of few classes are slow on a CPU.
+    """
+    shifted = outputs - outputs.amax(-1, keepdim=True).detach()
+    exponentials = shifted.exp()
+    return shifted, exponentials, exponentials.sum(-1, keepdim=True)
 
 
 def _chosen(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from zoo.layout import ParamLayout
 from zoo.mlp_population import mlp_backward, mlp_forward
 from zoo.objectives import Objective
 
-MAX_TRAIN_EVALUATED: Final = 2048
 # Bytes of activations in one chunk of an evaluation, by kind of device: on a CPU what its caches hold.
 _MEMORY_BUDGETS: Final = {"cpu": 4 * 2**20}
 _OTHER_MEMORY_BUDGET: Final = 256 * 2**20
@@ -44,6 +43,11 @@ class Batch(NamedTuple):
 class Task:
     """A data set, a module and a loss, for N networks at once.
 
+    Attributes:
+        metric_names: what `evaluate` gives, and zoos record of each split.
+        max_train_evaluated: examples of the training split that `evaluate` looks at.
+        is_compilable: whether a training step is the same program whatever the parameters.
+
     Args:
         name: for people.
         dataset: with its three splits.
@@ -52,6 +56,10 @@ class Task:
         parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `init_mup`).
         config: JSON-able options from which `get_task(**config)` makes this task again; empty for a task of your own.
     """
+
+    metric_names: tuple[str, ...] = ("loss", "error")
+    max_train_evaluated = 2048
+    is_compilable = True
 
     def __init__(
         self,
@@ -195,18 +203,22 @@ class Task:
             memory_budget: bytes of activations that may exist at once; by default 4 MiB on a CPU, 256 MiB elsewhere.
         """
         self.layout.check_vector(params)
-        data = self._evaluated_train if split == "train" else self.dataset.split(split)
-        if memory_budget is None:
-            memory_budget = _MEMORY_BUDGETS.get(self.device.type, _OTHER_MEMORY_BUDGET)
-        num_pairs = max(1, memory_budget // self.bytes_per_example)
-        example_chunk = min(len(data), num_pairs)
-        network_chunk = max(1, num_pairs // example_chunk)
+        data = self.evaluated_examples(split)
+        example_chunk = min(len(data), self._pairs_at_once(memory_budget))
         results = [
             self._evaluate_chunk(part, data, example_chunk, first, len(params))
-            for first, part in _chunks(params, network_chunk)
+            for first, part in _chunks(params, self.networks_at_once(example_chunk, memory_budget))
         ]
         loss, error = (torch.cat(parts) for parts in zip(*results, strict=True))
         return {"loss": loss, "error": error}
+
+    def evaluated_examples(self, split: str) -> Split:
+        """What `evaluate` looks at: a whole split, of "train" at most `max_train_evaluated` examples."""
+        return self._evaluated_train if split == "train" else self.dataset.split(split)
+
+    def networks_at_once(self, num_examples: int, memory_budget: int | None = None) -> int:
+        """How many networks to run together on so many examples each; see `evaluate` for the budget."""
+        return max(1, self._pairs_at_once(memory_budget) // num_examples)
 
     def _evaluate_chunk(
         self, params: Tensor, data: Split, example_chunk: int, first: int, num_networks: int
@@ -246,11 +258,17 @@ class Task:
 
     @cached_property
     def _evaluated_train(self) -> Split:
-        train = self.dataset.train
-        if len(train) <= MAX_TRAIN_EVALUATED:
+        train, most = self.dataset.train, self.max_train_evaluated
+        if len(train) <= most:
             return train
-        chosen = torch.linspace(0, len(train) - 1, MAX_TRAIN_EVALUATED, dtype=torch.float64, device=self.device).long()
+        chosen = torch.linspace(0, len(train) - 1, most, dtype=torch.float64, device=self.device).long()
         return Split(train.inputs[chosen], train.targets[chosen])
+
+    def _pairs_at_once(self, memory_budget: int | None) -> int:
+        """How many networks, times examples, to run together so that activations fit the budget."""
+        if memory_budget is None:
+            memory_budget = _MEMORY_BUDGETS.get(self.device.type, _OTHER_MEMORY_BUDGET)
+        return max(1, memory_budget // self.bytes_per_example)
 
     @cached_property
     def bytes_per_example(self) -> int:

@@ -15,6 +15,7 @@ from zoo.architectures import CNN, MLP, ByteTransformer
 from zoo.datasets import DATASETS, Dataset, dataset_options, get_dataset
 from zoo.initialization import run_seed
 from zoo.objectives import OBJECTIVES, Objective
+from zoo.policy_task import ENVIRONMENTS, PolicyTask
 from zoo.subset_tasks import ALL_MASKS, SubsetTask, split_masks
 from zoo.task import Batch, Task
 
@@ -46,11 +47,17 @@ def get_task(name: str, *, architecture: str | None = None, parametrization: str
     masks = _checked_masks(options.pop("masks", None)) if is_family else None
     data_options, model_options = _split_options(name, dataset_name, architecture, options)
     dataset = get_dataset(dataset_name, **data_options)
+    environment = ENVIRONMENTS.get(name)
     objective = _objective(dataset, is_binary=is_family)
-    num_outputs = objective.num_outputs(dataset.num_classes, dataset.train.targets)
+    if environment is not None:
+        num_outputs = environment.num_actions
+    else:
+        num_outputs = objective.num_outputs(dataset.num_classes, dataset.train.targets)
     build = ARCHITECTURES[architecture](dataset, num_outputs, **model_options)
     config: dict[str, object] = {"name": name, "architecture": architecture, "parametrization": parametrization}
     config |= {key: _jsonable(value) for key, value in (data_options | model_options).items()}
+    if environment is not None:
+        return PolicyTask(name, dataset, build, environment, parametrization=parametrization, config=config)
     if not is_family:
         return Task(name, dataset, build, objective, parametrization=parametrization, config=config)
     config["masks"] = masks

@@ -106,6 +106,11 @@ class Testbed:
     @classmethod
     def from_zoo(cls, zoo: Zoo) -> Testbed:
         """The task that the zoo records, its training runs, and its test runs as unseen ones."""
+        if METRIC not in zoo.spec.metric_names:
+            raise ValueError(
+                f"the protocol compares networks by {METRIC}, the zoo records {list(zoo.spec.metric_names)}; prompt alignment on "
+                "other metrics is what alignment_report measures, at the end of scripts.train_generator"
+            )
         options: dict[str, Any] = dict(zoo.task_config)
         train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))
         return cls(get_task(**options), train, unseen)
@@ -113,7 +118,7 @@ class Testbed:
     @property
     def floor(self) -> float:
         """Median over training runs of the lowest loss a run reaches: what can fairly be asked for."""
-        return self.train.lowest(METRIC)
+        return self.train.best(METRIC)
 
     def prompts(self, num_prompts: int) -> Tensor:
         """Prompts (K,), log-spaced from the floor upwards."""

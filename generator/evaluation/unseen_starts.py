@@ -14,8 +14,10 @@ from generator.dataset import Trajectories
 from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.held_out_tasks import with_splits
 from generator.pipeline import ParameterPipeline
+from generator.prompt import ALIASES, is_lower_better
 from generator.prompt_alignment import Alignment, alignment_of, prompt_grid
 from generator.train import GeneratorConfig, task_of
+from zoo.metrics import r2
 from zoo.store import Zoo
 from zoo.tasks import Task
 
@@ -28,17 +30,19 @@ def alignment_report(
     """Figures of one update from unseen starts ("start") and of networks from noise ("noise").
 
     Prompts are on validation data, from the median over training runs of the lowest value a run reaches; test figures
-    stand beside. "finals" is the test accuracy of the last networks of held-out runs. A generator of a task family
+    stand beside. "finals" is the test accuracy, or return, of the last networks of held-out runs. A generator of a task family
     is measured on unseen tasks instead, see `unseen_tasks_report`.
     """
     if config.num_task_bits:
         return unseen_tasks_report(pipe, zoo) if num_starts else {}
     zoo = with_splits(zoo, pipe.splits)
-    metric = next((name for name in config.metric_names if name in ("val_loss", "val_error")), None)
+    metric = next((name for name in map(ALIASES.get, ALIASES) if name in config.metric_names), None)
     if metric is None or not num_starts:
         return {}
     prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (metric,), memory_budget=0), metric)
-    finals = 1 - zoo.metric("test_error")[zoo.split("test"), -1].mean().item()
+    reported = "test_error" if is_lower_better(metric) else metric.replace("val_", "test_")
+    finals = zoo.metric(reported)[zoo.split("test"), -1].mean().item()
+    finals = 1 - finals if is_lower_better(metric) else finals
     report = {}
     for mode in config.pairs.modes:
         (alignment,) = unseen_alignments(
@@ -72,7 +76,7 @@ def unseen_alignments(
         task: that the networks are for.
         prompts: (K,).
         use_start: False for networks from noise, which are not updated again.
-        metric: "val_loss" or "val_error".
+        metric: one of the prompt's ALIASES, "val_loss" for instance.
         num_starts: N.
         num_updates: how often networks are fed back with the same prompt.
         num_inference_steps: denoising steps of each update.
@@ -96,6 +100,16 @@ def unseen_alignments(
 
 def alignment_figures(alignment: Alignment) -> dict[str, float]:
     """The figures of an alignment that tables show."""
+    if not is_lower_better(alignment.metric):
+        val, test = alignment.val[alignment.metric], alignment.test[alignment.metric]
+        return {
+            "spearman": alignment.spearman,
+            "r2": alignment.r2,
+            "test_r2": r2(test, alignment.prompts).item(),
+            "best_prompt": alignment.prompts[0].item(),
+            "best_achieved": val[:, 0].mean().item(),
+            f"test_{alignment.metric}": test[:, 0].mean().item(),
+        }
     return {
         "spearman": alignment.spearman,
         "r2_log": alignment.r2_log,

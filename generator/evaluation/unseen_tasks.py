@@ -64,7 +64,7 @@ def unseen_tasks_report(pipe: ParameterPipeline, zoo: Zoo, *, seed: int = 0) -> 
         for split in ("train", "test")
     )
     task = task_of(zoo).for_runs(held_out.runs.tolist())
-    floor = train.lowest(METRIC)
+    floor = train.best(METRIC)
     asked = torch.full((len(held_out),), floor)
     samplers: dict[str, TaskSampler] = {
         GENERATOR: PipelineTaskSampler(pipe, zoo),

@@ -69,7 +69,7 @@ def test_ranges_and_floors(zoo):
     known = runs.range_of("val_loss")
     assert known.low == losses.min().item()
     assert losses.median().item() in known
-    assert runs.lowest("val_loss") == pytest.approx(losses.min(1).values.median().item(), rel=0.05)
+    assert runs.best("val_loss") == pytest.approx(losses.min(1).values.median().item(), rel=0.05)
 
 
 def test_a_zoo_without_runs_is_refused(zoo):

@@ -9,7 +9,6 @@ from generator.lightning_module import GeneratorModule, OptimizationConfig, Pair
 from generator.model import RecurrentDiffusionTransformer
 from generator.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
-from generator.prompt_alignment import measure_alignment, prompt_grid
 from generator.sampler import make_scheduler
 from generator.train import GeneratorConfig, assemble, keep_last_checkpoint, make_trainer
 from zoo.tasks import get_task
@@ -137,30 +136,6 @@ def test_resumed_training_equals_uninterrupted(tasks, tmp_path):
 def test_prompts_reach_from_the_median_of_what_runs_reach(tasks):
     runs = make_runs(tasks[0])
     runs.metrics["val_loss"] = torch.tensor([[2.3, 0.3], [2.2, 0.1], [2.4, 0.2]]).repeat(3, 1)[:8]
-    prompts = prompt_grid(runs, num_prompts=5)
-    assert prompts[0].item() == pytest.approx(0.2)
-    assert prompts[-1].item() == pytest.approx(2.2)
-    assert (prompts.log().diff() - prompts.log().diff()[0]).abs().max() < 1e-4
-
-
-def test_alignment_of_an_oracle_is_perfect(tasks):
-    """Networks whose own loss is the prompt: found by scaling one network's logits."""
-    task = tasks[0]
-    network = task.init(torch.Generator().manual_seed(0), 1)
-    factors = torch.linspace(0.1, 20, 50)
-    named = task.layout.views(network.repeat(50, 1))
-    named["layers.1.weight"] *= factors[:, None, None]
-    bank = torch.cat([named[slot.name].flatten(1) for slot in task.layout], dim=1)
-    losses = task.evaluate(bank, "val")["loss"]
-    prompts = losses.sort().values[[0, 20, 40]]
-
-    def retrieve(starts, asked):
-        return bank[(losses - asked[:, None]).abs().argmin(1)]
-
-    alignment = measure_alignment(retrieve, task, network.repeat(2, 1), prompts)
-    assert alignment.r2_log == pytest.approx(1.0)
-    assert alignment.spearman == pytest.approx(1.0)
-    assert alignment.val["loss"].shape == (2, 3)
 
 
 def test_a_trained_pipeline_can_be_saved(tasks, tmp_path):

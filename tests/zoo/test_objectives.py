@@ -20,6 +20,8 @@ def reference_loss(name, outputs, targets):
         return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
     if name == "binary_cross_entropy":
         return F.binary_cross_entropy_with_logits(outputs[..., 0], targets.double())
+    if name == "policy_gradient":
+        return -(outputs.log_softmax(-1) * targets).sum(-1).mean()
     return F.mse_loss(outputs, targets)
 
 
@@ -54,6 +56,8 @@ def test_errors_are_what_one_reads():
     assert OBJECTIVES["cross_entropy"].error(logits, torch.tensor([0, 0, 0, 1])).tolist() == [0.25]
     assert OBJECTIVES["binary_cross_entropy"].error(logits[..., :1], torch.tensor([1, 0, 0, 1])).tolist() == [0.5]
     assert OBJECTIVES["squared_error"].error(logits, logits + 1).tolist() == [1.0]
+    advantages = torch.tensor([[3.0, 0.0], [-2.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    assert OBJECTIVES["policy_gradient"].error(logits, advantages).tolist() == [0.25]
 
 
 def test_extreme_logits_stay_finite():

@@ -229,7 +229,7 @@ def test_ordinary_tasks_are_the_same_for_all_runs():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "cifar"}, r"task must be one of \['arrays', 'digits'"),
+        ({"name": "cifar"}, r"task must be one of \['arrays', 'cartpole', 'digits'"),
         ({"name": "digits", "architecture": "resnet"}, "architecture must be one of .* got 'resnet'"),
         ({"name": "digits", "channels": (3,)}, r"has the options \['activation', 'hidden'\], got \['channels'\]"),
         ({"name": "digits", "parametrization": "ntk"}, "parametrization must be one of"),

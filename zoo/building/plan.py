@@ -91,7 +91,7 @@ class BuildPlan:
             ValueError: for settings that are not possible.
         """
         columns = self.columns(range(1))
-        metrics = tuple(f"{split}_{name}" for split in self.evaluated_splits for name in ("loss", "error"))
+        metrics = tuple(f"{split}_{name}" for split in self.evaluated_splits for name in self.task.metric_names)
         training: dict[str, Json] = {
             "num_steps": self.num_steps,
             "batch_size": self.batch_size,
