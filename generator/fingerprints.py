@@ -77,13 +77,6 @@ def fixed_examples(task: Task) -> Batch:
     return Batch(train.inputs[chosen], train.targets[chosen])
 
 
-def random_examples(task: Task, rng: torch.Generator) -> Batch:
-    """As many random training examples, for a training step."""
-    train = task.dataset.train
-    chosen = torch.randint(len(train), (NUM_EXAMPLES,), generator=rng).to(train.inputs.device)
-    return Batch(train.inputs[chosen], train.targets[chosen])
-
-
 def _channel_fingerprints(task: Task, params: Tensor, examples: Batch, class_mean: Tensor) -> dict[str, Tensor]:
     """Features (N, n, F) of the channels of each convolution; the population runs as one CNN of N groups."""
     views, num_networks = task.layout.views(params.detach()), len(params)

@@ -16,14 +16,13 @@ from torch.nn import functional as F
 from generator.batch_norm import run_in_batch_mode
 from generator.context import NetworkContext
 from generator.dataset import PairBatch
-from generator.fingerprints import random_examples, unit_fingerprints
+from generator.fingerprints import NUM_EXAMPLES, unit_fingerprints
 from generator.model import RecurrentDiffusionTransformer
 from generator.objectives import (
     ObjectiveConfig,
     clean_of,
     comparable_outputs,
     deterministic_step,
-    draw_examples,
     energy_score,
     log_loss_gap,
     prediction_target,
@@ -146,7 +145,7 @@ def _fingerprinting(
     task = context.task
     if task is None:
         raise ValueError("fingerprints need a task to run networks on; give one or switch them off")
-    examples = random_examples(task, rng)
+    examples = task.draw_examples(NUM_EXAMPLES, rng)
     if not model.config["noisy_as_start"]:
         of_start = unit_fingerprints(task, batch.start, examples)
         return lambda noisy: of_start
@@ -172,16 +171,17 @@ def _function_losses(
     num_samples = len(predicted) // len(batch.target)
     task = context.task.for_runs(batch.runs.tolist())
     tasks = context.task.for_runs(batch.runs.repeat(num_samples).tolist())
-    examples = draw_examples(task, config, rng)
+    examples = task.draw_examples(config.function_examples, rng, config.function_splits)
     outputs = _outputs(context, tasks, predicted, examples).contiguous()  # (V * B, E, ..., K); softmax is slow on views
     with torch.no_grad():
         real_outputs = _outputs(context, task, batch.target, examples).contiguous()
+    losses: dict[str, Tensor] = {}
+    if config.function_weight:
         reference = task_losses(task, real_outputs, examples)
-    achieved = task_losses(tasks, outputs, examples)
-    gap = log_loss_gap(achieved, reference.repeat(num_samples))
-    asks = ~(batch.prompt.target.isnan().all(1) & batch.prompt.task_bits.isnan().all(1))
-    weight = asks.float().repeat(num_samples)
-    losses = {"function": (gap * weight).sum() / weight.sum().clamp(min=1)}
+        gap = log_loss_gap(task_losses(tasks, outputs, examples), reference.repeat(num_samples))
+        asks = ~(batch.prompt.target.isnan().all(1) & batch.prompt.task_bits.isnan().all(1))
+        weight = asks.float().repeat(num_samples)
+        losses["function"] = (gap * weight).sum() / weight.sum().clamp(min=1)
     if config.function_energy_weight:
         first, second = comparable_outputs(task, outputs).chunk(2)
         losses["function_energy"] = energy_score(first, second, comparable_outputs(task, real_outputs)).mean()

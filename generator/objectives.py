@@ -70,6 +70,11 @@ class ObjectiveConfig:
             raise ValueError("params_weight or function_weight must be positive, both are 0: nothing would be learned")
 
     @property
+    def function_splits(self) -> tuple[str, ...]:
+        """Splits of the task from which examples are drawn."""
+        return ("train", "val") if self.function_split == "train_val" else ("train",)
+
+    @property
     def uses_functions(self) -> bool:
         """Whether predicted networks are run on examples."""
         return self.function_weight > 0 or self.function_energy_weight > 0
@@ -121,16 +126,6 @@ def energy_score(first: Tensor, second: Tensor, target: Tensor) -> Tensor:
     return _rms(first - target) + _rms(second - target) - _rms(first - second)
 
 
-def draw_examples(task: Task, config: ObjectiveConfig, rng: torch.Generator) -> Batch:
-    """E examples for the function-space loss, shared by all networks of a step."""
-    train, val = task.dataset.train, task.dataset.val
-    total = len(train) + (len(val) if config.function_split == "train_val" else 0)
-    chosen = torch.randint(total, (config.function_examples,), generator=rng).to(train.inputs.device)
-    seen, held_out = chosen[chosen < len(train)], chosen[chosen >= len(train)] - len(train)
-    inputs = torch.cat((train.inputs[seen], val.inputs[held_out]))
-    return Batch(inputs, torch.cat((train.targets[seen], val.targets[held_out])))
-
-
 def task_losses(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
     """Losses (B,) in evaluation mode of outputs (B, E, ..., K) of `task.predict` on the batch."""
     return task.objective.loss(outputs, task.targets_for(batch.targets, len(outputs)))
@@ -142,8 +137,8 @@ def log_loss_gap(achieved: Tensor, reference: Tensor) -> Tensor:
 
 
 def comparable_outputs(task: Task, outputs: Tensor) -> Tensor:
-    """What the energy score on outputs compares: log-probabilities where there are classes, else the outputs."""
-    if task.objective.name == "cross_entropy":
+    """What the energy score on outputs compares: log-probabilities of classes or actions, else the outputs."""
+    if task.objective.name in ("cross_entropy", "policy_gradient"):
         return F.log_softmax(outputs, dim=-1).clamp(min=_LOG_PROB_FLOOR)
     if task.objective.name == "binary_cross_entropy":
         return F.logsigmoid(torch.cat((outputs, -outputs), dim=-1)).clamp(min=_LOG_PROB_FLOOR)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 ALIASES: Final = {"loss": "val_loss", "error": "val_error", "return": "val_return"}
 _FREQUENCIES: Final = (0.5, 1.0, 2.0, 4.0)
-LOG_FLOORS: Final = {"loss": 1e-4, "error": 5e-3}  # added before taking logarithms; smaller values read alike
+_LOG_FLOORS: Final = {"loss": 1e-4, "error": 5e-3}
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,14 @@ class PromptEncoder(nn.Module):
         return torch.cat((*parts, bits, has_bits), dim=1)  # (B, width)
 
 
+def log_floor(metric: str) -> float:
+    """What losses and errors, which are compared by their logarithms, are told apart above; NaN for other metrics."""
+    return next((floor for kind, floor in _LOG_FLOORS.items() if metric.endswith(kind)), math.nan)
+
+
 def is_lower_better(metric: str) -> bool:
-    """Whether a metric is a loss or an error, which are compared by their logarithms; returns are as they are."""
-    return any(metric.endswith(kind) for kind in LOG_FLOORS)
+    """Whether a metric is a loss or an error; of others, such as returns, more is better."""
+    return not math.isnan(log_floor(metric))
 
 
 def canonical_metric(name: str, metrics: Sequence[str]) -> str:
@@ -164,7 +169,6 @@ def _present(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _readable(name: str, known: MetricRange, values: Tensor) -> Tensor:
-    for kind, floor in LOG_FLOORS.items():
-        if name.endswith(kind):
-            return (values.clamp(min=0) + floor).log().clamp(max=3)
+    if is_lower_better(name):
+        return (values.clamp(min=0) + log_floor(name)).log().clamp(max=3)
     return 4 * (values - known.low) / max(known.high - known.low, 1e-6) - 2

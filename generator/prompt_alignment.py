@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from generator.dataset import Trajectories
-from generator.prompt import LOG_FLOORS, is_lower_better
+from generator.prompt import is_lower_better, log_floor
 from zoo.metrics import r2, r2_log, spearman
 from zoo.tasks import Task
 
@@ -64,15 +64,14 @@ class Alignment:
 def prompt_grid(trajectories: Trajectories, metric: str = "val_loss", *, num_prompts: int = 16) -> Tensor:
     """Prompts (K,) from the median over runs of the best value a run reaches, to what initial networks have.
 
-    Losses and errors are log-spaced, losses up to HIGHEST_LOSS at most; returns are spaced evenly. Losses floor far above
-    zero on validation data: lower prompts would ask for what no run has.
+    Losses and errors are log-spaced, losses up to HIGHEST_LOSS at most; returns are spaced evenly. Losses floor far
+    above zero on validation data: lower prompts would ask for what no run has.
     """
     best, worst = trajectories.best(metric), trajectories.metrics[metric][:, 0].nanmedian().item()
     if not is_lower_better(metric):
         return torch.linspace(best, worst, num_prompts)
-    kind = metric.removeprefix("val_")
-    worst = min(worst, HIGHEST_LOSS) if kind == "loss" else worst
-    return torch.logspace(math.log10(max(best, LOG_FLOORS[kind])), math.log10(worst), num_prompts)
+    worst = min(worst, HIGHEST_LOSS) if metric.endswith("loss") else worst
+    return torch.logspace(math.log10(max(best, log_floor(metric))), math.log10(worst), num_prompts)
 
 
 def measure_alignment(

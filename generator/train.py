@@ -166,7 +166,7 @@ def assemble(
         chunk_width=config.chunk_width,
         recompute_batch_norm=config.recompute_batch_norm,
     )
-    if config.objective.uses_functions:
+    if config.objective.function_weight:
         for task in tasks:
             _check_has_loss(task)
     contexts = [NetworkContext.of(normalizer, one.layout, task) for one, task in zip(runs, tasks, strict=True)]
@@ -231,7 +231,7 @@ def _check_has_loss(task: Task | None) -> None:
     if task is not None and "loss" not in task.metric_names:
         raise ValueError(
             f"the function-space loss compares losses on examples, of which task {task.name!r} has none, only "
-            f"{list(task.metric_names)}; set function_weight=0 and function_energy_weight=0"
+            f"{list(task.metric_names)}; set function_weight=0 (function_energy_weight may stay: it compares outputs)"
         )
 
 

@@ -2,7 +2,9 @@
 
 Physics, limits and initial states are those of Gymnasium's CartPole-v1, a tensor operation for any number of carts.
 
-Legend: a state is (position, velocity, angle, angular velocity) in m, m/s, rad, rad/s; n episodes, H steps of the horizon.
+A state is position, velocity, angle and angular velocity, in m, m/s, rad and rad/s.
+
+Legend: n episodes, H steps of the horizon.
 
 Source: Barto, Sutton and Anderson 1983; Towers et al. 2024 (arXiv 2407.17032).
 """
@@ -26,6 +28,7 @@ _HALF_LENGTH: Final = 0.5  # of the pole
 _FORCE: Final = 10.0
 _SECONDS: Final = 0.02  # of a step, by Euler's method
 _INITIAL_BOUND: Final = 0.05
+_SPREAD: Final = (0.6, 0.5, 0.08, 0.5)  # standard deviations of the states in which learning policies were seen
 
 
 class CartPole:
@@ -36,7 +39,7 @@ class CartPole:
 
     def advance(self, states: Tensor, actions: Tensor) -> Tensor:
         """States (..., 4) one step after (..., 4), having pushed left (0) or right (1) as `actions` (...) say."""
-        position, velocity, angle, angular_velocity = states.unbind(-1)
+        _, velocity, angle, angular_velocity = states.unbind(-1)
         force = _FORCE * (2.0 * actions - 1)
         sine, cosine = angle.sin(), angle.cos()
         push = (force + _POLE_MASS * _HALF_LENGTH * angular_velocity.square() * sine) / _TOTAL_MASS
@@ -49,6 +52,10 @@ class CartPole:
     def has_failed(self, states: Tensor) -> Tensor:
         """Whether the pole has fallen or the cart has left the track, (...) for states (..., 4)."""
         return (states[..., 0].abs() > MAX_POSITION) | (states[..., 2].abs() > MAX_ANGLE)
+
+    def sample_states(self, num_states: int, rng: torch.Generator) -> Tensor:
+        """States (n, 4) spread about as widely as those that learning policies meet."""
+        return torch.randn(num_states, 4, generator=rng) * torch.tensor(_SPREAD)
 
 
 def cartpole_episodes(num_episodes: int, horizon: int, rng: np.random.RandomState) -> tuple[NDArray, NDArray]:

@@ -12,7 +12,7 @@ K actions, D numbers of a state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import torch
@@ -42,6 +42,10 @@ class Environment(Protocol):
 
     def has_failed(self, states: Tensor) -> Tensor:
         """Which episodes (...) have ended before the horizon, by their states (..., D)."""
+        ...
+
+    def sample_states(self, num_states: int, rng: torch.Generator) -> Tensor:
+        """States (n, D) as learning policies meet them, to compare policies by what they do there."""
         ...
 
 
@@ -120,6 +124,11 @@ class PolicyTask(Task):
         size = self.networks_at_once(len(data), memory_budget)
         lengths = torch.cat([self._play(some, Batch(data.inputs, data.targets)).lengths for some in params.split(size)])
         return {"return": lengths.mean(1), "error": (lengths < horizon).to(lengths.dtype).mean(1)}
+
+    def draw_examples(self, num_examples: int, rng: torch.Generator, splits: Sequence[str] = ("train",)) -> Batch:
+        """Random states of the environment, whatever the splits; no action is right there, so targets are zeros."""
+        states = self.environment.sample_states(num_examples, rng).to(self.device)
+        return Batch(states, states.new_zeros(num_examples, self.environment.num_actions))
 
     @torch.no_grad()
     def _examples(self, params: Tensor, batch: Batch) -> tuple[Tensor, Batch]:

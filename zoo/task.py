@@ -142,6 +142,18 @@ class Task:
         data = self.dataset.split(split)
         return Batch(data.inputs[indices], self.targets_for(data.targets[indices], num_networks))
 
+    def draw_examples(self, num_examples: int, rng: torch.Generator, splits: Sequence[str] = ("train",)) -> Batch:
+        """Random examples of some splits together, on which networks can be compared by what they compute."""
+        parts = [self.dataset.split(name) for name in splits]
+        chosen = torch.randint(sum(len(part) for part in parts), (num_examples,), generator=rng).to(self.device)
+        inputs, targets = [], []
+        for part in parts:
+            inside = chosen[(chosen >= 0) & (chosen < len(part))]
+            inputs.append(part.inputs[inside])
+            targets.append(part.targets[inside])
+            chosen = chosen - len(part)
+        return Batch(torch.cat(inputs), torch.cat(targets))
+
     def targets_for(self, targets: Tensor, num_networks: int) -> Tensor:
         """Targets as the objective takes them, (B, ...) or (N, B, ...) where networks have tasks of their own.
 

@@ -108,8 +108,8 @@ class Testbed:
         """The task that the zoo records, its training runs, and its test runs as unseen ones."""
         if METRIC not in zoo.spec.metric_names:
             raise ValueError(
-                f"the protocol compares networks by {METRIC}, the zoo records {list(zoo.spec.metric_names)}; prompt alignment on "
-                "other metrics is what alignment_report measures, at the end of scripts.train_generator"
+                f"the protocol compares networks by {METRIC}, the zoo records {list(zoo.spec.metric_names)}; prompt "
+                "alignment on other metrics is measured by alignment_report, at the end of scripts.train_generator"
             )
         options: dict[str, Any] = dict(zoo.task_config)
         train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))

@@ -29,9 +29,9 @@ def alignment_report(
 ) -> dict[str, dict[str, float]]:
     """Figures of one update from unseen starts ("start") and of networks from noise ("noise").
 
-    Prompts are on validation data, from the median over training runs of the lowest value a run reaches; test figures
-    stand beside. "finals" is the test accuracy, or return, of the last networks of held-out runs. A generator of a task family
-    is measured on unseen tasks instead, see `unseen_tasks_report`.
+    Prompts are on validation data, from the median over training runs of the best value a run reaches; test figures
+    stand beside. "finals" is the test accuracy, or return, of the last networks of held-out runs. A generator of a task
+    family is measured on unseen tasks instead, see `unseen_tasks_report`.
     """
     if config.num_task_bits:
         return unseen_tasks_report(pipe, zoo) if num_starts else {}

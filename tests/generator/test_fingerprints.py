@@ -3,7 +3,7 @@ import torch
 
 from generator.context import NetworkContext
 from generator.dataset import PairConfig, Trajectories, batch_rng
-from generator.fingerprints import fixed_examples, num_fingerprints, random_examples, unit_fingerprints
+from generator.fingerprints import NUM_EXAMPLES, fixed_examples, num_fingerprints, unit_fingerprints
 from generator.losses import training_losses
 from generator.model import RecurrentDiffusionTransformer, model_widths
 from generator.normalizer import ParamNormalizer
@@ -41,7 +41,7 @@ def test_permuting_units_permutes_their_fingerprints(kind, request):
 def test_gradients_by_class_are_those_of_autograd(task):
     """The gradient of a class's mean loss by a unit's bias is what the fingerprint holds, up to the layer's scale."""
     params = task.init(torch.Generator().manual_seed(0), 1).requires_grad_()
-    examples = random_examples(task, torch.Generator().manual_seed(2))
+    examples = task.draw_examples(NUM_EXAMPLES, torch.Generator().manual_seed(2))
     ours = unit_fingerprints(task, params.detach(), examples)
     slot = task.layout["layers.0.bias"]
     for label in (0, 7):
@@ -56,7 +56,7 @@ def test_gradients_by_class_are_those_of_autograd(task):
 def test_fingerprints_of_channels_are_those_of_the_module(cnn_task):
     """Activity and gradient by class of a network of its own, run in batch mode, against hooks on the module."""
     params = cnn_task.init(torch.Generator().manual_seed(0), 2)
-    examples = random_examples(cnn_task, torch.Generator().manual_seed(2))
+    examples = cnn_task.draw_examples(NUM_EXAMPLES, torch.Generator().manual_seed(2))
     ours = unit_fingerprints(cnn_task, params, examples)["channels.1"][1]
     module = cnn_task.make_model().train()
     module.load_state_dict(cnn_task.layout.unflatten(params[1]))

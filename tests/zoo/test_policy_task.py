@@ -21,8 +21,11 @@ def task(request):
     task = get_task("cartpole", hidden=(5,), activation="tanh", horizon=HORIZON)
     if request.param == "mlp":
         return task
-    build = lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
-    return PolicyTask("own", task.dataset, build, task.environment)
+    return PolicyTask("own", task.dataset, make_own_policy, task.environment)
+
+
+def make_own_policy():
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
 
 
 def play(task, params, state, draws):
@@ -100,6 +103,9 @@ class Coin:
     def has_failed(self, states):
         return states[..., 0] == 0
 
+    def sample_states(self, num_states, rng):
+        return torch.ones(num_states, 1)
+
 
 def test_gradient_is_unbiased():
     """Return of two steps at most is 1 + p for a policy that takes action 1 with probability p."""
@@ -140,10 +146,14 @@ def test_a_zoo_of_policies(tmp_path):
     build_zoo(tmp_path / "zoo", task, num_runs=5, num_steps=3, batch_size=4, block_size=2)
     zoo = Zoo.open(tmp_path / "zoo")
     assert zoo.verify() == []
-    assert sorted(zoo.spec.metric_names) == sorted(f"{s}_{m}" for s in ("train", "val", "test") for m in ("return", "error"))
+    assert sorted(zoo.spec.metric_names) == sorted(
+        f"{s}_{m}" for s in ("train", "val", "test") for m in ("return", "error")
+    )
     again = get_task(**zoo.task_config)
     params = torch.from_numpy(zoo.params[:, -1])
-    torch.testing.assert_close(again.evaluate(params, "val")["return"], torch.from_numpy(zoo.metric("val_return")[:, -1]))
+    torch.testing.assert_close(
+        again.evaluate(params, "val")["return"], torch.from_numpy(zoo.metric("val_return")[:, -1])
+    )
 
 
 def test_compiling_is_not_tried():
@@ -155,6 +165,14 @@ def test_compiling_is_not_tried():
     )
     assert torch.equal(plain, asked)
     assert not task.compiled
+
+
+def test_policies_are_compared_in_states_in_which_episodes_go_on(task):
+    states, targets = task.draw_examples(500, torch.Generator().manual_seed(0))
+    assert states.shape == (500, 4)
+    assert targets.shape == (500, 2)
+    assert task.environment.has_failed(states).float().mean() < 0.05
+    assert torch.equal(states, task.draw_examples(500, torch.Generator().manual_seed(0)).inputs)
 
 
 def test_no_horizon_is_refused():
