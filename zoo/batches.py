@@ -28,9 +28,16 @@ def own_indices(run_seeds: Sequence[int], num_examples: int, batch_size: int, de
     Raises:
         ValueError: if a minibatch is empty or larger than the training split.
     """
-    if not 1 <= batch_size <= num_examples:
-        raise ValueError(f"batch_size must be from 1 to {num_examples} (the training split), got {batch_size}")
+    check_batch_size(batch_size, num_examples)
     return _batches(run_seeds, num_examples, batch_size, device)
+
+
+def check_batch_size(batch_size: int, num_examples: int) -> None:
+    """Raise ValueError unless a minibatch of that size can be drawn from so many examples."""
+    if not isinstance(batch_size, int) or not 1 <= batch_size <= num_examples:
+        raise ValueError(
+            f"batch_size must be an integer from 1 to {num_examples} (the training split), got {batch_size!r}"
+        )
 
 
 def _batches(run_seeds: Sequence[int], num_examples: int, batch_size: int, device: torch.device) -> Iterator[Tensor]:

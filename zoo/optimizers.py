@@ -226,7 +226,10 @@ def as_coefficients(values: Mapping[str, Hyperparameter], like: Tensor) -> State
 def check_hyperparameters(optimizer: object, **upper_bounds: float | None) -> None:
     """Raise ValueError unless each named hyperparameter is >= 0, finite, and below its bound if it has one."""
     for name, bound in upper_bounds.items():
-        values = torch.as_tensor(getattr(optimizer, name), dtype=torch.float64)
+        value = getattr(optimizer, name)
+        if not isinstance(value, int | float | Tensor):
+            raise ValueError(f"{name} of {type(optimizer).__name__} must be a number or a tensor (N,), got {value!r}")
+        values = torch.as_tensor(value, dtype=torch.float64)
         good = values.isfinite() & (values >= 0)
         if bound is not None:
             good &= values < bound

@@ -87,8 +87,7 @@ def train_population(
         ValueError: for arguments out of range, before any training.
     """
     steps = tuple(quadratic_steps(num_steps) if snapshot_steps is None else snapshot_steps)
-    if not steps or steps[0] < 0 or steps[-1] > num_steps or not _increasing(steps):
-        raise ValueError(f"snapshot_steps must increase within 0 ... {num_steps}, got {steps}")
+    check_snapshot_steps(steps, num_steps)
     if len(seeds) == 0:
         raise ValueError("seeds must name at least one run, got none")
     if compile not in (True, False, "auto"):
@@ -141,8 +140,11 @@ def _snapshots(
         yield Snapshot(inner_step, last, alive)
 
 
-def _increasing(steps: tuple[int, ...]) -> bool:
-    return all(earlier < later for earlier, later in pairwise(steps))
+def check_snapshot_steps(steps: Sequence[int], num_steps: int) -> None:
+    """Raise ValueError unless there are steps, and they increase from 0 or later to `num_steps` or earlier."""
+    increases = all(earlier < later for earlier, later in pairwise(steps))
+    if not steps or not increases or steps[0] < 0 or steps[-1] > num_steps:
+        raise ValueError(f"snapshot_steps must increase within 0 ... {num_steps}, got {tuple(steps)}")
 
 
 def _checked(task: Task, init_params: Tensor, num_networks: int) -> Tensor:

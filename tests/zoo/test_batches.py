@@ -30,5 +30,5 @@ def test_shared_batches_are_those_of_one_run():
 
 
 def test_batch_size_must_fit_the_training_split():
-    with pytest.raises(ValueError, match="batch_size must be from 1 to 23"):
+    with pytest.raises(ValueError, match="batch_size must be an integer from 1 to 23"):
         own_indices([5], 23, 24, CPU)

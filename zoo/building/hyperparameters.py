@@ -57,11 +57,11 @@ def draw(spec: Mapping[str, Sequence[float]] | float, seeds: Sequence[int], name
     Raises:
         ValueError: if the range is none of RANGES, or its bounds are not in order.
     """
-    if not isinstance(spec, Mapping):
+    if isinstance(spec, int | float):
         return torch.full((len(seeds),), float(spec), dtype=torch.float64)
-    if len(spec) != 1 or next(iter(spec)) not in RANGES:
-        raise ValueError(f"{name} must be a number or one of {RANGES} with its values, got {dict(spec)}")
-    kind, values = next(iter(spec.items()))
+    kind, values = next(iter(spec.items())) if isinstance(spec, Mapping) and len(spec) == 1 else (None, ())
+    if kind not in RANGES or not isinstance(values, Sequence) or not all(isinstance(v, int | float) for v in values):
+        raise ValueError(f"{name} must be a number or one of {RANGES} with its values, got {spec!r}")
     shares = torch.tensor([derive_seed(seed, name) / 2**63 for seed in seeds], dtype=torch.float64)  # [0, 1)
     if kind == "choice":
         options = torch.tensor(values, dtype=torch.float64)

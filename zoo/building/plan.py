@@ -14,10 +14,11 @@ from typing import Final, cast
 import numpy as np
 import torch
 
+from zoo.batches import check_batch_size
 from zoo.building.hyperparameters import draw, make_optimizer
 from zoo.inner_loop import should_compile
 from zoo.optimizers import InnerOptimizer
-from zoo.population import DEFAULT_MAX_LOSS, quadratic_steps
+from zoo.population import DEFAULT_MAX_LOSS, check_snapshot_steps, quadratic_steps
 from zoo.storage.schema import Json, ZooSpec
 from zoo.storage.splits import SplitRule
 from zoo.subset_tasks import NUM_CLASSES
@@ -70,14 +71,24 @@ class BuildPlan:
     split_fractions: Mapping[str, float] = field(default_factory=lambda: dict(SplitRule().fractions))
 
     def __post_init__(self) -> None:
-        for name, value in (("num_runs", self.num_runs), ("num_steps", self.num_steps)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name in ("num_runs", "num_steps"):
+            _check_integer(name, getattr(self, name), at_least=1)
+        if self.block_size is not None:
+            _check_integer("block_size", self.block_size, at_least=1)
+        _check_integer("seed", self.seed)
+        check_batch_size(self.batch_size, len(self.task.dataset.train))
+        check_snapshot_steps(self.steps, self.num_steps)
+        if not isinstance(self.max_loss, int | float) or not self.max_loss > 0:
+            raise ValueError(f"max_loss must be a number above 0, got {self.max_loss!r}")
+        draw(self.init_scale, [0], "init_scale")
         unknown = sorted(set(self.evaluated_splits) - set(EVALUATED_SPLITS))
         if unknown or not self.evaluated_splits:
             raise ValueError(f"evaluated_splits must be some of {EVALUATED_SPLITS}, got {list(self.evaluated_splits)}")
         if isinstance(self.optimizer, Mapping) != (self.optimizer_config is None):
-            raise ValueError("give optimizer_config with an optimizer object, to be recorded, and with no other")
+            raise ValueError(
+                "optimizer must be a mapping of options, or an InnerOptimizer with optimizer_config, to be recorded; "
+                f"got {self.optimizer!r} and {self.optimizer_config!r}"
+            )
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -170,6 +181,12 @@ class BuildPlan:
         if isinstance(state["task"], tuple):
             state["task"] = _named_task(*state["task"])
         self.__dict__.update(state)
+
+
+def _check_integer(name: str, value: object, *, at_least: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or (at_least is not None and value < at_least):
+        kind = "an integer" if at_least is None else "a positive integer"
+        raise ValueError(f"{name} must be {kind}, got {value!r}")
 
 
 @lru_cache(2)
