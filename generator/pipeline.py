@@ -18,7 +18,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
-from generator.calibration import CALIBRATED, Calibration
+from generator.calibration import Calibration
 from generator.context import NetworkContext
 from generator.model import RecurrentDiffusionTransformer
 from generator.normalizer import ParamNormalizer
@@ -61,7 +61,7 @@ class ParameterPipeline(DiffusionPipeline):
         scheduler: noise levels and the sampling rule.
         splits: which runs the training saw and held out, as `SplitRule.to_dict` has it; None for the zoo's own splits.
         task_bits_column: column of the zoo's runs that holds the task bits; None without a family of tasks.
-        calibrations: of prompts of val_loss, by mode ("start", "noise") for each of the normalizer's layouts;
+        calibrations: of prompts of one metric, by mode ("start", "noise") for each of the normalizer's layouts;
             None to ask the model for the very values of a prompt.
     """
 
@@ -73,7 +73,7 @@ class ParameterPipeline(DiffusionPipeline):
         *,
         splits: dict[str, Any] | None = None,
         task_bits_column: str | None = None,
-        calibrations: list[dict[str, dict[str, list[float]]]] | None = None,
+        calibrations: list[dict[str, dict[str, Any]]] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(model=model, normalizer=normalizer, scheduler=scheduler)
@@ -215,7 +215,7 @@ class ParameterPipeline(DiffusionPipeline):
         if mode not in by_mode:
             return prompt
         calibration = Calibration(**by_mode[mode])
-        target, column = prompt.target.clone(), self.metrics.index(CALIBRATED)
+        target, column = prompt.target.clone(), self.metrics.index(calibration.metric)
         target[:, column] = calibration(target[:, column])
         return replace(prompt, target=target)
 

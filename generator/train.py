@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from generator.batch_norm import has_batch_norm, with_recomputed_batch_norm
-from generator.calibration import CALIBRATED
 from generator.context import NetworkContext
 from generator.dataset import PairConfig, Trajectories
 from generator.fingerprints import num_fingerprints
@@ -60,8 +59,8 @@ class GeneratorConfig:
         optimization: optimizers, schedule, precision, seed.
         max_runs: train on only so many runs of each zoo; None for all.
         num_validation_starts: unseen starts on which prompt alignment selects the model; 0 keeps the last one.
-        calibrate_prompts: whether prompts of val_loss, if it is the first metric, are calibrated on these starts after
-            training, see `generator.calibration`.
+        calibrate_prompts: whether prompts of the first metric are calibrated on these starts after training, see
+            `generator.calibration`.
     """
 
     tokenizer: str = "neuron"
@@ -143,8 +142,8 @@ def train_generator(
         splits=None if splits is None else splits.to_dict(),
         task_bits_column=config.task_bits,
     )
-    if config.calibrate_prompts and validation and metric == CALIBRATED:
-        pipe.register_to_config(calibrations=calibrations(pipe, validation, config.pairs.modes))
+    if config.calibrate_prompts and validation:
+        pipe.register_to_config(calibrations=calibrations(pipe, validation, metric, config.pairs.modes))
     return pipe
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from generator.calibration import CALIBRATED, Calibration
+from generator.calibration import Calibration
 from generator.context import NetworkContext
 from generator.dataset import Trajectories
 from generator.lightning_module import GeneratorModule
@@ -98,22 +98,25 @@ class AlignmentSelection(Callback):
 
 
 def calibrations(
-    pipe: ParameterPipeline, validation: Sequence[ValidationStarts], modes: Sequence[str]
-) -> list[dict[str, dict[str, list[float]]]]:
+    pipe: ParameterPipeline, validation: Sequence[ValidationStarts], metric: str, modes: Sequence[str]
+) -> list[dict[str, dict[str, Any]]]:
     """Calibrations of a trained pipeline by mode ("start", "noise"), for each of its layouts in turn."""
-    by_layout = {one.task.layout: {mode: asdict(_calibration(pipe, one, mode)) for mode in modes} for one in validation}
+    by_layout = {
+        one.task.layout: {mode: asdict(_calibration(pipe, one, metric, mode)) for mode in modes} for one in validation
+    }
     return [by_layout[layout] for layout in pipe.normalizer.layouts]
 
 
-def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, mode: str) -> Calibration:
+def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, metric: str, mode: str) -> Calibration:
     starts, task = validation.starts, validation.task
-    prompts = prompt_grid(validation.seen, CALIBRATED, num_prompts=_NUM_CALIBRATION_PROMPTS)
+    prompts = prompt_grid(validation.seen, metric, num_prompts=_NUM_CALIBRATION_PROMPTS)
     networks = pipe(
         starts.repeat_interleave(len(prompts), dim=0) if mode == "start" else None,
-        {CALIBRATED: prompts.repeat(len(starts))},
+        {metric: prompts.repeat(len(starts))},
         num_samples=len(starts) * len(prompts),
         layout=task.layout,
         task=task,
         generator=torch.Generator().manual_seed(0),
     ).params
-    return Calibration.fit(prompts, alignment_of(networks, task, prompts).val["loss"])
+    achieved = alignment_of(networks, task, prompts).val[metric.removeprefix("val_")]
+    return Calibration.fit(prompts, achieved, metric)

@@ -39,10 +39,11 @@ def write_record(
     arguments = sys.argv[1:] if arguments is None else arguments
     hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
     path = RESULTS / f"{topic}_{hardware}_{datetime.date.today():%Y%m}.md"
+    command = " ".join(["python -m", sys.modules["__main__"].__spec__.name, *arguments])
     header = [
         f"# {question}",
         "",
-        f"- Command: `python -m {sys.modules['__main__'].__spec__.name} {' '.join(arguments)}`".replace(" `", "`"),
+        f"- Command: `{command}`",
         f"- Commit: {commit()}",
         f"- Versions: Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}",
         f"- Hardware: {processor()}, {num_cores()} cores",

@@ -38,6 +38,13 @@ def test_noise_keeps_the_order_of_prompts():
     assert asked.max() <= PROMPTS[-1] + 1e-6
 
 
+def test_returns_are_averaged_as_they_are():
+    prompts = torch.linspace(500, 20, 16)  # the best first
+    achieved = prompts - 30 + torch.tensor([[-20.0], [20.0]])
+    calibration = Calibration.fit(prompts, achieved, "val_return")
+    torch.testing.assert_close(calibration(torch.tensor([100.0, 470.0, 500.0])), torch.tensor([130.0, 500.0, 500.0]))
+
+
 def test_what_is_not_asked_stays_so():
     calibration = Calibration.fit(PROMPTS, PROMPTS.expand(2, -1))
     assert calibration(torch.tensor([math.nan, 0.5])).isnan().tolist() == [True, False]

@@ -1,0 +1,136 @@
+"""How many times faster do policies of the cart-pole learn as a population than one after another in Gymnasium?
+
+    python -m scripts.bench.bench_policies    (about three minutes on two free cores)
+
+The rival is a plain loop in the same process: one nn.Module acts in Gymnasium's own vectorised CartPole-v1, eight
+episodes at once, and learns by the same policy gradient with loss.backward() and fused Adam. Both train from the
+beginning; a step of the environment counts while its episode goes on. Measurements alternate; figures are medians with
+the range in brackets. Prints a table and, with --record, writes it to scripts/bench/results. Needs gymnasium (extra dev).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import NamedTuple
+
+import gymnasium
+import torch
+
+from scripts.bench.record import table, write_record
+from zoo import get_task, train_population
+from zoo.initialization import run_seed
+from zoo.optimizers import Adam
+from zoo.policy_task import PolicyTask, leave_one_out_advantages
+
+NUM_EPISODES = 8  # a minibatch
+LEARNING_RATE = 0.01
+
+
+class Measured(NamedTuple):
+    """Updates of one policy and steps of one environment, per second of wall time, and the mean return at the end."""
+
+    updates: float
+    env_steps: float
+    final_return: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-threads", type=int, default=2)
+    parser.add_argument("--num-repeats", type=int, default=3)
+    parser.add_argument("--num-policies", type=int, default=256)
+    parser.add_argument("--num-updates", type=int, default=80)
+    parser.add_argument("--record", action="store_true", help="write the table to scripts/bench/results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.num_threads)
+    task = get_task("cartpole")
+    assert isinstance(task, PolicyTask)
+
+    alone, together = [], []
+    for seed in range(options.num_repeats):
+        alone.append(one_policy(task, seed, options.num_updates))
+        together.append(population(task, seed, options.num_policies, options.num_updates))
+    rows = [row("one policy, Gymnasium", alone, alone), row(f"population of {options.num_policies}", together, alone)]
+    columns = ("", "policy-updates/s", "ratio", "environment steps/s", "ratio", "mean return at the end")
+    body = (
+        f"{options.num_threads} threads, {options.num_repeats} repeats, MLP 4-16-2, {NUM_EPISODES} episodes an update, "
+        f"{options.num_updates} updates.\n\n{table(columns, rows)}"
+    )
+    print(body)
+    if options.record:
+        print(f"written to {write_record('policies', __doc__.splitlines()[0], body, ('torch', 'numpy', 'gymnasium'))}")
+
+
+def one_policy(task: PolicyTask, seed: int, num_updates: int) -> Measured:
+    """A policy trained in Gymnasium."""
+    env = gymnasium.make_vec("CartPole-v1", NUM_EPISODES, vectorization_mode="vector_entry_point")
+    torch.manual_seed(seed)
+    model = task.make_model()
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+    num_steps, lengths = 0, torch.zeros(0)
+    began = time.perf_counter()
+    for update in range(num_updates):
+        lengths, log_probs = play(env, model, seed=1000 * seed + update)
+        advantages = leave_one_out_advantages(lengths[None], len(log_probs))[0]  # (T, B)
+        optimizer.zero_grad()
+        (-(log_probs * advantages).sum() / NUM_EPISODES).backward()
+        optimizer.step()
+        num_steps += int(lengths.sum())
+    seconds = time.perf_counter() - began
+    return Measured(num_updates / seconds, num_steps / seconds, lengths.mean().item())
+
+
+def play(env: gymnasium.vector.VectorEnv, model: torch.nn.Module, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lengths (B,) of the first episode in each environment, and log-probabilities (T, B) of the actions taken."""
+    states, _ = env.reset(seed=seed)
+    goes_on = torch.ones(NUM_EPISODES, dtype=torch.bool)
+    lengths, chosen = torch.zeros(NUM_EPISODES), []
+    while goes_on.any():
+        log_probs = model(torch.from_numpy(states)).log_softmax(-1)  # (B, 2)
+        actions = torch.multinomial(log_probs.detach().exp(), 1)
+        chosen.append(log_probs.gather(1, actions)[:, 0])
+        lengths += goes_on
+        states, _, failed, is_over, _ = env.step(actions[:, 0].numpy())
+        goes_on = goes_on & ~torch.from_numpy(failed | is_over)
+    return lengths, torch.stack(chosen)
+
+
+def population(task: PolicyTask, seed: int, num_policies: int, num_updates: int) -> Measured:
+    """Many policies trained at once; the steps are counted in a second training, which is not timed."""
+    seeds = [run_seed(seed, run) for run in range(num_policies)]
+
+    def train(steps: tuple[int, ...]) -> list[torch.Tensor]:
+        snapshots = train_population(
+            task,
+            Adam(LEARNING_RATE),
+            seeds,
+            num_steps=num_updates,
+            batch_size=NUM_EPISODES,
+            snapshot_steps=steps,
+            data_seed=seed,
+        )
+        return [snapshot.params.clone() for snapshot in snapshots]
+
+    began = time.perf_counter()
+    train((num_updates,))
+    seconds = time.perf_counter() - began
+    looked_at = tuple(range(0, num_updates, max(1, num_updates // 20)))
+    returns = torch.stack([task.evaluate(params, "val")["return"] for params in train(looked_at)])
+    num_steps = returns.mean().item() * NUM_EPISODES * num_updates * num_policies
+    return Measured(num_updates * num_policies / seconds, num_steps / seconds, returns[-1].mean().item())
+
+
+def row(name: str, results: list[Measured], baseline: list[Measured]) -> list[str]:
+    cells = [name]
+    for field in ("updates", "env_steps"):
+        values, others = ([getattr(one, field) for one in some] for some in (results, baseline))
+        middle = statistics.median(values)
+        cells.append(f"{middle:,.0f} ({min(values):,.0f}-{max(values):,.0f})")
+        cells.append(f"{middle / statistics.median(others):.1f}")
+    return [*cells, f"{statistics.mean(one.final_return for one in results):.0f}"]
+
+
+if __name__ == "__main__":
+    main()
