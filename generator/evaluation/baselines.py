@@ -64,15 +64,17 @@ class NearestNeighbours:
 
 @dataclass(frozen=True)
 class MeanDelta:
-    """The start plus the training runs' mean update to the prompted loss."""
+    """The start plus the training runs' mean update to the prompted loss, or whatever the metric is."""
 
     train: Trajectories
+    metric: str = METRIC
 
     def __call__(self, start: Tensor | None, prompt: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
         starts = required(start)
         initial, rows = initial_networks(self.train), torch.arange(len(self.train))
-        prompts, which = prompt[METRIC].unique(return_inverse=True)
-        deltas = [(networks_at(self.train, rows, asked.expand(len(rows))) - initial).mean(0) for asked in prompts]
+        prompts, which = prompt[self.metric].unique(return_inverse=True)
+        became = (networks_at(self.train, rows, asked.expand(len(rows)), self.metric) for asked in prompts)
+        deltas = [(networks - initial).mean(0) for networks in became]
         return starts + torch.stack(deltas)[which]
 
 
@@ -82,13 +84,16 @@ class MatchedAverage:
 
     train: Trajectories
     num_averaged: int = 4
+    metric: str = METRIC
 
     def __call__(self, start: Tensor | None, prompt: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
         layout = self.train.layout
         results = []
-        for asked in prompt[METRIC].split(_ROWS_PER_PASS):
-            rows = torch.stack([runs_near(self.train, value, self.num_averaged, rng) for value in asked])  # (B, K)
-            networks = networks_at(self.train, rows.flatten(), asked.repeat_interleave(self.num_averaged))
+        for asked in prompt[self.metric].split(_ROWS_PER_PASS):
+            near = [runs_near(self.train, value, self.num_averaged, rng, self.metric) for value in asked]
+            rows = torch.stack(near)  # (B, K)
+            repeated = asked.repeat_interleave(self.num_averaged)
+            networks = networks_at(self.train, rows.flatten(), repeated, self.metric)
             first = networks.view(*rows.shape, -1)[:, 0].repeat_interleave(self.num_averaged, dim=0)
             aligned = apply(layout, networks, permutations_to(layout, networks, first))
             results.append(aligned.view(*rows.shape, -1).mean(1))
@@ -105,11 +110,12 @@ class NoisyCopy:
 
     train: Trajectories
     noise: float = 0.1
+    metric: str = METRIC
 
     def __call__(self, start: Tensor | None, prompt: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
-        asked = prompt[METRIC]
-        rows = torch.cat([runs_near(self.train, value, 1, rng) for value in asked])  # (B,)
-        networks = networks_at(self.train, rows, asked)
+        asked = prompt[self.metric]
+        rows = torch.cat([runs_near(self.train, value, 1, rng, self.metric) for value in asked])  # (B,)
+        networks = networks_at(self.train, rows, asked, self.metric)
         scale = torch.zeros_like(networks)
         for slot in self.train.layout:
             if slot.kind == "param":
@@ -123,14 +129,14 @@ def initial_networks(train: Trajectories) -> Tensor:
     return train.read(rows, torch.zeros_like(rows))
 
 
-def networks_at(train: Trajectories, rows: Tensor, asked: Tensor) -> Tensor:
+def networks_at(train: Trajectories, rows: Tensor, asked: Tensor, metric: str = METRIC) -> Tensor:
     """Networks (B, P) of the runs in rows (B,), at their snapshots nearest to the losses asked for (B,)."""
-    return train.read(rows, nearest_snapshots(train.metrics[METRIC][rows], asked))
+    return train.read(rows, nearest_snapshots(train.metrics[metric][rows], asked))
 
 
-def runs_near(train: Trajectories, asked: Tensor, num_runs: int, rng: torch.Generator) -> Tensor:
+def runs_near(train: Trajectories, asked: Tensor, num_runs: int, rng: torch.Generator, metric: str = METRIC) -> Tensor:
     """Random distinct runs (num_runs,) of the quarter that comes nearest to a loss ()."""
-    gaps = log_gap(train.metrics[METRIC], asked).min(1).values
+    gaps = log_gap(train.metrics[metric], asked).min(1).values
     num_near = min(len(train), max(num_runs, math.ceil(_NEAR_SHARE * len(train))))
     return gaps.argsort()[:num_near][torch.randperm(num_near, generator=rng)[:num_runs]]
 

@@ -1,0 +1,108 @@
+"""Do generated policies have the return that was asked for, and do they differ as real ones do?
+
+    python -m scripts.bench.generator_policies PIPELINE ZOO [--num-starts 64]
+
+Starts are initial networks of the zoo's test runs, prompts returns on its validation episodes, evenly spaced from what
+runs reach in the end to what initial networks have. Two tables in Markdown. Alignment: R2 and rank correlation of the
+return with the prompt, mean absolute error, test return at the highest prompt. Diversity, at the highest prompt and
+near half of it: share of the updates' energy common to all starts, mean distance of two policies, of two policies'
+outputs (RMS of log-probabilities, nats, in random states), and matched distance to the nearest policy of the training
+runs. "real" is what the same starts became in the zoo, at the snapshot nearest to the prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from generator import ParameterPipeline, prompt_grid
+from generator.dataset import Trajectories
+from generator.evaluation.baselines import MatchedAverage, MeanDelta, NoisyCopy, networks_at
+from generator.evaluation.neighbours import nearest
+from generator.evaluation.testbed import PipelineSampler, Sampler
+from generator.prompt_alignment import alignment_of
+from generator.train import task_of
+from scripts.bench.record import table
+from zoo import Task, Zoo
+from zoo.metrics import log_prob_distance, mean_delta_share, mean_over_pairs
+
+METRIC = "val_return"
+NUM_PROMPTS = 16
+NUM_STATES = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", help="folder of a pipeline")
+    parser.add_argument("zoo", help="that it was trained on")
+    parser.add_argument("--num-starts", type=int, default=64)
+    parser.add_argument("--num-threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.num_threads)
+
+    zoo = Zoo.open(options.zoo)
+    pipe, task = ParameterPipeline.from_pretrained(options.pipeline), task_of(zoo)
+    train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))
+    rows = torch.arange(min(options.num_starts, len(unseen)))
+    starts = unseen.read(rows, torch.zeros_like(rows))
+    prompts = prompt_grid(train, METRIC, num_prompts=NUM_PROMPTS)
+    asked = prompts.repeat(len(starts))
+    generators = {
+        f"generator, {mode}": PipelineSampler(pipe, task, use_start=mode == "start") for mode in ("start", "noise")
+    }
+    samplers = {
+        **generators,
+        "start + mean update": MeanDelta(train, METRIC),
+        "matched average of 4": MatchedAverage(train, 4, METRIC),
+        "copy of a training run": NoisyCopy(train, 0.0, METRIC),
+    }
+    networks = {name: sample(sampler, starts, asked) for name, sampler in samplers.items()}
+    again = sample(generators["generator, start"], networks["generator, start"], asked)
+    networks = {"generator, start": networks.pop("generator, start"), "the same, fed back": again, **networks}
+    networks["real"] = networks_at(unseen, rows.repeat_interleave(len(prompts)), asked, METRIC)
+    columns = ("", "R2", "Spearman", "mean error", "test return at the highest prompt")
+    print(table(columns, (alignment_row(name, some, task, prompts) for name, some in networks.items())), end="\n\n")
+    columns = ("", "prompt", "common share", "distance of two", "outputs of two", "nearest training policy")
+    print(table(columns, diversity_rows(networks, starts, prompts, task, train)))
+
+
+def sample(sampler: Sampler, starts: Tensor, asked: Tensor) -> Tensor:
+    """Networks (N * K, P), for starts (N, P) or (N * K, P) and N * K prompts."""
+    repeated = starts.repeat_interleave(len(asked) // len(starts), dim=0)
+    return sampler(repeated, {METRIC: asked}, torch.Generator().manual_seed(0))
+
+
+def alignment_row(name: str, networks: Tensor, task: Task, prompts: Tensor) -> list[str]:
+    alignment = alignment_of(networks, task, prompts, metric="return")
+    error = (alignment.val["return"] - prompts).abs().mean()
+    best = alignment.test["return"][:, 0].mean()
+    return [name, f"{alignment.r2:.3f}", f"{alignment.spearman:.3f}", f"{error:.0f}", f"{best:.0f}"]
+
+
+def diversity_rows(
+    networks: dict[str, Tensor], starts: Tensor, prompts: Tensor, task: Task, train: Trajectories
+) -> Iterator[list[str]]:
+    states, _ = task.draw_examples(NUM_STATES, torch.Generator().manual_seed(0))
+    seen = train.read(
+        *(index.flatten() for index in torch.meshgrid(*map(torch.arange, train.metrics[METRIC].shape), indexing="ij"))
+    )
+    half = int((prompts - prompts[0] / 2).abs().argmin())
+    for k in (0, half):
+        for name, grid in networks.items():
+            some = grid.view(len(starts), len(prompts), -1)[:, k]
+            log_probs = task.predict(some, states).log_softmax(-1)
+            yield [
+                name,
+                f"{prompts[k]:.0f}",
+                f"{mean_delta_share(some - starts):.2f}",
+                f"{mean_over_pairs(torch.cdist(some, some)):.2f}",
+                f"{mean_over_pairs(log_prob_distance(log_probs)):.2f}",
+                f"{nearest(task.layout, some, seen, num_candidates=128).distances.mean():.2f}",
+            ]
+
+
+if __name__ == "__main__":
+    main()
