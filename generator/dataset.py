@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from generator.prompt import MetricRange, Prompt, is_lower_better
+from generator.prompt import MetricRange, Prompt, is_lower_better, readable
 from zoo import symmetry
 from zoo.layout import ParamLayout
 from zoo.store import Zoo
@@ -35,6 +35,8 @@ class PairConfig:
         initial_share: of those, the share that start at the initial network; the others start at any earlier one.
         stay_share: of the others, the share whose target is the start itself: they teach that a network which meets its
             prompt need not move, for networks that are fed back.
+        even_share: share of pairs whose target is the snapshot nearest to a value drawn evenly from the range of the
+            metric (the first by name), on the scale on which prompts are read; for zoos whose snapshots crowd.
         prompt_dropout: share of null prompts, which guidance needs.
         metric_dropout: probability with which a metric is left out of a prompt, if there are several.
         start_metric_dropout: share of pairs whose start is given without its metrics.
@@ -46,6 +48,7 @@ class PairConfig:
     start_share: float = 0.5
     initial_share: float = 0.6
     stay_share: float = 0.0
+    even_share: float = 0.0
     prompt_dropout: float = 0.05
     metric_dropout: float = 0.3
     start_metric_dropout: float = 0.3
@@ -201,6 +204,10 @@ class Trajectories:
             stays = (torch.rand(size, generator=rng) < config.stay_share) & ~is_initial
             later = torch.where(stays, first, later)
         target = torch.where(has_start, later, (fraction * counts).long())
+        if config.even_share:
+            is_even = torch.rand(size, generator=rng) < config.even_share
+            earliest = torch.where(has_start, first, -1)
+            target = torch.where(is_even, self._evenly(rows, earliest, rng), target)
         prompt = self._prompt(config, rng, rows=rows, first=first, last=target, has_start=has_start)
         networks = torch.stack((self.read(rows, first), self.read(rows, target)), dim=1)  # (B, 2, P)
         if config.permute_units:
@@ -214,6 +221,18 @@ class Trajectories:
             zoo=zoo,
             index=index,
         )
+
+    def _evenly(self, rows: Tensor, earliest: Tensor, rng: torch.Generator) -> Tensor:
+        """Snapshots (B,) later than `earliest` (B,), nearest to values drawn evenly from the first metric's range."""
+        metric, values = next(iter(self.metrics.items()))
+        known = self.range_of(metric)
+        scaled = readable(metric, known, values[rows])  # (B, S)
+        low, high = (readable(metric, known, torch.tensor(bound)) for bound in (known.low, known.high))
+        wanted = low + (high - low) * torch.rand(len(rows), 1, generator=rng)
+        gaps = (scaled - wanted).abs().nan_to_num(nan=torch.finfo(scaled.dtype).max)
+        snapshots = torch.arange(values.shape[1])
+        usable = (snapshots > earliest[:, None]) & (snapshots < self.counts[rows, None])
+        return gaps.masked_fill(~usable, math.inf).argmin(1)
 
     def _prompt(
         self, config: PairConfig, rng: torch.Generator, *, rows: Tensor, first: Tensor, last: Tensor, has_start: Tensor

@@ -26,11 +26,14 @@ from generator.objectives import (
     energy_score,
     log_loss_gap,
     prediction_target,
+    return_gap,
     signal_and_noise,
     task_losses,
 )
+from generator.prompt import Prompt
 from generator.tokens import CHUNKS, ChunkTokenizer
 from generator.windows import to_windows
+from zoo.policy_task import PolicyTask
 from zoo.tasks import Batch, Task
 
 
@@ -176,16 +179,26 @@ def _function_losses(
     with torch.no_grad():
         real_outputs = _outputs(context, task, batch.target, examples).contiguous()
     losses: dict[str, Tensor] = {}
-    if config.function_weight:
+    if config.function_weight and isinstance(task, PolicyTask):
+        one_each = predicted[: len(batch.target)]  # of the samples; episodes are slow to play
+        losses["function"] = _mean_where_asked(
+            return_gap(task, one_each, batch.target, config.function_episodes, rng), batch.prompt
+        )
+    elif config.function_weight:
         reference = task_losses(task, real_outputs, examples)
         gap = log_loss_gap(task_losses(tasks, outputs, examples), reference.repeat(num_samples))
-        asks = ~(batch.prompt.target.isnan().all(1) & batch.prompt.task_bits.isnan().all(1))
-        weight = asks.float().repeat(num_samples)
-        losses["function"] = (gap * weight).sum() / weight.sum().clamp(min=1)
+        losses["function"] = _mean_where_asked(gap, batch.prompt)
     if config.function_energy_weight:
         first, second = comparable_outputs(task, outputs).chunk(2)
         losses["function_energy"] = energy_score(first, second, comparable_outputs(task, real_outputs)).mean()
     return losses
+
+
+def _mean_where_asked(gap: Tensor, prompt: Prompt) -> Tensor:
+    """Mean of gaps (V * B,) over the networks of which something was asked."""
+    asks = ~(prompt.target.isnan().all(1) & prompt.task_bits.isnan().all(1))
+    weight = asks.float().repeat(len(gap) // len(asks))
+    return (gap * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _outputs(context: NetworkContext, task: Task, params: Tensor, examples: Batch) -> Tensor:

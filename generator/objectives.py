@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.policy_task import PolicyTask
 from zoo.tasks import Batch, Task
 
 PREDICTIONS: Final = ("sample", "v_prediction", "flow")
@@ -38,7 +39,8 @@ class ObjectiveConfig:
         params_weight: of the distance in parameter space; 0 leaves the function-space loss alone, a control that shows
             what learning from weights adds.
         function_weight: of the function-space loss; 0 switches it off (the setting of G.pt).
-        function_examples: E, drawn anew for every step.
+        function_examples: E, drawn anew for every step; in tasks of control, random states.
+        function_episodes: played in tasks of control at every step.
         function_split: "train", or "train_val" to draw from both; never the test split.
         function_energy_weight: of the energy score on outputs.
         self_fed_share: of the steps in which the model is given what it would meet in sampling, its own noisier
@@ -52,6 +54,7 @@ class ObjectiveConfig:
     params_weight: float = 1.0
     function_weight: float = 1.0
     function_examples: int = 96
+    function_episodes: int = 8
     function_split: str = "train"
     function_energy_weight: float = 1.0
     self_fed_share: float = 0.0
@@ -134,6 +137,25 @@ def task_losses(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
 def log_loss_gap(achieved: Tensor, reference: Tensor) -> Tensor:
     """Function-space loss (B,): difference of two losses on the logarithmic scale on which prompts are read."""
     return ((achieved + LOSS_FLOOR).log() - (reference + LOSS_FLOOR).log()).abs()
+
+
+def return_gap(task: PolicyTask, predicted: Tensor, real: Tensor, num_episodes: int, rng: torch.Generator) -> Tensor:
+    """Function-space loss (B,) of policies: difference of the shares of the horizon that are lost in the same episodes.
+
+    Its gradient is the policy gradient, towards or away from longer episodes. Returns are read as they are, and so are
+    their differences.
+
+    Args:
+        task: to act in.
+        predicted: (B, P), through which gradients flow.
+        real: (B, P).
+        num_episodes: of the training split.
+        rng: to draw them, on the CPU.
+    """
+    chosen = torch.randint(len(task.dataset.train), (num_episodes,), generator=rng).to(task.device)
+    together = torch.cat((predicted, real))
+    achieved, reference = task.loss(together, task.batch(chosen, len(together))).chunk(2)
+    return (achieved - reference).abs()
 
 
 def comparable_outputs(task: Task, outputs: Tensor) -> Tensor:

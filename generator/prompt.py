@@ -124,8 +124,8 @@ class PromptEncoder(nn.Module):
     def forward(self, prompt: Prompt) -> Tensor:
         parts = []
         for i, (name, known) in enumerate(self.ranges.items()):
-            target, has_target = _present(_readable(name, known, prompt.target[:, i]))
-            start, has_start = _present(_readable(name, known, prompt.start[:, i]))
+            target, has_target = _present(readable(name, known, prompt.target[:, i]))
+            start, has_start = _present(readable(name, known, prompt.start[:, i]))
             waves = target[:, None] * torch.tensor(_FREQUENCIES, device=target.device)  # (B, 4)
             fourier = torch.cat((waves.sin(), waves.cos()), dim=1) * has_target[:, None]
             parts += [torch.stack((target / 2, has_target, start, has_start), dim=1), fourier]
@@ -168,7 +168,8 @@ def _present(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.masked_fill(missing, 0.0), (~missing).float()
 
 
-def _readable(name: str, known: MetricRange, values: Tensor) -> Tensor:
+def readable(name: str, known: MetricRange, values: Tensor) -> Tensor:
+    """Values of a metric on the scale on which the model reads them."""
     if is_lower_better(name):
         return (values.clamp(min=0) + log_floor(name)).log().clamp(max=3)
     return 4 * (values - known.low) / max(known.high - known.low, 1e-6) - 2

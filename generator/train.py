@@ -165,9 +165,6 @@ def assemble(
         chunk_width=config.chunk_width,
         recompute_batch_norm=config.recompute_batch_norm,
     )
-    if config.objective.function_weight:
-        for task in tasks:
-            _check_has_loss(task)
     contexts = [NetworkContext.of(normalizer, one.layout, task) for one, task in zip(runs, tasks, strict=True)]
     nodes, edges = model_widths([context.tokenizer for context in contexts])
     ranges = {}
@@ -224,14 +221,6 @@ def task_of(zoo: Zoo) -> Task:
     """Task on which a zoo was trained, from the settings that it records."""
     options: dict[str, Any] = dict(zoo.task_config)
     return get_task(**options)
-
-
-def _check_has_loss(task: Task | None) -> None:
-    if task is not None and "loss" not in task.metric_names:
-        raise ValueError(
-            f"the function-space loss compares losses on examples, of which task {task.name!r} has none, only "
-            f"{list(task.metric_names)}; set function_weight=0 (function_energy_weight may stay: it compares outputs)"
-        )
 
 
 def _warn_if_incomplete(zoo: Zoo) -> None:

@@ -49,6 +49,9 @@ class TaskProblem:
         if len({task.layout for task in tasks}) != 1 or len({len(task.dataset.train) for task in tasks}) != 1:
             named = [(task.name, task.layout.num_params, len(task.dataset.train)) for task in tasks]
             raise ValueError(f"tasks must share layout and number of training examples, got {named}")
+        without_loss = [task.name for task in tasks if "loss" not in task.metric_names]
+        if without_loss:
+            raise ValueError(f"inner problems are tasks with a loss on examples, {without_loss} have returns instead")
         self.tasks = list(tasks)
         self.layout = tasks[0].layout
         self.num_datasets = len(tasks)

@@ -15,6 +15,7 @@ from generator.objectives import (
     energy_score,
     log_loss_gap,
     prediction_target,
+    return_gap,
     signal_and_noise,
 )
 from generator.prompt import Prompt
@@ -107,6 +108,22 @@ def test_log_loss_gap_is_zero_for_equal_losses_and_symmetric_on_the_log_scale():
     torch.testing.assert_close(log_loss_gap(losses * 2, losses), log_loss_gap(losses, losses * 2))
 
 
+def test_return_gap_pulls_towards_longer_or_shorter_episodes():
+    task = get_task("cartpole", hidden=(4,), horizon=60)
+    params = 3 * task.init(torch.Generator().manual_seed(0), 8)
+    returns = task.evaluate(params, "train")["return"]
+    worse, better = params[returns.argmin()][None], params[returns.argmax()][None]
+    for predicted, real, sign in ((worse, better, 1), (better, worse, -1), (worse, worse, 0)):
+        leaf = predicted.clone().requires_grad_()
+        gap = return_gap(task, leaf, real, 16, batch_rng(0, 0))
+        (grad,) = torch.autograd.grad(gap.sum(), leaf)
+        chosen = torch.randint(len(task.dataset.train), (16,), generator=batch_rng(0, 0))
+        losses, policy_gradient = task.loss_and_grad(torch.cat((predicted, real)), task.batch(chosen, 2))
+        torch.testing.assert_close(gap.detach(), (losses[:1] - losses[1:]).abs())
+        assert bool(gap > 0) == (sign != 0)
+        torch.testing.assert_close(grad, sign * policy_gradient[:1], rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_every_objective_gives_gradients_to_every_parameter(task, runs, prediction):
     model, context = make_parts(task, runs)
@@ -129,6 +146,7 @@ def test_every_objective_gives_gradients_to_every_parameter(task, runs, predicti
     [
         {"name": "digits", "architecture": "cnn", "channels": (3, 4)},
         {"name": "digits_subset", "hidden": (4,)},
+        {"name": "cartpole", "hidden": (4,), "horizon": 20},
         {"name": "python_source", "size": 20_000, "context": 8, "width": 8, "num_blocks": 1, "num_heads": 2},
     ],
     ids=lambda options: options["name"] + options.get("architecture", ""),

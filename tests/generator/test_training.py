@@ -138,6 +138,25 @@ def test_prompts_reach_from_the_median_of_what_runs_reach(tasks):
     runs.metrics["val_loss"] = torch.tensor([[2.3, 0.3], [2.2, 0.1], [2.4, 0.2]]).repeat(3, 1)[:8]
 
 
+def test_targets_can_be_even_where_snapshots_crowd(tasks):
+    """Of 21 snapshots 19 have returns below 20: drawn evenly, half of the targets are above the middle of the range."""
+    task = tasks[0]
+    returns = torch.cat((torch.linspace(10, 20, 19), torch.tensor([300.0, 500.0]))).repeat(8, 1)
+    params = torch.arange(21.0)[None, :, None].repeat(8, 1, task.layout.num_params)
+    runs = Trajectories(task.layout, params, {"val_return": returns}, counts=torch.full((8,), 21))
+    shares = []
+    for share in (0.0, 1.0):
+        config = PairConfig(batch_size=512, even_share=share)
+        batch = runs.pairs(config, batch_rng(0, 0))
+        given = batch.has_start > 0
+        assert (batch.target[given, 0] > batch.start[given, 0]).all()
+        asked = ~batch.prompt.target[:, 0].isnan()
+        assert torch.equal(batch.prompt.target[asked, 0], returns[0, batch.target[asked, 0].long()])
+        shares.append((batch.target[:, 0] > 18.5).float().mean().item())
+    assert shares[0] < 0.3
+    assert shares[1] > 0.6
+
+
 def test_a_trained_pipeline_can_be_saved(tasks, tmp_path):
     module, normalizer = train(tasks[:1], make_config(num_steps=2, num_epochs=1), tmp_path)
     pipe = ParameterPipeline(module.averaged, normalizer, make_scheduler("sample"))

@@ -6,7 +6,7 @@ from zoo import build_zoo, get_task
 
 MODEL = {"width": 16, "num_blocks": 1, "num_heads": 2, "edge_width": 8}
 OPTIMIZATION = OptimizationConfig(num_steps=4, num_epochs=2, precision="float32")
-WITHOUT_LOSS = ObjectiveConfig(function_weight=0)  # outputs are compared all the same
+OBJECTIVE = ObjectiveConfig(function_examples=8, function_episodes=2)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def zoo(tmp_path_factory):
 
 
 def test_policies_are_prompted_by_return(zoo, tmp_path):
-    config = GeneratorConfig(metrics=("return",), model=MODEL, objective=WITHOUT_LOSS, optimization=OPTIMIZATION)
+    config = GeneratorConfig(metrics=("return",), model=MODEL, objective=OBJECTIVE, optimization=OPTIMIZATION)
     pipe = train_generator([zoo], config, out=tmp_path, trainer_options={"enable_progress_bar": False})
     report = alignment_report(pipe, zoo, config, num_starts=3)
     assert set(report) == {"start", "noise"}
@@ -35,14 +35,6 @@ def test_policies_are_prompted_by_return(zoo, tmp_path):
     policy = get_task(**zoo.task_config).make_model()
     with pytest.warns(UserWarning, match="val_return = 1000 is outside"):
         pipe(start=policy, prompt={"return": 1000.0})
-
-
-def test_a_loss_on_examples_is_not_asked_of_policies(zoo, tmp_path):
-    config = GeneratorConfig(metrics=("return",), model=MODEL, optimization=OPTIMIZATION)
-    with pytest.raises(
-        ValueError, match=r"task 'cartpole' has none, only \['return', 'error'\]; set function_weight=0"
-    ):
-        train_generator([zoo], config, out=tmp_path)
 
 
 def test_the_protocol_of_losses_refuses_returns(zoo):

@@ -11,6 +11,7 @@ from learned_opt.meta_training.task_problem import TaskProblem
 from learned_opt.meta_training.tasks import cnn_task, mlp_task
 from learned_opt.meta_training.truncated_step import TruncatedStep, cap_loss
 from learned_opt.meta_training.truncation import LogUniformHorizon
+from zoo.tasks import get_task
 
 RULE = NormalizedRule()
 
@@ -117,6 +118,11 @@ def test_tasks_of_different_shape_do_not_mix() -> None:
     datasets = [synthetic_data.teacher_student(1, size, 6, 0.1, 400) for size in (12, 14)]
     with pytest.raises(ValueError, match="share layout"):
         TaskProblem([mlp_task(dataset, [8]) for dataset in datasets])
+
+
+def test_tasks_of_control_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"with a loss on examples, \['cartpole'\] have returns instead"):
+        TaskProblem([get_task("cartpole", horizon=5)])
 
 
 def test_group_range_must_lie_inside() -> None:
