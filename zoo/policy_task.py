@@ -100,7 +100,7 @@ class PolicyTask(Task):
         return lost + (surrogate - surrogate.detach())
 
     def loss_and_grad(self, params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Losses (N,) from 0 to 1 and their policy gradients (N, T)."""
+        """Losses (N,) from 0 to 1, and their policy gradients by the trainable parameters."""
         lost, played = self._examples(params, batch)
         size = self.networks_at_once(played.inputs.shape[1])
         parts = zip(params.split(size), played.inputs.split(size), played.targets.split(size), strict=True)
