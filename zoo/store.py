@@ -6,6 +6,7 @@ Legend: R runs, S snapshots, P numbers of one network, G runs of one block, B pa
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
@@ -23,7 +24,7 @@ from zoo.checkpoints.export import write_checkpoint
 from zoo.layout import ParamLayout
 from zoo.shards import FetchedShards, MappedShards, ShardError, ShardShape, ShardSource
 from zoo.storage.precision import from_stored
-from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec
+from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec, attributes_checksum
 from zoo.storage.verify import Finding, block_name, verify_zoo
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Zoo:
 
     @classmethod
     def open(cls, source: str | os.PathLike | Store, *, storage_options: Mapping[str, str] | None = None) -> Zoo:
-        """Open a zoo.
+        """Open a zoo; warns if its attributes are not those it was made with.
 
         Args:
             source: a folder, an address (s3://bucket/path; needs the extra `s3`), or a Zarr store.
@@ -72,6 +73,8 @@ class Zoo:
         except (ValueError, KeyError, TypeError) as error:
             raise ZooFormatError(f"{source} is no Zarr group, or its zarr.json is damaged: {error!r}") from error
         spec = ZooSpec.from_attributes(attributes)
+        if attributes.get("checksum") != attributes_checksum(attributes):
+            warnings.warn(f"the attributes of {source} were changed; verify() says what no longer fits", stacklevel=2)
         return cls(group, spec, _shard_source(group, spec))
 
     @property
