@@ -1,0 +1,70 @@
+"""Do learned optimizers, meta-trained on losses of examples alone, train policies by the policy gradient?
+
+    python -m scripts.bench.optimizers_on_policies    (about six minutes on one core)
+
+Policies of the cart-pole (MLP 4-16-2, eight episodes an update, 60 updates); Adam and Muon at a grid of constant rates,
+the learned ones as they are. All begin with the same policies and meet the same episodes. Prints a Markdown table: mean
+return on test episodes over all policies, and its range over seeds (of episodes and initial policies alike).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from learned_opt import load_pretrained
+from learned_opt.population_optimizer import PopulationOptimizer
+from scripts.bench.record import table
+from zoo import get_task, train_population
+from zoo.initialization import run_seed
+from zoo.muon import Muon
+from zoo.optimizers import Adam, InnerOptimizer
+
+RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
+LEARNED = ("mulo-norm", "mulo")
+LOOKED_AT = (10, 20, 40, 60)
+NUM_EPISODES = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-policies", type=int, default=32)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--num-threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.num_threads)
+
+    methods: dict[str, InnerOptimizer] = {f"Adam, {rate:g}": Adam(rate) for rate in RATES}
+    methods |= {f"Muon, {rate:g}": Muon(rate, adam_lr=rate) for rate in RATES}
+    for name in LEARNED:
+        learned = load_pretrained(name)
+        methods[name] = PopulationOptimizer(learned.rule, learned.theta)
+    columns = ("return after so many updates", *(f"{step:,}" for step in LOOKED_AT))
+    rows = ([name, *cells(optimizer, options.seeds, options.num_policies)] for name, optimizer in methods.items())
+    print(table(columns, rows))
+
+
+def cells(optimizer: InnerOptimizer, seeds: Sequence[int], num_policies: int) -> list[str]:
+    """Mean return (lowest to highest over seeds) at each of LOOKED_AT."""
+    returns = torch.tensor([mean_returns(optimizer, seed, num_policies) for seed in seeds])  # (seeds, LOOKED_AT)
+    return [f"{one.mean():.0f} ({one.min():.0f}-{one.max():.0f})" for one in returns.T]
+
+
+def mean_returns(optimizer: InnerOptimizer, seed: int, num_policies: int) -> list[float]:
+    task = get_task("cartpole")
+    snapshots = train_population(
+        task,
+        optimizer,
+        [run_seed(seed, run) for run in range(num_policies)],
+        num_steps=LOOKED_AT[-1],
+        batch_size=NUM_EPISODES,
+        snapshot_steps=LOOKED_AT,
+        data_seed=seed,
+    )
+    return [task.evaluate(snapshot.params, "test")["return"].mean().item() for snapshot in snapshots]
+
+
+if __name__ == "__main__":
+    main()
