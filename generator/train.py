@@ -124,7 +124,8 @@ def train_generator(
     callbacks: list[Callback] = [keep_last_checkpoint(out)]
     selection = None
     metric = canonical_metric(config.metrics[0], config.metric_names)
-    is_aligned = config.num_validation_starts and not config.num_task_bits and metric.startswith("val_")
+    is_measured = all(metric in {f"val_{name}" for name in task.metric_names} for task in tasks)
+    is_aligned = config.num_validation_starts and not config.num_task_bits and is_measured
     validation = _validation(zoos, runs, tasks, config) if is_aligned else []
     if validation:
         selection = AlignmentSelection(validation, metric, config.objective.prediction)

@@ -36,7 +36,7 @@ def alignment_report(
     if config.num_task_bits:
         return unseen_tasks_report(pipe, zoo) if num_starts else {}
     zoo = with_splits(zoo, pipe.splits)
-    metric = next((name for name in map(ALIASES.get, ALIASES) if name in config.metric_names), None)
+    metric = next((name for name in ALIASES.values() if name in config.metric_names), None)
     if metric is None or not num_starts:
         return {}
     prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (metric,), memory_budget=0), metric)
