@@ -34,6 +34,7 @@ PLAN_KEYS = (
     "evaluated_splits",
     "block_size",
     "dtype",
+    "max_loss",
 )
 
 
@@ -58,16 +59,26 @@ def build(config: DictConfig, report: Callable[[BuildProgress], None]) -> Zoo:
     for group in ("task", "architecture", "optimizer"):
         if not isinstance(values[group], dict):
             raise ValueError(f"{group} must be a group of settings, got {values[group]!r}")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     return build_zoo(
         Path(config.out).absolute(),
-        get_task(**values["task"], **values["architecture"]).to(device),
+        get_task(**values["task"], **values["architecture"]).to(usable_device(config.device)),
         executor=instantiate(config.executor),
         progress=report,
         optimizer=values["optimizer"],
         snapshot_steps=quadratic_steps(config.num_steps, config.num_snapshots),
         **{key: values[key] for key in PLAN_KEYS},
     )
+
+
+def usable_device(name: str) -> str:
+    """A device to train on, "auto" for the GPU if there is one; ValueError if it cannot be used."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}") from error
+    return name
 
 
 class Report:

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 console = Console()
+_CONF = Path(__file__).parent / "conf"
 _HYDRA_SETTINGS = (
     "hydra.output_subdir=null",
     "hydra.run.dir=.",
@@ -36,7 +37,7 @@ def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
     """Compose `conf/<config_name>.yaml` with the command line's overrides, call `main` with it, exit with its code."""
 
     def guarded(config: DictConfig) -> None:
-        code = _report_errors(lambda: main(_with_all_values(config)))
+        code = _report_errors(lambda: main(_checked(config, config_name)))
         if code or HydraConfig.get().mode is not RunMode.MULTIRUN:
             sys.exit(code)
 
@@ -66,7 +67,12 @@ def _compose(config_name: str, overrides: list[str]) -> None:
         hydra.compose(config_name, overrides)
 
 
-def _with_all_values(config: DictConfig) -> DictConfig:
+def _checked(config: DictConfig, config_name: str) -> DictConfig:
+    written = OmegaConf.load(_CONF / f"{config_name}.yaml")
+    groups = {str(key) for entry in written.pop("defaults", []) if isinstance(entry, DictConfig) for key in entry}
+    unknown = sorted({str(key) for key in config} - set(written) - groups)
+    if unknown:
+        raise ValueError(f"{config_name} has no settings {unknown}; see --help")
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}, or see --help")

@@ -98,4 +98,8 @@ def _check_same_kind(named: dict[str, np.ndarray]) -> None:
 
 def _standard_dtype(name: str, array: np.ndarray) -> np.ndarray:
     is_class = name.startswith("y") and array.dtype.kind in "iub"
-    return array.astype(np.int64 if is_class else np.float32)
+    with np.errstate(over="ignore"):
+        standard = array.astype(np.int64 if is_class else np.float32)
+    if not is_class and not np.isfinite(standard).all():
+        raise ValueError(f"array {name!r} holds numbers beyond the range of float32; scale them")
+    return standard

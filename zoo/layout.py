@@ -182,7 +182,8 @@ class ParamLayout:
     def flatten(self, source: nn.Module | Mapping[str, Tensor]) -> Tensor:
         """Flat vector (..., P) of a module or of named tensors, which may share leading dims.
 
-        The dtype is float32, or float64 where a slot has that. Integer buffers are kept exactly.
+        The dtype is float32, or float64 where a slot has that. Integer and boolean buffers are exact in it; a zoo that
+        stores float16 or bfloat16 rounds them like everything else.
 
         Raises:
             LayoutMismatchError: if tensors are missing, unexpected or misshapen.
@@ -194,7 +195,7 @@ class ParamLayout:
         parts = []
         for slot in self.slots:
             value = tensors[slot.name].detach() if isinstance(source, nn.Module) else tensors[slot.name]
-            if not value.is_floating_point() and value.numel() and value.abs().max() > _EXACT_INTEGERS:
+            if not value.is_floating_point() and not _is_exact(value):
                 raise ValueError(f"integers in {slot.name!r} exceed 2**24 and would not be exact in float32")
             parts.append(value.reshape((*lead, slot.numel)).to(dtype))
         return torch.cat(parts, dim=-1) if parts else torch.zeros(*lead, 0, dtype=dtype)  # (..., P)
@@ -287,6 +288,14 @@ def _check_group(group: SymmetryGroup, slots: Mapping[str, ParamSlot]) -> None:
                 f"group {group.name!r} of {group.size} units with {axis.unit_size} entries each does not fit "
                 f"axis {axis.axis} of {axis.slot!r} with shape {shape}"
             )
+
+
+def _is_exact(integers: Tensor) -> bool:
+    """Whether integers or truth values are exact in float32."""
+    if not integers.numel():
+        return True
+    low, high = integers.to(torch.int64).aminmax()
+    return bool(low >= -_EXACT_INTEGERS) and bool(high <= _EXACT_INTEGERS)
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -44,8 +44,11 @@ def quadratic_steps(num_steps: int, num_snapshots: int = DEFAULT_NUM_SNAPSHOTS) 
 
     There are fewer than `num_snapshots` where early ones would coincide.
     """
-    if num_steps < 1 or num_snapshots < 2:
-        raise ValueError(f"num_steps must be >= 1 and num_snapshots >= 2, got {num_steps} and {num_snapshots}")
+    are_integers = isinstance(num_steps, int) and isinstance(num_snapshots, int)
+    if not are_integers or num_steps < 1 or num_snapshots < 2:
+        raise ValueError(
+            f"num_steps must be an integer >= 1 and num_snapshots one >= 2, got {num_steps} and {num_snapshots}"
+        )
     last = num_snapshots - 1
     return tuple(sorted({round(num_steps * (k / last) ** 2) for k in range(num_snapshots)}))
 
@@ -86,6 +89,7 @@ def train_population(
     Raises:
         ValueError: for arguments out of range, before any training.
     """
+    check_repeatable(task)
     steps = tuple(quadratic_steps(num_steps) if snapshot_steps is None else snapshot_steps)
     check_snapshot_steps(steps, num_steps)
     if len(seeds) == 0:
@@ -138,6 +142,15 @@ def _snapshots(
         alive = alive & params.isfinite().all(1)
         last = torch.where(alive[:, None], params, last)
         yield Snapshot(inner_step, last, alive)
+
+
+def check_repeatable(task: Task) -> None:
+    """Raise ValueError if training draws random numbers that do not follow from the runs' seeds."""
+    if not task.is_repeatable:
+        raise ValueError(
+            f"the module of task {task.name!r} draws random numbers while it trains (dropout?), so its runs would not "
+            "follow from their seeds; leave that out"
+        )
 
 
 def check_snapshot_steps(steps: Sequence[int], num_steps: int) -> None:

@@ -34,8 +34,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.name!r}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}")
+        if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be an integer >= 0, got {self.warmup_steps!r}")
         if not 0 <= self.final_factor <= 1:
             raise ValueError(f"final_factor must be from 0 to 1, got {self.final_factor}")
 

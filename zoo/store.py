@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,7 +26,7 @@ from zoo.layout import ParamLayout
 from zoo.shards import FetchedShards, MappedShards, ShardError, ShardShape, ShardSource
 from zoo.storage.precision import from_stored
 from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec, attributes_checksum
-from zoo.storage.verify import Finding, block_name, verify_zoo
+from zoo.storage.verify import Finding, block_name, repair_of, verify_zoo
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -64,14 +65,18 @@ class Zoo:
             FileNotFoundError: if there is nothing.
             ZooFormatError: if it is no zoo, its attributes are damaged, or its version is newer than this release.
         """
-        store = _resolve(source, storage_options or {})
         try:
+            store = _resolve(source, storage_options or {})
             group = zarr.open_group(store, mode="r", zarr_format=3)
             attributes = cast("dict[str, Json]", dict(group.attrs))
-        except FileNotFoundError:
+        except zarr.errors.GroupNotFoundError:
             raise FileNotFoundError(f"there is no Zarr group, and so no zoo, at {source}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ZooFormatError(f"{source} is no Zarr group, or its zarr.json is damaged: {error!r}") from error
+        except Exception as error:  # of the object store, whose messages run over many lines
+            if not type(error).__module__.startswith("obstore"):
+                raise
+            raise OSError(f"cannot read {source}: {str(error).partition(chr(10))[0]}") from error
         spec = ZooSpec.from_attributes(attributes)
         if attributes.get("checksum") != attributes_checksum(attributes):
             warnings.warn(f"the attributes of {source} were changed; verify() says what no longer fits", stacklevel=2)
@@ -274,7 +279,7 @@ class Zoo:
         return pairs
 
     def _damaged(self, block: int, error: Exception) -> DamagedZooError:
-        return DamagedZooError(f"{block_name(self.spec, block)}: {error}. Build again into the same path to repair it")
+        return DamagedZooError(f"{block_name(self.spec, block)}: {error}; {repair_of(self.spec)}")
 
 
 class ParamsView:
@@ -289,14 +294,28 @@ class ParamsView:
         """Parameters by run and snapshot (integers, slices, arrays, as in NumPy), and entries of the vector after them.
 
         Raises:
-            IndexError: outside the zoo.
+            IndexError: outside the zoo, or for arrays of entries beside arrays of runs or snapshots.
         """
-        parts = key if isinstance(key, tuple) else (key,)
+        parts = _without_ellipsis(key if isinstance(key, tuple) else (key,), len(self.shape))
+        picks_entries = len(parts) > 2 and not isinstance(parts[2], slice | Integral)
+        if picks_entries and not all(isinstance(part, slice) for part in parts[:2]):
+            raise IndexError("an array of entries stands beside slices of runs and snapshots alone; index in two steps")
         grid = self.shape[:2]
         runs = np.broadcast_to(np.arange(grid[0])[:, None], grid)[parts[:2]]
         snapshots = np.broadcast_to(np.arange(grid[1]), grid)[parts[:2]]
         rows = self._zoo.read(np.stack([runs, snapshots], axis=-1).reshape(-1, 2))
         return rows.reshape(*np.shape(runs), self.shape[2])[(..., *parts[2:])]
+
+
+def _without_ellipsis(parts: tuple, ndim: int) -> tuple:
+    """An index whose ellipsis, if there is one, is replaced by the slices that it stands for."""
+    at = [i for i, part in enumerate(parts) if part is Ellipsis]
+    if len(at) > 1 or len(parts) - len(at) > ndim:
+        raise IndexError(f"an index has at most {ndim} parts and one ellipsis, got {len(parts)} parts")
+    if not at:
+        return parts
+    missing = (slice(None),) * (ndim - len(parts) + 1)
+    return (*parts[: at[0]], *missing, *parts[at[0] + 1 :])
 
 
 def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> Store:
@@ -312,7 +331,8 @@ def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> S
         from zarr.storage import ObjectStore
     except ImportError as error:
         raise ImportError(f"reading {text} needs the extra s3: pip install 'weightfoundry[s3]'") from error
-    plain_http = options.get("endpoint", "").startswith("http://")
+    endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    plain_http = endpoint.startswith("http://")
     config = cast("S3Config", dict(options))
     return ObjectStore(from_url(text, config=config, client_options={"allow_http": plain_http}), read_only=True)
 

@@ -9,6 +9,7 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -81,6 +82,9 @@ class Task:
         self._build = build
         with torch.random.fork_rng(devices=[]):
             self._template = build().eval()
+        frozen = [name for name, param in self._template.named_parameters() if not param.requires_grad]
+        if frozen:
+            raise ValueError(f"a task trains all parameters; {frozen} do not require gradients: make them buffers")
         self._training_template = copy.deepcopy(self._template).train()
         self.layout = ParamLayout.of(self._template)
         self._is_mlp = type(self._template) is MLP
@@ -91,6 +95,23 @@ class Task:
     @property
     def device(self) -> torch.device:
         return self.dataset.train.inputs.device
+
+    @property
+    def description(self) -> dict[str, object]:
+        """What a zoo records of the task: its config, or what tells a task of your own from others of its layout."""
+        module = f"sha256:{hashlib.sha256(repr(self._template).encode()).hexdigest()}"
+        own = {"name": self.name, "objective": self.objective.name, "parametrization": self.parametrization}
+        return self.config or {**own, "module": module}
+
+    @cached_property
+    def is_repeatable(self) -> bool:
+        """Whether training draws no random numbers, as dropout does: else runs do not follow from their seeds."""
+        inputs = self.dataset.train.inputs[:2].cpu()
+        model = copy.deepcopy(self._training_template).cpu()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            before = torch.random.get_rng_state()
+            model(inputs)
+            return torch.equal(before, torch.random.get_rng_state())
 
     def to(self, device: torch.device | str) -> Task:
         """This task with its data on another device."""
@@ -248,7 +269,8 @@ class Task:
 
     def _module_outputs(self, params: Tensor, inputs: Tensor, *, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs (N, B, ..., K) through vmap, and the buffers by name as the forward pass has left them."""
-        named = self.layout.unflatten(params)
+        tensors = self.layout.unflatten(params)
+        named = {slot.name: tensors[slot.name] for slot in self.layout}  # tied ones under one of their names
         buffers = {slot.name: named[slot.name].detach().clone() for slot in self.layout if slot.kind == "buffer"}
         named |= buffers
         template = self._training_template if training else self._template

@@ -117,6 +117,8 @@ def _mlp(
 ) -> Callable[[], nn.Module]:
     if not dataset.train.inputs.is_floating_point():
         raise ValueError(f"an MLP does not take the symbols of {dataset.name!r}; use architecture='transformer'")
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence) or not all(isinstance(n, int) for n in hidden):
+        raise ValueError(f"hidden must be a list of widths such as [32, 16], got {hidden!r}")
     num_inputs = dataset.train.inputs[0].numel()
     return lambda: MLP(num_inputs, tuple(hidden), num_outputs, activation)
 

@@ -46,7 +46,21 @@ def test_missing_value_is_named(monkeypatch, capsys):
 def test_unknown_choice_lists_what_there_is(monkeypatch, capsys):
     code, _, stderr = start("build_zoo", "out=x", "task=nonsense", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
-    assert stderr.strip().endswith("there are arrays, digits, digits_subset, mnist1d, mnist5k, python_source")
+    assert stderr.strip().endswith("there are arrays, cartpole, digits, digits_subset, mnist1d, mnist5k, python_source")
+
+
+@pytest.mark.parametrize(("added", "name"), [("+foo=1", "foo"), ("experiment=generator_cnn", "generator")])
+def test_settings_that_a_script_does_not_have_are_not_ignored(added, name, tmp_path, monkeypatch, capsys):
+    code, _, stderr = start("build_zoo", f"out={tmp_path}/zoo", added, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert stderr.strip() == f"error: build_zoo has no settings ['{name}']; see --help"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
+    code, _, stderr = start("build_zoo", f"out={tmp_path}/zoo", "device=foo", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert stderr.startswith("error: device 'foo' cannot be used")
 
 
 def test_a_value_that_a_class_refuses_is_reported_in_its_words(tmp_path, monkeypatch, capsys):

@@ -116,7 +116,7 @@ def test_splits_move_between_devices(digits):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cifar10", {}, r"data set must be one of \['arrays', 'digits', .* got 'cifar10'"),
+        ("cifar10", {}, r"data set must be one of \['arrays', 'cartpole', 'digits', .* got 'cifar10'"),
         ("digits", {"seed": 1}, r"'digits' has the options \[\], got \['seed'\]"),
         ("mnist1d", {"num_examples": 5}, "num_examples must be at least 10, got 5"),
         ("python_source", {"size": 100}, "size must be at least 100 windows"),

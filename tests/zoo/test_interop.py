@@ -107,6 +107,26 @@ def test_tied_tensors_are_found_under_any_of_their_names(tmp_path):
     assert torch.equal(fresh.embedding.weight, model.embedding.weight)
 
 
+def test_truth_values_and_unsigned_integers_are_kept(tmp_path):
+    tensors = {"mask": torch.tensor([True, False]), "count": torch.tensor([1, 2], dtype=torch.uint16)}
+    torch.save({"w": torch.ones(2), **tensors}, tmp_path / "a.pt")
+    read = import_checkpoints(tmp_path / "a.pt", tmp_path / "zoo").state_dict(0, 0)
+    for name, value in tensors.items():
+        assert read[name].dtype == value.dtype
+        assert read[name].tolist() == value.tolist()
+
+
+def test_damage_of_an_imported_zoo_is_repaired_by_importing_again(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
+    import_checkpoints(tmp_path / "a.pt", tmp_path / "zoo")
+    (shard,) = (path for path in (tmp_path / "zoo/params").rglob("*") if path.is_file() and path.suffix != ".json")
+    content = bytearray(shard.read_bytes())
+    content[0] ^= 1
+    shard.write_bytes(content)
+    (finding,) = Zoo.open(tmp_path / "zoo").verify()
+    assert "import the checkpoints again" in finding.message
+
+
 def test_trajectories_of_different_length_are_kept(tmp_path):
     for run, steps in {"a": (0, 10, 100), "b": (5,)}.items():
         for step in steps:

@@ -104,6 +104,17 @@ def test_params_are_indexed_like_an_array(zoo, want, key):
     assert np.array_equal(zoo.params[key], want[key])
 
 
+@pytest.mark.parametrize("key", [(..., 0), (1, ...), (..., 2, slice(None)), (..., slice(1, 3), [0, 2])])
+def test_an_ellipsis_stands_for_what_is_missing(zoo, want, key):
+    assert np.array_equal(zoo.params[key], want[key])
+
+
+@pytest.mark.parametrize("key", [([0, 1], [1, 2], [0, 1]), (0, slice(None), [0, 1]), (0, 0, 0, 0), (..., ...)])
+def test_indices_that_would_mean_something_else_are_refused(zoo, key):
+    with pytest.raises(IndexError, match="index"):
+        zoo.params[key]
+
+
 @pytest.mark.parametrize("pairs", [[[10, 0]], [[0, 3]], [[-1, 0]], [[0, 0, 0]], [0, 1], [[0.5, 1.0]]])
 def test_impossible_pairs_are_refused(zoo, pairs):
     with pytest.raises(IndexError, match="pairs must"):
@@ -226,7 +237,7 @@ def test_a_flipped_bit_is_never_returned(tmp_path, toy):
     content = bytearray(shard.read_bytes())
     content[5] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DamagedZooError, match=r"block 1 \(runs 4 to 7\).*Build again"):
+    with pytest.raises(DamagedZooError, match=r"block 1 \(runs 4 to 7\).*build again"):
         zoo.params[4:8]
     chunk = tmp_path / "zoo/metrics/val_loss/c/0/0"
     content = bytearray(chunk.read_bytes())

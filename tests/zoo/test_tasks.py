@@ -1,8 +1,12 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from zoo.tasks import Batch, get_task, get_task_family
+from zoo.objectives import OBJECTIVES
+from zoo.optimizers import Adam
+from zoo.population import train_population
+from zoo.tasks import Batch, Task, get_task, get_task_family
 
 CONFIGS = {
     "mlp": {"name": "digits", "hidden": (6, 5)},
@@ -233,6 +237,8 @@ def test_ordinary_tasks_are_the_same_for_all_runs():
         ({"name": "digits", "architecture": "resnet"}, "architecture must be one of .* got 'resnet'"),
         ({"name": "digits", "channels": (3,)}, r"has the options \['activation', 'hidden'\], got \['channels'\]"),
         ({"name": "digits", "parametrization": "ntk"}, "parametrization must be one of"),
+        ({"name": "digits", "hidden": 16}, r"hidden must be a list of widths such as \[32, 16\], got 16"),
+        ({"name": "digits", "hidden": ["a"]}, "hidden must be a list of widths"),
         ({"name": "digits", "activation": "sine"}, "activation must be one of"),
         ({"name": "mnist1d", "architecture": "cnn"}, r"a CNN takes images .* has examples of shape \(40,\)"),
         ({"name": "python_source", "architecture": "mlp", "size": 20_000}, "use architecture='transformer'"),
@@ -253,3 +259,64 @@ def test_bad_vectors_and_splits_are_refused():
         task.loss(torch.zeros(2, 7), Batch(task.dataset.train.inputs[:4], task.dataset.train.targets[:4]))
     with pytest.raises(ValueError, match="split must be one of"):
         task.evaluate(task.init_runs([0]), "holdout")
+
+
+def own_task(build, **options):
+    return Task("own", get_task("digits").dataset, build, OBJECTIVES["cross_entropy"], **options)
+
+
+class Tied(nn.Module):
+    """The same matrix twice, and a mask that is a buffer of truth values."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.second.weight = self.first.weight
+        self.register_buffer("mask", torch.arange(64) % 2 == 0)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x.flatten(1)).relu() * self.mask))
+
+
+def test_tied_weights_and_boolean_buffers_train_as_the_module_does():
+    task = own_task(Tied)
+    params = task.init_runs(SEEDS)
+    batch = task.batch(torch.arange(20), len(params))
+    losses, grads = task.loss_and_grad(params.clone(), batch)
+    for i, model in enumerate(modules(task, params)):
+        loss = F.cross_entropy(model(batch.inputs), batch.targets)
+        loss.backward()
+        named = dict(model.named_parameters())
+        expected = torch.cat([named[slot.name].grad.flatten() for slot in task.layout if slot.kind == "param"])
+        torch.testing.assert_close(losses[i], loss.detach())
+        torch.testing.assert_close(grads[i], expected, rtol=1e-4, atol=1e-6)
+        assert model.mask.dtype == torch.bool
+
+
+def test_modules_whose_runs_would_not_repeat_are_refused():
+    task = own_task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10)))
+    with pytest.raises(ValueError, match="'own' draws random numbers while it trains"):
+        train_population(task, Adam(), SEEDS, num_steps=2)
+    assert own_task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.0))).is_repeatable
+
+
+def test_frozen_parameters_are_refused():
+    def build():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 10))
+        model[1].requires_grad_(False)
+        return model
+
+    with pytest.raises(ValueError, match=r"\['1.weight', '1.bias'\] do not require gradients"):
+        own_task(build)
+
+
+def test_own_tasks_of_one_layout_are_told_apart():
+    def build(activation):
+        return lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), activation(), nn.Linear(8, 10))
+
+    first = own_task(build(nn.Tanh)).description
+    assert first == own_task(build(nn.Tanh)).description
+    assert first != own_task(build(nn.ReLU)).description
+    assert first != own_task(build(nn.Tanh), parametrization="mup").description
+    named = get_task("digits")
+    assert named.description == named.config

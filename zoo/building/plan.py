@@ -18,7 +18,7 @@ from zoo.batches import check_batch_size
 from zoo.building.hyperparameters import draw, make_optimizer
 from zoo.inner_loop import should_compile
 from zoo.optimizers import InnerOptimizer
-from zoo.population import DEFAULT_MAX_LOSS, check_snapshot_steps, quadratic_steps
+from zoo.population import DEFAULT_MAX_LOSS, check_repeatable, check_snapshot_steps, quadratic_steps
 from zoo.storage.schema import Json, ZooSpec
 from zoo.storage.splits import SplitRule
 from zoo.subset_tasks import NUM_CLASSES
@@ -76,13 +76,17 @@ class BuildPlan:
         if self.block_size is not None:
             _check_integer("block_size", self.block_size, at_least=1)
         _check_integer("seed", self.seed)
+        check_repeatable(self.task)
         check_batch_size(self.batch_size, len(self.task.dataset.train))
         check_snapshot_steps(self.steps, self.num_steps)
         if not isinstance(self.max_loss, int | float) or not self.max_loss > 0:
             raise ValueError(f"max_loss must be a number above 0, got {self.max_loss!r}")
-        draw(self.init_scale, [0], "init_scale")
+        if not isinstance(self.shared_batches, bool):
+            raise ValueError(f"shared_batches must be true or false, got {self.shared_batches!r}")
+        if draw(self.init_scale, [0], "init_scale") < 0:
+            raise ValueError(f"init_scale must not be negative, got {self.init_scale!r}")
         unknown = sorted(set(self.evaluated_splits) - set(EVALUATED_SPLITS))
-        if unknown or not self.evaluated_splits:
+        if unknown or not self.evaluated_splits or len(set(self.evaluated_splits)) < len(self.evaluated_splits):
             raise ValueError(f"evaluated_splits must be some of {EVALUATED_SPLITS}, got {list(self.evaluated_splits)}")
         if isinstance(self.optimizer, Mapping) != (self.optimizer_config is None):
             raise ValueError(
@@ -119,7 +123,7 @@ class BuildPlan:
             dtype=self.dtype,
             metric_names=metrics,
             columns={name: values.dtype.name for name, values in columns.items()},
-            task_config=cast("dict[str, Json]", self.task.config) or {"name": self.task.name},
+            task_config=cast("dict[str, Json]", self.task.description),
             optimizer_config=recorded,
             seed=self.seed,
             splits=SplitRule(self.split_fractions, "mask_pair" if "mask_pair" in columns else "seed"),

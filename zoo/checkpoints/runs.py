@@ -168,7 +168,7 @@ def _table_rows(table: str | Path | Sequence[Row]) -> dict[Path, Row]:
 def _read_table(path: Path) -> list[Row]:
     try:
         if path.suffix == ".csv":
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8-sig") as file:
                 return list(csv.DictReader(file))
         content = json.loads(path.read_text())
         return [{"file": name, **row} for name, row in content.items()] if isinstance(content, dict) else list(content)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Blue and vermilion of Okabe and Ito's palette, distinguishable with any colour vision; magnitudes in cividis.
 BLUE: Final = "#0072B2"
+_CLASSIFICATIONS: Final = ("digits", "digits_subset", "mnist5k", "mnist1d", "python_source")
 VERMILION: Final = "#D55E00"
 GREY: Final = "#666666"
 COLORMAP: Final = "cividis"
@@ -85,7 +86,7 @@ def draw_trajectories(zoo: Zoo) -> Figure:
             axes.plot(steps, median, color=VERMILION, linewidth=1.2, linestyle=dash, label=f"{other}, median")
         _scale_steps(axes, steps)
         _scale_values(axes, quantiles)
-        axes.set(xlabel="inner step", ylabel=_label(what))
+        axes.set(xlabel="inner step", ylabel=_label(zoo, what))
         axes.legend()
     panels[0].set_title(_count(zoo))
     return figure
@@ -107,7 +108,7 @@ def draw_final_metrics(zoo: Zoo) -> Figure:
             axes.set_xscale("log")
             _plain_ticks(axes, "x")
         axes.grid(visible=False, axis="x")
-        axes.set(xlabel=f"{_label(what, members[0])} at the last snapshot", ylabel="number of runs")
+        axes.set(xlabel=f"{_label(zoo, what, members[0])} at the last snapshot", ylabel="number of runs")
     panels[0].set_title(_count(zoo))
     return figure
 
@@ -257,6 +258,8 @@ def _plain_ticks(axes: Axes, which: str) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def _label(what: str, name: str | None = None) -> str:
+def _label(zoo: Zoo, what: str, name: str | None = None) -> str:
+    """Name of a metric, with its unit where the zoo's task says so: regression and control have others."""
+    is_classification = zoo.task_config.get("name") in _CLASSIFICATIONS
     units = {"loss": " (nats)", "error": " (share of examples)"}
-    return (name or what.replace("_", " ")) + units.get(what, "")
+    return (name or what.replace("_", " ")) + (units.get(what, "") if is_classification else "")

@@ -18,7 +18,6 @@ from zoo.shards import Shard, ShardError, ShardSource, run_checksums
 from zoo.storage.precision import is_finite
 from zoo.storage.schema import Json, RunStatus, ZooSpec, array_metadata, attributes_checksum, small_arrays
 
-_REBUILD: Final = "build again into the same path: only this block is made anew"
 _NOT_BUILT: Final = "build again into the same path to finish"
 
 
@@ -61,6 +60,13 @@ def block_name(spec: ZooSpec, block: int) -> str:
     return f"block {block} (runs {runs.start} to {runs.stop - 1})"
 
 
+def repair_of(spec: ZooSpec) -> str:
+    """What to do about a damaged block: built ones are made anew, imported ones have to be imported again."""
+    if not spec.task_config:
+        return "import the checkpoints again, into another path"
+    return "build again into the same path: only this block is made anew"
+
+
 def _check_attributes(group: zarr.Group) -> Iterator[Finding]:
     attributes = cast("dict[str, Json]", dict(group.attrs))
     if attributes.get("checksum") != attributes_checksum(attributes):
@@ -70,7 +76,12 @@ def _check_attributes(group: zarr.Group) -> Iterator[Finding]:
 
 def _open_arrays(group: zarr.Group, spec: ZooSpec) -> tuple[dict[str, zarr.Array], list[Finding]]:
     """Arrays of the zoo by name, and what does not fit in their metadata."""
-    arrays, findings = {}, []
+    arrays: dict[str, zarr.Array] = {}
+    findings = [
+        Finding(None, "metadata", f"group {name} cannot be opened; it is written anew when the zoo is built again")
+        for name in sorted({array.partition("/")[0] for array in small_arrays(spec) if "/" in array})
+        if not _has_group(group, name)
+    ]
     expected = zarr.open_group(_in_memory(array_metadata(spec)), mode="r")
     for name in ("params", *small_arrays(spec)):
         repair = "it is written anew when the zoo is built again"
@@ -87,16 +98,23 @@ def _open_arrays(group: zarr.Group, spec: ZooSpec) -> tuple[dict[str, zarr.Array
     return arrays, findings
 
 
+def _has_group(group: zarr.Group, name: str) -> bool:
+    try:
+        return isinstance(group[name], zarr.Group)
+    except (KeyError, ValueError, TypeError, OSError):
+        return False
+
+
 def _check_block(arrays: Mapping[str, zarr.Array], spec: ZooSpec, shards: ShardSource, block: int) -> Iterator[Finding]:
     """Findings of one block."""
-    name, runs = block_name(spec, block), spec.block_runs(block)
+    name, runs, repair = block_name(spec, block), spec.block_runs(block), repair_of(spec)
     values: dict[str, np.ndarray] = {}
     unreadable = []
     for array in small_arrays(spec):
         try:
             values[array] = np.asarray(arrays[array][runs.start : runs.stop])
         except (ValueError, OSError) as error:
-            text = f"{name}: {array} cannot be read: {error}; {_REBUILD}"
+            text = f"{name}: {array} cannot be read: {error}; {repair}"
             unreadable.append(Finding(block, "array", text))
     if "runs/status" in values and not values["runs/status"].any():
         yield Finding(block, "empty", f"{name}: not built, or its mark of completion is lost; {_NOT_BUILT}")
@@ -109,7 +127,7 @@ def _check_block(arrays: Mapping[str, zarr.Array], spec: ZooSpec, shards: ShardS
         if not unreadable:
             yield from _check_runs(shard, spec, block, values)
     except ShardError as error:
-        yield Finding(block, "shard", f"{name}: bad shard: {error}; {_REBUILD}")
+        yield Finding(block, "shard", f"{name}: bad shard: {error}; {repair}")
 
 
 def _check_runs(shard: Shard, spec: ZooSpec, block: int, values: Mapping[str, np.ndarray]) -> Iterator[Finding]:
@@ -120,18 +138,19 @@ def _check_runs(shard: Shard, spec: ZooSpec, block: int, values: Mapping[str, np
     places = np.arange(snapshots)
     for local, run in enumerate(spec.block_runs(block)):
         name = f"run {run} of {block_name(spec, block)}"
+        repair = repair_of(spec)
         status = int(values["runs/status"][local])
         present = np.ones(snapshots, bool)
         present[shard.copy_rows(local * snapshots + places, places, target)] = False
         own = [array[local : local + 1] for key, array in values.items() if key != "runs/checksum"]
         if status not in set(RunStatus) - {RunStatus.EMPTY}:
-            yield Finding(block, "array", f"{name}: status {status} is not possible; {_REBUILD}")
+            yield Finding(block, "array", f"{name}: status {status} is not possible; {repair}")
         elif not np.array_equal(present, values["inner_step"][local] >= 0):
-            yield Finding(block, "shard", f"{name}: snapshots in the shard are not those of inner_step; {_REBUILD}")
+            yield Finding(block, "shard", f"{name}: snapshots in the shard are not those of inner_step; {repair}")
         elif run_checksums(stored, present[None], own)[0] != values["runs/checksum"][local]:
-            yield Finding(block, "checksum", f"{name}: its numbers are not those that were committed; {_REBUILD}")
+            yield Finding(block, "checksum", f"{name}: its numbers are not those that were committed; {repair}")
         elif status != RunStatus.DIVERGED and not is_finite(stored[0, present], spec.dtype).all():
-            yield Finding(block, "not finite", f"{name}: NaN or infinite parameters in a complete run; {_REBUILD}")
+            yield Finding(block, "not finite", f"{name}: NaN or infinite parameters in a complete run; {repair}")
 
 
 def _in_memory(files: Mapping[str, bytes]) -> MemoryStore:

@@ -241,7 +241,10 @@ class ZooWriter:
                 overflow = np.isfinite(params[local][present[local]]).all()
                 cause = f"too large for {spec.dtype}" if overflow else "not finite"
                 run = self.block_runs(block)[local]
-                raise ValueError(f"run {run} has parameters that are {cause}; only runs of status 2 (diverged) may")
+                hint = "; store the zoo as float32 or bfloat16" if overflow else ""
+                raise ValueError(
+                    f"run {run} has parameters that are {cause}; only runs of status 2 (diverged) may{hint}"
+                )
         return stored
 
     def _padded(self, values: np.ndarray) -> np.ndarray:

@@ -179,3 +179,11 @@ def test_only_damaged_and_missing_blocks_are_made_anew(path, sound, toy, bytes_o
     assert toy.fill(path).verify() == []
     assert bytes_of(path) == bytes_of(sound)
     assert (path / "params/c/1/0/0").stat().st_mtime_ns == intact.st_mtime_ns
+
+
+@pytest.mark.parametrize("name", ["metrics", "runs"])
+def test_a_group_without_metadata_is_found_and_made_anew(path, name):
+    (path / name / "zarr.json").unlink()
+    assert [finding.kind for finding in Zoo.open(path).verify()] == ["metadata"]
+    ZooWriter.open(path)
+    assert Zoo.open(path).verify() == []
