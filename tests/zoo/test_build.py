@@ -155,6 +155,18 @@ def test_impossible_settings_are_refused_before_anything_is_written(tmp_path, ta
     assert not list(tmp_path.iterdir())
 
 
+def test_a_zoo_goes_on_when_its_data_have_moved_but_not_when_they_have_changed(tmp_path):
+    rng = np.random.default_rng(0)
+    settings = {"num_runs": 2, "num_steps": 3, "batch_size": 4}
+    x, y = rng.normal(size=(40, 3)), rng.integers(2, size=40)
+    for name, inputs in (("old", x), ("new", x), ("other", x + 1)):
+        np.savez(tmp_path / f"{name}.npz", x=inputs, y=y)
+    build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "old.npz"), hidden=[2]), **settings)
+    build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "new.npz"), hidden=[2]), **settings)
+    with pytest.raises(ZooMismatchError, match="data_hash"):
+        build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "other.npz"), hidden=[2]), **settings)
+
+
 def test_unknown_settings_are_refused(tmp_path, task):
     with pytest.raises(TypeError, match="learning_rate"):
         build_zoo(tmp_path / "zoo", task, learning_rate=1, **SETTINGS)
