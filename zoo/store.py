@@ -65,11 +65,14 @@ class Zoo:
             FileNotFoundError: if there is nothing.
             ZooFormatError: if it is no zoo, its attributes are damaged, or its version is newer than this release.
         """
+        store: Store | None = None
         try:
             store = _resolve(source, storage_options or {})
             group = zarr.open_group(store, mode="r", zarr_format=3)
             attributes = cast("dict[str, Json]", dict(group.attrs))
-        except zarr.errors.GroupNotFoundError:
+        except FileNotFoundError:
+            if store is None:  # said already what is missing
+                raise
             raise FileNotFoundError(f"there is no Zarr group, and so no zoo, at {source}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ZooFormatError(f"{source} is no Zarr group, or its zarr.json is damaged: {error!r}") from error
