@@ -117,8 +117,7 @@ class PolicyGradient:
         return targets.shape[-1]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        shifted, _, total = _softmax_parts(outputs)
-        return _mean(-(targets * (shifted - total.log())).sum(-1))
+        return self.loss_and_grad(outputs, targets)[0]
 
     def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return _mean((outputs.argmax(-1) != targets.abs().argmax(-1)).to(outputs.dtype))

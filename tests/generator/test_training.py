@@ -133,11 +133,6 @@ def test_resumed_training_equals_uninterrupted(tasks, tmp_path):
         train(tasks, other, tmp_path / "other", checkpoint=str(tmp_path / "checkpoints" / "last.ckpt"))
 
 
-def test_prompts_reach_from_the_median_of_what_runs_reach(tasks):
-    runs = make_runs(tasks[0])
-    runs.metrics["val_loss"] = torch.tensor([[2.3, 0.3], [2.2, 0.1], [2.4, 0.2]]).repeat(3, 1)[:8]
-
-
 def test_targets_can_be_even_where_snapshots_crowd(tasks):
     """Of 21 snapshots 19 have returns below 20: drawn evenly, half of the targets are above the middle of the range."""
     task = tasks[0]

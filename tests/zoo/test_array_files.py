@@ -33,6 +33,7 @@ def test_npz_and_zarr_give_the_same_arrays(tmp_path):
         ({"x": X[:, 0], "y": Y}, r"'x' must be \(examples, ...features\), got shape \(6,\)"),
         ({"x": X[:0], "y": Y[:0]}, "must hold one example or more"),
         ({"x": np.array([["a"]] * 6), "y": Y}, "'x' must be numeric, got dtype <U1"),
+        ({"x": X.astype(float) * 1e300, "y": Y}, "'x' holds numbers beyond the range of float32"),
         ({"x": X.astype(object), "y": Y}, "as an .npz file of plain arrays"),
     ],
 )

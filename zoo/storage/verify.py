@@ -77,14 +77,14 @@ def _check_attributes(group: zarr.Group) -> Iterator[Finding]:
 def _open_arrays(group: zarr.Group, spec: ZooSpec) -> tuple[dict[str, zarr.Array], list[Finding]]:
     """Arrays of the zoo by name, and what does not fit in their metadata."""
     arrays: dict[str, zarr.Array] = {}
+    repair = "it is written anew when the zoo is built again"
     findings = [
-        Finding(None, "metadata", f"group {name} cannot be opened; it is written anew when the zoo is built again")
+        Finding(None, "metadata", f"group {name} cannot be opened; {repair}")
         for name in sorted({array.partition("/")[0] for array in small_arrays(spec) if "/" in array})
         if not _has_group(group, name)
     ]
     expected = zarr.open_group(_in_memory(array_metadata(spec)), mode="r")
     for name in ("params", *small_arrays(spec)):
-        repair = "it is written anew when the zoo is built again"
         try:
             arrays[name] = cast("zarr.Array", group[name])
         except (KeyError, ValueError, TypeError, OSError) as error:
@@ -136,9 +136,9 @@ def _check_runs(shard: Shard, spec: ZooSpec, block: int, values: Mapping[str, np
     stored = np.empty((1, snapshots, params), spec.stored_dtype)
     target = stored.view(np.uint8).reshape(-1).data
     places = np.arange(snapshots)
+    repair = repair_of(spec)
     for local, run in enumerate(spec.block_runs(block)):
         name = f"run {run} of {block_name(spec, block)}"
-        repair = repair_of(spec)
         status = int(values["runs/status"][local])
         present = np.ones(snapshots, bool)
         present[shard.copy_rows(local * snapshots + places, places, target)] = False

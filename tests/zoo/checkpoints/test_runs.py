@@ -53,7 +53,12 @@ JSON_MAP = {"late.pt": {"step": 20, "val_loss": "0.5", "seed": 3}, "early.pt": {
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("metrics.csv", CSV), ("metrics.json", json.dumps(JSON_ROWS)), ("metrics.json", json.dumps(JSON_MAP))],
+    [
+        ("metrics.csv", CSV),
+        ("metrics.csv", "\ufeff" + CSV),  # as spreadsheets write it
+        ("metrics.json", json.dumps(JSON_ROWS)),
+        ("metrics.json", json.dumps(JSON_MAP)),
+    ],
 )
 def test_tables_give_steps_metrics_and_seeds(tmp_path, name, text):
     touch(tmp_path, "run/late.pt", "run/early.pt")
