@@ -1,14 +1,14 @@
 """Generate networks: from a zoo to new parameters, or to the update of a start that reaches a prompted loss."""
 
-from generator.dataset import PairConfig
+from generator.alignment import Alignment, measure_alignment, prompt_grid
 from generator.evaluation import EvaluationConfig, PipelineSampler, Testbed, evaluate
-from generator.lightning_module import OptimizationConfig
-from generator.model import RecurrentDiffusionTransformer
-from generator.normalizer import ParamNormalizer
-from generator.objectives import ObjectiveConfig
+from generator.model.objectives import ObjectiveConfig
+from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.pipeline import GeneratedParams, ParameterPipeline
-from generator.prompt_alignment import Alignment, measure_alignment, prompt_grid
-from generator.train import GeneratorConfig, train_generator
+from generator.tokens.normalizer import ParamNormalizer
+from generator.training.module import OptimizationConfig
+from generator.training.train import GeneratorConfig, train_generator
+from generator.trajectories import PairConfig
 
 __all__ = [
     "Alignment",

@@ -18,16 +18,16 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
-from generator.calibration import Calibration
-from generator.context import NetworkContext
-from generator.model import RecurrentDiffusionTransformer
-from generator.normalizer import ParamNormalizer
-from generator.prompt import Prompt
+from generator.model.context import NetworkContext
+from generator.model.transformer import RecurrentDiffusionTransformer
+from generator.prompts.calibration import Calibration
+from generator.prompts.prompt import Prompt
 from generator.sampler import Scheduler, sample_params
-from generator.tokens import is_generated
-from zoo.layout import LayoutMismatchError, ParamLayout
+from generator.tokens.normalizer import ParamNormalizer
+from generator.tokens.tokenizer import is_generated
+from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.storage.splits import SplitRule
-from zoo.tasks import Task
+from zoo.tasks.task import Task
 
 Start = nn.Module | Mapping[str, Tensor] | Tensor
 
@@ -129,7 +129,7 @@ class ParameterPipeline(DiffusionPipeline):
             task_bits: (T,) or (B, T), for a generator trained on a family of tasks.
             layout: to generate; default that of the start module, or the only one seen in training.
             task: of the network; only generators with fingerprints or recomputed running statistics need it, see
-                `generator.fingerprints` and `generator.batch_norm`.
+                `generator.model.fingerprints` and `generator.model.batch_norm`.
             generator: random numbers, on the CPU or the pipeline's device.
 
         Raises:

@@ -14,12 +14,12 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from generator.batch_norm import recompute_batch_norm
-from generator.context import NetworkContext
-from generator.fingerprints import fixed_examples, unit_fingerprints
-from generator.model import RecurrentDiffusionTransformer
-from generator.objectives import signal_and_noise
-from generator.prompt import Prompt
+from generator.model.batch_norm import recompute_batch_norm
+from generator.model.context import NetworkContext
+from generator.model.fingerprints import fixed_examples, unit_fingerprints
+from generator.model.objectives import signal_and_noise
+from generator.model.transformer import RecurrentDiffusionTransformer
+from generator.prompts.prompt import Prompt
 
 _NETWORKS_PER_PASS: Final = 256
 NUM_TRAIN_TIMESTEPS: Final = 5040  # divisible by most numbers of sampling steps, which DDIM's spacing assumes

@@ -1,11 +1,11 @@
 """Learned optimizers: rules that are meta-trained on small tasks and used like any torch optimizer."""
 
-from learned_opt.mlp_rule import MlpRule
-from learned_opt.normalized_rule import NormalizedRule
-from learned_opt.pretrained import Pretrained, available, load_pretrained, save_theta
-from learned_opt.tensor_specs import tensor_specs
-from learned_opt.torch_optimizer import LearnedOptimizer, MuLO
-from learned_opt.update_rule import TensorSpec, UpdateRule, get_rule
+from learned_opt.optimizer.torch_optimizer import LearnedOptimizer, MuLO
+from learned_opt.pretrained.files import Pretrained, available, load_pretrained, save_theta
+from learned_opt.rules.mlp import MlpRule
+from learned_opt.rules.normalized import NormalizedRule
+from learned_opt.rules.rule import TensorSpec, UpdateRule, get_rule
+from learned_opt.rules.tensor_specs import tensor_specs
 
 __all__ = [
     "LearnedOptimizer",

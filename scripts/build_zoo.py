@@ -20,9 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scripts.cli import console, run, save_run
 from zoo import Zoo, build_zoo, get_task
-from zoo.build import Progress as BuildProgress
+from zoo.building.build import Progress as BuildProgress
 from zoo.inspection import summarize, summary_tables
-from zoo.population import quadratic_steps
+from zoo.training.population import quadratic_steps
 
 PLAN_KEYS = (
     "num_runs",

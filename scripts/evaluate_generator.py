@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
     from generator.evaluation import control_reports, train_controls, unseen_tasks_report
     from generator.evaluation.plots import plot_band, plot_halves, save_figure, save_plots
     from generator.evaluation.report import print_report, print_verdicts, save_report, summary, task_table
-    from zoo.store import Zoo
+    from zoo.storage.zoo import Zoo
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)

@@ -21,12 +21,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
-from learned_opt.allocator import keep_freed_memory
 from learned_opt.evaluation import Evaluation, Method, Result, Results, evaluate, evaluation_tasks
 from learned_opt.evaluation.learned_methods import celo2, learned_methods, shipped, untrained_frame
 from learned_opt.evaluation.plots import plot_all
 from learned_opt.evaluation.record import QUESTION, record_body, write_cards
 from learned_opt.evaluation.rivals import rivals
+from learned_opt.meta_training.allocator import keep_freed_memory
 from scripts import cli
 from scripts.bench.record import write_record
 

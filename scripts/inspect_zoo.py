@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from scripts.cli import console, run, save_run
 from zoo.inspection import draw_zoo, summarize, summary_tables
-from zoo.store import Zoo
+from zoo.storage.zoo import Zoo
 
 
 def main(config: DictConfig) -> int:

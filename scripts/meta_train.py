@@ -18,7 +18,6 @@ import torch
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from learned_opt.allocator import keep_freed_memory
 from learned_opt.meta_training import (
     Devices,
     FabricDevices,
@@ -28,7 +27,8 @@ from learned_opt.meta_training import (
     run_recipe,
     stage_info,
 )
-from learned_opt.pretrained import save_theta
+from learned_opt.meta_training.allocator import keep_freed_memory
+from learned_opt.pretrained.files import save_theta
 from scripts import cli
 
 _AVERAGED = 20  # last outer steps in the meta-loss that is shown

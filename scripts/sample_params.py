@@ -22,8 +22,8 @@ def main(config: DictConfig) -> None:
     from safetensors.torch import load_file, save_file
 
     from generator import ParameterPipeline
-    from generator.train import task_of
-    from zoo.store import Zoo
+    from generator.training.train import task_of
+    from zoo.storage.zoo import Zoo
 
     pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(config.device)
     start = None if config.start is None else load_file(str(config.start))

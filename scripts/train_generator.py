@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
 
     from generator import train_generator
     from generator.evaluation import alignment_report
-    from zoo.store import Zoo
+    from zoo.storage.zoo import Zoo
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.architectures import MLP
-from zoo.layout import ParamLayout
+from zoo.networks.architectures import MLP
+from zoo.networks.layout import ParamLayout
 from zoo.storage.schema import RunStatus, ZooSpec
 from zoo.storage.writer import ZooWriter
-from zoo.store import Zoo
+from zoo.storage.zoo import Zoo
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 torch.set_num_threads(1)

@@ -32,17 +32,3 @@ def test_links_lead_somewhere(path):
     for target in targets:
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
-
-
-def test_the_tree_names_every_file():
-    tree = re.search(r"^```\n(zoo/ .*?)^```", DOCUMENTS[0].read_text(), re.MULTILINE | re.DOTALL)
-    folders: list[str] = []
-    named = set()
-    for line in tree[1].splitlines():
-        name = line.split()[0]
-        folders[(len(line) - len(line.lstrip())) // 2 :] = [name]
-        named.add("".join(folders))
-    files = {path for package in ("zoo", "generator", "learned_opt") for path in (ROOT / package).rglob("*.py")}
-    there = {path.relative_to(ROOT).as_posix() for path in files if path.name != "__init__.py"}
-    there = {path for path in there if not path.startswith("learned_opt/kernels/")}
-    assert {path for path in named if path.endswith(".py")} == there

@@ -1,12 +1,14 @@
 """Populations of trained networks: train them at once, keep every trajectory, read them fast."""
 
-from zoo.build import build_zoo
-from zoo.interop import import_checkpoints
-from zoo.layout import GroupAxis, LayoutMismatchError, ParamLayout, ParamSlot, SymmetryGroup
-from zoo.population import train_population
-from zoo.storage import RunStatus, ZooSpec, ZooWriter
-from zoo.store import Zoo
-from zoo.tasks import Batch, Task, get_task
+from zoo.building.build import build_zoo
+from zoo.checkpoints.importer import import_checkpoints
+from zoo.networks.layout import GroupAxis, LayoutMismatchError, ParamLayout, ParamSlot, SymmetryGroup
+from zoo.storage.schema import RunStatus, ZooSpec
+from zoo.storage.writer import ZooWriter
+from zoo.storage.zoo import Zoo
+from zoo.tasks.registry import get_task
+from zoo.tasks.task import Batch, Task
+from zoo.training.population import train_population
 
 __all__ = [
     "Batch",

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from generator.evaluation.baselines import distinct, with_valid_buffers
 from generator.evaluation.testbed import METRIC
-from zoo.metrics import LOG_RANGE
-from zoo.optimizers import Adam
-from zoo.population import train_population
-from zoo.tasks import Task
+from zoo.networks.metrics import LOG_RANGE
+from zoo.tasks.task import Task
+from zoo.training.optimizers import Adam
+from zoo.training.population import train_population
 
 LEARNING_RATES: Final = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _DATA_SEED: Final = 2**31 - 1  # an order of the data that no zoo has

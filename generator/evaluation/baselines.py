@@ -16,11 +16,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from generator.dataset import Trajectories
 from generator.evaluation.neighbours import nearest, permutations_to
 from generator.evaluation.testbed import METRIC, log_gap, nearest_snapshots
-from zoo.layout import ParamLayout
-from zoo.symmetry import apply
+from generator.trajectories import Trajectories
+from zoo.networks.layout import ParamLayout
+from zoo.networks.symmetry import apply
 
 _ROWS_PER_PASS: Final = 256
 _SMALLEST_VARIANCE: Final = 1e-5

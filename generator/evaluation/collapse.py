@@ -18,14 +18,14 @@ from torch.nn import functional as F
 
 from generator.evaluation.testbed import Testbed
 from generator.evaluation.verdict import Estimate, Verdict
-from zoo.metrics import (
+from zoo.networks.metrics import (
     ensemble_gain,
     log_prob_distance,
     loss_correlation,
     mean_delta_share,
     wrong_prediction_iou,
 )
-from zoo.tasks import Task
+from zoo.tasks.task import Task
 
 IOU_MARGIN: Final = 0.03
 LOG_PROB_RATIO: Final = 0.85

@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from generator.dataset import Trajectories
 from generator.evaluation.novelty import BandReport, HalvesReport, halves_report, middle_band, withheld_band_report
 from generator.evaluation.testbed import METRIC, PipelineSampler, Testbed
 from generator.pipeline import ParameterPipeline
-from generator.train import GeneratorConfig, train_generator
-from zoo.selection import SelectedZoo
-from zoo.store import Zoo
+from generator.training.train import GeneratorConfig, train_generator
+from generator.trajectories import Trajectories
+from zoo.storage.selection import SelectedZoo
+from zoo.storage.zoo import Zoo
 
 FIRST_HALF, SECOND_HALF, WITHOUT_BAND = CONTROLS = ("first_half", "second_half", "without_band")
 _NUM_BAND_PROMPTS: Final = 8

@@ -15,10 +15,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from zoo.alignment import align, groups_are_independent
-from zoo.layout import ParamLayout
-from zoo.metrics import matched_distances
-from zoo.symmetry import Permutations, grouped_axes
+from zoo.networks.alignment import align, groups_are_independent
+from zoo.networks.layout import ParamLayout
+from zoo.networks.metrics import matched_distances
+from zoo.networks.symmetry import Permutations, grouped_axes
 
 DEFAULT_NUM_CANDIDATES: Final = 128
 _PAIRS_PER_MATCHING: Final = 4096

@@ -18,13 +18,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from generator.dataset import Trajectories
 from generator.evaluation.baselines import MatchedAverage, NoisyCopy
 from generator.evaluation.collapse import Behaviour
 from generator.evaluation.neighbours import nearest, paired_distances
 from generator.evaluation.testbed import METRIC, Sampler, Testbed, log_gap, nearest_snapshots
 from generator.evaluation.verdict import Estimate, Verdict
-from zoo.metrics import wrong_prediction_iou
+from generator.trajectories import Trajectories
+from zoo.networks.metrics import wrong_prediction_iou
 
 GENERATED: Final = "generated"
 HELD_OUT: Final = "held-out runs"

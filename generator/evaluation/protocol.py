@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generator.dataset import Trajectories
+from generator.alignment import Alignment, measure_alignment
 from generator.evaluation.adam_baselines import (
     AdamCurve,
     AdamSteps,
@@ -41,8 +41,8 @@ from generator.evaluation.novelty import Foretelling, NoveltyReport, novelty_rep
 from generator.evaluation.ridge import Ridge
 from generator.evaluation.testbed import METRIC, Sampler, Testbed, log_gap
 from generator.evaluation.verdict import Estimate, Verdict
-from generator.prompt_alignment import Alignment, measure_alignment
-from zoo.metrics import LOG_RANGE
+from generator.trajectories import Trajectories
+from zoo.networks.metrics import LOG_RANGE
 
 GENERATOR: Final = "generator"
 BELOW_FLOOR: Final = (0.25, 0.4, 0.63)  # of the floor

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from generator.alignment import Alignment
 from generator.evaluation.collapse import MEASURES
 from generator.evaluation.novelty import NoveltyReport
 from generator.evaluation.protocol import GENERATOR, Evaluation, SamplerResult
 from generator.evaluation.verdict import Verdict
-from generator.prompt_alignment import Alignment
 
 _SIGNIFICANT_DIGITS: Final = 5
 _SCORES: Final = ("r2_log", "test_r2_log", "spearman", "lowest_accuracy")

@@ -13,11 +13,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from generator.dataset import Trajectories
 from generator.evaluation.baselines import distinct, initial_networks, networks_at, with_valid_buffers
 from generator.evaluation.neighbours import permutations_to
 from generator.evaluation.testbed import METRIC
-from zoo.symmetry import Permutations, apply, invert
+from generator.trajectories import Trajectories
+from zoo.networks.symmetry import Permutations, apply, invert
 
 _PENALTIES: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # in units of a start's mean squared norm
 _NUM_PROJECTIONS: Final = 64  # of the updates, on which the penalty is chosen

@@ -12,10 +12,10 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
-from generator.dataset import Trajectories
 from generator.evaluation.baselines import networks_at
 from generator.evaluation.neighbours import permutations_to
-from zoo.symmetry import apply
+from generator.trajectories import Trajectories
+from zoo.networks.symmetry import apply
 
 _PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # in units of the features' mean squared norm
 _NUM_MATCHINGS: Final = 6

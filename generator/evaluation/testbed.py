@@ -17,12 +17,13 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from generator.dataset import Trajectories
+from generator.alignment import prompt_grid
 from generator.evaluation.generalization import RealCurves
 from generator.pipeline import ParameterPipeline
-from generator.prompt_alignment import prompt_grid
-from zoo.store import Zoo
-from zoo.tasks import Task, get_task
+from generator.trajectories import Trajectories
+from zoo.storage.zoo import Zoo
+from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
 
 METRIC: Final = "val_loss"  # prompts are on validation data, reports on test data
 

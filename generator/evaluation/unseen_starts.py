@@ -10,16 +10,16 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from generator.dataset import Trajectories
+from generator.alignment import Alignment, alignment_of, prompt_grid
 from generator.evaluation.unseen_tasks import unseen_tasks_report
-from generator.held_out_tasks import with_splits
 from generator.pipeline import ParameterPipeline
-from generator.prompt import ALIASES, is_lower_better
-from generator.prompt_alignment import Alignment, alignment_of, prompt_grid
-from generator.train import GeneratorConfig, task_of
-from zoo.metrics import r2
-from zoo.store import Zoo
-from zoo.tasks import Task
+from generator.prompts.prompt import ALIASES, is_lower_better
+from generator.training.held_out_tasks import with_splits
+from generator.training.train import GeneratorConfig, task_of
+from generator.trajectories import Trajectories
+from zoo.networks.metrics import r2
+from zoo.storage.zoo import Zoo
+from zoo.tasks.task import Task
 
 _START_SEED: Final = 2**40  # far from the seeds of zoos
 

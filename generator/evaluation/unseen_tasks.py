@@ -11,14 +11,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from generator.dataset import Trajectories
 from generator.evaluation.task_baselines import NearestTask, TaskRidge, TaskSampler
 from generator.evaluation.testbed import METRIC
-from generator.held_out_tasks import with_splits
 from generator.pipeline import ParameterPipeline
-from generator.train import task_of
-from zoo.store import Zoo
-from zoo.tasks import Task
+from generator.training.held_out_tasks import with_splits
+from generator.training.train import task_of
+from generator.trajectories import Trajectories
+from zoo.storage.zoo import Zoo
+from zoo.tasks.task import Task
 
 GENERATOR: Final = "unseen tasks"
 _NUM_INFERENCE_STEPS: Final = 8

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from zoo.metrics import bootstrap_interval
+from zoo.networks.metrics import bootstrap_interval
 
 LEVEL: Final = 0.95
 _SEED: Final = 0

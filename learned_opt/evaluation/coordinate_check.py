@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learned_opt.pretrained import Pretrained, load_pretrained
-from learned_opt.torch_optimizer import MuLO
-from learned_opt.update_rule import get_rule
-from zoo.architectures import MLP
-from zoo.parametrization import parametrize
+from learned_opt.optimizer.torch_optimizer import MuLO
+from learned_opt.pretrained.files import Pretrained, load_pretrained
+from learned_opt.rules.rule import get_rule
+from zoo.networks.architectures import MLP
+from zoo.networks.parametrization import parametrize
 
 ModelOfWidth = Callable[[int], nn.Module]
 OptimizerOfModel = Callable[[nn.Module], torch.optim.Optimizer]

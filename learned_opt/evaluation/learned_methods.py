@@ -12,15 +12,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from learned_opt.celo2_rule import STEP_SIZE, Celo2Rule
-from learned_opt.controller import encode_scalars
 from learned_opt.evaluation.rivals import COSINE, LEARNING_RATES, Method
-from learned_opt.normalized_rule import NormalizedRule
-from learned_opt.population_optimizer import PopulationOptimizer
-from learned_opt.pretrained import Pretrained, available, load_pretrained, theta_hash
-from zoo.layout import ParamLayout
-from zoo.optimizers import InnerOptimizer, State
-from zoo.schedules import Schedule
+from learned_opt.pretrained.files import Pretrained, available, load_pretrained, theta_hash
+from learned_opt.rules.celo2 import STEP_SIZE, Celo2Rule
+from learned_opt.rules.controller import encode_scalars
+from learned_opt.rules.normalized import NormalizedRule
+from learned_opt.rules.population import PopulationOptimizer
+from zoo.networks.layout import ParamLayout
+from zoo.training.optimizers import InnerOptimizer, State
+from zoo.training.schedules import Schedule
 
 UNTRAINED_FRAME: Final = "untrained frame"
 DECAYED: Final = "-wsd"

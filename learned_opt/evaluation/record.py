@@ -16,7 +16,7 @@ from learned_opt.evaluation.report import (
     report,
     single_task_table,
 )
-from learned_opt.pretrained import DIRECTORY
+from learned_opt.pretrained.files import DIRECTORY
 
 QUESTION: Final = "Do the shipped learned optimizers beat tuned ones?"
 TABLES_BEGIN: Final = "<!-- tables of scripts.evaluate_optimizer: begin -->"

@@ -15,10 +15,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from learned_opt.normalized_rule import newton_schulz
-from zoo.layout import ParamLayout, ParamSlot
-from zoo.optimizers import Adam, InnerOptimizer, State
-from zoo.schedules import Schedule
+from learned_opt.rules.normalized import newton_schulz
+from zoo.networks.layout import ParamLayout, ParamSlot
+from zoo.training.optimizers import Adam, InnerOptimizer, State
+from zoo.training.schedules import Schedule
 
 LEARNING_RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 ADAM_WEIGHT_DECAY: Final = 0.01  # torch.optim's defaults

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.task_problem import TaskProblem
 from learned_opt.meta_training.tasks import cnn_task, language_task, mlp_task
-from zoo.datasets import SPLIT_NAMES, Dataset, Split, get_dataset
+from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split, get_dataset
 
 GROUPS: Final = ("main", "far", "stretch", "conv", "language")
 _LABEL_NOISE: Final = 0.2

@@ -20,7 +20,7 @@ from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.objective import Objective
 from learned_opt.meta_training.truncated_step import InnerProblem, InnerState, TruncatedStep, map_state
 from learned_opt.meta_training.truncation import LogUniformHorizon
-from learned_opt.update_rule import UpdateRule
+from learned_opt.rules.rule import UpdateRule
 
 _SHAPING_FLOOR: Final = 0.02  # added to the spread of differences, so that equal particles give no large gradient
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from learned_opt.controller import encode_scalars, gradient_weights, token_offsets
 from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.estimators import PES, FullUnrollES, GradientEstimator, TruncatedBackprop, TruncatedES
 from learned_opt.meta_training.objective import LogLossObjective
@@ -21,9 +20,10 @@ from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, M
 from learned_opt.meta_training.truncated_step import TruncatedStep
 from learned_opt.meta_training.truncation import LogUniformHorizon
 from learned_opt.meta_training.validation import Validation, validation_problems
-from learned_opt.normalized_rule import NormalizedRule
-from learned_opt.update_rule import RuleOption, UpdateRule, get_rule
-from zoo.initialization import derive_seed
+from learned_opt.rules.controller import encode_scalars, gradient_weights, token_offsets
+from learned_opt.rules.normalized import NormalizedRule
+from learned_opt.rules.rule import RuleOption, UpdateRule, get_rule
+from zoo.networks.initialization import derive_seed
 
 _TRUNCATED = {"pes": PES, "truncated_es": TruncatedES}
 

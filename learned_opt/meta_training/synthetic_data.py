@@ -1,6 +1,7 @@
 """Data sets made for meta-training: cheap, without end, and none that an evaluation uses.
 
-Every function is deterministic in its arguments and returns standardised inputs. Splits are those of `zoo.datasets`.
+Every function is deterministic in its arguments and returns standardised inputs. Splits are those of
+`zoo.tasks.datasets`.
 
 Legend: n examples, D inputs, H hidden units of a teacher, L points of a sequence.
 """
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.datasets import SPLIT_NAMES, Dataset, Split, get_dataset
+from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split, get_dataset
 
 NUM_CLASSES: Final = 10
 _SEQUENCE_POINTS: Final = 40

@@ -13,10 +13,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from learned_opt.tensor_specs import specs_of
-from learned_opt.update_rule import TensorSpec
-from zoo.datasets import Split
-from zoo.task import Batch, Task
+from learned_opt.rules.rule import TensorSpec
+from learned_opt.rules.tensor_specs import specs_of
+from zoo.tasks.datasets import Split
+from zoo.tasks.task import Batch, Task
 
 MAX_VALIDATION_EXAMPLES: Final = 512
 _NETWORKS_PER_VALIDATION: Final = 64

@@ -22,10 +22,10 @@ from torch import nn
 from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.task_problem import TaskProblem
 from learned_opt.meta_training.truncation import LogUniformHorizon
-from zoo.architectures import CNN, MLP, ByteTransformer
-from zoo.datasets import Dataset, get_dataset
-from zoo.objectives import OBJECTIVES
-from zoo.task import Task
+from zoo.networks.architectures import CNN, MLP, ByteTransformer
+from zoo.tasks.datasets import Dataset, get_dataset
+from zoo.tasks.objectives import OBJECTIVES
+from zoo.tasks.task import Task
 
 HELD_OUT_SEED: Final = 1000  # synthetic data sets from this seed on are for validation and evaluation
 _FAMILIES: Final = ("mlp", "wide_input", "cnn", "language")

@@ -22,7 +22,7 @@ from torch import Tensor
 from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.estimators import GradientEstimator
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
-from zoo.initialization import derive_seed
+from zoo.networks.initialization import derive_seed
 
 _CHECKPOINT_VERSION: Final = 1
 

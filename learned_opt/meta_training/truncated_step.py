@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from learned_opt.meta_training.truncation import Clocks, LogUniformHorizon
-from learned_opt.update_rule import RuleState, TensorSpec, UpdateRule
+from learned_opt.rules.rule import RuleState, TensorSpec, UpdateRule
 
 DEFAULT_LOSS_CAP: Final = 20.0  # nats; an untrained classifier of ten classes has 2.3
 _MAX_SEED: Final = 2**31

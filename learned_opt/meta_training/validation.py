@@ -18,7 +18,7 @@ from learned_opt.meta_training.task_problem import TaskProblem
 from learned_opt.meta_training.tasks import HELD_OUT_SEED, cnn_task, language_task, mlp_task
 from learned_opt.meta_training.truncated_step import InnerProblem, TruncatedStep
 from learned_opt.meta_training.truncation import LogUniformHorizon
-from learned_opt.update_rule import UpdateRule
+from learned_opt.rules.rule import UpdateRule
 
 _SEED: Final = 20_000
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from zoo import ZooWriter, get_task
-from zoo.build import BlockBuilder
 from zoo.building import BuildPlan
+from zoo.building.build import BlockBuilder
 
 
 def main() -> None:

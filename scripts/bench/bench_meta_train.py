@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from learned_opt import MlpRule, NormalizedRule, UpdateRule
-from learned_opt.allocator import keep_freed_memory
 from learned_opt.meta_training import Devices, FabricDevices, TaskProblem, synthetic_data
+from learned_opt.meta_training.allocator import keep_freed_memory
 from learned_opt.meta_training.estimators import PES
 from learned_opt.meta_training.tasks import mlp_task
 from learned_opt.meta_training.truncated_step import TruncatedStep

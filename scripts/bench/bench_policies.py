@@ -20,9 +20,9 @@ import torch
 
 from scripts.bench.record import table, write_record
 from zoo import get_task, train_population
-from zoo.initialization import run_seed
-from zoo.optimizers import Adam
-from zoo.policy_task import PolicyTask, leave_one_out_advantages
+from zoo.networks.initialization import run_seed
+from zoo.tasks.policies import PolicyTask, leave_one_out_advantages
+from zoo.training.optimizers import Adam
 
 NUM_EPISODES = 8  # a minibatch
 LEARNING_RATE = 0.01

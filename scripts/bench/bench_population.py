@@ -25,10 +25,10 @@ from torch.nn import functional as F
 
 from scripts.bench.record import table, write_record
 from zoo import Task, get_task, train_population
-from zoo.batches import shared_indices
-from zoo.initialization import run_seed
-from zoo.muon import Muon
-from zoo.optimizers import Adam, InnerOptimizer, Sgd
+from zoo.networks.initialization import run_seed
+from zoo.training.batches import shared_indices
+from zoo.training.muon import Muon
+from zoo.training.optimizers import Adam, InnerOptimizer, Sgd
 
 BATCH_SIZE = 64
 SECTIONS = ("speed", "blocks", "tasks", "zoo")

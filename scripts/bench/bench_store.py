@@ -24,7 +24,7 @@ import numpy as np
 
 from scripts.bench.rival_stores import STORES, OpenFiles, check
 from zoo import ParamLayout
-from zoo.architectures import MLP
+from zoo.networks.architectures import MLP
 
 BATCH = 64
 Times = dict[str, list[tuple[float, float]]]  # CPU and wall seconds of each repeat

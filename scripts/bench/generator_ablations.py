@@ -19,11 +19,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from generator import denoiser
-from generator.normalizer import ParamNormalizer
+from generator.model import denoiser
+from generator.tokens.normalizer import ParamNormalizer
 from scripts.cli import run
 from scripts.train_generator import main as train
-from zoo.layout import ParamLayout
+from zoo.networks.layout import ParamLayout
 
 
 def without_attention() -> AbstractContextManager[object]:

@@ -18,14 +18,14 @@ from collections.abc import Callable
 import torch
 
 from generator import ObjectiveConfig, ParamNormalizer, RecurrentDiffusionTransformer
-from generator.context import NetworkContext
-from generator.dataset import PairConfig, Trajectories, batch_rng
-from generator.losses import training_losses
-from generator.model import model_widths
-from generator.prompt import Prompt
+from generator.model.context import NetworkContext
+from generator.model.transformer import model_widths
+from generator.prompts.prompt import Prompt
 from generator.sampler import make_scheduler, sample_params
-from zoo.architectures import MLP
-from zoo.layout import ParamLayout
+from generator.training.losses import training_losses
+from generator.trajectories import PairConfig, Trajectories, batch_rng
+from zoo.networks.architectures import MLP
+from zoo.networks.layout import ParamLayout
 
 CHUNK_WIDTH = 1024
 WINDOW = 64

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from generator import ParameterPipeline, prompt_grid
-from generator.dataset import Trajectories
+from generator.alignment import alignment_of
 from generator.evaluation.baselines import MatchedAverage, MeanDelta, NoisyCopy, networks_at
 from generator.evaluation.neighbours import nearest
 from generator.evaluation.testbed import PipelineSampler, Sampler
-from generator.prompt_alignment import alignment_of
-from generator.train import task_of
+from generator.training.train import task_of
+from generator.trajectories import Trajectories
 from scripts.bench.record import table
 from zoo import Task, Zoo
-from zoo.metrics import log_prob_distance, mean_delta_share, mean_over_pairs
+from zoo.networks.metrics import log_prob_distance, mean_delta_share, mean_over_pairs
 
 METRIC = "val_return"
 NUM_PROMPTS = 16

@@ -14,10 +14,10 @@ import time
 import torch
 
 from generator import ParameterPipeline, prompt_grid
-from generator.dataset import Trajectories
 from generator.evaluation.unseen_starts import alignment_figures, unseen_alignments
-from generator.train import task_of
-from zoo.store import Zoo
+from generator.training.train import task_of
+from generator.trajectories import Trajectories
+from zoo.storage.zoo import Zoo
 
 COLUMNS = ("spearman", "r2_log", "test_r2_log", "lowest_achieved", "accuracy")
 METRIC = "val_loss"

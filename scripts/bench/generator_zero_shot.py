@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from generator import ParameterPipeline, prompt_grid
-from generator.dataset import Trajectories
 from generator.evaluation.unseen_starts import alignment_figures, unseen_alignments
-from zoo.store import Zoo
-from zoo.tasks import get_task
+from generator.trajectories import Trajectories
+from zoo.storage.zoo import Zoo
+from zoo.tasks.registry import get_task
 
 COLUMNS = ("spearman", "r2_log", "test_r2_log", "lowest_prompt", "lowest_achieved", "accuracy")
 METRIC = "val_loss"

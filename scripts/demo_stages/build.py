@@ -15,8 +15,8 @@ from scripts.cli import console
 from scripts.demo_stages.stage import StageResult
 from zoo import Zoo
 from zoo.inspection import final_metric, metric_quantiles
-from zoo.task import Task
-from zoo.tasks import get_task
+from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
 
 LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from learned_opt import MuLO
-from learned_opt.allocator import keep_freed_memory
+from learned_opt.meta_training.allocator import keep_freed_memory
 from scripts.cli import console
 from scripts.demo_stages.stage import StageResult
 from zoo import Task, get_task
+from zoo.networks.initialization import run_seed
 from zoo.storage.durable import write_file
-from zoo.tasks import run_seed
 
 ADAMW: Final = "AdamW, default 1e-3"
 COSINE: Final = "AdamW + cosine"

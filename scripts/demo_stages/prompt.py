@@ -20,8 +20,8 @@ from scripts.demo_stages.build import open_zoo
 from scripts.demo_stages.stage import StageResult
 from scripts.demo_stages.train import open_pipeline
 from zoo import Task
-from zoo.initialization import derive_seed
-from zoo.metrics import r2_log
+from zoo.networks.initialization import derive_seed
+from zoo.networks.metrics import r2_log
 
 METRIC: Final = "val_loss"
 LEVELS: Final = (0.1, 0.25, 0.5, 0.75, 0.9)

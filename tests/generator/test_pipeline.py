@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from generator.model import RecurrentDiffusionTransformer, model_widths
-from generator.normalizer import ParamNormalizer
+from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
-from zoo.architectures import CNN, MLP
-from zoo.layout import LayoutMismatchError, ParamLayout
+from generator.tokens.normalizer import ParamNormalizer
+from zoo.networks.architectures import CNN, MLP
+from zoo.networks.layout import LayoutMismatchError, ParamLayout
 
 METRICS = {"val_error": (0.05, 0.9), "val_loss": (0.1, 2.3)}
 

@@ -4,14 +4,14 @@ import lightning
 import pytest
 import torch
 
-from generator.dataset import PairBatches, PairConfig, Trajectories, batch_rng
-from generator.lightning_module import GeneratorModule, OptimizationConfig, PairDataModule, split_params
-from generator.model import RecurrentDiffusionTransformer
-from generator.objectives import ObjectiveConfig
+from generator.model.objectives import ObjectiveConfig
+from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
-from generator.train import GeneratorConfig, assemble, keep_last_checkpoint, make_trainer
-from zoo.tasks import get_task
+from generator.training.module import GeneratorModule, OptimizationConfig, PairDataModule, split_params
+from generator.training.train import GeneratorConfig, assemble, keep_last_checkpoint, make_trainer
+from generator.trajectories import PairBatches, PairConfig, Trajectories, batch_rng
+from zoo.tasks.registry import get_task
 
 SMALL = {"width": 16, "num_blocks": 1, "num_heads": 2, "edge_width": 8}
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -157,7 +157,7 @@ def test_a_trained_pipeline_can_be_saved(tasks, tmp_path):
     pipe = ParameterPipeline(module.averaged, normalizer, make_scheduler("sample"))
     pipe.save_pretrained(tmp_path / "pipe")
     index = json.loads((tmp_path / "pipe" / "model_index.json").read_text())
-    assert index["model"] == ["generator.model", "RecurrentDiffusionTransformer"]
+    assert index["model"] == ["generator.model.transformer", "RecurrentDiffusionTransformer"]
     loaded = ParameterPipeline.from_pretrained(tmp_path / "pipe")
     ours, theirs = (p(prompt={"loss": 0.5}, generator=torch.Generator().manual_seed(0)) for p in (pipe, loaded))
     torch.testing.assert_close(ours.params, theirs.params)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import learned_opt
-from learned_opt.celo2_rule import Celo2Rule
-from learned_opt.mlp_rule import MlpRule
-from learned_opt.normalized_rule import NormalizedRule
-from learned_opt.update_rule import TensorSpec, UpdateRule, get_rule
+from learned_opt.rules.celo2 import Celo2Rule
+from learned_opt.rules.mlp import MlpRule
+from learned_opt.rules.normalized import NormalizedRule
+from learned_opt.rules.rule import TensorSpec, UpdateRule, get_rule
 
 SPECS = [
     TensorSpec("input", "input", 5, (7, 5), 2),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from generator.lightning_module import GeneratorModule
+from generator.training.module import GeneratorModule
 from scripts import cli, demo
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from scripts.import_checkpoints import main
-from zoo.store import Zoo
-from zoo.tasks import get_task
+from zoo.storage.zoo import Zoo
+from zoo.tasks.registry import get_task
 
 DEFAULTS = {"task": None, "metrics": None, "state_key": None, "dtype": None, "keep_nonfinite": False}
 

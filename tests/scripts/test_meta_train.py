@@ -10,7 +10,7 @@ from learned_opt.meta_training import (
     ThetaOptimizerConfig,
     recipe,
 )
-from learned_opt.pretrained import load_theta
+from learned_opt.pretrained.files import load_theta
 from scripts import meta_train
 
 

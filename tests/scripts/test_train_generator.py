@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from generator import ParameterPipeline
 from scripts import sample_params, train_generator
-from zoo.build import build_zoo
-from zoo.tasks import get_task
+from zoo.building.build import build_zoo
+from zoo.tasks.registry import get_task
 
 
 def compose(name, *overrides):

@@ -5,11 +5,11 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from zoo.architectures import MLP
-from zoo.layout import ParamLayout
+from zoo.networks.architectures import MLP
+from zoo.networks.layout import ParamLayout
 from zoo.storage.schema import RunStatus, ZooSpec
 from zoo.storage.writer import ZooWriter
-from zoo.store import Zoo
+from zoo.storage.zoo import Zoo
 
 LAYOUT = ParamLayout.of(MLP(3, (4,), 2))
 

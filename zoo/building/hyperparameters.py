@@ -16,10 +16,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from zoo.initialization import derive_seed
-from zoo.muon import Muon
-from zoo.optimizers import Adam, CompilableOptimizer, Sgd
-from zoo.schedules import Schedule
+from zoo.networks.initialization import derive_seed
+from zoo.training.muon import Muon
+from zoo.training.optimizers import Adam, CompilableOptimizer, Sgd
+from zoo.training.schedules import Schedule
 
 OPTIMIZERS: Final[dict[str, type[Sgd | Adam | Muon]]] = {"sgd": Sgd, "adam": Adam, "muon": Muon}
 RANGES: Final = ("uniform", "log_uniform", "choice")

@@ -14,16 +14,17 @@ from typing import Final, cast
 import numpy as np
 import torch
 
-from zoo.batches import check_batch_size
 from zoo.building.hyperparameters import draw, make_optimizer
-from zoo.inner_loop import should_compile
-from zoo.optimizers import InnerOptimizer
-from zoo.population import DEFAULT_MAX_LOSS, check_repeatable, check_snapshot_steps, quadratic_steps
+from zoo.networks.initialization import run_seed
 from zoo.storage.schema import Json, ZooSpec
 from zoo.storage.splits import SplitRule
-from zoo.subset_tasks import NUM_CLASSES
-from zoo.task import Task
-from zoo.tasks import get_task, run_seed
+from zoo.tasks.label_subsets import NUM_CLASSES
+from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
+from zoo.training.batches import check_batch_size
+from zoo.training.inner_step import should_compile
+from zoo.training.optimizers import InnerOptimizer
+from zoo.training.population import DEFAULT_MAX_LOSS, check_repeatable, check_snapshot_steps, quadratic_steps
 
 DEFAULT_OPTIMIZER: Final[Mapping[str, Json]] = {"name": "adam", "lr": 0.01}
 EVALUATED_SPLITS: Final = ("train", "val", "test")

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.alignment import align
 from zoo.inspection.summary import final_metric, last_snapshots, metric_families, metric_quantiles, usable_runs
-from zoo.metrics import matched_distances
+from zoo.networks.alignment import align
+from zoo.networks.metrics import matched_distances
+from zoo.networks.symmetry import apply
 from zoo.storage.schema import RunStatus
-from zoo.store import Zoo
-from zoo.symmetry import apply
+from zoo.storage.zoo import Zoo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from rich.table import Table
 from zarr.storage import LocalStore
 
 from zoo.storage.schema import FORMAT_VERSION, Json, RunStatus
-from zoo.store import Zoo
+from zoo.storage.zoo import Zoo
 
 LEVELS: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _SPLITS: Final = ("val", "train", "test")  # the first that a metric has stands for it

@@ -19,7 +19,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from zoo.layout import ParamLayout
+from zoo.networks.layout import ParamLayout
 from zoo.storage.splits import SplitRule
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"

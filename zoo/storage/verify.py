@@ -14,9 +14,9 @@ import zarr
 from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from zoo.shards import Shard, ShardError, ShardSource, run_checksums
 from zoo.storage.precision import is_finite
 from zoo.storage.schema import Json, RunStatus, ZooSpec, array_metadata, attributes_checksum, small_arrays
+from zoo.storage.shards import Shard, ShardError, ShardSource, run_checksums
 
 _NOT_BUILT: Final = "build again into the same path to finish"
 

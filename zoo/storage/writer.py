@@ -19,7 +19,6 @@ from typing import Final
 
 import numpy as np
 
-from zoo.shards import ShardShape, checked, run_checksums, shard_key, shard_parts
 from zoo.storage.claims import DEFAULT_EXPIRY, Claim, remove_claims, try_claim
 from zoo.storage.durable import remove_file, remove_partials, rename_directory, write_file, write_files
 from zoo.storage.precision import is_finite, to_stored
@@ -32,6 +31,7 @@ from zoo.storage.schema import (
     fill_value,
     small_arrays,
 )
+from zoo.storage.shards import ShardShape, checked, run_checksums, shard_key, shard_parts
 
 _CLAIMS: Final = Path("runs/status/claims")
 

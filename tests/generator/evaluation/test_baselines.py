@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.dataset import Trajectories
 from generator.evaluation.adam_baselines import AdamSteps, RankOneExtrapolation, adam_curve, tune_adam
 from generator.evaluation.baselines import MatchedAverage, MeanDelta, NearestNeighbours, NoisyCopy, Retrieval
 from generator.evaluation.neighbours import distance_bounds, nearest, paired_distances
 from generator.evaluation.ridge import Ridge
 from generator.evaluation.testbed import METRIC, nearest_snapshots
-from zoo.metrics import matched_distances
-from zoo.symmetry import apply, sample
-from zoo.tasks import get_task
+from generator.trajectories import Trajectories
+from zoo.networks.metrics import matched_distances
+from zoo.networks.symmetry import apply, sample
+from zoo.tasks.registry import get_task
 
 TASK = get_task("digits", hidden=(5,))
 DEEP = get_task("digits", hidden=(4, 3))

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from generator.dataset import Trajectories
 from generator.evaluation.collapse import MEASURES, Behaviour, collapse_report
 from generator.evaluation.testbed import METRIC, Testbed
 from generator.evaluation.verdict import Estimate, Verdict
-from zoo.optimizers import Adam
-from zoo.population import train_population
-from zoo.tasks import get_task
+from generator.trajectories import Trajectories
+from zoo.tasks.registry import get_task
+from zoo.training.optimizers import Adam
+from zoo.training.population import train_population
 
 TASK = get_task("digits", hidden=(8,))
 NUM_STARTS = 24

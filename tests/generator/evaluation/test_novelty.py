@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from generator.dataset import Trajectories
 from generator.evaluation.baselines import NoisyCopy
 from generator.evaluation.novelty import (
     COPIES,
@@ -20,10 +19,11 @@ from generator.evaluation.novelty import (
     withheld_band_report,
 )
 from generator.evaluation.testbed import METRIC, Testbed, nearest_snapshots
-from zoo.optimizers import Adam
-from zoo.population import train_population
-from zoo.symmetry import apply, sample
-from zoo.tasks import get_task
+from generator.trajectories import Trajectories
+from zoo.networks.symmetry import apply, sample
+from zoo.tasks.registry import get_task
+from zoo.training.optimizers import Adam
+from zoo.training.population import train_population
 
 NUM_UNSEEN = 24
 LEVEL = 0.5

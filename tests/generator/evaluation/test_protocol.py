@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from generator.dataset import Trajectories
+from generator.alignment import Alignment
 from generator.evaluation.baselines import Retrieval
 from generator.evaluation.generalization import Generalization
 from generator.evaluation.novelty import BandReport, Foretelling, HalvesReport
@@ -17,12 +17,12 @@ from generator.evaluation.report import print_report, save_report, summary, to_j
 from generator.evaluation.testbed import METRIC, PipelineSampler, Testbed, nearest_snapshots
 from generator.evaluation.verdict import Verdict
 from generator.pipeline import ParameterPipeline
-from generator.prompt_alignment import Alignment
 from generator.sampler import make_scheduler
-from generator.train import GeneratorConfig, assemble
-from zoo.optimizers import Adam
-from zoo.population import train_population
-from zoo.tasks import get_task
+from generator.training.train import GeneratorConfig, assemble
+from generator.trajectories import Trajectories
+from zoo.tasks.registry import get_task
+from zoo.training.optimizers import Adam
+from zoo.training.population import train_population
 
 TASK = get_task("digits", hidden=(6,))
 NUM_UNSEEN = 10

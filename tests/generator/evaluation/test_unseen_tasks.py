@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from generator.dataset import PairConfig, Trajectories
 from generator.evaluation.task_baselines import NearestTask, TaskRidge, bit_features
 from generator.evaluation.testbed import METRIC
 from generator.evaluation.unseen_tasks import unseen_tasks_report
-from generator.held_out_tasks import holding_out, with_splits
-from generator.lightning_module import OptimizationConfig
-from generator.objectives import ObjectiveConfig
+from generator.model.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
-from generator.train import GeneratorConfig, train_generator
-from zoo.build import build_zoo
-from zoo.symmetry import apply, sample
-from zoo.tasks import get_task
+from generator.training.held_out_tasks import holding_out, with_splits
+from generator.training.module import OptimizationConfig
+from generator.training.train import GeneratorConfig, train_generator
+from generator.trajectories import PairConfig, Trajectories
+from zoo.building.build import build_zoo
+from zoo.networks.symmetry import apply, sample
+from zoo.tasks.registry import get_task
 
 NUM_PAIRS = 15  # runs 0 to 29 have masks 1 to 30 and runs 1022 - 30 to 1021 their complements
 
@@ -89,7 +89,7 @@ def test_ridge_finds_a_linear_map_behind_permuted_units():
     )  # fmt: skip
     rows = torch.arange(len(unseen))
     predicted = TaskRidge(train, 0.5)(unseen.task_bits, torch.full((len(unseen),), 0.5), rng())
-    from zoo.alignment import align
+    from zoo.networks.alignment import align
 
     matched = align(runs.layout, unseen.read(rows, rows * 0), predicted).params
     assert (matched - predicted).norm() < 0.05 * predicted.norm()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from learned_opt.celo2_rule import STEP_SIZE, Celo2Rule
 from learned_opt.evaluation.comparison import Result, evaluate, joined, train
 from learned_opt.evaluation.learned_methods import ScheduledPopulation, celo2, learned_methods, shipped, untrained_frame
 from learned_opt.evaluation.rivals import MatchedMuon, Method, TorchPopulation, rivals
@@ -17,12 +16,13 @@ from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.task_problem import TaskProblem
 from learned_opt.meta_training.tasks import mlp_task
-from learned_opt.population_optimizer import PopulationOptimizer
-from learned_opt.pretrained import Pretrained, available, load_pretrained, save_theta
-from zoo.architectures import MLP
-from zoo.layout import ParamLayout
-from zoo.optimizers import Adam
-from zoo.schedules import Schedule
+from learned_opt.pretrained.files import Pretrained, available, load_pretrained, save_theta
+from learned_opt.rules.celo2 import STEP_SIZE, Celo2Rule
+from learned_opt.rules.population import PopulationOptimizer
+from zoo.networks.architectures import MLP
+from zoo.networks.layout import ParamLayout
+from zoo.training.optimizers import Adam
+from zoo.training.schedules import Schedule
 
 NUM_STEPS = 20
 

@@ -4,8 +4,8 @@ from torch import nn
 
 from learned_opt import MlpRule, MuLO, NormalizedRule, Pretrained
 from learned_opt.evaluation.coordinate_check import check_pretrained, coordinate_check, plot
-from zoo.architectures import MLP
-from zoo.parametrization import parametrize
+from zoo.networks.architectures import MLP
+from zoo.networks.parametrization import parametrize
 
 WIDTHS = (64, 256, 1024)
 

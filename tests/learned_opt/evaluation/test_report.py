@@ -31,7 +31,7 @@ from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.task_problem import TaskProblem
 from learned_opt.meta_training.tasks import mlp_task
-from learned_opt.pretrained import DIRECTORY, available
+from learned_opt.pretrained.files import DIRECTORY, available
 
 
 def made_up(loss: list[list[float]], *, error: float = 0.1) -> Result:

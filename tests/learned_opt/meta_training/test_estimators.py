@@ -23,7 +23,7 @@ from learned_opt.meta_training.estimators import (
 from learned_opt.meta_training.objective import LogLossObjective
 from learned_opt.meta_training.truncated_step import TruncatedStep
 from learned_opt.meta_training.truncation import LogUniformHorizon
-from learned_opt.update_rule import TensorSpec
+from learned_opt.rules.rule import TensorSpec
 
 HORIZON = 12
 CURVATURE = torch.tensor([1.0, 0.3])

@@ -11,7 +11,6 @@ import torch
 from hydra.utils import instantiate
 
 from learned_opt import MlpRule, NormalizedRule
-from learned_opt.controller import NUM_OUTPUTS, Horizon, Signals, Statistics, control, decode, gradient_weights
 from learned_opt.meta_training import recipe
 from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.objective import LogLossObjective, final_loss
@@ -26,10 +25,11 @@ from learned_opt.meta_training.recipe import (
 from learned_opt.meta_training.tasks import MetaTaskConfig
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizerConfig
 from learned_opt.meta_training.train import MetaTrainConfig
-from learned_opt.population_optimizer import PopulationOptimizer
-from learned_opt.update_rule import TensorSpec
-from zoo.population import train_population
-from zoo.tasks import get_task
+from learned_opt.rules.controller import NUM_OUTPUTS, Horizon, Signals, Statistics, control, decode, gradient_weights
+from learned_opt.rules.population import PopulationOptimizer
+from learned_opt.rules.rule import TensorSpec
+from zoo.tasks.registry import get_task
+from zoo.training.population import train_population
 
 
 def stage(name: str, *, network: bool, estimator: FullUnrollConfig | TruncatedConfig | None = None) -> Stage:

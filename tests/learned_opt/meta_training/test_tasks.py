@@ -15,8 +15,8 @@ from learned_opt.meta_training.tasks import (
     he_normal_,
     mlp_task,
 )
-from zoo.architectures import MLP
-from zoo.datasets import get_dataset
+from zoo.networks.architectures import MLP
+from zoo.tasks.datasets import get_dataset
 
 
 def draw(families: dict[str, float], count: int, **options) -> list:

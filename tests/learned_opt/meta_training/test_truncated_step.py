@@ -11,7 +11,7 @@ from learned_opt.meta_training.task_problem import TaskProblem
 from learned_opt.meta_training.tasks import cnn_task, mlp_task
 from learned_opt.meta_training.truncated_step import TruncatedStep, cap_loss
 from learned_opt.meta_training.truncation import LogUniformHorizon
-from zoo.tasks import get_task
+from zoo.tasks.registry import get_task
 
 RULE = NormalizedRule()
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from zoo.building.hyperparameters import draw, make_optimizer
-from zoo.muon import Muon
-from zoo.optimizers import Adam, Sgd
-from zoo.schedules import Schedule
+from zoo.training.muon import Muon
+from zoo.training.optimizers import Adam, Sgd
+from zoo.training.schedules import Schedule
 
 SEEDS = list(range(2000))
 

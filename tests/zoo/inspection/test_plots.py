@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from zoo.checkpoints.importer import import_checkpoints
 from zoo.inspection import plots
-from zoo.interop import import_checkpoints
 
 
 def test_every_picture_is_drawn_and_has_content(small_zoo, tmp_path):

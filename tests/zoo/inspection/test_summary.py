@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
+from zoo.checkpoints.importer import import_checkpoints
 from zoo.inspection.summary import (
     LEVELS,
     final_metric,
@@ -17,10 +18,9 @@ from zoo.inspection.summary import (
     summary_tables,
     usable_runs,
 )
-from zoo.interop import import_checkpoints
 from zoo.storage.schema import ZooSpec
 from zoo.storage.writer import ZooWriter
-from zoo.store import Zoo
+from zoo.storage.zoo import Zoo
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 import zarr
 
 import zoo.storage.writer
-from zoo.build import discard_damaged_blocks
+from zoo.building.build import discard_damaged_blocks
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
-from zoo.store import Zoo
+from zoo.storage.zoo import Zoo
 
 
 @pytest.fixture(scope="module")

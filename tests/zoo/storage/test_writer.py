@@ -13,7 +13,7 @@ import zoo.storage.durable
 from zoo.storage.claims import ClaimLostError
 from zoo.storage.schema import RunStatus, ZooFormatError, ZooMismatchError
 from zoo.storage.writer import ZooWriteError, ZooWriter
-from zoo.store import Zoo
+from zoo.storage.zoo import Zoo
 
 
 def test_a_zoo_is_continued_by_equal_settings_alone(tmp_path, toy):

@@ -1,0 +1,1 @@
+"""The recurrent diffusion transformer, and what it is given to see."""

@@ -1,0 +1,345 @@
+"""The recurrent diffusion transformer: from noise, a prompt and optionally a start to the parameters of a network.
+
+A bidirectional gated linear recurrence runs over the layers of the network (whose units are a set) or over its chunks,
+and gives every token its prototype from the start, the position and the prompt. A transformer then denoises all tokens
+jointly. One model serves every layout that is made of the feature blocks it was built for, whatever its widths and
+depth.
+
+Source: recurrence and diffusion over parameter tokens: Wang et al. 2025 (arXiv 2501.11587); prompting with losses:
+Peebles et al. 2022 (arXiv 2209.12892).
+
+Legend: B networks, P numbers of one network, C channels, n units of a group, L chunks, d token width, e edge width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
+from generator.model.recurrence import GatedLinearRecurrence
+from generator.prompts.prompt import MetricRange, Prompt, PromptEncoder
+from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer, FeatureBlock, ParamTokenizer
+from generator.tokens.windows import from_windows, sinusoids, to_windows
+
+_NUM_TIME_FREQUENCIES: Final = 5
+
+
+class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Predicts the normalised parameters (B, P) of a network, whole or in windows.
+
+    Args:
+        node_widths: features per node by block key, from the tokenizers of the layouts to serve.
+        edge_widths: features per edge by block key; empty for chunk tokens.
+        metrics: (low, high) of each metric that can be prompted, as seen in training.
+        num_task_bits: length of a task's bit mask; 0 for none.
+        num_fingerprints: functional features per unit of the start; 0 for none.
+        fingerprint_scale: factor on fingerprints, which at 1 are faint beside what tokens hold else.
+        noisy_as_start: whether, where there is no start, the noisy network takes its place, fingerprints included.
+        diffusion: whether there is a noisy input and a timestep; without, the model is a one-pass regressor.
+        use_start: whether a start network can be given.
+        use_latent: whether a Gaussian input makes each prediction a sample (energy score).
+        recurrence: recurrent layers that make the prototypes; 0 for none.
+        width: d.
+        num_blocks: denoiser blocks.
+        num_heads: attention heads.
+        edge_width: e.
+        mlp_ratio: hidden width of the blocks' MLP over d.
+        start_skip: weight, at first, with which edges of the start enter the prediction.
+        window: chunk tokens attend within windows of so many; 0 for attention over the whole network.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        node_widths: dict[str, int],
+        edge_widths: dict[str, int],
+        metrics: dict[str, tuple[float, float]],
+        *,
+        num_task_bits: int = 0,
+        num_fingerprints: int = 0,
+        fingerprint_scale: float = 1.0,
+        noisy_as_start: bool = False,
+        diffusion: bool = True,
+        use_start: bool = True,
+        use_latent: bool = True,
+        recurrence: int = 1,
+        width: int = 96,
+        num_blocks: int = 3,
+        num_heads: int = 8,
+        edge_width: int = 16,
+        mlp_ratio: int = 2,
+        start_skip: float = 0.0,
+        window: int = 0,
+    ) -> None:
+        super().__init__()
+        self.ranges = {name: MetricRange(*bounds) for name, bounds in sorted(metrics.items())}
+        self.window = window
+        self.num_drawn = int(diffusion) + int(use_latent)  # channels that are drawn: noisy values, latent
+        channels = self.num_drawn + int(use_start)
+        if channels == 0:
+            raise ValueError("a model needs a noisy input, a latent or a start; all three are off")
+
+        self.prompt_encoder = PromptEncoder(self.ranges, num_task_bits)
+        condition_width = self.prompt_encoder.width + 1 + 2 * _NUM_TIME_FREQUENCIES * diffusion
+        self.condition = nn.Sequential(nn.Linear(condition_width, width), nn.GELU(), nn.Linear(width, width))
+
+        self.role = nn.Linear(3, width)
+        self.drawn_encoders = nn.ModuleDict(
+            {key: nn.Linear(self.num_drawn * size, width) for key, size in node_widths.items() if self.num_drawn}
+        )
+        self.start_encoders = nn.ModuleDict(
+            {key: nn.Linear(size, width) for key, size in node_widths.items() if use_start}
+        )
+        self.fingerprint_encoder = nn.Linear(num_fingerprints, width) if num_fingerprints else None
+
+        self.recurrent = nn.ModuleList(GatedLinearRecurrence(width) for _ in range(recurrence))
+        if recurrence:
+            self.recurrence_condition = nn.Linear(self.prompt_encoder.width + 1, width)
+            self.summary = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+            self.prototype = nn.Linear(width, width)
+
+        self.blocks = nn.ModuleList(
+            DenoiserBlock(width, num_heads, edge_width if edge_widths else 0, mlp_ratio) for _ in range(num_blocks)
+        )
+        self.final_norm = nn.LayerNorm(width)
+        self.decoders = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in node_widths.items()})
+        if edge_widths:
+            self.edge_condition = nn.Linear(width, edge_width)
+            self.edge_encoders = nn.ModuleDict({key: _mlp(channels * k, edge_width) for key, k in edge_widths.items()})
+            self.edge_decoder = EdgeDecoder(width, edge_width)
+            self.edge_outputs = nn.ModuleDict(
+                {key: zero_init(nn.Linear(2 * edge_width, size)) for key, size in edge_widths.items()}
+            )
+            skips = torch.zeros(channels)
+            skips[self.num_drawn :] = start_skip
+            self.edge_skips = nn.ParameterDict({key: skips.clone() for key in edge_widths})
+
+    def forward(
+        self,
+        tokenizer: ParamTokenizer,
+        prompt: Prompt,
+        *,
+        noisy: Tensor | None = None,
+        timestep: Tensor | None = None,
+        latent: Tensor | None = None,
+        start: Tensor | None = None,
+        has_start: Tensor | None = None,
+        fingerprints: Mapping[str, Tensor] | None = None,
+        prototypes: Tensor | None = None,
+        windows: Tensor | None = None,
+    ) -> Tensor:
+        """Prediction of the clean normalised parameters, or of what the objective asks for.
+
+        Args:
+            tokenizer: of the layout that the batch has.
+            prompt: B prompts.
+            noisy: (B, P) noisy normalised parameters, for a diffusion model.
+            timestep: (B,) noise time in [0, 1].
+            latent: (B, P) standard normal numbers, for a model with a latent.
+            start: (B, P) normalised start; None for none.
+            has_start: (B,) 0 or 1; default all 1 if a start is given.
+            fingerprints: (B, n, F) functional features of the start (or the noisy network) by group name.
+            prototypes: from `self.prototypes`, which need not be repeated for every sampling step.
+            windows: (K,) numbers of the windows to denoise (chunk tokens only).
+
+        Returns:
+            (B, P); with `windows`, (B * K, window, W) chunks of these.
+        """
+        batch = len(prompt)
+        has_start = self._presence(start, has_start, batch, prompt.target.device)
+        condition = self._condition(prompt, has_start, timestep)  # (B, d)
+        if self.config["noisy_as_start"] and noisy is not None:
+            start = noisy if start is None else torch.where(has_start[:, None] > 0, start, noisy)
+        drawn = [values for values in (noisy, latent) if values is not None]
+        if len(drawn) != self.num_drawn:
+            raise ValueError(f"this model takes {self.num_drawn} of noisy values and latent, got {len(drawn)}")
+        tokens, start_features = self._start_tokens(tokenizer, start, has_start, fingerprints)
+        if self.recurrent and prototypes is None:
+            prototypes = self._prototypes_of(tokenizer, tokens, prompt, has_start)
+        drawn_features = [tokenizer.encode(values) for values in drawn]
+        if isinstance(tokenizer, ChunkTokenizer):
+            known = tokens[0] if prototypes is None else tokens[0] + prototypes  # (B, L, d)
+            return self._denoise_chunks(tokenizer, known, drawn_features, condition, windows)
+        if prototypes is not None:
+            tokens = [part + prototypes[:, i, None] for i, part in enumerate(tokens)]
+        return self._denoise_graph(tokenizer, tokens, drawn_features, start_features, condition)
+
+    def prototypes(
+        self,
+        tokenizer: ParamTokenizer,
+        prompt: Prompt,
+        *,
+        start: Tensor | None = None,
+        has_start: Tensor | None = None,
+        fingerprints: Mapping[str, Tensor] | None = None,
+    ) -> Tensor | None:
+        """Prototypes of groups (B, G, d) or chunks (B, L, d), which do not depend on the noise; None without."""
+        if not self.recurrent:
+            return None
+        has_start = self._presence(start, has_start, len(prompt), prompt.target.device)
+        tokens, _ = self._start_tokens(tokenizer, start, has_start, fingerprints)
+        return self._prototypes_of(tokenizer, tokens, prompt, has_start)
+
+    def _presence(self, start: Tensor | None, has_start: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        if start is not None and not self.start_encoders:
+            raise ValueError("this model was built without a start; pass start=None")
+        if start is None:
+            return torch.zeros(batch, device=device)
+        return torch.ones(batch, device=device) if has_start is None else has_start.float()
+
+    def _condition(self, prompt: Prompt, has_start: Tensor, timestep: Tensor | None) -> Tensor:
+        parts = [self.prompt_encoder(prompt), has_start[:, None]]
+        if self.config["diffusion"]:
+            if timestep is None:
+                raise ValueError("a diffusion model needs a timestep, got None")
+            waves = timestep[:, None] * 2.0 ** torch.arange(_NUM_TIME_FREQUENCIES, device=timestep.device) * math.pi / 2
+            parts += [waves.sin(), waves.cos()]
+        return self.condition(torch.cat(parts, dim=1))
+
+    def _start_tokens(
+        self,
+        tokenizer: ParamTokenizer,
+        start: Tensor | None,
+        has_start: Tensor,
+        fingerprints: Mapping[str, Tensor] | None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """What is known of each token before any noise: (B, n, d) per group, and the start's features."""
+        device, batch = has_start.device, len(has_start)
+        if tokenizer.is_ordered:
+            positions = sinusoids(tokenizer.positions.to(device), self.config["width"])  # type: ignore[attr-defined]
+            tokens = [positions.expand(batch, -1, -1)]
+        else:
+            roles = self.role(_roles(len(tokenizer.groups), device))  # (G, d)
+            tokens = [role.expand(batch, group.size, -1) for role, group in zip(roles, tokenizer.groups, strict=True)]
+        if not self.start_encoders:
+            return tokens, {}
+        if start is None:
+            start = torch.zeros(batch, tokenizer.layout.num_params, device=device)
+        is_known = torch.ones_like(has_start) if self.config["noisy_as_start"] else has_start
+        features = tokenizer.encode(start * is_known[:, None])
+        for block in _node_blocks(tokenizer):
+            index = block.groups[0]
+            tokens[index] = tokens[index] + self.start_encoders[block.key](features[block.name])
+        if self.fingerprint_encoder is not None and fingerprints is not None:
+            for index, group in enumerate(tokenizer.groups):
+                if group.name in fingerprints:
+                    known = self.fingerprint_encoder(self.config["fingerprint_scale"] * fingerprints[group.name])
+                    tokens[index] = tokens[index] + known * is_known[:, None, None]
+        return tokens, features
+
+    def _prototypes_of(
+        self, tokenizer: ParamTokenizer, tokens: Sequence[Tensor], prompt: Prompt, has_start: Tensor
+    ) -> Tensor:
+        asked = self.recurrence_condition(torch.cat((self.prompt_encoder(prompt), has_start[:, None]), dim=1))
+        if tokenizer.is_ordered:
+            sequence = self.summary(tokens[0])  # (B, L, d)
+        else:
+            sequence = torch.stack([self.summary(part).mean(1) for part in tokens], dim=1)  # (B, G, d)
+        sequence = sequence + asked[:, None]
+        for layer in self.recurrent:
+            sequence = layer(sequence)
+        return self.prototype(sequence)
+
+    def _denoise_graph(
+        self,
+        tokenizer: ParamTokenizer,
+        tokens: list[Tensor],
+        drawn: Sequence[Mapping[str, Tensor]],
+        start: Mapping[str, Tensor],
+        condition: Tensor,
+    ) -> Tensor:
+        node_blocks, edge_blocks = _node_blocks(tokenizer), [block for block in tokenizer.blocks if block.is_edge]
+        spans = _spans(tokenizer)
+        for block in node_blocks if drawn else []:
+            stacked = torch.cat([features[block.name] for features in drawn], dim=-1)
+            tokens[block.groups[0]] = tokens[block.groups[0]] + self.drawn_encoders[block.key](stacked)
+        x = torch.cat(tokens, dim=1) + condition[:, None]  # (B, n, d)
+
+        channels = [*drawn, start] if start else list(drawn)
+        pairs = [EdgePair(spans[block.groups[0]], spans[block.groups[1]]) for block in edge_blocks]
+        edges = []
+        for block in edge_blocks:
+            stacked = torch.cat([features[block.name] for features in channels], dim=-1)
+            encoded = self.edge_encoders[block.key](stacked)
+            edges.append(encoded + self.edge_condition(condition)[:, None, None])  # (B, n_target, n_source, e)
+
+        for layer in self.blocks:
+            x = layer(x, condition, edges, pairs)
+        x = self.final_norm(x)
+
+        output = {block.name: self.decoders[block.key](x[:, spans[block.groups[0]]]) for block in node_blocks}
+        for block, edge, pair in zip(edge_blocks, edges, pairs, strict=True):
+            hidden = self.edge_decoder(edge, x[:, pair.target], x[:, pair.source])
+            skips = zip(self.edge_skips[block.key].unbind(), channels, strict=True)
+            skipped = torch.stack([weight * features[block.name] for weight, features in skips]).sum(0)
+            output[block.name] = self.edge_outputs[block.key](hidden) + skipped
+        return tokenizer.decode({name: values.float() for name, values in output.items()})  # (B, P)
+
+    def _denoise_chunks(
+        self,
+        tokenizer: ChunkTokenizer,
+        known: Tensor,
+        drawn: Sequence[Mapping[str, Tensor]],
+        condition: Tensor,
+        windows: Tensor | None,
+    ) -> Tensor:
+        batch, length, _ = known.shape
+        window = self.window or length
+        everything = torch.arange(math.ceil(length / window), device=known.device)
+        chosen = everything if windows is None else windows
+        x = to_windows(known, window, chosen)  # (B * K, window, d)
+        (block,) = tokenizer.blocks
+        if drawn:
+            stacked = torch.cat([features[CHUNKS] for features in drawn], dim=-1)
+            x = x + self.drawn_encoders[block.key](to_windows(stacked, window, chosen))
+        per_window = condition.repeat_interleave(len(chosen), dim=0)  # (B * K, d)
+        x = x + per_window[:, None]
+        for layer in self.blocks:
+            x = layer(x, per_window, (), ())
+        chunks = self.decoders[block.key](self.final_norm(x)).float()  # (B * K, window, W)
+        if windows is not None:
+            return chunks
+        return tokenizer.decode({CHUNKS: from_windows(chunks, batch, length)})  # (B, P)
+
+
+def model_widths(tokenizers: Sequence[ParamTokenizer]) -> tuple[dict[str, int], dict[str, int]]:
+    """Features per node and per edge by block key, over all layouts that a model should serve."""
+    nodes: dict[str, int] = {}
+    edges: dict[str, int] = {}
+    for tokenizer in tokenizers:
+        for block in tokenizer.blocks:
+            (edges if block.is_edge else nodes)[block.key] = block.width
+    return nodes, edges
+
+
+def _mlp(num_inputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(num_inputs, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+
+def _node_blocks(tokenizer: ParamTokenizer) -> list[FeatureBlock]:
+    return [block for block in tokenizer.blocks if not block.is_edge]
+
+
+def _spans(tokenizer: ParamTokenizer) -> list[slice]:
+    spans, begin = [], 0
+    for group in tokenizer.groups:
+        spans.append(slice(begin, begin + group.size))
+        begin += group.size
+    return spans
+
+
+def _roles(num_groups: int, device: torch.device) -> Tensor:
+    """(G, 3): whether a group is the first, the last, and its relative depth; zeros for the global node."""
+    roles = torch.zeros(num_groups, 3, device=device)
+    if num_groups > 1:
+        roles[1, 0] = 1.0
+        roles[-1, 1] = 1.0
+        roles[:, 2] = torch.arange(num_groups, device=device) / num_groups
+    return roles

@@ -1,0 +1,1 @@
+"""Networks as normalised tokens, and back."""

@@ -1,0 +1,308 @@
+"""Networks as tokens: a graph of interchangeable units, or a sequence of chunks, both exactly invertible.
+
+A tokenizer cuts the flat vector of a network into *feature blocks*. A block belongs to the nodes of one group,
+`(..., n, width)`, or to the edges between two groups, `(..., n_target, n_source, width)`. Blocks with equal keys mean
+the same thing in every layer and every network, so encoders, decoders and normalisation statistics are shared by key.
+Integer buffers (step counters) are in no block: they are copied, never generated.
+
+Legend: P numbers of one network, n units of a group, L chunks, W chunk width, `...` any leading dims.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.networks.layout import ParamLayout, ParamSlot
+
+GLOBAL_NODE: Final = "network"
+CHUNKS: Final = "chunks"
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """A set of `size` tokens that play the same part."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class FeatureBlock:
+    """Numbers that belong to the nodes of one group, or to the edges between a target and a source group."""
+
+    name: str
+    key: str
+    groups: tuple[int, ...]
+    width: int
+
+    @property
+    def is_edge(self) -> bool:
+        return len(self.groups) == 2
+
+
+class ParamTokenizer(Protocol):
+    """What the generator knows of a network: groups of nodes, feature blocks, and the way there and back."""
+
+    layout: ParamLayout
+    groups: tuple[NodeGroup, ...]
+    blocks: tuple[FeatureBlock, ...]
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether tokens have positions; otherwise the tokens of a group are a set."""
+        ...
+
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        """Feature blocks by name of flat vectors (..., P)."""
+        ...
+
+    def decode(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Flat vectors (..., P) of feature blocks; copied slots are zero."""
+        ...
+
+    def statistics(self) -> tuple[dict[str, int], Tensor]:
+        """Sizes of the shared statistics by key, and the statistic of each number as an index (P,) into them all."""
+        ...
+
+
+class NeuronTokenizer:
+    """One node per interchangeable unit, one node for all that belongs to no unit, edges between units.
+
+    A node holds what is indexed by its unit and otherwise by fixed axes: incoming weights from fixed inputs, biases,
+    norm parameters and statistics, outgoing weights to fixed outputs. An edge holds what two units share: a weight,
+    the k * k numbers of a convolution kernel. Nodes of one group carry no position, so a permutation of units is a
+    permutation of tokens.
+
+    Raises:
+        ValueError: if a slot is indexed by more than two groups or twice by one (use ChunkTokenizer then).
+    """
+
+    is_ordered: Final = False
+
+    def __init__(self, layout: ParamLayout) -> None:
+        self.layout = layout
+        units = (NodeGroup(group.name, group.size) for group in layout.groups)
+        self.groups: tuple[NodeGroup, ...] = (NodeGroup(GLOBAL_NODE, 1), *units)
+        owners: dict[str, list[_Axis]] = {}
+        for index, group in enumerate(layout.groups, start=1):
+            for axis in group.axes:
+                owners.setdefault(axis.slot, []).append(_Axis(axis.axis, index, group.size, axis.unit_size))
+        self._cuts = tuple(_Cut.of(slot, owners.get(slot.name, [])) for slot in layout if is_generated(slot))
+        self.blocks = tuple(cut.block for cut in _with_ordinals(self._cuts))
+
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        self.layout.check_vector(values)
+        return {cut.slot.name: cut.split(values[..., cut.slot.span]) for cut in self._cuts}
+
+    def decode(self, features: Mapping[str, Tensor]) -> Tensor:
+        parts = {cut.slot.name: cut.join(features[cut.slot.name]) for cut in self._cuts}
+        return _join_slots(self.layout, parts)
+
+    def statistics(self) -> tuple[dict[str, int], Tensor]:
+        sizes: dict[str, int] = {}
+        for block in self.blocks:
+            sizes.setdefault(block.key, block.width)
+        sizes |= {_copied_key(slot): slot.numel for slot in self.layout if not is_generated(slot)}
+        first = _offsets(sizes)
+        ids = {}
+        for block in self.blocks:
+            counts = [self.groups[index].size for index in block.groups]
+            ids[block.name] = (first[block.key] + torch.arange(block.width)).expand(*counts, block.width)
+        return sizes, _fill_copied(self.layout, self.decode(ids), first)
+
+
+class ChunkTokenizer:
+    """Slots cut into chunks of `chunk_width` numbers, the last one of a slot padded with zeros: any layout at all.
+
+    Args:
+        layout: the network.
+        chunk_width: W; 0 for the whole network in one chunk, a flat vector.
+    """
+
+    is_ordered: Final = True
+
+    def __init__(self, layout: ParamLayout, chunk_width: int = 64) -> None:
+        if chunk_width < 0:
+            raise ValueError(f"chunk_width must be positive, or 0 for one chunk, got {chunk_width}")
+        self.layout = layout
+        slots = tuple(slot for slot in layout if is_generated(slot) and slot.numel)
+        self.chunk_width = chunk_width or sum(slot.numel for slot in slots)
+        self._pieces = tuple((slot,) for slot in slots) if chunk_width else (slots,)  # cut one by one
+        sizes = [sum(slot.numel for slot in piece) for piece in self._pieces]
+        self._counts = tuple(math.ceil(size / self.chunk_width) for size in sizes)
+        self.groups: tuple[NodeGroup, ...] = (NodeGroup(CHUNKS, sum(self._counts)),)
+        key = f"chunk_{self.chunk_width}"
+        self.blocks: tuple[FeatureBlock, ...] = (FeatureBlock(CHUNKS, key, (0,), self.chunk_width),)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(L, 2) int64: number of the slot, number of the chunk within it."""
+        rows = [
+            torch.stack((torch.full((count,), i), torch.arange(count)), dim=1) for i, count in enumerate(self._counts)
+        ]
+        return torch.cat(rows) if rows else torch.zeros(0, 2, dtype=torch.int64)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(L, W) bool: true where a chunk holds a number of the network, false in the padding."""
+        return self.encode(torch.ones(self.layout.num_params))[CHUNKS] > 0
+
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        self.layout.check_vector(values)
+        parts = []
+        for piece, count in zip(self._pieces, self._counts, strict=True):
+            flat = torch.cat([values[..., slot.span] for slot in piece], dim=-1)
+            padded = F.pad(flat, (0, count * self.chunk_width - flat.shape[-1]))
+            parts.append(padded.unflatten(-1, (count, self.chunk_width)))
+        return {CHUNKS: torch.cat(parts, dim=-2)}  # (..., L, W)
+
+    def decode(self, features: Mapping[str, Tensor]) -> Tensor:
+        parts: dict[str, Tensor] = {}
+        chunks = features[CHUNKS].split(self._counts, dim=-2)
+        for piece, flat in zip(self._pieces, (part.flatten(-2) for part in chunks), strict=True):
+            sizes = [slot.numel for slot in piece]
+            values = flat[..., : sum(sizes)].split(sizes, dim=-1)
+            parts |= {slot.name: value for slot, value in zip(piece, values, strict=True)}
+        return _join_slots(self.layout, parts)
+
+    def statistics(self) -> tuple[dict[str, int], Tensor]:
+        sizes = {slot.name if is_generated(slot) else _copied_key(slot): 1 for slot in self.layout if slot.numel}
+        sizes |= {_copied_key(slot): slot.numel for slot in self.layout if not is_generated(slot)}
+        first = _offsets(sizes)
+        parts = {slot.name: torch.full((slot.numel,), first[slot.name]) for piece in self._pieces for slot in piece}
+        return sizes, _fill_copied(self.layout, _join_slots(self.layout, parts), first)
+
+
+def make_tokenizer(kind: str, layout: ParamLayout, *, chunk_width: int = 64) -> NeuronTokenizer | ChunkTokenizer:
+    """Tokenizer of that kind: "neuron" or "chunk", the latter with chunks of `chunk_width` numbers (0: one chunk).
+
+    Raises:
+        ValueError: for another kind, or a layout that has no symmetry groups and needs chunks.
+    """
+    if kind == "chunk":
+        return ChunkTokenizer(layout, chunk_width)
+    if kind != "neuron":
+        raise ValueError(f"tokenizer must be 'neuron' or 'chunk', got {kind!r}")
+    if not layout.groups:
+        raise ValueError("the layout names no interchangeable units; use tokenizer='chunk'")
+    return NeuronTokenizer(layout)
+
+
+def is_generated(slot: ParamSlot) -> bool:
+    """Whether a slot holds real numbers; integers are copied."""
+    return slot.torch_dtype.is_floating_point
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """An axis of a slot that runs over the units of a group."""
+
+    axis: int
+    group: int
+    num_units: int
+    unit_size: int
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How a slot becomes a block: axes split into (unit, rest), units brought forward, the rest flattened."""
+
+    slot: ParamSlot
+    block: FeatureBlock
+    split_shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, slot: ParamSlot, axes: list[_Axis]) -> _Cut:
+        by_axis = {axis.axis: axis for axis in axes}
+        groups = sorted((axis.group for axis in axes), reverse=True)  # targets come after their sources in a network
+        if len(by_axis) < len(axes) or len(set(groups)) < len(groups) or len(groups) > 2:
+            raise ValueError(
+                f"slot {slot.name!r} must be indexed by at most two different groups of units, got {axes}; "
+                "use ChunkTokenizer for this layout"
+            )
+        split_shape: list[int] = []
+        place: dict[int, int] = {}
+        rest: list[int] = []
+        for axis, size in enumerate(slot.shape):
+            if axis in by_axis:
+                owner = by_axis[axis]
+                place[owner.group] = len(split_shape)
+                split_shape.append(owner.num_units)
+                size = owner.unit_size  # noqa: PLW2901
+            rest.append(len(split_shape))
+            split_shape.append(size)
+        width = math.prod(split_shape[dim] for dim in rest)
+        pattern = "".join(f"a{axis.axis}" for axis in sorted(axes, key=lambda a: -a.group)) or "global"
+        block = FeatureBlock(slot.name, f"{slot.role}_{pattern}_{width}", tuple(groups) or (0,), width)
+        return cls(slot, block, tuple(split_shape), (*(place[group] for group in groups), *rest))
+
+    def split(self, flat: Tensor) -> Tensor:
+        lead = flat.shape[:-1]
+        counts = tuple(self.split_shape[dim] for dim in self.order[: self._num_groups]) or (1,)
+        ordered = flat.reshape(*lead, *self.split_shape).permute(
+            *range(len(lead)), *(len(lead) + d for d in self.order)
+        )
+        return ordered.reshape(*lead, *counts, self.block.width)
+
+    def join(self, feature: Tensor) -> Tensor:
+        lead = feature.shape[: -1 - len(self.block.groups)]
+        ordered = feature.reshape(*lead, *(self.split_shape[dim] for dim in self.order))
+        inverse = sorted(range(len(self.order)), key=lambda i: self.order[i])
+        restored = ordered.permute(*range(len(lead)), *(len(lead) + dim for dim in inverse))
+        return restored.reshape(*lead, self.slot.numel)
+
+    @property
+    def _num_groups(self) -> int:
+        return len(self.order) - len(self.slot.shape)
+
+
+def _with_ordinals(cuts: tuple[_Cut, ...]) -> list[_Cut]:
+    """Cuts whose keys differ where one group has several slots alike (query, key, value; two biases)."""
+    seen: Counter[tuple[tuple[int, ...], str]] = Counter()
+    renamed = []
+    for cut in cuts:
+        base = (cut.block.groups, cut.block.key)
+        ordinal = seen[base]
+        seen[base] += 1
+        key = f"{cut.block.key}_{ordinal}" if ordinal else cut.block.key
+        block = FeatureBlock(cut.block.name, key, cut.block.groups, cut.block.width)
+        renamed.append(_Cut(cut.slot, block, cut.split_shape, cut.order))
+    return renamed
+
+
+def _join_slots(layout: ParamLayout, parts: Mapping[str, Tensor]) -> Tensor:
+    """Flat vectors (..., P) from slots (..., numel); slots that are missing become zeros."""
+    like = next(iter(parts.values()))
+    blank = [
+        parts[slot.name] if slot.name in parts else like.new_zeros(*like.shape[:-1], slot.numel) for slot in layout
+    ]
+    return torch.cat(blank, dim=-1)
+
+
+def _copied_key(slot: ParamSlot) -> str:
+    return f"copied:{slot.name}"
+
+
+def _offsets(sizes: Mapping[str, int]) -> dict[str, int]:
+    offsets, total = {}, 0
+    for key, size in sizes.items():
+        offsets[key] = total
+        total += size
+    return offsets
+
+
+def _fill_copied(layout: ParamLayout, ids: Tensor, first: Mapping[str, int]) -> Tensor:
+    for slot in layout:
+        if not is_generated(slot):
+            ids[slot.span] = first[_copied_key(slot)] + torch.arange(slot.numel)
+    return ids

@@ -1,0 +1,1 @@
+"""From zoos to a trained pipeline."""

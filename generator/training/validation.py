@@ -1,0 +1,122 @@
+"""What validation starts are for: they select the model, and calibrate its prompts.
+
+Legend: N starts, K prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from generator.alignment import alignment_of, measure_alignment, prompt_grid
+from generator.model.context import NetworkContext
+from generator.pipeline import ParameterPipeline
+from generator.prompts.calibration import Calibration
+from generator.prompts.prompt import Prompt
+from generator.sampler import make_scheduler, sample_params
+from generator.training.module import GeneratorModule
+from generator.trajectories import Trajectories
+from zoo.tasks.task import Task
+
+_NUM_SELECTION_PROMPTS: Final = 8
+_NUM_CALIBRATION_PROMPTS: Final = 16
+
+
+@dataclass(frozen=True)
+class ValidationStarts:
+    """Starts of one zoo that no training run has.
+
+    Attributes:
+        starts: (N, P) initial networks of validation runs.
+        seen: the training runs, whose reach bounds the prompts.
+        task: that the networks are for.
+    """
+
+    starts: Tensor
+    seen: Trajectories
+    task: Task
+
+    @classmethod
+    def of(cls, unseen: Trajectories, seen: Trajectories, task: Task, num_starts: int) -> ValidationStarts:
+        """The first initial networks of the validation runs."""
+        rows = torch.arange(min(num_starts, len(unseen)))
+        return cls(unseen.read(rows, torch.zeros_like(rows)), seen, task)
+
+
+class AlignmentSelection(Callback):
+    """Keeps the averaged weights that meet prompts best on validation starts.
+
+    The denoising error is no criterion: the models with the lowest are those that memorise.
+    """
+
+    def __init__(self, validation: Sequence[ValidationStarts], metric: str, prediction: str) -> None:
+        self.validation = [
+            (one.starts, prompt_grid(one.seen, metric, num_prompts=_NUM_SELECTION_PROMPTS)) for one in validation
+        ]
+        self.metric = metric
+        self.scheduler = make_scheduler(prediction)
+        self.best_score = -float("inf")
+        self.best_weights: dict[str, Tensor] | None = None
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, GeneratorModule)
+        if 2 * (trainer.current_epoch + 1) <= module.optimization.num_epochs or not trainer.is_global_zero:
+            return  # early models are never the best
+        scores = [
+            self._score(module, context, starts, prompts)
+            for context, (starts, prompts) in zip(module.contexts, self.validation, strict=True)
+        ]
+        score = sum(scores) / len(scores)
+        module.log("val/r2", score, rank_zero_only=True)
+        if score > self.best_score:
+            self.best_score = score
+            self.best_weights = {name: value.clone() for name, value in module.averaged.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_weights": self.best_weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score, self.best_weights = state_dict["best_score"], state_dict["best_weights"]
+
+    def _score(self, module: GeneratorModule, context: NetworkContext, starts: Tensor, prompts: Tensor) -> float:
+        rng = torch.Generator().manual_seed(0)
+
+        def generate(networks: Tensor, asked: Tensor) -> Tensor:
+            prompt = Prompt.of({self.metric: asked}, list(module.averaged.ranges), len(asked))
+            given = networks if module.averaged.config["use_start"] else None
+            return sample_params(module.averaged, context, self.scheduler, prompt, start=given, generator=rng)
+
+        assert context.task is not None
+        kind = self.metric.removeprefix("val_")
+        return measure_alignment(generate, context.task, starts, prompts, metric=kind).r2
+
+
+def calibrations(
+    pipe: ParameterPipeline, validation: Sequence[ValidationStarts], metric: str, modes: Sequence[str]
+) -> list[dict[str, dict[str, Any]]]:
+    """Calibrations of a trained pipeline by mode ("start", "noise"), for each of its layouts in turn."""
+    by_layout = {
+        one.task.layout: {mode: asdict(_calibration(pipe, one, metric, mode)) for mode in modes} for one in validation
+    }
+    return [by_layout[layout] for layout in pipe.normalizer.layouts]
+
+
+def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, metric: str, mode: str) -> Calibration:
+    starts, task = validation.starts, validation.task
+    prompts = prompt_grid(validation.seen, metric, num_prompts=_NUM_CALIBRATION_PROMPTS)
+    networks = pipe(
+        starts.repeat_interleave(len(prompts), dim=0) if mode == "start" else None,
+        {metric: prompts.repeat(len(starts))},
+        num_samples=len(starts) * len(prompts),
+        layout=task.layout,
+        task=task,
+        generator=torch.Generator().manual_seed(0),
+    ).params
+    achieved = alignment_of(networks, task, prompts).val[metric.removeprefix("val_")]
+    return Calibration.fit(prompts, achieved, metric)

@@ -1,0 +1,1 @@
+"""Learned optimizers as drop-ins for torch.optim."""

@@ -1,0 +1,1 @@
+"""Meta-parameters in files; the weights of the package and their cards lie beside this module."""

@@ -1,0 +1,159 @@
+"""Meta-parameters in files: those of the package, one's own, and two formats of PyLO.
+
+A file is safetensors with one tensor `theta` (M,) and text metadata: `format`, `version`, `rule`, `rule_config`
+(JSON), `hash`, and `info` (JSON: recipe, seeds, data hash, curve of the meta-loss, whatever the writer knows). Beside
+each file of the package stands a card NAME.md: what it was trained on, at which cost, by which command, and its
+limits.
+
+Legend: M meta-parameters, H hidden units.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from learned_opt.pretrained.pylo_format import is_pylo, rule_and_theta
+from learned_opt.rules.rule import RuleOption, UpdateRule, get_rule
+
+FORMAT: Final = "weightfoundry.theta"
+VERSION: Final = 3
+DIRECTORY: Final = Path(__file__).parent
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class ThetaFileError(ValueError):
+    """A file that holds no meta-parameters this release can read."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """An update rule with its meta-parameters.
+
+    Args:
+        rule: the rule.
+        theta: (M,) float32.
+        name: of the file, or any other.
+        info: what is known of its making.
+    """
+
+    rule: UpdateRule
+    theta: Tensor
+    name: str = ""
+    info: Mapping[str, Json] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if tuple(self.theta.shape) != (self.rule.num_theta,):
+            raise ValueError(
+                f"rule {self.rule.name!r} with {self.rule.config} has {self.rule.num_theta:,} meta-parameters, "
+                f"got theta of shape {tuple(self.theta.shape)}; is it of another rule or release?"
+            )
+
+    @property
+    def hash(self) -> str:
+        """Short digest of the rule, its options and theta."""
+        return theta_hash(self.rule.name, self.rule.config, self.theta)
+
+
+def available() -> tuple[str, ...]:
+    """Names that `load_pretrained` finds in the package."""
+    return tuple(sorted(path.stem for path in DIRECTORY.glob("*.safetensors")))
+
+
+def load_pretrained(source: str | Path) -> Pretrained:
+    """Meta-parameters by name, file or hub id.
+
+    Args:
+        source: a name of `available()`; a path to a file of `save_theta` or of PyLO (MetaMLP or CELO2MLP, as
+            safetensors or a pickled state dict); or the id `owner/name` of a PyLO repository of the Hugging Face hub.
+
+    Raises:
+        KeyError: for a name that is neither.
+        ThetaFileError: if the file is damaged, of a newer version or of another kind.
+    """
+    if isinstance(source, str) and source in available():
+        return load_theta(DIRECTORY / f"{source}.safetensors")
+    if Path(source).is_file():
+        return load_theta(source)
+    if isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/")):
+        return _load_from_hub(source)
+    raise KeyError(f"no pretrained optimizer {str(source)!r}; the package has {available()}; a file must exist")
+
+
+def save_theta(path: str | Path, theta: Tensor, rule: UpdateRule, info: Mapping[str, Json] | None = None) -> None:
+    """Write meta-parameters (M,) of a rule to a safetensors file."""
+    pretrained = Pretrained(rule, theta.detach().cpu().to(torch.float32).contiguous())
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "rule": rule.name,
+        "rule_config": json.dumps(rule.config, sort_keys=True),
+        "hash": pretrained.hash,
+        "info": json.dumps(info or {}, sort_keys=True),
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"theta": pretrained.theta}, path, metadata)
+
+
+def load_theta(path: str | Path) -> Pretrained:
+    """Meta-parameters from a file of `save_theta` or of PyLO.
+
+    Raises:
+        ThetaFileError: if the file is damaged, of a newer version or of another kind.
+    """
+    path = Path(path)
+    tensors, metadata = _read(path)
+    if is_pylo(tensors):
+        rule, theta = rule_and_theta(tensors)
+        return Pretrained(rule, theta, path.stem, {"origin": "PyLO"})
+    if metadata.get("format") != FORMAT or "theta" not in tensors:
+        raise ThetaFileError(
+            f"{path} holds no meta-parameters: expected a tensor 'theta' or the layers of a PyLO network, "
+            f"got {sorted(tensors)[:8]}"
+        )
+    version = int(metadata.get("version", 0))
+    if version > VERSION:
+        raise ThetaFileError(f"{path} has version {version}, this release reads up to {VERSION}; upgrade weightfoundry")
+    options: dict[str, RuleOption] = json.loads(metadata["rule_config"])
+    theta = tensors["theta"].to(torch.float32)
+    if theta_hash(metadata["rule"], options, theta) != metadata["hash"]:
+        raise ThetaFileError(f"{path} is damaged: its numbers do not have the recorded hash {metadata['hash']}")
+    return Pretrained(get_rule(metadata["rule"], **options), theta, path.stem, json.loads(metadata["info"]))
+
+
+def theta_hash(rule: str, options: Mapping[str, RuleOption], theta: Tensor) -> str:
+    """Short digest of meta-parameters and the rule they belong to."""
+    digest = hashlib.sha256(json.dumps([rule, dict(options)], sort_keys=True).encode())
+    digest.update(theta.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and text metadata of a safetensors file or a pickled state dict."""
+    if path.suffix in (".pt", ".pth", ".bin"):
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+            raise ThetaFileError(f"{path} holds no state dict, got {type(loaded).__name__}")
+        return loaded, {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ThetaFileError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _load_from_hub(repository: str) -> Pretrained:
+    from huggingface_hub import hf_hub_download
+
+    return load_theta(hf_hub_download(repository, "model.safetensors"))

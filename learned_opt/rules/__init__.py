@@ -1,0 +1,1 @@
+"""Update rules: pure mathematics over lists of tensors, batched over networks."""

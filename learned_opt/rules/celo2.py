@@ -1,0 +1,196 @@
+"""Celo2's rule: a small network gives the direction, normalisation its size; AdamW for vectors and embeddings.
+
+update = lr * 0.001 * rms_normalised(NewtonSchulz(first output of the network)), all over the last two axes. The rule
+has no schedule and no idea of scale: the user supplies both through `lr`. It stands here to load the published weights
+and as a rival; it is written for reading, not for speed.
+
+Layout of theta (347 numbers at H = 8): W1 (H, 30), b1, W2 (H, H), b2, W3 (3, H), b3.
+
+Source: Moudgil et al. 2026 (arXiv 2602.19142).
+
+Legend: N networks, M meta-parameters, H hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from learned_opt.rules import features
+from learned_opt.rules.features import Accumulators, Decays
+from learned_opt.rules.normalized import newton_schulz
+from learned_opt.rules.rule import (
+    RuleOption,
+    RuleState,
+    StepCount,
+    TensorSpec,
+    batched_theta,
+    per_tensor,
+    register_rule,
+)
+
+NUM_FEATURES: Final = 30
+STEP_SIZE: Final = 1e-3
+MOMENTUM_DECAYS: Final = (0.9, 0.99, 0.999)
+SQUARE_DECAY: Final = 0.95
+FACTORED_DECAYS: Final = (0.9, 0.99, 0.999)
+GRAD_LIMIT: Final = 1000.0
+SMALL_GRAD_LIMIT: Final = 0.1
+
+_RMS_FLOOR: Final = 1e-9
+_STATE_KEYS: Final = ("momentum", "square", "row", "column")
+
+
+@register_rule("celo2")
+class Celo2Rule:
+    """Celo2, or Celo2-base without orthogonalisation.
+
+    Args:
+        hidden: width H of the two hidden layers.
+        orthogonalize: apply Newton-Schulz to the network's output.
+    """
+
+    name = "celo2"
+    uses_horizon = False
+
+    def __init__(self, hidden: int = 8, *, orthogonalize: bool = True) -> None:
+        if hidden < 1:
+            raise ValueError(f"hidden must be positive, got {hidden}")
+        self.hidden = hidden
+        self.orthogonalize = orthogonalize
+        self._sizes = (NUM_FEATURES, hidden, hidden, 3)
+
+    @property
+    def config(self) -> dict[str, RuleOption]:
+        return {"hidden": self.hidden, "orthogonalize": self.orthogonalize}
+
+    @property
+    def num_theta(self) -> int:
+        return sum(o * (i + 1) for i, o in pairwise(self._sizes))
+
+    def init_theta(self, rng: torch.Generator) -> Tensor:
+        """Normal weights with variance 1 / fan_in, zero biases."""
+        parts = []
+        for fan_in, fan_out in pairwise(self._sizes):
+            parts += [torch.randn(fan_out * fan_in, generator=rng) / fan_in**0.5, torch.zeros(fan_out)]
+        return torch.cat(parts)
+
+    def init_state(self, specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleState:
+        state: RuleState = {key: [] for key in (*_STATE_KEYS, "age")}
+        for spec, param in zip(specs, params, strict=True):
+            num_networks, blocks, rows, columns = features.canonical(param.detach(), spec.shape).shape
+            row_columns = 1 if features.factored_axes(spec.shape) else columns
+            whole = param.new_zeros(num_networks, 1, blocks, rows, columns, dtype=torch.float32)
+            state["momentum"].append(whole.repeat(1, len(MOMENTUM_DECAYS), 1, 1, 1))
+            state["square"].append(whole)
+            state["row"].append(whole.new_zeros(num_networks, len(FACTORED_DECAYS), blocks, rows, row_columns))
+            state["column"].append(whole.new_zeros(num_networks, len(FACTORED_DECAYS), blocks, 1, columns))
+            state["age"].append(whole.new_zeros(num_networks, 1))
+        return state
+
+    def update(
+        self,
+        theta: Tensor,
+        specs: Sequence[TensorSpec],
+        params: list[Tensor],
+        grads: Sequence[Tensor],
+        state: RuleState,
+        *,
+        inner_step: StepCount,
+        num_steps: StepCount | None,
+        lr: Sequence[float] | float = 1.0,
+        weight_decay: Sequence[float] | float = 0.0,
+    ) -> None:
+        """Put new tensors into `params` and `state`, see `UpdateRule.update`; time is not used."""
+        if not params:
+            return
+        theta = batched_theta(theta, self, params[0].shape[0])
+        lrs, decay_rates = per_tensor(lr, len(specs)), per_tensor(weight_decay, len(specs))
+        for i, spec in enumerate(specs):
+            if params[i].numel() == 0:
+                continue
+            grad = features.canonical(grads[i].clamp(-GRAD_LIMIT, GRAD_LIMIT), spec.shape)
+            momentum, square, row, column = (state[key][i] for key in _STATE_KEYS)
+            old = Accumulators(momentum, square, row, column, features.factored_axes(spec.shape) is not None)
+            new = features.accumulate(old, grad, _decays(grad))
+            age = state["age"][i] + 1
+            if new.factored and spec.role != "embedding":
+                step = self._network_step(theta, params[i], grad, new, spec.shape)
+            else:
+                step = features.uncanonical(_adam_step(new, age), spec.shape)
+            size = lrs[i] * STEP_SIZE
+            params[i].copy_((1 - size * decay_rates[i]) * params[i] - size * step)
+            for key in _STATE_KEYS:
+                state[key][i].copy_(getattr(new, key))
+            state["age"][i].copy_(age)
+
+    def _network_step(
+        self, theta: Tensor, param: Tensor, grad: Tensor, accumulators: Accumulators, shape: tuple[int, ...]
+    ) -> Tensor:
+        """Update (N, *shape) of unit RMS over the last two axes."""
+        groups = _features(features.canonical(param, shape), grad, accumulators)
+        x = torch.cat([_normalised(_uncanonical_channels(group, shape)) for group in groups], dim=1)
+        offset = 0
+        x = x.flatten(2)  # (N, 30, n)
+        for layer, (fan_in, fan_out) in enumerate(pairwise(self._sizes)):
+            weight = theta[:, offset : offset + fan_in * fan_out].unflatten(1, (fan_out, fan_in))
+            bias = theta[:, offset + fan_in * fan_out : offset + (fan_in + 1) * fan_out]
+            x = weight @ x + bias[..., None]
+            x = torch.relu(x) if layer < 2 else x
+            offset += (fan_in + 1) * fan_out
+        direction = x[:, 0].unflatten(1, shape)
+        if self.orthogonalize:
+            direction = newton_schulz(direction.reshape(-1, *shape[-2:])).reshape(direction.shape)
+        return _normalised(direction)
+
+
+def _decays(like: Tensor) -> Decays:
+    momentum, factored = like.new_tensor([MOMENTUM_DECAYS]), like.new_tensor([FACTORED_DECAYS])
+    return Decays(momentum, like.new_tensor([[SQUARE_DECAY]]), factored)
+
+
+def _features(param: Tensor, grad: Tensor, accumulators: Accumulators) -> list[Tensor]:
+    """The 14 groups of features (N, k, E, R, C), 30 features in all."""
+    momentum, square = accumulators.momentum, accumulators.square
+    row, column = accumulators.row.expand_as(momentum), accumulators.column.expand_as(momentum)
+    factors = features.preconditioners(accumulators)
+    inverse_root = (square + 1e-8).rsqrt()
+    grad = grad.unsqueeze(1)
+    return [
+        grad,
+        grad.clamp(-SMALL_GRAD_LIMIT, SMALL_GRAD_LIMIT),
+        param.unsqueeze(1),
+        momentum,
+        square,
+        momentum * inverse_root,
+        inverse_root,
+        grad * factors.row * factors.column,
+        grad * inverse_root,
+        row,
+        column,
+        (row + 1e-8).rsqrt(),
+        (column + 1e-8).rsqrt(),
+        momentum * factors.row * factors.momentum_column,
+    ]
+
+
+def _uncanonical_channels(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(N, k, E, R, C) -> (N, k, *shape)."""
+    return features.uncanonical(x.flatten(0, 1), shape).unflatten(0, x.shape[:2])
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """Root mean square one over the last two axes."""
+    return x * (x.square().mean(dim=(-2, -1), keepdim=True) + _RMS_FLOOR).rsqrt()
+
+
+def _adam_step(accumulators: Accumulators, age: Tensor) -> Tensor:
+    """Adam's step from the first momentum and the second moment, bias-corrected: (N, E, R, C)."""
+    age = age[..., None, None]
+    momentum = accumulators.momentum[:, 0] / (1 - MOMENTUM_DECAYS[0] ** age)
+    square = accumulators.square[:, 0] / (1 - SQUARE_DECAY**age)
+    return momentum / (square.sqrt() + 1e-8)

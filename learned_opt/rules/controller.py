@@ -1,0 +1,326 @@
+"""The per-tensor controller of the normalised rule: its meta-parameters, statistics and outputs.
+
+It sees a handful of numbers for each tensor and returns how long the next step is and how much the newest gradient
+counts in its direction. Nothing here has the size of a parameter.
+
+Legend: N networks, R tensors, M meta-parameters, T horizon, L depth, f = t / T fraction of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from learned_opt.rules.rule import TensorSpec
+from zoo.networks.parametrization import PARAM_ROLES
+
+REFERENCE_HORIZON: Final = 400  # scales of the tasks for which theta = 0 is meant
+REFERENCE_WIDTH: Final = 32
+REFERENCE_DEPTH: Final = 2
+WIDTH_POWER: Final = 0.5  # of 32 / width in the step of matrices: not learned, as narrow networks do not determine it
+
+MATRIX_ROLES: Final = ("input", "hidden", "output")
+
+FAST_WEIGHT: Final = 0.1
+SLOW_AGREEMENT_WEIGHT: Final = 0.02
+LOG_STEP_RANGE: Final = (-4.0, 3.0)
+LOG_SIZE_RANGE: Final = (-5.0, 4.0)
+NESTEROV_RANGE: Final = (-4.0, 4.0)
+INPUT_LIMIT: Final = 3.0
+INITIAL_STEPS: Final = 5  # after which the initial gradient scale is fixed
+
+NUM_STATISTICS: Final = 7  # columns of the statistics, see `Statistics`
+NUM_INPUTS: Final = 9 + len(PARAM_ROLES)
+GRADIENT_INPUTS: Final = slice(3, 9)  # those of the inputs that depend on gradients
+NUM_OUTPUTS: Final = 3
+
+_TINY: Final = 1e-24
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A named meta-parameter and the map from theta, which gives `start` at 0.
+
+    Kinds: "shift" start + z; "scale" start * exp(z); "decay" 1 - min(start * exp(z), limit) with start = 1 - value;
+    "share" sigmoid(logit(start) + 3 z).
+    """
+
+    name: str
+    kind: str
+    start: float
+    limit: float = math.inf
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Value from theta."""
+        if self.kind == "shift":
+            return self.start + z
+        if self.kind == "scale":
+            return self.start * z.exp()
+        if self.kind == "decay":
+            return 1 - (self.start * z.exp()).clamp(max=self.limit)
+        return torch.sigmoid(_logit(self.start) + 3 * z)
+
+    def encode(self, value: float) -> float:
+        """Theta from a value: inverse of `decode`."""
+        if self.kind == "shift":
+            return value - self.start
+        if self.kind == "scale":
+            return math.log(value / self.start)
+        if self.kind == "decay":
+            return math.log((1 - value) / self.start)
+        return (_logit(value) - _logit(self.start)) / 3
+
+
+def _logit(x: float) -> float:
+    return math.log(x / (1 - x))
+
+
+SCALARS: Final = (
+    Scalar("rate", "scale", 0.009),
+    Scalar("log_input", "shift", 0.5),  # log multipliers of the step by role
+    Scalar("log_hidden", "shift", -0.3),
+    Scalar("log_output", "shift", 0.4),
+    Scalar("log_bias", "shift", -0.3),
+    Scalar("log_norm", "shift", -0.3),
+    Scalar("log_embedding", "shift", 0.5),
+    Scalar("noise_power", "shift", 0.6),  # gamma
+    Scalar("momentum_decay", "decay", 0.13, 0.7),  # b1
+    Scalar("square_decay", "decay", 0.05, 0.5),  # b2
+    Scalar("slow_decay", "decay", 0.005, 0.3),
+    Scalar("nesterov", "scale", 0.12),
+    Scalar("horizon_power", "shift", -0.3),  # a
+    Scalar("depth_power", "shift", -0.6),  # b
+    Scalar("agreement_rate", "scale", 0.04),  # kappa
+    Scalar("agreement_target", "shift", 0.0),
+    Scalar("relaxation", "scale", 12.0),  # r: log_step forgets over T / r updates
+    Scalar("schedule_power", "scale", 1.0),  # p
+    Scalar("mix_input", "share", 0.95),  # share of the orthogonalised direction
+    Scalar("mix_hidden", "share", 0.95),
+    Scalar("mix_output", "share", 0.8),
+    Scalar("weight_decay", "scale", 0.1),  # of matrices, in units of rate x schedule
+    Scalar("agreement_horizon", "shift", -0.5),  # powers of T / 400: a controller and a decay that act as much in a
+    Scalar("decay_horizon", "shift", -0.5),  # long run as in a short one have -1, as much at every step 0
+)
+SCALAR_NAMES: Final = tuple(scalar.name for scalar in SCALARS)
+NUM_NETWORK: Final = NUM_OUTPUTS * (NUM_INPUTS + 1)
+NUM_TOKENS: Final = NUM_OUTPUTS  # added to the outputs in networks with embeddings
+
+Scalars = dict[str, Tensor]  # name -> (N, 1)
+
+
+class Network(NamedTuple):
+    """The controller's network, a single linear layer: a hidden layer of eight tanh units in between did no better."""
+
+    weight: Tensor  # (N, 15, 3)
+    bias: Tensor  # (N, 1, 3)
+    tokens: Tensor | None  # (N, 1, 3) added to the outputs in networks with embeddings
+
+
+class Horizon(NamedTuple):
+    """Where a run stands; (1,) or (N,)."""
+
+    fraction: Tensor  # f, of the steps of the whole run
+    num_steps: Tensor  # T
+
+
+class Statistics(NamedTuple):
+    """What the controller remembers of each tensor, (N, R) each."""
+
+    age: Tensor  # updates so far
+    recent_square: Tensor  # fast average of the mean squared gradient
+    usual_square: Tensor  # slow average of it
+    recent_agreement: Tensor
+    usual_agreement: Tensor
+    log_step: Tensor
+    initial_square: Tensor  # recent_square after the first few updates
+
+
+class Signals(NamedTuple):
+    """What the controller is told at each update, (N, R) each."""
+
+    grad_square: Tensor  # mean squared gradient
+    agreement: Tensor  # cosine of the gradient and the normalised momentum before it
+    momentum_share: Tensor  # mean squared momentum / mean second moment
+    weight_square: Tensor  # mean squared parameter
+
+
+class Controls(NamedTuple):
+    """What the controller answers, (N, R) each."""
+
+    size: Tensor  # RMS of the update before the learning-rate multiplier, schedule included
+    nesterov: Tensor  # weight of the newest gradient in the direction
+    decay_unit: Tensor  # (N, 1) what a weight decay of 1 takes off: rate x schedule
+    learned_decay: Tensor  # (N, 1) weight decay of matrices
+
+
+def decode(theta: Tensor, *, network: bool, tokens: bool = False) -> tuple[Scalars, Network | None]:
+    """Scalars and network of meta-parameters (N, M)."""
+    count = len(SCALARS)
+    scalars = {scalar.name: scalar.decode(theta[:, i : i + 1]) for i, scalar in enumerate(SCALARS)}
+    if not network:
+        return scalars, None
+    weight, bias, rest = theta[:, count:].split((NUM_INPUTS * NUM_OUTPUTS, NUM_OUTPUTS, NUM_TOKENS * tokens), dim=1)
+    layer = weight.unflatten(1, (NUM_INPUTS, NUM_OUTPUTS)), bias.unsqueeze(1)
+    return scalars, Network(*layer, rest.unsqueeze(1) if tokens else None)
+
+
+def encode_scalars(values: Mapping[str, float]) -> Tensor:
+    """Leading part of theta that gives these scalars; those not named stay at their start.
+
+    Raises:
+        ValueError: for a name that is no scalar of the rule.
+    """
+    unknown = set(values) - set(SCALAR_NAMES)
+    if unknown:
+        raise ValueError(f"unknown scalars {sorted(unknown)}; there are {SCALAR_NAMES}")
+    return torch.tensor([scalar.encode(values.get(scalar.name, scalar.start)) for scalar in SCALARS])
+
+
+def gradient_weights() -> slice:
+    """Where theta holds the network's weights of the inputs that depend on gradients."""
+    return slice(*(len(SCALARS) + NUM_OUTPUTS * i for i in (GRADIENT_INPUTS.start, GRADIENT_INPUTS.stop)))
+
+
+def token_offsets() -> slice:
+    """Where theta holds what is added to the network's outputs in networks with embeddings."""
+    start = len(SCALARS) + NUM_NETWORK
+    return slice(start, start + NUM_TOKENS)
+
+
+def control(
+    scalars: Scalars,
+    network: Network | None,
+    *,
+    specs: Sequence[TensorSpec],
+    statistics: Statistics,
+    signals: Signals,
+    horizon: Horizon,
+) -> tuple[Statistics, Controls]:
+    """New statistics and the controls of the next update."""
+    known = _static(tuple(specs), signals.grad_square.device)
+    fraction, num_steps = horizon.fraction[:, None], horizon.num_steps[:, None]  # (1 or N, 1)
+    log_horizon = (num_steps / REFERENCE_HORIZON).log()
+    base = _log_base(scalars, known, log_horizon)  # (N, R)
+    statistics = _remember(scalars, statistics, signals, num_steps)
+    rho = _half_log_ratio(statistics.recent_square, statistics.usual_square)
+    log_step = statistics.log_step
+    log_size = scalars["noise_power"] * rho + log_step
+    nesterov = scalars["nesterov"].expand_as(rho)
+    if network is not None:
+        inputs = _inputs(known, statistics, signals, rho=rho, base=base, fraction=fraction, log_horizon=log_horizon)
+        output = torch.baddbmm(network.bias, inputs, network.weight)  # (N, R, 3)
+        if network.tokens is not None:
+            output = output + known.has_embedding * network.tokens
+        log_size = log_size + output[..., 0]
+        log_step = log_step + _relaxed_share(scalars, num_steps) * output[..., 1]
+        nesterov = (nesterov * output[..., 2].clamp(*NESTEROV_RANGE).exp()).clamp(max=1.0)
+    statistics = statistics._replace(log_step=log_step.clamp(*LOG_STEP_RANGE))
+    schedule = (1 - fraction) ** scalars["schedule_power"]
+    return statistics, Controls(
+        size=schedule * (base + log_size.clamp(*LOG_SIZE_RANGE)).exp(),
+        nesterov=nesterov,
+        decay_unit=scalars["rate"] * schedule,
+        learned_decay=scalars["weight_decay"] * (scalars["decay_horizon"] * log_horizon).exp(),
+    )
+
+
+class _Static(NamedTuple):
+    """What does not change during a run, (R,) each unless said."""
+
+    role: Tensor  # index into PARAM_ROLES
+    role_bits: Tensor  # (R, 6)
+    log_width: Tensor  # log(width / 32) of matrices, else 0
+    log_depth: Tensor  # log(L / 2)
+    depth_input: Tensor  # log((L + 1) / 3)
+    has_embedding: Tensor  # () whether the network has any
+
+
+@lru_cache(maxsize=64)
+def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
+    role = torch.tensor([PARAM_ROLES.index(spec.role) for spec in specs])
+    width = torch.tensor([float(max(1, spec.width)) for spec in specs])
+    depth = torch.tensor([float(max(1, spec.depth)) for spec in specs])
+    is_matrix = torch.tensor([float(spec.role in MATRIX_ROLES) for spec in specs])
+    columns = _Static(
+        role,
+        torch.nn.functional.one_hot(role, len(PARAM_ROLES)).float(),
+        is_matrix * (width / REFERENCE_WIDTH).log(),
+        (depth / REFERENCE_DEPTH).log(),
+        ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
+        torch.tensor(float(any(spec.role == "embedding" for spec in specs))),
+    )
+    return _Static(*(column.to(device) for column in columns))
+
+
+def _log_base(scalars: Scalars, known: _Static, log_horizon: Tensor) -> Tensor:
+    role_logs = torch.cat([scalars[f"log_{role}"] for role in PARAM_ROLES], dim=1)  # (N, 6)
+    return (
+        scalars["rate"].log()
+        + scalars["horizon_power"] * log_horizon
+        + scalars["depth_power"] * known.log_depth
+        + role_logs[:, known.role]
+        - WIDTH_POWER * known.log_width
+    )
+
+
+def _relaxed_share(scalars: Scalars, num_steps: Tensor) -> Tensor:
+    """Share of log_step that an update forgets."""
+    return (scalars["relaxation"] / num_steps).clamp(max=1.0)
+
+
+def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, num_steps: Tensor) -> Statistics:
+    """Averages after an update; while a tensor is young they are plain means."""
+    age = statistics.age
+    young = 1 / (age + 1)
+    agreement = torch.where(age > 0, signals.agreement, 0.0)
+    recent_square = statistics.recent_square.lerp(signals.grad_square, young.clamp(min=FAST_WEIGHT))
+    slow_weight = torch.maximum(1 - scalars["slow_decay"], young)
+    kept = 1 - _relaxed_share(scalars, num_steps)
+    rate = scalars["agreement_rate"] * (num_steps / REFERENCE_HORIZON) ** scalars["agreement_horizon"]
+    moved = rate * (agreement - scalars["agreement_target"])
+    return Statistics(
+        age=age + 1,
+        recent_square=recent_square,
+        usual_square=statistics.usual_square.lerp(signals.grad_square, slow_weight),
+        recent_agreement=statistics.recent_agreement.lerp(agreement, young.clamp(min=FAST_WEIGHT)),
+        usual_agreement=statistics.usual_agreement.lerp(agreement, young.clamp(min=SLOW_AGREEMENT_WEIGHT)),
+        log_step=kept * statistics.log_step + torch.where(age > 0, moved, 0.0),
+        initial_square=torch.where(age < INITIAL_STEPS, recent_square, statistics.initial_square),
+    )
+
+
+def _inputs(
+    known: _Static,
+    statistics: Statistics,
+    signals: Signals,
+    *,
+    rho: Tensor,
+    base: Tensor,
+    fraction: Tensor,
+    log_horizon: Tensor,
+) -> Tensor:
+    """Inputs of the network (N, R, 15), each of order one; the width is none, so steps follow its power alone."""
+    relative_step = 0.5 * (base + statistics.log_step - 0.5 * (signals.weight_square + 1e-8).log() + 2)
+    columns = torch.broadcast_tensors(
+        2 * fraction - 1,
+        log_horizon,
+        known.depth_input,
+        rho,
+        3 * statistics.recent_agreement,
+        6 * statistics.usual_agreement,
+        0.5 * (signals.momentum_share + 1e-6).log() + 1,
+        0.5 * _half_log_ratio(statistics.recent_square, statistics.initial_square),
+        relative_step,
+    )
+    inputs = torch.stack(columns, dim=2).clamp(-INPUT_LIMIT, INPUT_LIMIT)
+    return torch.cat([inputs, known.role_bits.expand(*inputs.shape[:2], -1)], dim=2)
+
+
+def _half_log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    return 0.5 * ((a + _TINY) / (b + _TINY)).log()

@@ -1,0 +1,73 @@
+"""The MLP rule's network with everything that does not vary along rows and columns taken out of its dense input.
+
+Of 39 features 23 are the same along rows, along columns, or everywhere. Their share of the first layer is computed once
+for each row, column or tensor; the normalisation of all features goes into the weights.
+
+Legend: N networks, H hidden units, E x R x C one tensor (see `features`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from learned_opt.rules import features
+from learned_opt.rules.features import Accumulators
+
+MAGNITUDE_SCALE: Final = 0.001
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Affine map of feature-major activations, one for each network."""
+
+    weight: Tensor  # (N, out, in)
+    bias: Tensor  # (N, out)
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """First layer on the 16 dense features of `features.DENSE`, not normalised."""
+
+    weight: Tensor  # (N, H, 16)
+    row_bias: Tensor  # (N, H, E, R, 1)
+    column_bias: Tensor  # (N, H, E, 1, C)
+
+
+def fold(first: Layer, accumulators: Accumulators, dense_mean_square: Tensor, inner_step: Tensor) -> FoldedLayer:
+    """First layer (N, H, 39) folded.
+
+    Args:
+        first: the layer as published.
+        accumulators: after the gradient at hand.
+        dense_mean_square: (N, 16) mean square of each dense feature over the tensor.
+        inner_step: (1,) or (N,) updates made before this one.
+    """
+    rows, columns = features.row_features(accumulators), features.column_features(accumulators)
+    num_networks, num_tensor_features = first.weight.shape[0], features.NUM_TENSOR_FEATURES
+    mean_square = dense_mean_square.new_empty(num_networks, num_tensor_features)
+    mean_square[:, features.DENSE] = dense_mean_square
+    mean_square[:, features.ROW] = rows.square().mean(dim=(2, 3, 4))
+    mean_square[:, features.COLUMN] = columns.square().mean(dim=(2, 3, 4))
+    scaled = first.weight[:, :, :num_tensor_features] * features.inverse_rms(mean_square)[:, None]
+
+    time = features.time_features(inner_step).expand(num_networks, -1)
+    constant = first.bias + (first.weight[:, :, num_tensor_features:] @ time[..., None]).squeeze(-1)  # (N, H)
+    row_bias, column_bias = _mix(scaled[:, :, features.ROW], rows), _mix(scaled[:, :, features.COLUMN], columns)
+    if not accumulators.factored:  # a vector's row features vary along its columns
+        row_bias, column_bias = torch.zeros_like(row_bias[..., :1]), row_bias + column_bias
+    return FoldedLayer(scaled[:, :, features.DENSE], row_bias + constant[..., None, None, None], column_bias)
+
+
+def network_size(layers: Sequence[Layer]) -> int:
+    """H of a network's layers."""
+    return layers[0].weight.shape[1]
+
+
+def _mix(weight: Tensor, x: Tensor) -> Tensor:
+    """(N, H, F) and (N, F, e, r, c) -> (N, H, e, r, c)."""
+    return (weight @ x.flatten(2)).unflatten(2, x.shape[2:])

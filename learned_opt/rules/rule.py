@@ -1,0 +1,157 @@
+"""What an update rule is: pure mathematics over lists of tensors, batched over networks.
+
+The same rule runs in meta-training (N networks = tasks x particles, each with its own theta) and in the torch
+optimizer (N = 1). All mutable quantities are arguments; a rule object holds nothing but its configuration.
+
+Legend: N networks, R tensors of one network, M meta-parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+RuleState = dict[str, list[Tensor]]  # name -> one tensor (N, ...) for each of the R tensors
+RuleOption = int | float | str | bool
+StepCount = int | Tensor  # one count for all networks, or (N,)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a rule knows of one tensor besides its numbers.
+
+    Args:
+        name: name in the model, for messages.
+        role: one of `zoo.networks.parametrization.PARAM_ROLES`.
+        fan_in: number of products summed into one output.
+        shape: of one network, without the batch dim.
+        depth: residual branches of the model; hidden layers if it has no residual blocks.
+    """
+
+    name: str
+    role: str
+    fan_in: int
+    shape: tuple[int, ...]
+    depth: int = 1
+
+    @property
+    def width(self) -> int:
+        """fan_in without the area of a convolution's kernel: what grows with the width of the network."""
+        return max(1, self.fan_in // math.prod(self.shape[2:]))
+
+
+@runtime_checkable
+class UpdateRule(Protocol):
+    """Turns gradients into updates under M meta-parameters."""
+
+    @property
+    def name(self) -> str:
+        """Name under which `get_rule` finds the class of rules."""
+        ...
+
+    @property
+    def num_theta(self) -> int:
+        """M."""
+        ...
+
+    @property
+    def uses_horizon(self) -> bool:
+        """Whether the length of the training run enters the update."""
+        ...
+
+    @property
+    def config(self) -> dict[str, RuleOption]:
+        """Options, JSON-able, such that `get_rule(rule.name, **rule.config)` is this rule again."""
+        ...
+
+    def init_theta(self, rng: torch.Generator) -> Tensor:
+        """Meta-parameters (M,) before meta-training."""
+        ...
+
+    def init_state(self, specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleState:
+        """State before the first update; every tensor is float32 and has the leading dim N."""
+        ...
+
+    def update(
+        self,
+        theta: Tensor,
+        specs: Sequence[TensorSpec],
+        params: list[Tensor],
+        grads: Sequence[Tensor],
+        state: RuleState,
+        *,
+        inner_step: StepCount,
+        num_steps: StepCount | None,
+        lr: Sequence[float] | float = 1.0,
+        weight_decay: Sequence[float] | float = 0.0,
+    ) -> None:
+        """Change `params` and `state` in place.
+
+        A rule made with `reference=True` is the readable twin: it puts new tensors into the lists `params` and
+        `state[...]` instead, so that it can be differentiated with respect to theta.
+
+        Args:
+            theta: (M,) or (N, M).
+            specs: R descriptions.
+            params: R float32 tensors (N, *shape).
+            grads: R float32 tensors (N, *shape).
+            state: from `init_state`.
+            inner_step: updates made so far.
+            num_steps: horizon of the training run, None if it is not known.
+            lr: multiplier of the update, per tensor or for all.
+            weight_decay: decoupled decay in units of the rule's base step, per tensor or for all: with a base
+                step s, weights shrink by the factor 1 - lr * s * weight_decay.
+        """
+        ...
+
+
+_RULES: dict[str, Callable[..., UpdateRule]] = {}
+_RuleClass = TypeVar("_RuleClass", bound=Callable[..., UpdateRule])
+
+
+def register_rule(name: str) -> Callable[[_RuleClass], _RuleClass]:
+    """Class decorator that makes a rule known to `get_rule`."""
+
+    def register(rule: _RuleClass) -> _RuleClass:
+        _RULES[name] = rule
+        return rule
+
+    return register
+
+
+def get_rule(name: str, **options: RuleOption) -> UpdateRule:
+    """Update rule by name; KeyError with the known names otherwise."""
+    if name not in _RULES:
+        raise KeyError(f"no update rule {name!r}; there are {sorted(_RULES)}")
+    return _RULES[name](**options)
+
+
+def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:
+    """Meta-parameters (N, M) from (M,) or (N, M).
+
+    Raises:
+        ValueError: if they do not fit the rule or the number of networks.
+    """
+    if theta.ndim not in (1, 2) or theta.shape[-1] != rule.num_theta:
+        raise ValueError(
+            f"rule {rule.name!r} has {rule.num_theta:,} meta-parameters, got theta of shape {tuple(theta.shape)}; "
+            "is it of another rule or another hidden size?"
+        )
+    if theta.ndim == 2 and theta.shape[0] != num_networks:
+        raise ValueError(f"theta is given for {theta.shape[0]} networks, the parameters are of {num_networks}")
+    return theta.expand(num_networks, -1)
+
+
+def per_tensor(value: Sequence[float] | float, num_tensors: int) -> list[float]:
+    """One float for each tensor."""
+    return [float(value)] * num_tensors if isinstance(value, int | float) else [float(v) for v in value]
+
+
+def per_network(count: StepCount, like: Tensor) -> Tensor:
+    """Step count as a float32 tensor (1,) or (N,) on the device of `like`."""
+    return torch.as_tensor(count, dtype=torch.float32, device=like.device).reshape(-1)

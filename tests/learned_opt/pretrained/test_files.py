@@ -1,0 +1,180 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from learned_opt import LearnedOptimizer, MlpRule, NormalizedRule, Pretrained, available, load_pretrained, save_theta
+from learned_opt.pretrained.files import ThetaFileError
+
+
+def theta_of(rule, seed: int = 0) -> torch.Tensor:
+    return rule.init_theta(torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("rule", [MlpRule(8, "sp"), NormalizedRule(), NormalizedRule(network=False)])
+def test_written_and_read_again(rule, tmp_path):
+    path = tmp_path / "deep" / "mine.safetensors"
+    save_theta(path, theta_of(rule), rule, {"seeds": [0, 1], "meta_loss": [3.0, 0.5]})
+    loaded = load_pretrained(path)
+    assert torch.equal(loaded.theta, theta_of(rule))
+    assert (loaded.rule.name, loaded.rule.config) == (rule.name, rule.config)
+    assert loaded.name == "mine"
+    assert loaded.info == {"seeds": [0, 1], "meta_loss": [3.0, 0.5]}
+    assert loaded.hash == Pretrained(rule, theta_of(rule)).hash
+
+
+def test_hash_tells_rules_and_numbers_apart():
+    scalars = NormalizedRule(network=False)
+    hashes = {
+        Pretrained(scalars, theta_of(scalars)).hash,
+        Pretrained(scalars, theta_of(scalars) + 1e-6).hash,
+        Pretrained(MlpRule(4), theta_of(MlpRule(4))).hash,
+        Pretrained(MlpRule(4, "sp"), theta_of(MlpRule(4, "sp"))).hash,
+    }
+    assert len(hashes) == 4
+
+
+def test_wrong_theta_for_the_rule_is_refused():
+    with pytest.raises(ValueError, match="has 72 meta-parameters"):
+        Pretrained(NormalizedRule(), torch.zeros(20))
+
+
+def rewrite(path, **metadata):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        old = file.metadata()
+    save_file(load_file(path), path, {**old, **metadata})
+
+
+def test_damaged_or_newer_or_foreign_files_are_refused(tmp_path):
+    path, rule = tmp_path / "x.safetensors", MlpRule(4)
+    save_theta(path, theta_of(rule), rule)
+    rewrite(path, hash="0" * 16)
+    with pytest.raises(ThetaFileError, match="damaged"):
+        load_pretrained(path)
+    rewrite(path, version="4")
+    with pytest.raises(ThetaFileError, match="version 4, this release reads up to 3"):
+        load_pretrained(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ThetaFileError, match="damaged or no safetensors file"):
+        load_pretrained(path)
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(ThetaFileError, match="holds no meta-parameters"):
+        load_pretrained(path)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ThetaFileError, match="no state dict"):
+        load_pretrained(tmp_path / "list.pt")
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(KeyError, match="no pretrained optimizer 'nothing'"):
+        load_pretrained("nothing")
+
+
+class MetaMLP(nn.Module):
+    """The network of PyLO's small_fc_lopt files."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential()
+        self.network.add_module("input", nn.Linear(39, hidden))
+        self.network.add_module("relu_input", nn.ReLU())
+        self.network.add_module("linear_0", nn.Linear(hidden, hidden))
+        self.network.add_module("relu_0", nn.ReLU())
+        self.network.add_module("output", nn.Linear(hidden, 2))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "bin"])
+def test_pylo_meta_mlp_computes_the_same(suffix, tmp_path):
+    torch.manual_seed(0)
+    network, path = MetaMLP(8), tmp_path / f"theirs.{suffix}"
+    state = network.state_dict()
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    loaded = load_pretrained(path)
+    assert isinstance(loaded.rule, MlpRule)
+    layers, decays = loaded.rule.unpack(loaded.theta[None])
+    x = torch.randn(39, 5)
+    y = x
+    for i, layer in enumerate(layers):
+        y = layer.weight[0] @ y + layer.bias[0][:, None]
+        y = torch.relu(y) if i < 2 else y
+    torch.testing.assert_close(y.T, network.network(x.T))
+    torch.testing.assert_close(decays.momentum, torch.tensor([[0.9, 0.99, 0.999]]))
+
+
+def celo2_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    dims = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
+    state = {f"w0.{i}": torch.randn(d, 8, generator=rng) for i, d in enumerate(dims)}
+    state |= {"b0": torch.randn(8, generator=rng), "dense_w.0": torch.randn(8, 8, generator=rng)}
+    state |= {"dense_b.0": torch.randn(8, generator=rng), "dense_w.1": torch.randn(8, 3, generator=rng)}
+    return state | {"dense_b.1": torch.randn(3, generator=rng)}
+
+
+def test_pylo_celo2_makes_its_first_update(tmp_path):
+    """One update of a 3 x 4 matrix by the formulas of the paper, from the stored layers."""
+    state = celo2_state()
+    save_file(state, tmp_path / "celo2.safetensors")
+    loaded = load_pretrained(tmp_path / "celo2.safetensors")
+    assert loaded.theta.numel() == 347
+
+    rng = torch.Generator().manual_seed(1)
+    p, g = torch.randn(3, 4, generator=rng), torch.randn(3, 4, generator=rng)
+    decays = [0.9, 0.99, 0.999]
+    m = torch.stack([(1 - d) * g for d in decays], -1)
+    v = (0.05 * g**2)[..., None]
+    row = torch.stack([(1 - d) * (g**2).mean(1, keepdim=True).expand(3, 4) for d in decays], -1)
+    column = torch.stack([(1 - d) * (g**2).mean(0, keepdim=True).expand(3, 4) for d in decays], -1)
+    factor = (row / row.mean(0, keepdim=True)).rsqrt() * column.rsqrt()
+    root, g1 = (v + 1e-8).rsqrt(), g[..., None]
+    groups = [g1, g1.clamp(-0.1, 0.1), p[..., None], m, v, m * root, root, g1 * factor, g1 * root]
+    groups += [row, column, (row + 1e-8).rsqrt(), (column + 1e-8).rsqrt(), m * factor]
+    groups = [x * (1e-9 + x.square().mean((0, 1), keepdim=True)).rsqrt() for x in groups]
+    h = torch.relu(sum(x @ state[f"w0.{i}"] for i, x in enumerate(groups)) + state["b0"])
+    h = torch.relu(h @ state["dense_w.0"] + state["dense_b.0"])
+    direction = (h @ state["dense_w.1"] + state["dense_b.1"])[..., 0]
+    x = direction / direction.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    expected = p - 1e-3 * x / x.square().mean().sqrt()
+
+    weight = nn.Parameter(p.clone())
+    optimizer = LearnedOptimizer([{"params": [weight], "role": "hidden"}], loaded)
+    weight.grad = g
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_pylo_celo2_of_the_first_release_is_the_same(tmp_path):
+    later = celo2_state()
+    first = {name.replace("w0.", "first_layer_weights."): x.T for name, x in later.items() if name.startswith("w0.")}
+    first["first_layer_bias"] = later["b0"]
+    for i, layer in enumerate(("hidden", "output")):
+        first |= {f"{layer}.weight": later[f"dense_w.{i}"].T, f"{layer}.bias": later[f"dense_b.{i}"]}
+    save_file(later, tmp_path / "later.safetensors")
+    torch.save(first, tmp_path / "first.pt")
+    assert load_pretrained(tmp_path / "first.pt").hash == load_pretrained(tmp_path / "later.safetensors").hash
+
+
+def test_pylo_file_of_another_shape_is_refused(tmp_path):
+    state = MetaMLP(8).state_dict()
+    del state["network.linear_0.bias"]
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="MetaMLP must have the tensors"):
+        load_pretrained(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("name", available() or ["none"])
+def test_shipped_files_load_and_have_a_card(name):
+    if name == "none":
+        pytest.skip("no meta-weights in this package")
+    from learned_opt.pretrained.files import DIRECTORY
+
+    loaded = load_pretrained(name)
+    assert torch.isfinite(loaded.theta).all()
+    assert (DIRECTORY / f"{name}.md").is_file()
+    json.dumps(loaded.info)

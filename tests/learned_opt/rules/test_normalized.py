@@ -1,0 +1,269 @@
+import math
+
+import pytest
+import torch
+
+from learned_opt.rules import controller
+from learned_opt.rules.normalized import NormalizedRule, newton_schulz
+from learned_opt.rules.rule import TensorSpec
+from zoo.networks.parametrization import PARAM_ROLES
+
+# Scalars and network of a rule that was meta-trained on small MLPs, rounded.
+SCALARS = {
+    "rate": 0.0139,
+    "log_input": 0.81,
+    "log_hidden": 0.28,
+    "log_output": -0.45,
+    "log_bias": 0.76,
+    "log_norm": 0.76,
+    "log_embedding": 0.81,
+    "noise_power": 0.59,
+    "momentum_decay": 0.819,
+    "square_decay": 0.979,
+    "slow_decay": 0.9965,
+    "nesterov": 0.33,
+    "horizon_power": -0.04,
+    "depth_power": -0.79,
+    "agreement_rate": 0.079,
+    "agreement_target": 0.011,
+    "relaxation": 9.0,
+    "schedule_power": 0.89,
+    "mix_input": 0.996,
+    "mix_hidden": 0.98,
+    "mix_output": 0.7,
+    "weight_decay": 0.2,
+    "agreement_horizon": -0.4,
+    "decay_horizon": -0.7,
+}
+SPECS = [
+    TensorSpec("first", "input", 6, (8, 6), 3),
+    TensorSpec("hidden", "hidden", 8, (8, 8), 3),
+    TensorSpec("same shape", "hidden", 8, (8, 8), 3),
+    TensorSpec("kernel", "hidden", 27, (5, 3, 3, 3), 3),
+    TensorSpec("head", "output", 8, (4, 8), 3),
+    TensorSpec("table", "embedding", 1, (9, 8), 3),
+    TensorSpec("norm", "norm", 1, (8,), 3),
+    TensorSpec("bias", "bias", 8, (8,), 3),
+    TensorSpec("scalar", "bias", 1, (), 3),
+]
+
+
+def meta_trained_like(seed: int = 0, *, tokens: bool = False) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    rest = 0.3 * torch.randn(controller.NUM_NETWORK + controller.NUM_TOKENS * tokens, generator=rng)
+    return torch.cat([controller.encode_scalars(SCALARS), rest])
+
+
+class PerTensorRule:
+    """The rule for one tensor, with floats, as plainly as it can be written."""
+
+    def __init__(self, scalars, network, spec, param, horizon):
+        self.s, self.spec, self.param, self.horizon, self.t = scalars, spec, param, horizon, 0
+        self.m = torch.zeros_like(param)
+        self.v = torch.zeros_like(param)
+        self.fast = self.slow = self.recent = self.usual = self.log_step = self.initial = 0.0
+        self.weight, self.bias = network[:45].view(15, 3), network[45:]
+
+    def per_run(self, name):
+        return (self.horizon / 400) ** self.s[f"{name}_horizon"]
+
+    def update(self, g):
+        s, role, t, horizon = self.s, self.spec.role, self.t, self.horizon
+        f = min(t, horizon - 1) / horizon
+        last = self.m / (self.v + 1e-24).sqrt()
+        square = float((g**2).mean())
+        agreement = 0.0
+        self.log_step -= s["relaxation"] / horizon * self.log_step
+        if t > 0:
+            agreement = float((g * last).sum() / (g.norm() * last.norm()))
+            self.log_step += self.per_run("agreement") * s["agreement_rate"] * (agreement - s["agreement_target"])
+        self.m += (1 - s["momentum_decay"]) * (g - self.m)
+        self.v += (1 - s["square_decay"]) * (g**2 - self.v)
+        young = 1 / (t + 1)
+        self.fast += max(0.1, young) * (square - self.fast)
+        self.slow += max(1 - s["slow_decay"], young) * (square - self.slow)
+        self.recent += max(0.1, young) * (agreement - self.recent)
+        self.usual += max(0.02, young) * (agreement - self.usual)
+        if t < 5:
+            self.initial = self.fast
+        rho = 0.5 * math.log(self.fast / self.slow)
+        base = math.log(s["rate"]) + s["horizon_power"] * math.log(horizon / 400) + s[f"log_{role}"]
+        base += s["depth_power"] * math.log(self.spec.depth / 2)
+        if role in ("input", "hidden", "output"):
+            base += 0.5 * math.log(32 / self.spec.width)
+        share = float((self.m**2).mean() / self.v.mean())
+        inputs = [
+            2 * f - 1,
+            math.log(horizon / 400),
+            math.log((self.spec.depth + 1) / 3),
+            rho,
+            3 * self.recent,
+            6 * self.usual,
+            0.5 * math.log(share + 1e-6) + 1,
+            0.25 * math.log(self.fast / self.initial),
+            0.5 * (base + self.log_step - 0.5 * math.log(float((self.param**2).mean()) + 1e-8) + 2),
+        ]
+        inputs = [max(-3.0, min(3.0, x)) for x in inputs] + [float(role == r) for r in PARAM_ROLES]
+        out = torch.tensor(inputs) @ self.weight + self.bias
+        size = (1 - f) ** s["schedule_power"] * math.exp(
+            base + max(-5.0, min(4.0, s["noise_power"] * rho + self.log_step + float(out[0])))
+        )
+        self.log_step = max(-4.0, min(3.0, self.log_step + s["relaxation"] / horizon * float(out[1])))
+        nesterov = min(1.0, s["nesterov"] * math.exp(max(-4.0, min(4.0, float(out[2])))))
+        d = (self.m + nesterov * (g - self.m)) / (self.v + 1e-24).sqrt()
+        d = d / (d**2).mean().sqrt()
+        if role in ("input", "hidden", "output"):
+            matrix = d.reshape(d.shape[0], -1)
+            tall = matrix.shape[0] > matrix.shape[1]
+            x = (matrix.T if tall else matrix) / matrix.norm()
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+            x = (x.T if tall else x).reshape(d.shape)
+            x = x / (x**2).mean().sqrt()
+            d = d + s[f"mix_{role}"] * (x - d)
+            d = d / (d**2).mean().sqrt()
+        if role in ("input", "hidden", "output"):
+            decay = s["weight_decay"] * self.per_run("decay")
+            self.param *= 1 - (1 - f) ** s["schedule_power"] * s["rate"] * decay
+        self.param -= size * d
+        self.t += 1
+
+
+@pytest.mark.parametrize(("reference", "tokens"), [(False, False), (True, False), (False, True)])
+def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference, tokens):
+    rule, horizon = NormalizedRule(reference=reference, tokens=tokens), 90
+    theta = meta_trained_like(tokens=tokens)
+    network = theta[len(controller.SCALARS) :][: controller.NUM_NETWORK].clone()
+    network[45:] += theta[controller.token_offsets()] if tokens else 0.0  # one of SPECS is an embedding
+    rng = torch.Generator().manual_seed(0)
+    params = [torch.randn(1, *spec.shape, generator=rng) for spec in SPECS]
+    plain = [PerTensorRule(SCALARS, network, s, p[0].clone(), horizon) for s, p in zip(SPECS, params, strict=True)]
+    state = rule.init_state(SPECS, params)
+    with torch.no_grad():
+        for inner_step in range(100):
+            means = [0.5 * p + torch.randn(p.shape, generator=rng) for p in params]
+            grads = [0.01 * 0.98**inner_step * mean for mean in means]
+            for single, grad in zip(plain, grads, strict=True):
+                single.update(grad[0])
+            rule.update(theta, SPECS, params, grads, state, inner_step=inner_step, num_steps=horizon)
+    for single, param in zip(plain, params, strict=True):
+        torch.testing.assert_close(param[0], single.param, rtol=1e-4, atol=1e-4)
+
+
+def test_the_numbers_for_embeddings_change_nothing_without_one():
+    rng = torch.Generator().manual_seed(0)
+    start, grad = torch.randn(2, 1, 8, 6, generator=rng)
+    theta = meta_trained_like(tokens=True)
+    ends = []
+    for rule, numbers in ((NormalizedRule(), theta[:-3]), (NormalizedRule(tokens=True), theta)):
+        params = [start.clone()]
+        rule.update(numbers, SPECS[:1], params, [grad], rule.init_state(SPECS[:1], params), inner_step=0, num_steps=10)
+        ends.append(params[0])
+    assert torch.equal(*ends)
+    with pytest.raises(ValueError, match="network=False leaves out"):
+        NormalizedRule(network=False, tokens=True)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e4])
+def test_update_does_not_depend_on_the_scale_of_the_loss(scale):
+    results = []
+    for factor in (1.0, scale):
+        rule, rng = NormalizedRule(), torch.Generator().manual_seed(0)
+        params = [torch.randn(1, *spec.shape, generator=rng) for spec in SPECS]
+        state = rule.init_state(SPECS, params)
+        for inner_step in range(10):
+            grads = [factor * torch.randn(p.shape, generator=rng) for p in params]
+            rule.update(meta_trained_like(), SPECS, params, grads, state, inner_step=inner_step, num_steps=10)
+        results.append(params)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_scalars_twin_is_the_rule_with_its_network_off():
+    theta = meta_trained_like()
+    theta[len(controller.SCALARS) :] = 0
+    results = []
+    for rule, meta in ((NormalizedRule(), theta), (NormalizedRule(network=False), theta[: len(controller.SCALARS)])):
+        params = [torch.ones(1, *spec.shape) for spec in SPECS]
+        state, rng = rule.init_state(SPECS, params), torch.Generator().manual_seed(1)
+        for inner_step in range(5):
+            grads = [torch.randn(p.shape, generator=rng) for p in params]
+            rule.update(meta, SPECS, params, grads, state, inner_step=inner_step, num_steps=5)
+        results.append(params)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_time_may_differ_between_networks():
+    rule, theta = NormalizedRule(), meta_trained_like()
+    rng = torch.Generator().manual_seed(0)
+    start = [torch.randn(2, *spec.shape, generator=rng) for spec in SPECS]
+    grads = [torch.randn(p.shape, generator=rng) for p in start]
+    both = [p.clone() for p in start]
+    times = {"inner_step": torch.tensor([3, 50]), "num_steps": torch.tensor([10, 100])}
+    rule.update(theta, SPECS, both, grads, rule.init_state(SPECS, both), **times)
+    for n in range(2):
+        alone = [p[n : n + 1].clone() for p in start]
+        own = {key: int(value[n]) for key, value in times.items()}
+        rule.update(theta, SPECS, alone, [g[n : n + 1] for g in grads], rule.init_state(SPECS, alone), **own)
+        for a, b in zip(both, alone, strict=True):
+            torch.testing.assert_close(a[n : n + 1], b)
+
+
+def test_step_beyond_the_horizon_is_the_last_one():
+    rule, theta, moved = NormalizedRule(network=False), controller.encode_scalars(SCALARS), []
+    for inner_step in (9, 10, 1000):
+        params = [torch.ones(1, 4, 8)]
+        grads = [torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))]
+        rule.update(
+            theta, SPECS[4:5], params, grads, rule.init_state(SPECS[4:5], params), inner_step=inner_step, num_steps=10
+        )
+        moved.append(params[0])
+    assert torch.equal(moved[0], moved[1])
+    assert torch.equal(moved[0], moved[2])
+    assert not torch.equal(moved[0], torch.ones(1, 4, 8))
+
+
+@pytest.mark.parametrize(("num_steps", "kept"), [(90, 0.9**10), (9, 0.0), (4, 0.0)])
+def test_what_agreement_did_to_the_step_is_forgotten(num_steps, kept):
+    rule, log_step = NormalizedRule(network=False), controller.Statistics._fields.index("log_step")
+    theta = controller.encode_scalars({**SCALARS, "agreement_target": 0.0})
+    params = [torch.ones(1, 4, 8)]
+    state = rule.init_state(SPECS[4:5], params)
+    state["statistics"][0][:, log_step] = 2.0
+    for inner_step in range(10):  # gradients of zero agree with nothing
+        zeros = [torch.zeros(1, 4, 8)]
+        rule.update(theta, SPECS[4:5], params, zeros, state, inner_step=inner_step, num_steps=num_steps)
+    assert float(state["statistics"][0][0, log_step]) == pytest.approx(2.0 * kept, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 10), (2, 10, 4), (1, 5, 5)])
+def test_newton_schulz_brings_singular_values_near_one(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(newton_schulz(x))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(newton_schulz(x).flatten(1), (u @ v).flatten(1)).min() > 0.97
+
+
+def test_encoding_scalars_is_the_inverse_of_decoding():
+    scalars, _ = controller.decode(controller.encode_scalars(SCALARS)[None], network=False)
+    for name, value in SCALARS.items():
+        assert float(scalars[name]) == pytest.approx(value, rel=1e-4)
+    with pytest.raises(ValueError, match="warmup"):
+        controller.encode_scalars({"warmup": 1.0})
+
+
+def test_rule_is_differentiable_in_theta():
+    rule = NormalizedRule(reference=True)
+    theta = meta_trained_like().requires_grad_()
+    params = [torch.randn(1, *spec.shape, generator=torch.Generator().manual_seed(2)) for spec in SPECS]
+    state = rule.init_state(SPECS, params)
+    for inner_step in range(3):
+        rule.update(theta, SPECS, params, [2 * p for p in params], state, inner_step=inner_step, num_steps=10)
+    sum(p.square().sum() for p in params).backward()
+    assert theta.grad is not None
+    assert torch.isfinite(theta.grad).all()
+    assert (theta.grad[: len(controller.SCALARS)] != 0).sum() > 15

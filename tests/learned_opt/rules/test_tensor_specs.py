@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch import nn
+
+from learned_opt.rules.tensor_specs import NamedParam, guessed_specs, infer_depth, tensor_specs
+from zoo.networks.architectures import CNN, MLP, ByteTransformer
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+
+def residual_net() -> nn.Module:
+    stages = [nn.Sequential(*(ResidualBlock(4) for _ in range(2))) for _ in range(3)]
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *stages, nn.Linear(4, 10))
+
+
+class Stage(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width, width, 2)
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(3)))
+
+
+class MixtureBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.mix = nn.Linear(width, width)
+        self.experts = nn.ModuleList(MLP(width, (width,), width) for _ in range(4))
+
+
+@pytest.mark.parametrize(
+    ("model", "depth"),
+    [
+        (MLP(8, (6,), 3), 1),
+        (MLP(8, (6, 5, 4), 3), 3),
+        (nn.Linear(4, 2), 1),
+        (CNN(1, (4, 6), 3), 2),
+        (ByteTransformer(width=8, num_blocks=3, num_heads=2), 6),
+        (nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2), 4),
+        (residual_net(), 6),
+        (nn.Sequential(Stage(4), Stage(4)), 6),
+        (nn.Sequential(MixtureBlock(4), MixtureBlock(4), nn.Linear(4, 2)), 4),
+    ],
+)
+def test_depth_is_residual_branches_or_hidden_layers(model, depth):
+    assert {spec.depth for spec in tensor_specs(model).values()} == {depth}
+
+
+def test_depth_and_roles_can_be_given():
+    specs = tensor_specs(MLP(8, (6,), 3), roles={"layers.0.weight": "hidden"}, depth=7)
+    assert specs["layers.0.weight"].role == "hidden"
+    assert {spec.depth for spec in specs.values()} == {7}
+
+
+def test_a_model_without_blocks_has_no_branches():
+    assert infer_depth(MLP(8, (6, 5), 3)) == 0
+
+
+def test_specs_of_a_convolution():
+    spec = tensor_specs(CNN(1, (4, 6), 3))["convs.1.weight"]
+    assert (spec.role, spec.fan_in, spec.shape) == ("hidden", 36, (6, 4, 3, 3))
+
+
+def test_wrappers_are_looked_through():
+    model = MLP(8, (6,), 3)
+    assert tensor_specs(torch.compile(nn.DataParallel(model), backend="eager")) == tensor_specs(model)
+
+
+def test_guessing_uses_given_roles_names_and_order():
+    shapes = {"embed.weight": (9, 4), "a": (4, 4), "norm.weight": (4,), "norm.bias": (4,), "b": (4, 4), "head": (2, 4)}
+    params = [NamedParam(name, torch.zeros(shape)) for name, shape in shapes.items()]
+    with pytest.warns(UserWarning, match=r"a: hidden, b: hidden, head: output"):
+        specs = guessed_specs(params)
+    assert [spec.role for spec in specs] == ["embedding", "hidden", "norm", "bias", "hidden", "output"]
+
+
+def test_nothing_is_guessed_where_all_roles_are_given(recwarn):
+    params = [NamedParam("a", torch.zeros(3, 4), "hidden"), NamedParam("b", torch.zeros(3), "bias")]
+    assert [spec.fan_in for spec in guessed_specs(params, depth=2)] == [4, 1]
+    assert not recwarn.list

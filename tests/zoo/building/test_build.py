@@ -1,0 +1,296 @@
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.building.build import BlockBuilder, build_zoo
+from zoo.building.executors import InProcess, LocalProcesses, RayExecutor
+from zoo.building.plan import BuildPlan
+from zoo.networks.initialization import run_seed
+from zoo.storage.schema import RunStatus, ZooMismatchError
+from zoo.storage.writer import ZooWriter
+from zoo.storage.zoo import Zoo
+from zoo.tasks.registry import get_task
+from zoo.training.optimizers import Adam
+
+SETTINGS = {
+    "num_runs": 10,
+    "num_steps": 12,
+    "block_size": 4,
+    "snapshot_steps": (0, 4, 12),
+    "optimizer": {"name": "adam", "lr": {"log_uniform": [0.001, 0.1]}, "weight_decay": 0.01},
+    "init_scale": {"choice": [0.5, 1.0]},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return get_task("digits", hidden=[4])
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory, task):
+    path = tmp_path_factory.mktemp("build") / "zoo"
+    build_zoo(path, task, **SETTINGS)
+    return path
+
+
+def test_a_zoo_is_what_its_settings_say(path, task):
+    zoo = Zoo.open(path)
+    assert zoo.verify() == []
+    assert zoo.spec.shape == (10, 3, task.layout.num_params)
+    assert zoo.layout == task.layout
+    assert (zoo.inner_step == [0, 4, 12]).all()
+    assert zoo.runs["seed"].tolist() == [run_seed(0, run) for run in range(10)]
+    assert (zoo.status == RunStatus.COMPLETE).all()
+    assert get_task(**zoo.task_config).layout == task.layout
+    assert zoo.attributes["data_hash"] == task.dataset.data_hash
+    assert zoo.attributes["optimizer"] == SETTINGS["optimizer"]
+    assert zoo.attributes["extra"]["training"]["num_steps"] == 12
+    assert set(zoo.runs) == {"seed", "status", "checksum", "lr", "init_scale"}
+    assert ((zoo.runs["lr"] >= 0.001) & (zoo.runs["lr"] <= 0.1)).all()
+    assert len(np.unique(zoo.runs["lr"])) == 10
+    assert set(zoo.runs["init_scale"]) == {0.5, 1.0}
+
+
+def test_metrics_are_those_of_the_stored_networks(path, task):
+    zoo = Zoo.open(path)
+    for split in ("train", "val", "test"):
+        for snapshot in range(3):
+            values = task.evaluate(torch.from_numpy(zoo.params[:, snapshot]), split)
+            for name in ("loss", "error"):
+                assert np.allclose(zoo.metric(f"{split}_{name}")[:, snapshot], values[name], atol=1e-6)
+    assert (zoo.metric("train_loss")[:, -1] < zoo.metric("train_loss")[:, 0]).all()
+
+
+def test_the_first_snapshot_is_the_initialisation_of_the_run_alone(path, task):
+    zoo = Zoo.open(path)
+    for run in (0, 7):
+        alone = task.init_runs([int(zoo.runs["seed"][run])], float(zoo.runs["init_scale"][run]))
+        assert np.array_equal(zoo.params[run, 0], alone[0])
+
+
+def test_runs_do_not_depend_on_the_size_of_blocks(path, tmp_path, task):
+    other = build_zoo(tmp_path / "zoo", task, **(SETTINGS | {"block_size": 7}))
+    assert np.allclose(other.params[:], Zoo.open(path).params[:], atol=1e-4)
+    assert np.array_equal(other.runs["lr"], Zoo.open(path).runs["lr"])
+
+
+def test_damaged_and_missing_blocks_are_built_anew_and_no_others(path, tmp_path, task, bytes_of):
+    build_zoo(tmp_path / "zoo", task, **SETTINGS)
+    shard = tmp_path / "zoo/params/c/1/0/0"
+    content = bytearray(shard.read_bytes())
+    content[777] ^= 16
+    shard.write_bytes(content)
+    ZooWriter.open(tmp_path / "zoo").discard_block(2)
+    states = []
+    build_zoo(tmp_path / "zoo", task, progress=states.append, **SETTINGS)
+    assert [state.report.block for state in states if state.report] == [1, 2]
+    assert [(state.num_done, state.num_blocks) for state in states] == [(1, 3), (2, 3), (3, 3)]
+    assert bytes_of(tmp_path / "zoo") == bytes_of(path)
+    build_zoo(tmp_path / "zoo", task, progress=states.append, **SETTINGS)
+    assert len(states) == 4
+
+
+def test_other_settings_do_not_continue_a_zoo(path, task):
+    for changes, key in [
+        ({"num_steps": 13}, "num_steps|snapshot_steps"),
+        ({"optimizer": {"name": "adam", "lr": 0.1}}, "optimizer"),
+        ({"seed": 1}, "seed"),
+        ({"batch_size": 32}, r"extra\.training\.batch_size"),
+    ]:
+        with pytest.raises((ZooMismatchError, ValueError), match=key):
+            build_zoo(path, task, **(SETTINGS | changes))
+    with pytest.raises(ZooMismatchError, match=r"task\.hidden"):
+        build_zoo(path, get_task("digits", hidden=[5]), **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_runs": 0}, "num_runs must be a positive integer"),
+        ({"num_steps": -1}, "num_steps must be a positive integer"),
+        ({"block_size": -4}, "block_size"),
+        ({"evaluated_splits": ("train", "holdout")}, "evaluated_splits"),
+        ({"optimizer": {"name": "nonsense"}}, "nonsense"),
+        ({"optimizer": {"name": "adam", "rate": 1}}, "rate"),
+        ({"optimizer": Adam()}, "optimizer_config"),
+        ({"split_fractions": {"train": 2.0}}, "sum to 1"),
+        ({"batch_size": 0}, "batch_size must be an integer from 1 to 1257"),
+        ({"batch_size": 4000}, "batch_size must be an integer from 1 to 1257"),
+        ({"batch_size": 2.5}, "batch_size must be an integer"),
+        ({"block_size": 0}, "block_size must be a positive integer"),
+        ({"num_runs": True}, "num_runs must be a positive integer"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"snapshot_steps": [0, 3, 2]}, "snapshot_steps must increase"),
+        ({"snapshot_steps": [0, 1000]}, "snapshot_steps must increase"),
+        ({"snapshot_steps": []}, "snapshot_steps must increase"),
+        ({"max_loss": -1.0}, "max_loss must be a number above 0"),
+        ({"init_scale": "large"}, "init_scale must be a number or one of .* got 'large'"),
+        ({"init_scale": -1.0}, "init_scale must not be negative"),
+        ({"shared_batches": "maybe"}, "shared_batches must be true or false, got 'maybe'"),
+        ({"evaluated_splits": ("val", "val")}, "evaluated_splits"),
+        ({"optimizer": {"name": "adam", "warmup_steps": 1.5}}, "warmup_steps must be an integer"),
+        ({"optimizer": "adam"}, "optimizer must be a mapping of options"),
+        ({"optimizer": {"name": "adam", "lr": "fast"}}, "lr of Adam must be a number or a tensor"),
+        ({"optimizer": {"name": "adam", "lr": [0.1, 0.2]}}, "lr of Adam must be a number or a tensor"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_is_written(tmp_path, task, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_zoo(tmp_path / "zoo", task, **(SETTINGS | changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_zoo_goes_on_when_its_data_have_moved_but_not_when_they_have_changed(tmp_path):
+    rng = np.random.default_rng(0)
+    settings = {"num_runs": 2, "num_steps": 3, "batch_size": 4}
+    x, y = rng.normal(size=(40, 3)), rng.integers(2, size=40)
+    for name, inputs in (("old", x), ("new", x), ("other", x + 1)):
+        np.savez(tmp_path / f"{name}.npz", x=inputs, y=y)
+    build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "old.npz"), hidden=[2]), **settings)
+    build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "new.npz"), hidden=[2]), **settings)
+    with pytest.raises(ZooMismatchError, match="data_hash"):
+        build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "other.npz"), hidden=[2]), **settings)
+
+
+def test_unknown_settings_are_refused(tmp_path, task):
+    with pytest.raises(TypeError, match="learning_rate"):
+        build_zoo(tmp_path / "zoo", task, learning_rate=1, **SETTINGS)
+
+
+def test_diverged_runs_are_kept_and_labelled(tmp_path, task):
+    optimizer = {"name": "sgd", "lr": {"choice": [0.1, 1e9]}}
+    zoo = build_zoo(tmp_path / "zoo", task, **(SETTINGS | {"optimizer": optimizer, "num_runs": 8, "block_size": 8}))
+    assert np.array_equal(zoo.status == RunStatus.DIVERGED, zoo.runs["lr"] == 1e9)
+    assert 0 < (zoo.status == RunStatus.DIVERGED).sum() < 8
+    assert zoo.verify() == []
+
+
+def test_an_optimizer_object_is_recorded_as_told(tmp_path, task):
+    settings = SETTINGS | {"optimizer": Adam(lr=0.02), "optimizer_config": {"name": "mine"}, "num_runs": 4}
+    zoo = build_zoo(tmp_path / "one", task, **settings)
+    assert zoo.attributes["optimizer"] == {"name": "mine"}
+    named = build_zoo(tmp_path / "two", task, **(SETTINGS | {"optimizer": {"name": "adam", "lr": 0.02}, "num_runs": 4}))
+    assert np.array_equal(zoo.params[:], named.params[:])
+
+
+def test_subset_tasks_never_part_a_mask_from_its_complement(tmp_path):
+    half = range(1, 41)
+    task = get_task("digits_subset", hidden=[2], masks=[*half, *(1023 - mask for mask in half)])
+    settings = {"num_runs": 80, "num_steps": 1, "snapshot_steps": (0,), "evaluated_splits": ("val",)}
+    fractions = {"train": 0.5, "val": 0.25, "test": 0.25}
+    zoo = build_zoo(tmp_path / "zoo", task, optimizer={"name": "sgd"}, split_fractions=fractions, **settings)
+    masks = {name: set(zoo.runs["mask"][zoo.split(name)].tolist()) for name in fractions}
+    assert all(masks.values())
+    assert set.union(*masks.values()) == set(task.masks.tolist())
+    for side in masks.values():
+        assert {1023 - mask for mask in side} == side
+
+
+def test_default_blocks_bound_the_memory():
+    wide = BuildPlan(task=get_task("digits", hidden=[2048, 2048]), num_runs=2304, num_steps=100)
+    assert wide.default_block_size == 1
+    assert BuildPlan(task=get_task("digits"), num_runs=2304, num_steps=1280).default_block_size == 256
+
+
+def test_local_processes_build_the_same_zoo(path, tmp_path, task, bytes_of):
+    build_zoo(tmp_path / "zoo", task, executor=LocalProcesses(num_workers=2), **SETTINGS)
+    if len(os.sched_getaffinity(0)) <= 2:  # workers then have one thread, as this process has
+        assert bytes_of(tmp_path / "zoo") == bytes_of(path)
+
+
+def test_two_builders_share_a_zoo_and_never_take_the_same_block(path, tmp_path, task, bytes_of):
+    reports = {0: [], 1: []}
+
+    def build(builder):
+        def note(state):
+            if state.report:
+                reports[builder].append(state.report.block)
+
+        build_zoo(tmp_path / "zoo", task, progress=note, **SETTINGS)
+
+    threads = [threading.Thread(target=build, args=(builder,)) for builder in reports]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(reports[0] + reports[1]) == [0, 1, 2]
+    assert bytes_of(tmp_path / "zoo") == bytes_of(path)
+
+
+def build_and_exit(path):
+    torch.set_num_threads(1)
+    build_zoo(path, get_task("digits", hidden=[4]), **(SETTINGS | {"num_runs": 40}))
+
+
+@pytest.mark.slow
+def test_killed_builds_go_on(tmp_path, task, bytes_of):
+    settings = SETTINGS | {"num_runs": 40}
+    started = time.monotonic()
+    build_zoo(tmp_path / "undisturbed", task, **settings)
+    duration = time.monotonic() - started
+    rng = random.Random(0)
+    context = multiprocessing.get_context("fork")
+    for _ in range(20):
+        process = context.Process(target=build_and_exit, args=(tmp_path / "zoo",))
+        process.start()
+        process.join(rng.uniform(0, duration / 4))
+        process.kill()
+        process.join()
+    build_zoo(tmp_path / "zoo", task, **settings)
+    assert bytes_of(tmp_path / "zoo") == bytes_of(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_killed_ray_worker_costs_nothing(tmp_path, task):
+    ray = pytest.importorskip("ray")
+    psutil = pytest.importorskip("psutil")
+    settings = SETTINGS | {"num_runs": 24, "num_steps": 400, "snapshot_steps": (0, 400)}
+    killed = []
+
+    def kill_one_worker(state):
+        workers = [p for p in psutil.process_iter(["name"]) if "ray::build_with_threads" in (p.info["name"] or "")]
+        mine = [p for p in workers if psutil.Process().pid in {parent.pid for parent in p.parents()}]
+        if not killed and mine:
+            mine[0].send_signal(signal.SIGKILL)
+            killed.append(mine[0].pid)
+
+    executor = RayExecutor(num_cpus=2)
+    zoo = build_zoo(tmp_path / "zoo", task, executor=executor, progress=kill_one_worker, **settings)
+    assert killed
+    assert zoo.verify() == []
+    assert not ray.is_initialized()
+    alone = build_zoo(tmp_path / "alone", task, executor=InProcess(), **settings)
+    assert np.array_equal(zoo.params[:], alone.params[:])
+
+
+def test_a_builder_waits_for_the_blocks_of_another(path, tmp_path, task):
+    plan = BuildPlan(task=task, **SETTINGS)
+    writer = ZooWriter.create(tmp_path / "zoo", plan.spec())
+    claim = writer.claim(1)
+    assert BlockBuilder(tmp_path / "zoo", plan)(1) is None
+    states = []
+
+    def let_go(state):
+        states.append(state)
+        if state.num_done == 2 and state.report is None:
+            claim.release()
+
+    zoo = build_zoo(tmp_path / "zoo", task, progress=let_go, **SETTINGS)
+    assert zoo.verify() == []
+    assert [state.report.block for state in states if state.report] == [0, 2, 1]

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from zoo.tasks.registry import get_task
+from zoo.training import inner_step as inner_loop
+from zoo.training.inner_step import should_compile, train_step
+from zoo.training.muon import Muon
+from zoo.training.optimizers import Adam, Sgd
+
+needs_compiler = pytest.mark.skipif(not inner_loop.has_compiler(), reason="no C++ compiler")
+
+
+def run_steps(task, optimizer, *, compile, num_steps=3):
+    params = task.init_runs(range(4))
+    state = optimizer.init_state(task.layout, params)
+    for i in range(num_steps):
+        batch = task.batch(torch.arange(i, i + 12), 4)
+        options = {"inner_step": i, "num_steps": num_steps, "compile": compile}
+        loss = train_step(task, optimizer, params, state, batch, **options)
+    return params, loss
+
+
+@needs_compiler
+def test_compiled_steps_equal_eager_ones_and_are_compiled_once():
+    task = get_task("digits", hidden=(5,))
+    eager = run_steps(task, Adam(lr=0.01), compile=False)
+    compiled = run_steps(task, Adam(lr=0.01), compile=True)
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
+    programs = dict(task.compiled)
+    run_steps(task, Adam(lr=torch.full((4,), 0.02, dtype=torch.float64)), compile=True)
+    assert task.compiled == programs
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "optimizer"),
+    [
+        # By SGD where some parameters have no gradient but rounding, which Adam would blow up.
+        ({"name": "digits", "architecture": "cnn", "channels": (3, 4)}, Sgd(lr=0.1, momentum=0.9, nesterov=True)),
+        ({"name": "python_source", "size": 20_000, "context": 8, "width": 8, "num_blocks": 1}, Sgd(lr=0.1)),
+        ({"name": "digits_subset", "hidden": (5,), "activation": "gelu"}, Muon(dtype="float32")),
+    ],
+    ids=["cnn", "transformer", "subset"],
+)
+def test_other_architectures_and_optimizers_compile(config, optimizer):
+    task = get_task(**config)
+    eager = run_steps(task, optimizer, compile=False)
+    torch.testing.assert_close(run_steps(task, optimizer, compile=True), eager, rtol=1e-3, atol=1e-5)
+
+
+def test_goes_on_uncompiled_with_a_warning_where_compiling_fails(monkeypatch):
+    def failing_compile(function, **options):
+        def raise_error(*args):
+            raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no compiler here"), None)
+
+        return raise_error
+
+    monkeypatch.setattr(torch, "compile", failing_compile)
+    task = get_task("digits", hidden=(5,))
+    with pytest.warns(UserWarning, match="going on uncompiled"):
+        compiled = run_steps(task, Adam(lr=0.01), compile=True)
+    assert torch.equal(compiled[0], run_steps(task, Adam(lr=0.01), compile=False)[0])
+
+
+def test_compiling_is_chosen_for_long_training_where_there_is_a_compiler(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(inner_loop, "has_compiler", lambda: True)
+    assert should_compile(10**7, cpu)
+    assert not should_compile(10**4, cpu)
+    monkeypatch.setattr(inner_loop, "has_compiler", lambda: False)
+    assert not should_compile(10**7, cpu)
+    assert should_compile(10**7, torch.device("cuda"))

@@ -1,0 +1,171 @@
+"""build_zoo: a plan, its blocks, an executor, a zoo. Interrupted builds go on where they stopped.
+
+Legend: N runs of one block, S snapshots, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from zoo.building.executors import Executor, InProcess
+from zoo.building.plan import BuildPlan
+from zoo.storage.claims import ClaimLostError
+from zoo.storage.schema import RunStatus
+from zoo.storage.writer import ZooWriter
+from zoo.storage.zoo import Zoo
+from zoo.tasks.task import Task
+from zoo.training.population import train_population
+
+_POLL_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """A block that was just built: its runs, those of them that diverged, training steps over all runs, wall time."""
+
+    block: int
+    num_runs: int
+    num_diverged: int
+    model_steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a build stands: the block that was just built, if one was, and committed blocks, whoever built them."""
+
+    report: BlockReport | None
+    num_done: int
+    num_blocks: int
+
+
+def build_zoo(
+    path: str | os.PathLike,
+    task: Task,
+    *,
+    executor: Executor | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **settings: object,
+) -> Zoo:
+    """Train a zoo, or finish one of the same settings that was begun at that path.
+
+    Several builders may work on one zoo at once, from any machines that share the folder: each block is built by one.
+    Blocks that are damaged are built anew.
+
+    Args:
+        path: folder of the zoo.
+        task: what to train on.
+        executor: where blocks are built; by default in this process.
+        progress: called at the beginning and after each block.
+        **settings: the fields of `zoo.building.plan.BuildPlan`: num_runs, num_steps, optimizer, seed, block_size, ...
+
+    Returns:
+        The complete zoo.
+
+    Raises:
+        ValueError: for settings that are not possible.
+        FileExistsError: if the path holds something that is no zoo.
+        ZooMismatchError: if it holds a zoo with other settings.
+        ZooWriteError: if it cannot be written; what was committed stays.
+    """
+    plan = BuildPlan(task=task, **settings)  # type: ignore[arg-type]
+    return run_plan(Path(path), plan, executor=executor or InProcess(), progress=progress or (lambda state: None))
+
+
+def run_plan(path: Path, plan: BuildPlan, *, executor: Executor, progress: Callable[[Progress], None]) -> Zoo:
+    """`build_zoo` with its settings as one object."""
+    writer = ZooWriter.create(path, plan.spec())
+    discard_damaged_blocks(writer)
+    pending = writer.pending_blocks()
+    progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))
+    while pending:
+        reports = executor.run(BlockBuilder(path, plan), pending)
+        for report in filter(None, reports):
+            progress(Progress(report, writer.num_blocks - len(writer.pending_blocks()), writer.num_blocks))
+        pending = writer.pending_blocks()
+        if pending:  # other builders have them; should those die, their claims expire
+            progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))
+            time.sleep(_POLL_SECONDS)
+    return Zoo.open(path)
+
+
+def discard_damaged_blocks(writer: ZooWriter) -> list[int]:
+    """Make committed blocks pending in which `Zoo.verify` finds something wrong; returns them."""
+    zoo = Zoo.open(writer.path)
+    suspects = {finding.block for finding in zoo.verify() if finding.kind != "empty"}
+    damaged = []
+    for block in sorted(block for block in suspects if block is not None):
+        if any(finding.kind != "empty" for finding in zoo.verify([block])):  # not just rewritten by another builder
+            writer.discard_block(block)
+            damaged.append(block)
+    return damaged
+
+
+@dataclass(frozen=True)
+class BlockBuilder:
+    """Builds the blocks of a plan; what executors send to their workers."""
+
+    path: Path
+    plan: BuildPlan
+
+    def __call__(self, block: int) -> BlockReport | None:
+        """Train, evaluate and commit a block; None if it is committed already, or another process has it."""
+        started = time.perf_counter()
+        writer = ZooWriter.open(self.path)
+        claim = writer.claim(block)
+        if claim is None:
+            return None
+        with claim:
+            runs = writer.block_runs(block)
+            params, metrics, alive = self._train(runs)
+            try:
+                writer.write_block(
+                    block,
+                    params,
+                    np.tile(np.array(self.plan.steps), (len(runs), 1)),
+                    metrics,
+                    {"seed": np.array(self.plan.seeds(runs)), **self.plan.columns(runs)},
+                    np.where(alive, RunStatus.COMPLETE, RunStatus.DIVERGED),
+                    claim=claim,
+                )
+            except ClaimLostError:
+                return None
+        num_diverged = len(runs) - int(alive.sum())
+        seconds = time.perf_counter() - started
+        return BlockReport(block, len(runs), num_diverged, len(runs) * self.plan.num_steps, seconds)
+
+    def _train(self, runs: range) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+        """Parameters (N, S, P), metrics (N, S) by name, and which runs did not diverge (N,)."""
+        plan = self.plan
+        task = plan.task.for_runs(runs)
+        shape = (len(runs), len(plan.steps))
+        params = np.empty((*shape, task.layout.num_params), np.float32)
+        metrics: dict[str, np.ndarray] = {}
+        alive = np.ones(len(runs), bool)
+        snapshots = train_population(
+            task,
+            plan.optimizer_for(runs),
+            plan.seeds(runs),
+            num_steps=plan.num_steps,
+            batch_size=plan.batch_size,
+            snapshot_steps=plan.steps,
+            shared_batches=plan.shared_batches,
+            data_seed=plan.seed,
+            init_scales=plan.init_scales(runs),
+            max_loss=plan.max_loss,
+            compile=plan.compiles(runs),
+        )
+        for s, snapshot in enumerate(snapshots):
+            params[:, s] = snapshot.params.cpu().numpy()
+            alive = snapshot.alive.cpu().numpy()
+            for split in plan.evaluated_splits:
+                for name, values in task.evaluate(snapshot.params, split).items():
+                    metrics.setdefault(f"{split}_{name}", np.empty(shape, np.float32))[:, s] = values.cpu().numpy()
+        return params, metrics, alive

@@ -1,0 +1,247 @@
+"""Networks in and out of a zoo: checkpoints of other tools become runs, a snapshot becomes a safetensors file.
+
+Both directions are exact to the bit. What may be imported is described in `zoo.checkpoints.runs`.
+
+Legend: R runs, S snapshots, P numbers of one network, G runs of one block.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.checkpoints.inferred_layout import layout_of_state_dict
+from zoo.checkpoints.runs import Row, RunFiles, SnapshotFile, find_runs
+from zoo.checkpoints.tensors import CheckpointError, read_tensors
+from zoo.networks.layout import LayoutMismatchError, ParamLayout
+from zoo.storage.durable import sync_directory
+from zoo.storage.precision import from_stored, to_stored
+from zoo.storage.schema import METRICS, Json, RunStatus, ZooSpec
+from zoo.storage.writer import ZooWriter
+from zoo.storage.zoo import Zoo
+
+__all__ = ["CheckpointError", "export", "import_checkpoints", "layout_of_state_dict"]
+
+_BLOCK_BYTES: Final = 2**28
+_MAX_BLOCK_RUNS: Final = 64
+# What gives an adapter's tensors their meaning; other settings, such as the path of the base model, may differ.
+_ADAPTER_KEYS: Final = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "fan_in_fan_out",
+)
+
+
+def import_checkpoints(
+    paths: str | Path | Iterable[str | Path],
+    out: str | Path,
+    *,
+    model: nn.Module | ParamLayout | None = None,
+    metrics: str | Path | Sequence[Row] | None = None,
+    state_key: str | None = None,
+    dtype: str | None = None,
+    keep_nonfinite: bool = False,
+    task_config: Mapping[str, Json] | None = None,
+) -> Zoo:
+    """A new zoo of checkpoints that were trained elsewhere; all or nothing is written.
+
+    Args:
+        paths: a folder, each child of which is a run, or one path for each run; see `zoo.checkpoints.runs`.
+        out: folder of the zoo, which must not exist or be empty.
+        model: module or layout that the checkpoints belong to; dtypes are those of the checkpoints. By default the
+            layout written beside an exported checkpoint, or a guess from names and shapes (`layout_of_state_dict`).
+        metrics: a table of steps and metrics instead of those beside the checkpoints.
+        state_key: entry of torch files that is the state dict.
+        dtype: of the stored parameters. By default one that keeps every bit; float64 is then refused unless its
+            values are exact in float32.
+        keep_nonfinite: keep runs with infinities or NaN, marked as diverged, instead of refusing them.
+        task_config: settings of the task, recorded in the zoo; by default those beside an exported checkpoint.
+
+    Returns:
+        The zoo, open for reading. Statuses are 3 (imported), or 2 (diverged) for runs with numbers that are not finite.
+
+    Raises:
+        CheckpointError: if a checkpoint cannot be read, does not fit, or would lose precision; nothing is written.
+        FileExistsError: if there is something at `out`.
+        ZooWriteError: if it cannot be written.
+    """
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out} is not empty; choose another path for the zoo")
+    runs = find_runs(paths, metrics)
+    first = runs[0].snapshots[0]
+    source = _Source(_layout_of(model, first, state_key), first.path, state_key, dtype, keep_nonfinite)
+    spec = _spec_of(runs, source, task_config)
+    _check_adapters(runs)
+    staged = out.with_name(f".{out.name}.{secrets.token_hex(6)}.import")
+    try:
+        writer = ZooWriter.create(staged, spec)
+        for block in range(spec.num_blocks):
+            _write_block(writer, block, runs, source)
+        os.replace(staged, out)
+        sync_directory(out.parent)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    return Zoo.open(out)
+
+
+def export(zoo: Zoo, run: int, snapshot: int, path: str | Path) -> None:
+    """Write one network as a safetensors file, and what is known about it as JSON beside it; see `Zoo.export`."""
+    zoo.export(run, snapshot, path)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How checkpoint files become vectors."""
+
+    layout: ParamLayout
+    first: Path
+    state_key: str | None
+    dtype: str | None
+    keep_nonfinite: bool
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype asked for, or the narrowest of the store's that keeps every bit."""
+        dtypes = {slot.dtype for slot in self.layout}
+        return self.dtype or (dtypes.pop() if dtypes in ({"float16"}, {"bfloat16"}) else "float32")
+
+    def vector(self, path: Path) -> np.ndarray:
+        """(P,) float32 numbers of a checkpoint.
+
+        Raises:
+            CheckpointError: if it does not fit the layout, is not finite, or would lose precision.
+        """
+        tensors = read_tensors(path, self.state_key)
+        for slot in self.layout:
+            name = next((name for name in slot.aliases if name in tensors), None)
+            if slot.name not in tensors and name is not None:  # tied tensors may be saved under any of their names
+                tensors[slot.name] = tensors[name]
+            got = str(tensors[slot.name].dtype).removeprefix("torch.") if slot.name in tensors else slot.dtype
+            if got != slot.dtype:
+                raise CheckpointError(f"{path}: {slot.name!r} is {got}, in the zoo's layout it is {slot.dtype}")
+        try:
+            exact = self.layout.flatten(tensors)
+        except LayoutMismatchError as error:
+            raise CheckpointError(f"{path} is of another layout than {self.first}: {error}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        self._check_values(path, exact)
+        return exact.float().numpy()
+
+    def _check_values(self, path: Path, exact: Tensor) -> None:
+        finite = exact.isfinite()
+        if not self.keep_nonfinite and not bool(finite.all()):
+            bad = [name for name, view in self.layout.views(finite).items() if not bool(view.all())]
+            raise CheckpointError(f"{path} has infinities or NaN in {bad[:5]}; keep_nonfinite=True would keep them")
+        stored = torch.from_numpy(from_stored(to_stored(exact.float().numpy(), self.stored_dtype), self.stored_dtype))
+        kept = (stored == exact) | (stored.isnan() & exact.isnan())
+        for slot in self.layout:
+            may_round = self.dtype is not None and slot.torch_dtype.is_floating_point
+            if not may_round and not bool(kept[slot.span].all()):
+                raise CheckpointError(
+                    f"{path}: {slot.dtype} numbers of {slot.name!r} are not exact in {self.stored_dtype}; "
+                    + ("choose dtype='float32'" if self.dtype else "pass dtype='float32' to have them rounded")
+                )
+
+
+def _layout_of(model: nn.Module | ParamLayout | None, first: SnapshotFile, state_key: str | None) -> ParamLayout:
+    tensors = read_tensors(first.path, state_key)
+    if isinstance(model, ParamLayout):
+        layout = model
+    elif model is not None:
+        layout = ParamLayout.of(model)
+    elif "layout" in first.sidecar:
+        try:
+            layout = ParamLayout.from_json(json.dumps(first.sidecar["layout"]))
+        except ValueError as error:
+            raise CheckpointError(f"the layout beside {first.path} cannot be read: {error}") from error
+    else:
+        return layout_of_state_dict(tensors)
+    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+    slots = tuple(replace(slot, dtype=dtypes.get(slot.name, slot.dtype)) for slot in layout)
+    return replace(layout, slots=slots)
+
+
+def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str, Json] | None) -> ZooSpec:
+    steps = [tuple(run.steps) for run in runs]
+    names = {name for run in runs for snapshot in run.snapshots for name in snapshot.metrics}
+    first = runs[0].snapshots[0]
+    num_snapshots = max(map(len, steps))
+    run_bytes = 4 * num_snapshots * source.layout.num_params
+    extra: dict[str, Json] = {"source": "import", "run_names": [run.name for run in runs]}
+    if first.adapter_config:
+        extra["adapter_config"] = dict(first.adapter_config)
+    try:
+        return ZooSpec(
+            layout=source.layout,
+            num_runs=len(runs),
+            snapshot_steps=steps[0] if len(set(steps)) == 1 else None,
+            num_snapshots=num_snapshots,
+            block_size=min(max(1, _BLOCK_BYTES // run_bytes), _MAX_BLOCK_RUNS, len(runs)),
+            dtype=source.stored_dtype,
+            metric_names=(*(name for name in METRICS if name in names), *sorted(names - set(METRICS))),
+            columns=dict.fromkeys(_common_columns(runs), "float64"),
+            task_config=first.sidecar.get("task", {}) if task_config is None else task_config,
+            optimizer_config=first.sidecar.get("optimizer", {}),
+            extra=extra,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"these checkpoints do not make a zoo: {error}") from error
+
+
+def _common_columns(runs: Sequence[RunFiles]) -> list[str]:
+    """Hyperparameters that the JSON beside every run's first snapshot gives."""
+    noted = [run.snapshots[0].sidecar.get("run", {}) for run in runs]
+    names = [name for name in noted[0] if all(isinstance(columns.get(name), int | float) for columns in noted)]
+    return sorted(set(names) - {"seed", "status", "checksum"})
+
+
+def _check_adapters(runs: Sequence[RunFiles]) -> None:
+    """All adapters must mean the same by their tensors."""
+    first = runs[0].snapshots[0]
+    for snapshot in (snapshot for run in runs for snapshot in run.snapshots):
+        mine, theirs = snapshot.adapter_config, first.adapter_config
+        differing = [key for key in _ADAPTER_KEYS if mine.get(key) != theirs.get(key)]
+        if bool(mine) != bool(theirs) or differing:
+            what = ", ".join(f"{key} {mine.get(key)} and {theirs.get(key)}" for key in differing)
+            raise CheckpointError(f"{snapshot.path} and {first.path} are different kinds of adapters: {what}")
+
+
+def _write_block(writer: ZooWriter, block: int, runs: Sequence[RunFiles], source: _Source) -> None:
+    spec = writer.spec
+    numbers = list(writer.block_runs(block))
+    params = np.zeros((len(numbers), *spec.shape[1:]), np.float32)  # (G, S, P)
+    inner_step = np.full(params.shape[:2], -1, np.int64)
+    metrics = {name: np.full(params.shape[:2], np.nan, np.float32) for name in spec.metric_names}
+    columns = {name: np.zeros(len(numbers)) for name in spec.columns}
+    seeds = np.array(numbers, np.int64)
+    for g, number in enumerate(numbers):
+        snapshots = runs[number].snapshots
+        for s, snapshot in enumerate(snapshots):
+            params[g, s] = source.vector(snapshot.path)
+            inner_step[g, s] = snapshot.inner_step
+            for name, value in snapshot.metrics.items():
+                metrics[name][g, s] = value
+        if snapshots[0].seed is not None:
+            seeds[g] = snapshots[0].seed
+        for name, column in columns.items():
+            column[g] = snapshots[0].sidecar["run"][name]
+    status = np.where(np.isfinite(params).all((1, 2)), RunStatus.IMPORTED, RunStatus.DIVERGED)
+    writer.write_block(block, params, inner_step, metrics, {"seed": seeds, **columns}, status)

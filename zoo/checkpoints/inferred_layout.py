@@ -1,0 +1,120 @@
+"""The layout of tensors that come without their module, by what their names and shapes suggest.
+
+Names decide in this order; `.` separates parts, and the last part is the tensor's own name:
+
+    running_mean, running_var, and all integers and booleans    buffers; every other tensor is a parameter
+    two or more axes, a part with `embed`, or `wte`, `wpe`      embedding
+    two or more axes                                            matrix: the first is the input matrix unless there is
+                                                                an embedding, the last the output matrix, others hidden
+    `bias` or `beta`                                            bias
+    one axis: a part with `norm`, `bn` or `ln`; own name        norm
+      `weight`, `gamma` or `scale`
+    anything else                                               bias
+
+Low-rank adapters (names with a part `lora_A` and a partner with `lora_B` in its place) have hidden matrices, and each
+pair is a symmetry group: its rank dims may be permuted and scaled, since only the product B A acts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from torch import Tensor
+
+from zoo.networks.layout import GroupAxis, ParamLayout, ParamSlot, SymmetryGroup
+from zoo.networks.parametrization import fan_in
+
+_RUNNING: Final = ("running_mean", "running_var")
+_EMBEDDING: Final = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)
+_NORM: Final = re.compile(r"norm|^bn|^ln|_bn|_ln", re.IGNORECASE)
+_LORA: Final = re.compile(r"(?:^|\.)lora_(?:embedding_)?[AB](?:\.|$)")
+
+
+def layout_of_state_dict(tensors: Mapping[str, Tensor], roles: Mapping[str, str] | None = None) -> ParamLayout:
+    """Layout of named tensors, with roles guessed from names and shapes as described above.
+
+    Prefer `ParamLayout.of(module)` where there is a module: it knows roles and symmetry groups for certain.
+
+    Args:
+        tensors: real tensors by name, in the order of the state dict.
+        roles: roles by name that override the guessed ones.
+
+    Raises:
+        ValueError: if there is no tensor, one is complex, or `roles` names one that there is not.
+    """
+    roles = dict(roles or {})
+    if not tensors:
+        raise ValueError("a layout needs at least one tensor")
+    if unknown := roles.keys() - tensors.keys():
+        raise ValueError(f"roles names {sorted(unknown)}, which the tensors do not have; they are {list(tensors)}")
+    buffers = {name for name, tensor in tensors.items() if _is_buffer(name, tensor)}
+    guessed = {**_guess_roles(tensors, buffers), **roles}
+    slots: list[ParamSlot] = []
+    offset = 0
+    for kind in ("param", "buffer"):
+        for name, tensor in tensors.items():
+            if (name in buffers) != (kind == "buffer"):
+                continue
+            if tensor.is_complex():
+                raise ValueError(f"tensor {name!r} must be real, got {tensor.dtype}")
+            shape, role = tuple(tensor.shape), guessed[name]
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            slots.append(ParamSlot(name, shape, dtype, kind, role, _fan_in(name, role, tensors), offset))
+            offset += tensor.numel()
+    return ParamLayout(tuple(slots), _lora_groups(tensors))
+
+
+def _is_buffer(name: str, tensor: Tensor) -> bool:
+    return name.rpartition(".")[2] in _RUNNING or not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _guess_roles(tensors: Mapping[str, Tensor], buffers: set[str]) -> dict[str, str]:
+    roles: dict[str, str] = {}
+    matrices: list[str] = []
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        if name in buffers:
+            roles[name] = parts[-1] if parts[-1] in _RUNNING else "counter"
+        elif tensor.ndim >= 2:
+            is_embedding = not _LORA.search(name) and any(_EMBEDDING.search(part) for part in parts)
+            roles[name] = "embedding" if is_embedding else "hidden"
+            if roles[name] == "hidden" and not _LORA.search(name):
+                matrices.append(name)
+        else:
+            roles[name] = "norm" if _is_norm_scale(parts) else "bias"
+    if matrices:
+        if len(matrices) > 1 and "embedding" not in roles.values():
+            roles[matrices[0]] = "input"
+        roles[matrices[-1]] = "output"
+    return roles
+
+
+def _is_norm_scale(parts: list[str]) -> bool:
+    own = parts[-1].lower()
+    if own in ("gamma", "scale"):
+        return True
+    return own == "weight" and any(_NORM.search(part) for part in parts[:-1])
+
+
+def _fan_in(name: str, role: str, tensors: Mapping[str, Tensor]) -> int:
+    shape = tuple(tensors[name].shape)
+    weight = tensors.get(f"{name.rpartition('.')[0]}.weight" if "." in name else "weight")
+    if role == "bias" and weight is not None and weight.ndim >= 2:
+        return fan_in("hidden", tuple(weight.shape))
+    return fan_in(role, shape)
+
+
+def _lora_groups(tensors: Mapping[str, Tensor]) -> tuple[SymmetryGroup, ...]:
+    """One group per adapter: rows of A (rank, in) with columns of B (out, rank)."""
+    groups = []
+    for name, down in tensors.items():
+        if not re.search(r"(?:^|\.)lora_A(?:\.|$)", name):
+            continue
+        partner = name.replace("lora_A", "lora_B")
+        up = tensors.get(partner)
+        if up is not None and down.ndim >= 2 and up.ndim >= 2 and up.shape[1] == down.shape[0]:
+            axes = (GroupAxis(name, 0, scale_power=1), GroupAxis(partner, 1, scale_power=-1))
+            groups.append(SymmetryGroup(name.replace("lora_A", "lora"), down.shape[0], axes))
+    return tuple(groups)

@@ -1,0 +1,1 @@
+"""One network as numbers: layouts, roles, architectures, symmetries, initialisation, distances."""

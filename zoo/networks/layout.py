@@ -1,0 +1,306 @@
+"""A network as one flat vector: ordered slots, their roles, and the sets of units that can be exchanged.
+
+Legend: P numbers of one network (all parameters, then all persistent buffers), `...` any leading dims.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Final, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from zoo.networks.parametrization import ROLES, fan_in, infer_roles
+
+LAYOUT_VERSION: Final = 1
+_EXACT_INTEGERS: Final = 2**24  # integers up to here are exact in float32
+
+
+class LayoutMismatchError(ValueError):
+    """Tensors that do not fit a layout: missing, unexpected or misshapen."""
+
+
+@dataclass(frozen=True)
+class ParamSlot:
+    """One named tensor and its place `offset : offset + numel` in the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    role: str
+    fan_in: int
+    offset: int
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("param", "buffer"):
+            raise ValueError(f"kind of slot {self.name!r} must be 'param' or 'buffer', got {self.kind!r}")
+        if self.role not in ROLES:
+            raise ValueError(f"role of slot {self.name!r} must be one of {ROLES}, got {self.role!r}")
+
+    @cached_property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def span(self) -> slice:
+        return slice(self.offset, self.offset + self.numel)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+
+@dataclass(frozen=True)
+class GroupAxis:
+    """An axis of a slot that is indexed by the units of a symmetry group.
+
+    Each unit owns `unit_size` neighbouring entries of the axis (the dims of an attention head, the pixels of a
+    flattened channel). Scaling a unit by s > 0 multiplies the slot by s ** scale_power along the axis.
+    """
+
+    slot: str
+    axis: int
+    unit_size: int = 1
+    scale_power: int = 0
+
+
+@dataclass(frozen=True)
+class SymmetryGroup:
+    """A set of `size` units of a network that may be permuted without changing what it computes."""
+
+    name: str
+    size: int
+    axes: tuple[GroupAxis, ...]
+
+    @property
+    def scalable(self) -> bool:
+        """Whether positive scaling of the units is a symmetry too (ReLU networks)."""
+        return any(axis.scale_power for axis in self.axes)
+
+
+@runtime_checkable
+class HasSymmetryGroups(Protocol):
+    """A module that knows which of its units are interchangeable."""
+
+    def symmetry_groups(self) -> tuple[SymmetryGroup, ...]: ...
+
+
+@dataclass(frozen=True)
+class ParamLayout:
+    """The one view of a network as a vector.
+
+    Slots are in state-dict order, parameters before buffers, without gaps, so `vector[..., :num_trainable]` is what
+    an optimizer may change. Build it with `ParamLayout.of(module)`.
+    """
+
+    slots: tuple[ParamSlot, ...]
+    groups: tuple[SymmetryGroup, ...] = ()
+    _by_name: dict[str, ParamSlot] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", {slot.name: slot for slot in self.slots})
+        offset = 0
+        for slot in self.slots:
+            if slot.offset != offset:
+                raise ValueError(f"slot {slot.name!r} must begin at {offset}, got {slot.offset}")
+            offset += slot.numel
+        for group in self.groups:
+            _check_group(group, self._by_name)
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        *,
+        roles: Mapping[str, str] | None = None,
+        groups: tuple[SymmetryGroup, ...] | None = None,
+    ) -> ParamLayout:
+        """Layout of a module's parameters and persistent buffers.
+
+        Args:
+            module: any module; tied tensors take one slot with aliases.
+            roles: roles by name that override the inferred ones.
+            groups: interchangeable units; default those of `module.symmetry_groups()` if it has that method.
+
+        Raises:
+            ValueError: for state that is no real tensor (extra state, complex numbers), or bad roles or groups.
+        """
+        inferred = infer_roles(module, roles)
+        params: dict[int, list[str]] = {}
+        buffers: dict[int, list[str]] = {}
+        tensors: dict[int, Tensor] = {}
+        for name, value in module.state_dict(keep_vars=True).items():
+            if not isinstance(value, Tensor) or value.is_complex():
+                raise ValueError(f"state {name!r} must be a real tensor, got {_describe(value)}")
+            tensors[id(value)] = value
+            side = params if isinstance(value, nn.Parameter) else buffers
+            side.setdefault(id(value), []).append(name)
+        owners = dict(module.named_modules())
+        slots: list[ParamSlot] = []
+        offset = 0
+        for kind, side in (("param", params), ("buffer", buffers)):
+            for key, (name, *aliases) in side.items():
+                value, role = tensors[key], inferred[name]
+                shape = tuple(value.shape)
+                dtype = str(value.dtype).removeprefix("torch.")
+                owner = owners.get(name.rpartition(".")[0])
+                slots.append(
+                    ParamSlot(name, shape, dtype, kind, role, fan_in(role, shape, owner), offset, tuple(aliases))
+                )
+                offset += value.numel()
+        if groups is None:
+            groups = module.symmetry_groups() if isinstance(module, HasSymmetryGroups) else ()
+        return cls(tuple(slots), groups)
+
+    def __iter__(self) -> Iterator[ParamSlot]:
+        return iter(self.slots)
+
+    def __getitem__(self, name: str) -> ParamSlot:
+        """Slot of that name; KeyError with the known names otherwise."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise KeyError(f"no slot {name!r}; the layout has {list(self._by_name)}") from None
+
+    @cached_property
+    def num_params(self) -> int:
+        """Length P of the flat vector, buffers included."""
+        return sum(slot.numel for slot in self.slots)
+
+    @cached_property
+    def num_trainable(self) -> int:
+        """Length of the leading part that holds trainable parameters."""
+        return sum(slot.numel for slot in self.slots if slot.kind == "param")
+
+    def flatten(self, source: nn.Module | Mapping[str, Tensor]) -> Tensor:
+        """Flat vector (..., P) of a module or of named tensors, which may share leading dims.
+
+        The dtype is float32, or float64 where a slot has that. Integer and boolean buffers are exact in it; a zoo that
+        stores float16 or bfloat16 rounds them like everything else.
+
+        Raises:
+            LayoutMismatchError: if tensors are missing, unexpected or misshapen.
+            ValueError: if an integer is too large to be exact in float32.
+        """
+        tensors = source.state_dict() if isinstance(source, nn.Module) else source
+        lead = self._leading_dims(tensors)
+        dtype = torch.float64 if any(slot.dtype == "float64" for slot in self.slots) else torch.float32
+        parts = []
+        for slot in self.slots:
+            value = tensors[slot.name].detach() if isinstance(source, nn.Module) else tensors[slot.name]
+            if not value.is_floating_point() and not _is_exact(value):
+                raise ValueError(f"integers in {slot.name!r} exceed 2**24 and would not be exact in float32")
+            parts.append(value.reshape((*lead, slot.numel)).to(dtype))
+        return torch.cat(parts, dim=-1) if parts else torch.zeros(*lead, 0, dtype=dtype)  # (..., P)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Named tensors (..., *shape) of a flat vector, as `load_state_dict` takes them.
+
+        They are views of the vector where its dtype is the slot's. Tied tensors appear under each of their names.
+        """
+        named = {}
+        for slot, view in zip(self.slots, self.views(vector).values(), strict=True):
+            value = view if view.dtype == slot.torch_dtype else _cast(view, slot.torch_dtype)
+            for name in (slot.name, *slot.aliases):
+                named[name] = value
+        return named
+
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views (..., *shape) of a flat vector by slot name, all in the vector's own dtype."""
+        self.check_vector(vector)
+        lead = vector.shape[:-1]
+        parts = vector.split([slot.numel for slot in self.slots], dim=-1)  # whose gradient is one concatenation
+        return {slot.name: part.view((*lead, *slot.shape)) for slot, part in zip(self.slots, parts, strict=True)}
+
+    def check_vector(self, vector: Tensor) -> None:
+        """Raise LayoutMismatchError unless the last dim of the vector is P."""
+        if vector.ndim == 0 or vector.shape[-1] != self.num_params:
+            got = "a scalar" if vector.ndim == 0 else f"a vector of {vector.shape[-1]:,}"
+            raise LayoutMismatchError(
+                f"layout has {self.num_params:,} parameters, got {got}; is it of another architecture?"
+            )
+
+    def to_json(self) -> str:
+        """JSON text from which `from_json` makes an equal layout."""
+        slots = [asdict(slot) for slot in self.slots]
+        groups = [asdict(group) for group in self.groups]
+        return json.dumps({"version": LAYOUT_VERSION, "slots": slots, "groups": groups})
+
+    @classmethod
+    def from_json(cls, text: str) -> ParamLayout:
+        """Layout from the text of `to_json`.
+
+        Raises:
+            ValueError: if the text is no layout, or of a newer version.
+        """
+        try:
+            data = json.loads(text)
+            version = data["version"]
+            if version > LAYOUT_VERSION:
+                raise ValueError(f"layout has version {version}, this release reads up to {LAYOUT_VERSION}; upgrade")
+            slots = tuple(
+                ParamSlot(**{**slot, "shape": tuple(slot["shape"]), "aliases": tuple(slot["aliases"])})
+                for slot in data["slots"]
+            )
+            groups = tuple(
+                SymmetryGroup(group["name"], group["size"], tuple(GroupAxis(**axis) for axis in group["axes"]))
+                for group in data["groups"]
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a layout: {error!r}") from error
+        return cls(slots, groups)
+
+    def _leading_dims(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+        names = {name for slot in self.slots for name in (slot.name, *slot.aliases)}
+        problems = [f"missing {slot.name!r} {slot.shape}" for slot in self.slots if slot.name not in tensors]
+        problems += [f"unexpected {name!r}" for name in tensors if name not in names]
+        lead: tuple[int, ...] | None = None
+        for slot in self.slots:
+            if slot.name not in tensors:
+                continue
+            shape = tuple(tensors[slot.name].shape)
+            split = len(shape) - len(slot.shape)
+            if split < 0 or shape[split:] != slot.shape or (lead is not None and shape[:split] != lead):
+                expected = (*(lead or ()), *slot.shape)
+                problems.append(f"{slot.name!r} must be {expected}, got {shape}")
+            elif lead is None:
+                lead = shape[:split]
+        if problems:
+            shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+            raise LayoutMismatchError(f"tensors do not fit the layout: {shown}")
+        return lead or ()
+
+
+def _check_group(group: SymmetryGroup, slots: Mapping[str, ParamSlot]) -> None:
+    for axis in group.axes:
+        if axis.slot not in slots:
+            raise ValueError(f"group {group.name!r} names slot {axis.slot!r}, which the layout does not have")
+        shape = slots[axis.slot].shape
+        if not 0 <= axis.axis < len(shape) or shape[axis.axis] != group.size * axis.unit_size:
+            raise ValueError(
+                f"group {group.name!r} of {group.size} units with {axis.unit_size} entries each does not fit "
+                f"axis {axis.axis} of {axis.slot!r} with shape {shape}"
+            )
+
+
+def _is_exact(integers: Tensor) -> bool:
+    """Whether integers or truth values are exact in float32."""
+    if not integers.numel():
+        return True
+    low, high = integers.to(torch.int64).aminmax()
+    return bool(low >= -_EXACT_INTEGERS) and bool(high <= _EXACT_INTEGERS)
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if dtype.is_floating_point else value.round().to(dtype)
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,348 @@
+"""Zoo: reads a population of trained networks from a folder, an s3:// address or any Zarr store.
+
+Legend: R runs, S snapshots, P numbers of one network, G runs of one block, B pairs asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import pairwise
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+import zarr
+from torch import Tensor
+from zarr.abc.store import Store
+from zarr.storage import LocalStore, StorePath
+
+from zoo.networks.layout import ParamLayout
+from zoo.storage.export import write_checkpoint
+from zoo.storage.precision import from_stored
+from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec, attributes_checksum
+from zoo.storage.shards import FetchedShards, MappedShards, ShardError, ShardShape, ShardSource
+from zoo.storage.verify import Finding, block_name, repair_of, verify_zoo
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
+
+
+class DamagedZooError(ValueError):
+    """Numbers that are missing or do not have their checksum; the message says which block."""
+
+
+class Zoo:
+    """A zoo, open for reading. Use `Zoo.open`.
+
+    Blocks that are committed later are seen by opening the zoo again.
+
+    Attributes:
+        spec: all settings of the zoo.
+        group: the Zarr group.
+        shards: source of the parameters.
+    """
+
+    def __init__(self, group: zarr.Group, spec: ZooSpec, shards: ShardSource) -> None:
+        self.group = group
+        self.spec = spec
+        self.shards = shards
+        self._bounds = np.array(spec.shape[:2], np.uint64)
+
+    @classmethod
+    def open(cls, source: str | os.PathLike | Store, *, storage_options: Mapping[str, str] | None = None) -> Zoo:
+        """Open a zoo; warns if its attributes are not those it was made with.
+
+        Args:
+            source: a folder, an address (s3://bucket/path; needs the extra `s3`), or a Zarr store.
+            storage_options: settings of the object store (access_key_id, region, endpoint, ...).
+
+        Raises:
+            FileNotFoundError: if there is nothing.
+            ZooFormatError: if it is no zoo, its attributes are damaged, or its version is newer than this release.
+        """
+        store: Store | None = None
+        try:
+            store = _resolve(source, storage_options or {})
+            group = zarr.open_group(store, mode="r", zarr_format=3)
+            attributes = cast("dict[str, Json]", dict(group.attrs))
+        except FileNotFoundError:
+            if store is None:  # said already what is missing
+                raise
+            raise FileNotFoundError(f"there is no Zarr group, and so no zoo, at {source}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ZooFormatError(f"{source} is no Zarr group, or its zarr.json is damaged: {error!r}") from error
+        except Exception as error:  # of the object store, whose messages run over many lines
+            if not type(error).__module__.startswith("obstore"):
+                raise
+            raise OSError(f"cannot read {source}: {str(error).partition(chr(10))[0]}") from error
+        spec = ZooSpec.from_attributes(attributes)
+        if attributes.get("checksum") != attributes_checksum(attributes):
+            warnings.warn(f"the attributes of {source} were changed; verify() says what no longer fits", stacklevel=2)
+        return cls(group, spec, _shard_source(group, spec))
+
+    @property
+    def layout(self) -> ParamLayout:
+        return self.spec.layout
+
+    @property
+    def num_runs(self) -> int:
+        return self.spec.num_runs
+
+    @property
+    def num_snapshots(self) -> int:
+        return self.spec.shape[1]
+
+    @property
+    def num_blocks(self) -> int:
+        return self.spec.num_blocks
+
+    @property
+    def task_config(self) -> Mapping[str, Json]:
+        """Settings from which `get_task` rebuilds the task."""
+        return self.spec.task_config
+
+    @cached_property
+    def attributes(self) -> dict[str, Json]:
+        """Attributes of the Zarr group, those added by users included."""
+        return cast("dict[str, Json]", dict(self.group.attrs))
+
+    @property
+    def params(self) -> ParamsView:
+        """The parameters, indexed like an array (R, S, ...) and read as float32."""
+        return ParamsView(self)
+
+    @cached_property
+    def inner_step(self) -> np.ndarray:
+        """(R, S) int64 training step of each snapshot; -1 where a run has none."""
+        return self.array("inner_step")
+
+    @cached_property
+    def runs(self) -> Mapping[str, np.ndarray]:
+        """Columns of the runs, each (R,): seed, status, checksum and the hyperparameters."""
+        return {name: self.array(f"runs/{name}") for name in self.spec.run_columns}
+
+    @cached_property
+    def status(self) -> np.ndarray:
+        """(R,) of RunStatus."""
+        return self.array("runs/status")
+
+    def metric(self, name: str) -> np.ndarray:
+        """(R, S) float32 metric of each snapshot, NaN where there is none.
+
+        Raises:
+            KeyError: for a metric that the zoo does not have.
+        """
+        if name not in self.spec.metric_names:
+            raise KeyError(f"no metric {name!r}; the zoo has {list(self.spec.metric_names)}")
+        return self.array(f"metrics/{name}")
+
+    def read(self, pairs: np.ndarray | Tensor | list) -> np.ndarray:
+        """Parameters of any (run, snapshot) pairs; each network's checksum is checked.
+
+        Args:
+            pairs: (B, 2) integers.
+
+        Returns:
+            (B, P) float32; NaN for snapshots that a run does not have.
+
+        Raises:
+            IndexError: for a run or snapshot that the zoo does not have, or a run that is not there yet.
+            DamagedZooError: if the stored numbers are damaged.
+        """
+        pairs = self._checked_pairs(np.asarray(pairs))
+        stored = np.empty((len(pairs), self.layout.num_params), self.spec.stored_dtype)
+        target = stored.view(np.uint8).reshape(-1).data
+        order = np.argsort(pairs[:, 0], kind="stable")
+        runs, snapshots = pairs[order].T
+        blocks, locals_ = np.divmod(runs, self.spec.block_size)
+        entries = locals_ * self.num_snapshots + snapshots
+        absent = []
+        bounds = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(pairs)] if len(pairs) else []
+        for start, stop in pairwise(bounds):
+            block = int(blocks[start])
+            try:
+                shard = self.shards.open(block)
+                absent += shard.copy_rows(entries[start:stop], order[start:stop], target)
+            except ShardError as error:
+                raise self._damaged(block, error) from error
+        params = from_stored(stored, self.spec.dtype)
+        if absent:
+            params[absent] = np.nan
+        return params
+
+    def read_block(self, block: int) -> np.ndarray:
+        """(g, S, P) float32 parameters of all runs of a block, in one pass over its shard."""
+        runs = self.spec.block_runs(block)
+        pairs = np.stack(np.meshgrid(runs, range(self.num_snapshots), indexing="ij"), axis=-1)
+        return self.read(pairs.reshape(-1, 2)).reshape(len(runs), self.num_snapshots, -1)
+
+    def blocks(self) -> Iterator[tuple[range, np.ndarray]]:
+        """Runs and parameters (g, S, P) of each committed block: a scan in bounded memory."""
+        for block in range(self.num_blocks):
+            runs = self.spec.block_runs(block)
+            if self.status[runs.start]:
+                yield runs, self.read_block(block)
+
+    def state_dict(self, run: int, snapshot: int) -> dict[str, Tensor]:
+        """Tensors of one network as `load_state_dict` takes them."""
+        if self.inner_step[run, snapshot] < 0:
+            raise IndexError(f"run {run} has no snapshot {snapshot}")
+        return self.layout.unflatten(torch.from_numpy(self.params[run, snapshot]))
+
+    def split(self, name: str, *, include_diverged: bool = False) -> np.ndarray:
+        """Runs of a declared split that are there, in ascending order.
+
+        Args:
+            name: by default the zoo declares "train", "val" and "test".
+            include_diverged: also runs whose training failed.
+
+        Raises:
+            KeyError: for a split that is not declared.
+        """
+        rule = self.spec.splits
+        usable = self.usable_runs(include_diverged=include_diverged)
+        return usable[rule.members(name, self.runs[rule.key][usable])]
+
+    def usable_runs(self, *, include_diverged: bool = False) -> np.ndarray:
+        """All runs that are there, by default without those whose training failed, in ascending order."""
+        unwanted = [RunStatus.EMPTY] if include_diverged else [RunStatus.EMPTY, RunStatus.DIVERGED]
+        return np.flatnonzero(~np.isin(self.status, unwanted))
+
+    def verify(self, blocks: Iterable[int] | None = None) -> list[Finding]:
+        """Everything that is wrong, by block; empty for a sound and complete zoo. Reads all of it.
+
+        Args:
+            blocks: to look at these alone.
+        """
+        try:
+            group = zarr.open_group(self.group.store_path, mode="r", zarr_format=3)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            return [Finding(None, "attributes", f"zarr.json cannot be read: {error!r}; restore it from a copy")]
+        chosen = range(self.num_blocks) if blocks is None else blocks
+        return verify_zoo(group, self.spec, _shard_source(group, self.spec), chosen)
+
+    def export(self, run: int, snapshot: int, path: str | os.PathLike) -> None:
+        """Write one network as a safetensors file for `load_state_dict`, and what is known about it as JSON beside it.
+
+        Args:
+            run: index of the run.
+            snapshot: index of the snapshot; negative ones count from the end of the zoo's snapshots.
+            path: ends in .safetensors; the JSON file has the same name with .json.
+
+        Raises:
+            IndexError: if the zoo has no such run or snapshot.
+            ValueError: if the path has another suffix.
+        """
+        snapshot = range(self.num_snapshots)[snapshot]
+        write_checkpoint(
+            Path(path),
+            self.state_dict(run, snapshot),
+            layout=self.layout,
+            inner_step=int(self.inner_step[run, snapshot]),
+            metrics={name: float(self.metric(name)[run, snapshot]) for name in self.spec.metric_names},
+            run={name: column[run] for name, column in self.runs.items() if name != "checksum"},
+            task_config=self.spec.task_config,
+            optimizer_config=self.spec.optimizer_config,
+        )
+
+    def array(self, name: str) -> np.ndarray:
+        """A whole array of the zoo other than the parameters, for instance "metrics/val_loss".
+
+        Raises:
+            DamagedZooError: if it is missing or a chunk does not have its checksum.
+        """
+        try:
+            return np.asarray(cast("zarr.Array", self.group[name])[...])
+        except (KeyError, ValueError, OSError) as error:
+            raise DamagedZooError(f"array {name!r} cannot be read: {error!r}; Zoo.verify() finds the block") from error
+
+    @cached_property
+    def _is_complete(self) -> bool:
+        return bool(self.status.all())
+
+    def _checked_pairs(self, pairs: np.ndarray) -> np.ndarray:
+        if pairs.size == 0:
+            return np.empty((0, 2), np.int64)
+        if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+            raise IndexError(f"pairs must be (B, 2) integers (run, snapshot), got {pairs.dtype} {pairs.shape}")
+        pairs = pairs.astype(np.int64, copy=False)
+        if not (pairs.astype(np.uint64) < self._bounds).all():  # negative numbers become huge
+            raise IndexError(
+                f"pairs must lie in {self.num_runs} runs x {self.num_snapshots} snapshots, got values from "
+                f"{pairs.min(axis=0).tolist()} to {pairs.max(axis=0).tolist()}"
+            )
+        if not self._is_complete and not self.status[pairs[:, 0]].all():
+            run = pairs[self.status[pairs[:, 0]].argmin(), 0]
+            raise IndexError(f"run {run} is not there yet: its block is not committed")
+        return pairs
+
+    def _damaged(self, block: int, error: Exception) -> DamagedZooError:
+        return DamagedZooError(f"{block_name(self.spec, block)}: {error}; {repair_of(self.spec)}")
+
+
+class ParamsView:
+    """Array-like view (R, S, P) of a zoo's parameters; only what is asked for is read."""
+
+    def __init__(self, zoo: Zoo) -> None:
+        self._zoo = zoo
+        self.shape = zoo.spec.shape
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, key: object) -> np.ndarray:
+        """Parameters by run and snapshot (integers, slices, arrays, as in NumPy), and entries of the vector after them.
+
+        Raises:
+            IndexError: outside the zoo, or for arrays of entries beside arrays of runs or snapshots.
+        """
+        parts = _without_ellipsis(key if isinstance(key, tuple) else (key,), len(self.shape))
+        picks_entries = len(parts) > 2 and not isinstance(parts[2], slice | Integral)
+        if picks_entries and not all(isinstance(part, slice) for part in parts[:2]):
+            raise IndexError("an array of entries stands beside slices of runs and snapshots alone; index in two steps")
+        grid = self.shape[:2]
+        runs = np.broadcast_to(np.arange(grid[0])[:, None], grid)[parts[:2]]
+        snapshots = np.broadcast_to(np.arange(grid[1]), grid)[parts[:2]]
+        rows = self._zoo.read(np.stack([runs, snapshots], axis=-1).reshape(-1, 2))
+        return rows.reshape(*np.shape(runs), self.shape[2])[(..., *parts[2:])]
+
+
+def _without_ellipsis(parts: tuple, ndim: int) -> tuple:
+    """An index whose ellipsis, if there is one, is replaced by the slices that it stands for."""
+    at = [i for i, part in enumerate(parts) if part is Ellipsis]
+    if len(at) > 1 or len(parts) - len(at) > ndim:
+        raise IndexError(f"an index has at most {ndim} parts and one ellipsis, got {len(parts)} parts")
+    if not at:
+        return parts
+    missing = (slice(None),) * (ndim - len(parts) + 1)
+    return (*parts[: at[0]], *missing, *parts[at[0] + 1 :])
+
+
+def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> Store:
+    if isinstance(source, Store):
+        return source
+    text = os.fspath(source)
+    if "://" not in text:
+        if not Path(text).is_dir():
+            raise FileNotFoundError(f"there is no folder, and so no zoo, at {text}")
+        return LocalStore(text, read_only=True)
+    try:
+        from obstore.store import from_url
+        from zarr.storage import ObjectStore
+    except ImportError as error:
+        raise ImportError(f"reading {text} needs the extra s3: pip install 'weightfoundry[s3]'") from error
+    endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    plain_http = endpoint.startswith("http://")
+    config = cast("S3Config", dict(options))
+    return ObjectStore(from_url(text, config=config, client_options={"allow_http": plain_http}), read_only=True)
+
+
+def _shard_source(group: zarr.Group, spec: ZooSpec) -> ShardSource:
+    shape = ShardShape(spec.block_size, spec.shape[1], spec.shape[2], spec.stored_dtype)
+    place: StorePath = group.store_path
+    if isinstance(place.store, LocalStore):
+        return MappedShards(place.store.root / place.path / "params", shape)
+    return FetchedShards(place.store, f"{place.path}/params".lstrip("/"), shape)

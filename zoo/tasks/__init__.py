@@ -1,0 +1,1 @@
+"""What populations are trained on: data sets, objectives, and the tasks that join them to a module."""

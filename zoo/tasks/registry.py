@@ -1,0 +1,186 @@
+"""Named tasks, made from JSON-able options.
+
+Legend: K outputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from torch import nn
+
+from zoo.networks.architectures import CNN, MLP, ByteTransformer
+from zoo.networks.initialization import run_seed
+from zoo.tasks.datasets import DATASETS, Dataset, dataset_options, get_dataset
+from zoo.tasks.label_subsets import ALL_MASKS, SubsetTask, split_masks
+from zoo.tasks.objectives import OBJECTIVES, Objective
+from zoo.tasks.policies import ENVIRONMENTS, PolicyTask
+from zoo.tasks.task import Batch, Task
+
+__all__ = ["ARCHITECTURES", "TASK_NAMES", "Batch", "Task", "TaskFamily", "get_task", "get_task_family", "run_seed"]
+
+TASK_NAMES: Final = (*DATASETS, "digits_subset")
+
+
+def get_task(name: str, *, architecture: str | None = None, parametrization: str = "sp", **options: object) -> Task:
+    """Task of that name.
+
+    Args:
+        name: one of TASK_NAMES.
+        architecture: one of ARCHITECTURES; by default "mlp", for symbols "transformer".
+        parametrization: "sp" or "mup".
+        **options: of the architecture (`hidden`, `activation`; `channels`; `width`, `num_blocks`, `num_heads`) and
+            of the data set (see `zoo.tasks.datasets`). "digits_subset" takes `masks` too (`zoo.tasks.label_subsets`).
+
+    Raises:
+        ValueError: for unknown names and options, or an architecture that does not fit the data.
+    """
+    if name not in TASK_NAMES:
+        raise ValueError(f"task must be one of {sorted(TASK_NAMES)}, got {name!r}")
+    is_family = name == "digits_subset"
+    dataset_name = "digits" if is_family else name
+    architecture = architecture or ("transformer" if dataset_name == "python_source" else "mlp")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}")
+    masks = _checked_masks(options.pop("masks", None)) if is_family else None
+    data_options, model_options = _split_options(name, dataset_name, architecture, options)
+    dataset = get_dataset(dataset_name, **data_options)
+    environment = ENVIRONMENTS.get(name)
+    objective = _objective(dataset, is_binary=is_family)
+    if environment is not None:
+        num_outputs = environment.num_actions
+    else:
+        num_outputs = objective.num_outputs(dataset.num_classes, dataset.train.targets)
+    build = ARCHITECTURES[architecture](dataset, num_outputs, **model_options)
+    config: dict[str, object] = {"name": name, "architecture": architecture, "parametrization": parametrization}
+    config |= {key: _jsonable(value) for key, value in (data_options | model_options).items()}
+    if environment is not None:
+        return PolicyTask(name, dataset, build, environment, parametrization=parametrization, config=config)
+    if not is_family:
+        return Task(name, dataset, build, objective, parametrization=parametrization, config=config)
+    config["masks"] = masks
+    return SubsetTask(name, dataset, build, objective, parametrization=parametrization, config=config, masks=masks)
+
+
+class TaskFamily:
+    """All binary tasks that ask whether a digit belongs to a subset of the ten classes.
+
+    Args:
+        name: "digits_subset".
+        **options: those of `get_task`, without `masks`.
+    """
+
+    def __init__(
+        self, name: str, *, architecture: str | None = None, parametrization: str = "sp", **options: object
+    ) -> None:
+        if name != "digits_subset":
+            raise ValueError(f"task family must be 'digits_subset', got {name!r}")
+        self.name = name
+        self.masks: tuple[int, ...] = ALL_MASKS
+        self._architecture = architecture
+        self._parametrization = parametrization
+        self._options = options
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def task(self, mask: int) -> Task:
+        """The one task of that mask, whose bit c tells whether class c belongs to the subset."""
+        return self.population([mask])
+
+    def population(self, masks: Sequence[int]) -> Task:
+        """One task for a population whose network j trains on `masks[j % len(masks)]`."""
+        options = {**self._options, "masks": list(masks)}
+        return get_task(self.name, architecture=self._architecture, parametrization=self._parametrization, **options)
+
+    def split(self, *, val: float = 0.05, test: float = 0.05, seed: int = 0) -> dict[str, tuple[int, ...]]:
+        """Masks of the splits "train", "val" and "test"; a mask and its complement always fall on the same side.
+
+        Args:
+            val, test: shares of the 511 pairs.
+            seed: of the order in which pairs are dealt.
+        """
+        return split_masks(val=val, test=test, seed=seed)
+
+
+def get_task_family(
+    name: str, *, architecture: str | None = None, parametrization: str = "sp", **options: object
+) -> TaskFamily:
+    """Task family of that name, its tasks with the options of `get_task`."""
+    return TaskFamily(name, architecture=architecture, parametrization=parametrization, **options)
+
+
+def _mlp(
+    dataset: Dataset, num_outputs: int, *, hidden: Sequence[int] = (16,), activation: str = "relu"
+) -> Callable[[], nn.Module]:
+    if not dataset.train.inputs.is_floating_point():
+        raise ValueError(f"an MLP does not take the symbols of {dataset.name!r}; use architecture='transformer'")
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence) or not all(isinstance(n, int) for n in hidden):
+        raise ValueError(f"hidden must be a list of widths such as [32, 16], got {hidden!r}")
+    num_inputs = dataset.train.inputs[0].numel()
+    return lambda: MLP(num_inputs, tuple(hidden), num_outputs, activation)
+
+
+def _cnn(dataset: Dataset, num_outputs: int, *, channels: Sequence[int] = (16, 32, 32)) -> Callable[[], nn.Module]:
+    shape = tuple(dataset.train.inputs.shape[1:])
+    if len(shape) != 3 or not dataset.train.inputs.is_floating_point():
+        raise ValueError(f"a CNN takes images (C, height, width), {dataset.name!r} has examples of shape {shape}")
+    return lambda: CNN(shape[0], tuple(channels), num_outputs)
+
+
+def _transformer(
+    dataset: Dataset, num_outputs: int, *, width: int = 64, num_blocks: int = 2, num_heads: int = 4
+) -> Callable[[], nn.Module]:
+    inputs = dataset.train.inputs
+    if inputs.is_floating_point() or inputs.ndim != 2:
+        raise ValueError(f"a transformer takes sequences of symbols (L,), {dataset.name!r} has {inputs.dtype} inputs")
+    return lambda: ByteTransformer(num_outputs, inputs.shape[1], width, num_blocks, num_heads)
+
+
+ARCHITECTURES: Final[Mapping[str, Callable[..., Callable[[], nn.Module]]]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "transformer": _transformer,
+}
+
+
+def _split_options(
+    name: str, dataset_name: str, architecture: str, options: Mapping[str, object]
+) -> tuple[dict[str, object], dict[str, object]]:
+    """All options of the data set and of the architecture, defaults filled in."""
+    data_options = dataset_options(dataset_name)
+    parameters = inspect.signature(ARCHITECTURES[architecture]).parameters.values()
+    model_options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    unknown = sorted(set(options) - set(data_options) - set(model_options))
+    if unknown:
+        known = sorted([*data_options, *model_options])
+        raise ValueError(f"task {name!r} with architecture {architecture!r} has the options {known}, got {unknown}")
+    data_options |= {key: value for key, value in options.items() if key in data_options}
+    model_options |= {key: value for key, value in options.items() if key in model_options}
+    missing = [key for key, value in data_options.items() if value is inspect.Parameter.empty]
+    if missing:
+        raise ValueError(f"task {name!r} needs the options {missing}")
+    return data_options, model_options
+
+
+def _objective(dataset: Dataset, *, is_binary: bool) -> Objective:
+    if is_binary:
+        return OBJECTIVES["binary_cross_entropy"]
+    return OBJECTIVES["cross_entropy" if dataset.num_classes else "squared_error"]
+
+
+def _checked_masks(masks: object) -> list[int] | None:
+    if masks is None:
+        return None
+    values = [int(mask) for mask in masks] if isinstance(masks, Sequence) else []
+    bad = [mask for mask in values if mask not in ALL_MASKS]
+    if not values or bad:
+        raise ValueError(f"masks must be numbers from 1 to {len(ALL_MASKS)}, got {bad or masks}")
+    return values
+
+
+def _jsonable(value: object) -> object:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    return list(value) if is_list else value  # type: ignore[call-overload]

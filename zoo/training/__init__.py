@@ -1,0 +1,1 @@
+"""Training N networks as one batched program."""

@@ -1,0 +1,150 @@
+"""Muon over populations: orthogonalised momentum for the matrices inside a network, AdamW for all else.
+
+Legend: N networks, A rows and B columns of a matrix, P numbers of one network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from zoo.networks.layout import ParamLayout, ParamSlot
+from zoo.training.optimizers import (
+    CoefficientUpdate,
+    Hyperparameter,
+    State,
+    adam_coefficients,
+    adam_step,
+    as_coefficients,
+    check_hyperparameters,
+)
+from zoo.training.schedules import Schedule
+
+_NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
+_NUM_ITERATIONS: Final = 5
+_NORM_EPS: Final = 1e-7
+
+
+@dataclass(frozen=True)
+class Muon(CoefficientUpdate):
+    """Muon as torch.optim.Muon for two-dimensional matrices of role input or hidden, AdamW for all other parameters.
+
+    Output matrices, embeddings, convolution kernels, biases and norms belong to AdamW.
+
+    Args:
+        lr, momentum, weight_decay: of the matrices; numbers, or (N,).
+        nesterov: orthogonalise the momentum as it will be.
+        adam_lr, beta1, beta2, eps, adam_weight_decay: of all other parameters; numbers, or (N,).
+        dtype: of the orthogonalisation, "bfloat16" as in the original or "float32".
+        schedule: of both learning rates.
+
+    Source: Jordan et al. 2024, Muon; the step size factor sqrt(max(1, A / B)) is the original's.
+    """
+
+    lr: Hyperparameter = 0.02
+    momentum: Hyperparameter = 0.95
+    weight_decay: Hyperparameter = 0.0
+    nesterov: bool = True
+    adam_lr: Hyperparameter = 1e-3
+    beta1: Hyperparameter = 0.9
+    beta2: Hyperparameter = 0.999
+    eps: Hyperparameter = 1e-8
+    adam_weight_decay: Hyperparameter = 0.0
+    dtype: str = "bfloat16"
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"dtype must be 'bfloat16' or 'float32', got {self.dtype!r}")
+        check_hyperparameters(self, lr=None, momentum=1.0, weight_decay=None)
+        check_hyperparameters(self, adam_lr=None, beta1=1.0, beta2=1.0, eps=None, adam_weight_decay=None)
+
+    @property
+    def flags(self) -> tuple[object, ...]:
+        return ("muon", self.nesterov, self.dtype)
+
+    def init_state(self, layout: ParamLayout, params: Tensor) -> State:
+        num_matrix = sum(slot.numel for slot in _matrix_slots(layout))
+        others = params.new_zeros(len(params), layout.num_trainable - num_matrix)
+        return {
+            "momentum": params.new_zeros(len(params), num_matrix),
+            "mean": others,
+            "square": others.clone(),
+        }
+
+    def coefficients(self, inner_step: int, num_steps: int, params: Tensor) -> State:
+        factor = self.schedule.factor(inner_step, num_steps)
+        matrix = {
+            "lr": self.lr * factor,
+            "momentum": self.momentum,
+            "matrix_decay": self.lr * factor * self.weight_decay,
+        }
+        others = adam_coefficients(
+            self.adam_lr * factor,
+            inner_step,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+            weight_decay=self.adam_weight_decay,
+        )
+        return as_coefficients(matrix | others, params)
+
+    def apply(
+        self, layout: ParamLayout, params: Tensor, grads: Tensor, state: State, coefficients: Mapping[str, Tensor]
+    ) -> None:
+        start = 0
+        for slot in _matrix_slots(layout):
+            momentum = state["momentum"][:, start : start + slot.numel]
+            start += slot.numel
+            self._matrix_step(slot, params[:, slot.span], grads[:, slot.span], momentum, coefficients)
+        start = 0
+        for span in _other_spans(layout):
+            part = slice(start, start + span.stop - span.start)
+            start = part.stop
+            mean, square = state["mean"][:, part], state["square"][:, part]
+            adam_step(params[:, span], grads[:, span], mean, square, coefficients, decoupled=True)
+
+    def _matrix_step(
+        self, slot: ParamSlot, params: Tensor, grads: Tensor, momentum: Tensor, coefficients: Mapping[str, Tensor]
+    ) -> None:
+        momentum.lerp_(grads, 1 - coefficients["momentum"])
+        update = grads.lerp(momentum, coefficients["momentum"]) if self.nesterov else momentum
+        matrices = update.unflatten(1, slot.shape).to(getattr(torch, self.dtype))  # (N, A, B)
+        direction = orthogonalize(matrices).flatten(1).to(params.dtype)
+        step_size = coefficients["lr"] * math.sqrt(max(1, slot.shape[0] / slot.shape[1]))
+        params.mul_(1 - coefficients["matrix_decay"]).sub_(step_size * direction)
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Matrices (N, A, B) with all singular values moved near 1, in their own dtype: five Newton-Schulz iterations.
+
+    Source: Jordan et al. 2024, Muon; the quintic's coefficients make it steepest at zero.
+    """
+    linear, cubic, quintic = _NEWTON_SCHULZ
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_NORM_EPS)
+    for _ in range(_NUM_ITERATIONS):
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        x = torch.baddbmm(x, polynomial, x, beta=linear)
+    return x.mT if is_tall else x
+
+
+def _matrix_slots(layout: ParamLayout) -> list[ParamSlot]:
+    return [slot for slot in layout if slot.role in ("input", "hidden") and len(slot.shape) == 2]
+
+
+def _other_spans(layout: ParamLayout) -> list[slice]:
+    """The trainable stretches of the flat vector between the matrices."""
+    bounds = [0]
+    for slot in _matrix_slots(layout):
+        bounds += [slot.span.start, slot.span.stop]
+    bounds.append(layout.num_trainable)
+    return [slice(start, stop) for start, stop in list(pairwise(bounds))[::2] if start < stop]

@@ -1,0 +1,167 @@
+"""Training N networks as one batched program, with snapshots on the way.
+
+Run i is a function of the zoo's seed and of i: its own seed gives its initial parameters, its hyperparameters and, with
+own batches, its order of the data; with shared batches the order is that of the zoo's seed. Divergence of one run does
+not touch the others.
+
+On one machine, with one number of threads and the same choice of compiling, a population repeats bit for bit. What its
+size or the threads may change is the order in which matrix products are summed, so across those runs agree to rounding
+(MLPs were bitwise equal for all sizes tried on x86; compiled programs change their last bits with the threads).
+
+Legend: N networks, P numbers of one network, S snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from zoo.tasks.task import Task
+from zoo.training.batches import own_indices, shared_indices
+from zoo.training.inner_step import should_compile, train_step
+from zoo.training.optimizers import InnerOptimizer
+
+DEFAULT_NUM_SNAPSHOTS: Final = 21
+DEFAULT_MAX_LOSS: Final = 1e4
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Parameters (N, P) of a population after `inner_step` steps, and which runs have not diverged (N,)."""
+
+    inner_step: int
+    params: Tensor
+    alive: Tensor
+
+
+def quadratic_steps(num_steps: int, num_snapshots: int = DEFAULT_NUM_SNAPSHOTS) -> tuple[int, ...]:
+    """Increasing steps from 0 to `num_steps`, quadratically spaced: dense where training is fast.
+
+    There are fewer than `num_snapshots` where early ones would coincide.
+    """
+    are_integers = isinstance(num_steps, int) and isinstance(num_snapshots, int)
+    if not are_integers or num_steps < 1 or num_snapshots < 2:
+        raise ValueError(
+            f"num_steps must be an integer >= 1 and num_snapshots one >= 2, got {num_steps} and {num_snapshots}"
+        )
+    last = num_snapshots - 1
+    return tuple(sorted({round(num_steps * (k / last) ** 2) for k in range(num_snapshots)}))
+
+
+def train_population(
+    task: Task,
+    optimizer: InnerOptimizer,
+    seeds: Sequence[int],
+    *,
+    num_steps: int,
+    batch_size: int = 64,
+    snapshot_steps: Sequence[int] | None = None,
+    shared_batches: bool = True,
+    data_seed: int = 0,
+    init_scales: Tensor | float = 1.0,
+    init_params: Tensor | None = None,
+    max_loss: float = DEFAULT_MAX_LOSS,
+    compile: bool | str = "auto",
+) -> Iterator[Snapshot]:
+    """Snapshots of N networks in training, as training reaches them.
+
+    Args:
+        task: what to train on, bound to its runs where that matters (`task.for_runs`).
+        optimizer: how; hyperparameters may differ between networks.
+        seeds: N seeds, one a run (`run_seed(zoo_seed, i)`).
+        num_steps: number of steps.
+        batch_size: examples in a minibatch.
+        snapshot_steps: increasing steps from 0 to `num_steps`; by default 21, quadratically spaced.
+        shared_batches: all networks see one minibatch, drawn from `data_seed`: several times faster than own ones,
+            which each run draws from its own seed.
+        data_seed: of the shared data order, the zoo's seed.
+        init_scales: factor on the initial matrices and embeddings, one or (N,).
+        init_params: (N, P) to start from instead of fresh networks.
+        max_loss: a run whose minibatch loss exceeds it, or is not finite, has diverged: from then on its snapshots
+            repeat the last one before.
+        compile: True, False, or "auto": when N * num_steps is worth the ten seconds that it takes.
+
+    Raises:
+        ValueError: for arguments out of range, before any training.
+    """
+    check_repeatable(task)
+    steps = tuple(quadratic_steps(num_steps) if snapshot_steps is None else snapshot_steps)
+    check_snapshot_steps(steps, num_steps)
+    if len(seeds) == 0:
+        raise ValueError("seeds must name at least one run, got none")
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+    num_train = len(task.dataset.train)
+    if shared_batches:
+        indices = shared_indices(data_seed, num_train, batch_size, task.device)
+    else:
+        indices = own_indices(seeds, num_train, batch_size, task.device)
+    params = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
+    if compile == "auto":
+        compile = should_compile(len(seeds) * num_steps, task.device)
+    return _snapshots(
+        task,
+        optimizer,
+        params,
+        indices=indices,
+        snapshot_steps=steps,
+        num_steps=num_steps,
+        max_loss=max_loss,
+        compile=bool(compile),
+    )
+
+
+def _snapshots(
+    task: Task,
+    optimizer: InnerOptimizer,
+    params: Tensor,
+    *,
+    indices: Iterator[Tensor],
+    snapshot_steps: tuple[int, ...],
+    num_steps: int,
+    max_loss: float,
+    compile: bool,
+) -> Iterator[Snapshot]:
+    state = optimizer.init_state(task.layout, params)
+    alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
+    last = params.clone()
+    inner_step = 0
+    for snapshot_step in snapshot_steps:
+        while inner_step < snapshot_step:
+            batch = task.batch(next(indices), len(params))
+            loss = train_step(
+                task, optimizer, params, state, batch, inner_step=inner_step, num_steps=num_steps, compile=compile
+            )
+            alive = alive & (loss <= max_loss)  # also False for NaN
+            inner_step += 1
+        alive = alive & params.isfinite().all(1)
+        last = torch.where(alive[:, None], params, last)
+        yield Snapshot(inner_step, last, alive)
+
+
+def check_repeatable(task: Task) -> None:
+    """Raise ValueError if training draws random numbers that do not follow from the runs' seeds."""
+    if not task.is_repeatable:
+        raise ValueError(
+            f"the module of task {task.name!r} draws random numbers while it trains (dropout?), so its runs would not "
+            "follow from their seeds; leave that out"
+        )
+
+
+def check_snapshot_steps(steps: Sequence[int], num_steps: int) -> None:
+    """Raise ValueError unless there are steps, and they increase from 0 or later to `num_steps` or earlier."""
+    increases = all(earlier < later for earlier, later in pairwise(steps))
+    if not steps or not increases or steps[0] < 0 or steps[-1] > num_steps:
+        raise ValueError(f"snapshot_steps must increase within 0 ... {num_steps}, got {tuple(steps)}")
+
+
+def _checked(task: Task, init_params: Tensor, num_networks: int) -> Tensor:
+    task.layout.check_vector(init_params)
+    if init_params.shape != (num_networks, task.layout.num_params):
+        raise ValueError(f"init_params must be of shape ({num_networks}, P), got {tuple(init_params.shape)}")
+    return init_params.detach().clone().to(task.device)
