@@ -25,9 +25,10 @@ from generator.evaluation.neighbours import nearest
 from generator.evaluation.testbed import PipelineSampler, Sampler
 from generator.training.train import task_of
 from generator.trajectories import Trajectories
-from scripts.bench.record import table
 from zoo import Task, Zoo
 from zoo.networks.metrics import euclidean_distances, log_prob_distance, mean_delta_share, mean_over_pairs
+
+from .record import table
 
 METRIC = "val_return"
 NUM_PROMPTS = 16
