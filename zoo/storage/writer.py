@@ -12,13 +12,13 @@ import json
 import os
 import secrets
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from zoo.settings import Json, warn_of_other_software
 from zoo.storage.claims import DEFAULT_EXPIRY, Claim, remove_claims, try_claim
 from zoo.storage.durable import remove_file, remove_partials, rename_directory, write_file, write_files
 from zoo.storage.precision import is_finite, to_stored
@@ -52,24 +52,25 @@ class ZooWriter:
         self._shard_shape = ShardShape(spec.block_size, spec.shape[1], spec.shape[2], spec.stored_dtype)
 
     @classmethod
-    def create(cls, path: str | os.PathLike, spec: ZooSpec) -> ZooWriter:
+    def create(cls, path: str | os.PathLike, spec: ZooSpec, *, defaults: Json = None) -> ZooWriter:
         """Begin a zoo, or continue the one of equal settings that is there.
 
         Args:
             path: a folder that does not exist, is empty, or holds this very zoo.
             spec: its settings.
+            defaults: what settings have that the zoo's attributes or `spec` leave out.
 
         Raises:
             FileExistsError: if the path holds something that is no zoo.
-            ZooMismatchError: if it holds a zoo with other settings; the message names them.
+            SettingsMismatchError: if it holds a zoo with other settings; the message names them.
             ZooFormatError: if it holds a damaged zoo.
             ZooWriteError: if it cannot be written.
         """
         path = Path(path)
         if not _is_free(path):
             writer = cls.open(path)
-            writer.spec.require_same(spec, str(path))
-            _warn_of_other_software(writer.spec, spec)
+            writer.spec.require_same(spec, f"the zoo {path}", defaults=defaults)
+            warn_of_other_software(writer.spec.software, spec.software, f"the zoo {path}")
             return writer
         staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         try:
@@ -78,7 +79,7 @@ class ZooWriter:
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another builder was faster
-                return cls.create(path, spec)
+                return cls.create(path, spec, defaults=defaults)
             raise ZooWriteError(error.errno, f"cannot create a zoo at {path}: {error.strerror}") from error
         return cls(path, spec)
 
@@ -297,13 +298,3 @@ def read_attributes(path: Path) -> dict:
 
 def _is_free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
-
-def _warn_of_other_software(begun: ZooSpec, now: ZooSpec) -> None:
-    changed = [
-        f"{name} {begun.software.get(name)} -> {now.software.get(name)}"
-        for name in now.software
-        if begun.software.get(name) != now.software.get(name)
-    ]
-    if changed:
-        warnings.warn(f"the zoo was begun with other software ({', '.join(changed)}): runs may differ", stacklevel=3)

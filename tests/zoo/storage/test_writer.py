@@ -10,8 +10,9 @@ import pytest
 import zarr
 
 import zoo.storage.durable
+from zoo.settings import SettingsMismatchError
 from zoo.storage.claims import ClaimLostError
-from zoo.storage.schema import RunStatus, ZooFormatError, ZooMismatchError
+from zoo.storage.schema import RunStatus, ZooFormatError
 from zoo.storage.writer import ZooWriteError, ZooWriter
 from zoo.storage.zoo import Zoo
 
@@ -26,7 +27,7 @@ def test_a_zoo_is_continued_by_equal_settings_alone(tmp_path, toy):
         ({"dtype": "float16"}, "dtype"),
         ({"seed": 4}, "seed"),
     ]:
-        with pytest.raises(ZooMismatchError, match=key):
+        with pytest.raises(SettingsMismatchError, match=key):
             ZooWriter.create(tmp_path / "zoo", toy.spec(**changes))
 
 
