@@ -60,9 +60,9 @@ def write_checkpoint(
         "optimizer": dict(optimizer_config),
         "layout": json.loads(layout.to_json()),
     }
-    content = {path: save(apart, metadata={"format": "pt"}), path.with_suffix(".json"): json.dumps(known, indent=1)}
+    text = json.dumps(known, indent=1).encode()
     try:
-        write_files({file: [data if isinstance(data, bytes) else data.encode()] for file, data in content.items()})
+        write_files({path: [save(apart, metadata={"format": "pt"})], path.with_suffix(".json"): [text]})
     except OSError as error:
         raise type(error)(error.errno, f"cannot write {path}: {error.strerror}") from error
 

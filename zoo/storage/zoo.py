@@ -25,9 +25,9 @@ from zoo.networks.layout import ParamLayout
 from zoo.storage.export import write_checkpoint
 from zoo.storage.params_view import ParamsView
 from zoo.storage.precision import from_stored
-from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec, attributes_checksum
+from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec, attributes_checksum, block_name
 from zoo.storage.shards import FetchedShards, MappedShards, ShardError, ShardShape, ShardSource
-from zoo.storage.verify import Finding, block_name, repair_of, verify_zoo
+from zoo.storage.verify import Finding, repair_of, verify_zoo
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
