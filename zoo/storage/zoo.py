@@ -242,17 +242,7 @@ class Zoo:
             ValueError: if the path has another suffix.
             OSError: if the file cannot be written.
         """
-        run, snapshot = self._place(run, snapshot)
-        write_checkpoint(
-            Path(path),
-            self.state_dict(run, snapshot),
-            layout=self.layout,
-            inner_step=int(self.inner_step[run, snapshot]),
-            metrics={name: float(self.metric(name)[run, snapshot]) for name in self.spec.metric_names},
-            run={name: column[run] for name, column in self.runs.items() if name != "checksum"},
-            task_config=self.spec.task_config,
-            optimizer_config=self.spec.optimizer_config,
-        )
+        write_checkpoint(self, *self._place(run, snapshot), Path(path))
 
     def _array(self, name: str) -> np.ndarray:
         """A whole array other than the parameters; DamagedZooError if it is missing or lacks its checksum."""
