@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+
+from ..machine import commit, num_cores, processor
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -52,26 +53,3 @@ def write_record(
     RESULTS.mkdir(exist_ok=True)
     path.write_text("\n".join(header) + f"\n\n{body}\n")
     return path
-
-
-def commit() -> str:
-    """Short hash of the checked-out commit, with a mark if tracked files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git checkout)"
-
-
-def processor() -> str:
-    """Model name of the CPU."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def num_cores() -> int:
-    """Number of cores that this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
