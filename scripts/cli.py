@@ -63,7 +63,7 @@ def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> No
 
 
 def _compose(config_name: str, overrides: list[str]) -> None:
-    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
+    with hydra.initialize_config_module(f"{__package__}.conf", version_base="1.3"):
         hydra.compose(config_name, overrides)
 
 

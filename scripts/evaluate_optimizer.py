@@ -27,8 +27,9 @@ from learned_opt.evaluation.plots import plot_all
 from learned_opt.evaluation.record import QUESTION, record_body, write_cards
 from learned_opt.evaluation.rivals import rivals
 from learned_opt.meta_training.allocator import keep_freed_memory
-from scripts import cli
-from scripts.bench.record import write_record
+
+from . import cli
+from .bench.record import write_record
 
 _PACKAGES = ("torch", "prodigyopt", "schedulefree", "lion-pytorch")
 

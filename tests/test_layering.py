@@ -23,15 +23,22 @@ FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, wherever in the file."""
+    """Full names of the modules that a file imports, wherever in the file.
+
+    Scripts import each other relatively, as an installed wheel has them under another name; nothing else does.
+    """
+    package = module_of(path.parent).split(".")
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} uses a relative import"
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {name if (ROOT / f"{name.replace('.', '/')}.py").exists() else str(node.module) for name in inner}
+            assert node.level == 0 or package[0] == "scripts", f"{path} uses a relative import"
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            assert node.level or not module.startswith("scripts"), f"{path} imports a script by its full name"
+            inner = {f"{module}.{alias.name}" for alias in node.names}
+            names |= {name if (ROOT / f"{name.replace('.', '/')}.py").exists() else module for name in inner}
     return names
 
 

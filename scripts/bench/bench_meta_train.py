@@ -28,7 +28,8 @@ from learned_opt.meta_training.estimators import PES
 from learned_opt.meta_training.tasks import mlp_task
 from learned_opt.meta_training.truncated_step import TruncatedStep
 from learned_opt.meta_training.truncation import LogUniformHorizon
-from scripts.bench.record import table, write_record
+
+from .record import table, write_record
 
 NUM_PAIRS = 8
 TRUNCATION = 50

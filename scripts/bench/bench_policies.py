@@ -18,11 +18,12 @@ from typing import NamedTuple
 import gymnasium
 import torch
 
-from scripts.bench.record import table, write_record
 from zoo import get_task, train_population
 from zoo.networks.initialization import run_seed
 from zoo.tasks.policies import PolicyTask, leave_one_out_advantages
 from zoo.training.optimizers import Adam
+
+from .record import table, write_record
 
 NUM_EPISODES = 8  # a minibatch
 LEARNING_RATE = 0.01

@@ -23,12 +23,13 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from scripts.bench.record import table, write_record
 from zoo import Task, get_task, train_population
 from zoo.networks.initialization import run_seed
 from zoo.training.batches import shared_indices
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer, Sgd
+
+from .record import table, write_record
 
 BATCH_SIZE = 64
 SECTIONS = ("speed", "blocks", "tasks", "zoo")

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.bench.rival_stores import STORES, OpenFiles, check
 from zoo import ParamLayout
 from zoo.networks.architectures import MLP
+
+from .rival_stores import STORES, OpenFiles, check
 
 BATCH = 64
 Times = dict[str, list[tuple[float, float]]]  # CPU and wall seconds of each repeat

@@ -9,14 +9,15 @@ from typing import Final
 import numpy as np
 from omegaconf import DictConfig
 
-from scripts.bench.bench_population import plain_loop
-from scripts.build_zoo import Report, build
-from scripts.cli import console
-from scripts.demo_stages.stage import StageResult
 from zoo import Zoo
 from zoo.inspection import final_metric, metric_quantiles
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
+
+from ..bench.bench_population import plain_loop
+from ..build_zoo import Report, build
+from ..cli import console
+from .stage import StageResult
 
 LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 
