@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from scripts.bench.record import RESULTS, Figure, read_rows
+from scripts.bench.record import RESULTS, Figure, Row, read_rows
 
 TABLES = Path(__file__).parents[2] / "docs" / "results"
 
@@ -44,6 +45,14 @@ def page(topic: str, rows: Sequence[Mapping]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def tables(rows: Sequence[Row]) -> str:
+    """Markdown tables of rows that were just measured, one for each question."""
+    parts = []
+    for question in dict.fromkeys(row.question for row in rows):
+        parts += [question, table([asdict(row) for row in rows if row.question == question])]
+    return "\n\n".join(parts)
+
+
 def table(rows: Sequence[Mapping]) -> str:
     """Markdown table of rows of one question: settings as text, figures as numbers with their spread in brackets.
 
@@ -65,14 +74,14 @@ def _cell(figure: Figure, spread: Iterable[float] | None) -> str:
 
 
 def _text(value: Figure) -> str:
-    """A value as a table shows it: thousands separated, at most five digits of what is no whole number."""
+    """A value as a table shows it: thousands separated, four digits of what is no whole number."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
         return value
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.5g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _origin(row: Mapping) -> str:
