@@ -31,17 +31,18 @@ def main(topics: Sequence[str]) -> None:
 
 def page(topic: str, rows: Sequence[Mapping]) -> str:
     """Markdown: the tables of a topic, one for each question, with where their rows come from."""
-    title = topic.replace("_", " ").capitalize()
     parts = [
-        f"# {title}",
-        f"Rendered from `scripts/bench/results/{topic}.jsonl`; do not edit. [What they mean](README.md)",
+        f"# {topic.replace('_', ' ').capitalize()}",
+        f"Rendered from `scripts/bench/results/{topic}.jsonl`, not to be edited: see [README.md](README.md).",
     ]
     for question in dict.fromkeys(row["question"] for row in rows):
         some = [row for row in rows if row["question"] == question]
-        parts += [f"## {question}", table(some)]
-        if notes := dict.fromkeys(row["note"] for row in some if row["note"]):
-            parts.append("\n".join(notes))
-        parts.append("\n".join(dict.fromkeys(_origin(row) for row in some)))
+        parts += [
+            f"## {question}",
+            table(some),
+            *dict.fromkeys(row["note"] for row in some if row["note"]),
+            *_origins(some),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -56,16 +57,21 @@ def tables(rows: Sequence[Row]) -> str:
 def table(rows: Sequence[Mapping]) -> str:
     """Markdown table of rows of one question: settings as text, figures as numbers with their spread in brackets.
 
-    The hardware is a column where rows are of several machines.
+    Hardware and seeds are columns where rows differ in them.
     """
     settings, figures = (
         list(dict.fromkeys(key for row in rows for key in row[part])) for part in ("setting", "figures")
     )
-    machines = ["hardware"] if len({row.get("hardware") for row in rows}) > 1 else []
-    lines = [[*settings, *machines, *figures], ["---"] * len(settings + machines) + ["---:"] * len(figures)]
-    for row in rows:
-        cells = [_text(row["setting"].get(name)) for name in settings] + [row[name] for name in machines]
-        lines.append(cells + [_cell(row["figures"].get(name), row["spread"].get(name)) for name in figures])
+    columns = {name: [_text(row["setting"].get(name)) for row in rows] for name in settings}
+    for name, values in (
+        ("hardware", [row.get("hardware", "") for row in rows]),
+        ("seeds", [", ".join(map(str, row["seeds"])) for row in rows]),
+    ):
+        if len(set(values)) > 1:
+            columns[name] = values
+    alignments = ["---"] * len(columns) + ["---:"] * len(figures)
+    columns |= {name: [_cell(row["figures"].get(name), row["spread"].get(name)) for row in rows] for name in figures}
+    lines = [list(columns), alignments, *zip(*columns.values(), strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -84,10 +90,14 @@ def _text(value: Figure) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _origin(row: Mapping) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
-    seeds = f" Seeds {', '.join(map(str, row['seeds']))}." if row["seeds"] else ""
-    return f"- `{row['command']}`, commit {row['commit']}, {row['date']}; {row['hardware']}; {versions}.{seeds}"
+def _origins(rows: Sequence[Mapping]) -> list[str]:
+    """Where rows come from: commit, date, hardware and versions, and below these the commands."""
+    commands: dict[str, dict[str, None]] = {}
+    for row in rows:
+        versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+        origin = f"Commit {row['commit']}, {row['date']}; {row['hardware']}; {versions}:"
+        commands.setdefault(origin, {})[row["command"]] = None
+    return [part for origin, some in commands.items() for part in (origin, "\n".join(f"    {one}" for one in some))]
 
 
 if __name__ == "__main__":
