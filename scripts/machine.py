@@ -22,6 +22,16 @@ def commit() -> str:
         return "unknown (not a git checkout)"
 
 
+def hardware(device: str = "cpu") -> str:
+    """Name of the processor, its cores and, for another device than the CPU, the name of that."""
+    here = f"{processor()}, {num_cores()} cores"
+    if device == "cpu":
+        return here
+    import torch
+
+    return f"{here}, {torch.cuda.get_device_name(device)}"
+
+
 def processor() -> str:
     """Model name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
