@@ -231,14 +231,14 @@ def _spans_decades(values: np.ndarray) -> bool:
 
 def _bins(values: np.ndarray, *, is_logarithmic: bool, max_bins: int = 40) -> list[float]:
     """Edges of a histogram; one bar for each value where there are few, as for errors on a small data set."""
-    distinct = np.unique(values)
-    gap = float(np.diff(distinct).min()) if len(distinct) > 1 else 1.0
-    if not is_logarithmic and (distinct[-1] - distinct[0]) / gap <= max_bins:
-        return list(np.arange(distinct[0] - gap / 2, distinct[-1] + gap, gap))
     count = min(max_bins, max(8, int(2 * len(values) ** 0.5)))
     if is_logarithmic:
-        return list(np.exp(np.histogram_bin_edges(np.log(values), bins=count)))
-    return list(np.histogram_bin_edges(values, bins=count))
+        return list(np.geomspace(values.min(), values.max(), count + 1))
+    distinct = np.unique(values)
+    gap = float(np.diff(distinct).min()) if len(distinct) > 1 else 1.0
+    if (distinct[-1] - distinct[0]) / gap <= max_bins:
+        return list(np.arange(distinct[0] - gap / 2, distinct[-1] + gap, gap))
+    return list(np.linspace(distinct[0], distinct[-1], count + 1))
 
 
 def _count(zoo: Zoo) -> str:

@@ -211,19 +211,21 @@ def array_metadata(spec: ZooSpec) -> dict[str, bytes]:
     runs, snapshots, params = spec.shape
     block = spec.block_size
     root = zarr.create_group(MemoryStore(files), attributes=spec.to_attributes())
-    fill = _BFLOAT16_NAN if spec.dtype == "bfloat16" else np.nan
+    encoding: dict[str, Any] = {
+        "filters": None,
+        "serializer": BytesCodec(endian="little"),
+        "compressors": [Crc32cCodec()],
+    }
     root.create_array(
         "params",
         shape=(runs, snapshots, params),
         shards=(block, snapshots, params),
         chunks=(1, 1, params),
         dtype=_STORED_DTYPES[spec.dtype],
-        fill_value=fill,
+        fill_value=_BFLOAT16_NAN if spec.dtype == "bfloat16" else np.nan,
         attributes={"dtype": spec.dtype},
         dimension_names=("run", "snapshot", "param"),
-        filters=None,
-        serializer=BytesCodec(endian="little"),
-        compressors=[Crc32cCodec()],
+        **encoding,
     )
     for name, dtype in small_arrays(spec).items():
         dims = ("run",) if name.startswith("runs/") else ("run", "snapshot")
@@ -234,9 +236,7 @@ def array_metadata(spec: ZooSpec) -> dict[str, bytes]:
             dtype=dtype,
             fill_value=fill_value(dtype),
             dimension_names=dims,
-            filters=None,
-            serializer=BytesCodec(endian="little"),
-            compressors=[Crc32cCodec()],
+            **encoding,
         )
     return {name: value.to_bytes() for name, value in files.items()}
 
