@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from . import defaults  # noqa: F401 (Hydra finds the defaults of dataclasses through it)
+
 console = Console()
-_CONF = Path(__file__).parent / "conf"
 _HYDRA_SETTINGS = (
     "hydra.output_subdir=null",
     "hydra.run.dir=.",
@@ -37,22 +38,33 @@ def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
     """Compose `conf/<config_name>.yaml` with the command line's overrides, call `main` with it, exit with its code."""
 
     def guarded(config: DictConfig) -> None:
-        code = _report_errors(lambda: main(_checked(config, config_name)))
+        code = _report_errors(lambda: main(_checked(config, config_name, known)))
         if code or HydraConfig.get().mode is not RunMode.MULTIRUN:
             sys.exit(code)
 
     if {"-h", "--help"} & set(sys.argv):
         print(sys.modules[main.__module__].__doc__)
-    if not any(argument.startswith("-") for argument in sys.argv[1:]):
-        code = _report_errors(lambda: _compose(config_name, sys.argv[1:]))
-        if code:
-            sys.exit(code)
+    known: set[object] = set()
+    is_plain = not any(argument.startswith("-") for argument in sys.argv[1:])
+
+    def compose_once() -> None:
+        known.update(compose(config_name))
+        compose(config_name, sys.argv[1:] if is_plain else [])
+
+    if code := _report_errors(compose_once):
+        sys.exit(code)
     sys.argv[1:1] = _HYDRA_SETTINGS
     try:
         hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)()
     except BrokenPipeError:  # whoever read the help has left: --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config `conf/<config_name>.yaml` with overrides as on a command line."""
+    with hydra.initialize_config_module(f"{__package__}.conf", version_base="1.3"):
+        return hydra.compose(config_name, list(overrides))
 
 
 def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> None:
@@ -62,15 +74,8 @@ def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> No
     (out / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
 
 
-def _compose(config_name: str, overrides: list[str]) -> None:
-    with hydra.initialize_config_module(f"{__package__}.conf", version_base="1.3"):
-        hydra.compose(config_name, overrides)
-
-
-def _checked(config: DictConfig, config_name: str) -> DictConfig:
-    written = OmegaConf.load(_CONF / f"{config_name}.yaml")
-    groups = {str(key) for entry in written.pop("defaults", []) if isinstance(entry, DictConfig) for key in entry}
-    unknown = sorted({str(key) for key in config} - set(written) - groups)
+def _checked(config: DictConfig, config_name: str, known: Collection[object]) -> DictConfig:
+    unknown = sorted({str(key) for key in config if key not in known})
     if unknown:
         raise ValueError(f"{config_name} has no settings {unknown}; see --help")
     missing = sorted(OmegaConf.missing_keys(config))
