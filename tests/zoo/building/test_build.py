@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import MISSING, fields
-from typing import get_type_hints
+from typing import Required, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -136,7 +136,8 @@ def test_keyword_arguments_are_the_fields_of_a_plan():
     plan, settings = get_type_hints(BuildPlan), get_type_hints(BuildSettings)
     assert settings == {name: hint for name, hint in plan.items() if name != "task"}
     required = {one.name for one in fields(BuildPlan) if one.default is one.default_factory is MISSING}
-    assert BuildSettings.__required_keys__ == required - {"task"}
+    annotated = get_type_hints(BuildSettings, include_extras=True)
+    assert {name for name, hint in annotated.items() if get_origin(hint) is Required} == required - {"task"}
 
 
 @pytest.mark.parametrize(
