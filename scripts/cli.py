@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -38,21 +39,16 @@ def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
     """Compose `conf/<config_name>.yaml` with the command line's overrides, call `main` with it, exit with its code."""
 
     def guarded(config: DictConfig) -> None:
-        code = _report_errors(lambda: main(_checked(config, config_name, known)))
+        code = _report_errors(lambda: main(_checked(config, config_name)))
         if code or HydraConfig.get().mode is not RunMode.MULTIRUN:
             sys.exit(code)
 
     if {"-h", "--help"} & set(sys.argv):
         print(sys.modules[main.__module__].__doc__)
-    known: set[object] = set()
     is_plain = not any(argument.startswith("-") for argument in sys.argv[1:])
-
-    def compose_once() -> None:
-        known.update(compose(config_name))
-        compose(config_name, sys.argv[1:] if is_plain else [])
-
-    if code := _report_errors(compose_once):
+    if code := _report_errors(lambda: compose(config_name, sys.argv[1:] if is_plain else []) and None):
         sys.exit(code)
+    default_config(config_name)
     sys.argv[1:1] = _HYDRA_SETTINGS
     try:
         hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)()
@@ -67,6 +63,12 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
         return hydra.compose(config_name, list(overrides))
 
 
+@cache
+def default_config(config_name: str) -> DictConfig:
+    """The config without overrides; kept, because Hydra composes nothing else while a command runs."""
+    return compose(config_name)
+
+
 def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> None:
     """Write the resolved config and `summary.json` beside a script's outputs in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -74,8 +76,8 @@ def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> No
     (out / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
 
 
-def _checked(config: DictConfig, config_name: str, known: Collection[object]) -> DictConfig:
-    unknown = sorted({str(key) for key in config if key not in known})
+def _checked(config: DictConfig, config_name: str) -> DictConfig:
+    unknown = sorted({str(key) for key in config} - set(default_config(config_name)))
     if unknown:
         raise ValueError(f"{config_name} has no settings {unknown}; see --help")
     missing = sorted(OmegaConf.missing_keys(config))

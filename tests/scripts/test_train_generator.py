@@ -2,20 +2,18 @@ import json
 import subprocess
 import sys
 
-import hydra
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from generator import ParameterPipeline
-from scripts import sample_params, train_generator
+from scripts import cli, sample_params, train_generator
 from zoo.building.build import build_zoo
 from zoo.tasks.registry import get_task
 
 
 def compose(name, *overrides):
-    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
-        return hydra.compose(name, list(overrides))
+    return cli.compose(name, overrides)
 
 
 @pytest.fixture(scope="module")
