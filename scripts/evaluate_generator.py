@@ -1,14 +1,14 @@
 """Evaluate a generator on initial networks that it has not seen, beside everything that it must beat.
 
-    python -m scripts.evaluate_generator pipeline=PATH zoo=PATH
+    python -m scripts.evaluate_generator pipeline=out/generator zoo=PATH
     python -m scripts.evaluate_generator pipeline=PATH zoo=PATH others.twin=PATH others.function_loss_only=PATH
     python -m scripts.evaluate_generator pipeline=PATH zoo=PATH train_controls=true
 
-Inputs: a saved pipeline, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all tables and
-verdicts, `evaluation.json` with all numbers, pictures, the resolved config and `summary.json`. A generator of small
-networks takes about five minutes; `train_controls=true` trains three more generators with the settings of the first,
-three times its training, for the novelty tests C and E. A generator of a task family is evaluated in seconds, on the
-tasks that its training held out. The protocol is in docs/evaluation.md.
+Inputs: the folder of a trained generator, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all
+tables and verdicts, `evaluation.json` with all numbers, pictures, the resolved config and `summary.json`. A generator of
+small networks takes about five minutes; `train_controls=true` trains three more generators with the settings of the
+first, three times its training, for the novelty tests C and E. A generator of a task family is evaluated in seconds, on
+the tasks that its training held out. The protocol is in docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def main(config: DictConfig) -> None:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     zoo = Zoo.open(str(config.zoo))
-    out = Path(str(config.out or Path(str(config.pipeline)).parent / "evaluation"))
+    folder = Path(str(config.pipeline))
+    folder = folder.parent if (folder / "model_index.json").exists() else folder
+    out = Path(str(config.out or folder / "evaluation"))
     paths = {"generator": config.pipeline, **config.others}
     pipes = {name: ParameterPipeline.from_pretrained(str(path)) for name, path in paths.items()}
     if pipes["generator"].model.config["num_task_bits"]:
@@ -43,16 +45,8 @@ def main(config: DictConfig) -> None:
         save_run(out, config, tasks)
         return
     testbed = Testbed.from_zoo(zoo)
-    samplers = {
-        name: PipelineSampler(
-            pipe,
-            testbed.task,
-            use_start=config.use_start,
-            num_inference_steps=config.num_inference_steps,
-            eta=config.eta,
-        )
-        for name, pipe in pipes.items()
-    }
+    sampling = {name: config[name] for name in ("use_start", "num_inference_steps", "eta")}
+    samplers = {name: PipelineSampler(pipe, testbed.task, **sampling) for name, pipe in pipes.items()}
     generator = samplers.pop("generator")
     sizes = instantiate(config.evaluation, uses_start=generator.uses_start)
 
@@ -62,7 +56,7 @@ def main(config: DictConfig) -> None:
     save_report(evaluation, out / "evaluation.json")
     save_plots(evaluation, out)
     if config.train_controls:
-        settings = OmegaConf.load(config.training_config or Path(str(config.pipeline)).parent / "config.yaml")
+        settings = OmegaConf.load(config.training_config or folder / "config.yaml")
         controls = train_controls(
             testbed,
             zoo,

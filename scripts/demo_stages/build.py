@@ -15,7 +15,8 @@ from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 
 from ..bench.bench_population import plain_loop
-from ..build_zoo import Report, build
+from ..build_report import Report
+from ..build_zoo import build
 from ..cli import console
 from .stage import StageResult
 
