@@ -5,8 +5,8 @@
     python -m scripts.evaluate_generator pipeline=PATH zoo=PATH train_controls=true
 
 Inputs: the folder of a trained generator, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all
-tables and verdicts, `evaluation.json` with all numbers, pictures, the resolved config and `summary.json`. A generator of
-small networks takes about five minutes; `train_controls=true` trains three more generators with the settings of the
+tables and verdicts, `evaluation.json` with all numbers, pictures, the resolved config and `summary.json`. For small
+networks it takes about five minutes; `train_controls=true` trains three more generators with the settings of the
 first, three times its training, for the novelty tests C and E. A generator of a task family is evaluated in seconds, on
 the tasks that its training held out. The protocol is in docs/evaluation.md.
 """
