@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
+from numbers import Integral
 from typing import Final
 
 import google_crc32c
@@ -85,20 +86,16 @@ class ZooSpec:
 
     def __post_init__(self) -> None:
         if self.snapshot_steps is not None:
-            steps = tuple(int(step) for step in self.snapshot_steps)
+            steps = tuple(_integer("each of snapshot_steps", step) for step in self.snapshot_steps)
             object.__setattr__(self, "snapshot_steps", steps)
             if self.num_snapshots not in (None, len(steps)):
                 raise ValueError(f"num_snapshots is {self.num_snapshots}, but there are {len(steps)} snapshot_steps")
             object.__setattr__(self, "num_snapshots", len(steps))
         object.__setattr__(self, "metric_names", tuple(self.metric_names))
-        for name, value in (
-            ("num_runs", self.num_runs),
-            ("block_size", self.block_size),
-            ("num_snapshots (or snapshot_steps)", self.num_snapshots),
-            ("layout.num_params", self.layout.num_params),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        object.__setattr__(self, "seed", _integer("seed", self.seed))
+        for name in ("num_runs", "block_size", "num_snapshots"):
+            object.__setattr__(self, name, _integer(name, getattr(self, name), at_least=1))
+        _integer("layout.num_params", self.layout.num_params, at_least=1)
         if self.dtype not in STORED_DTYPES:
             raise ValueError(f"dtype must be one of {sorted(STORED_DTYPES)}, got {self.dtype!r}")
         for name, dtype in self.columns.items():
@@ -204,6 +201,12 @@ class ZooSpec:
         require_same(self.to_attributes(), now.to_attributes(), where, defaults=defaults, free=_NOT_COMPARED)
 
 
+def block_name(spec: ZooSpec, block: int) -> str:
+    """For instance "block 3 (runs 192 to 255)"."""
+    runs = spec.block_runs(block)
+    return f"block {block} (runs {runs.start} to {runs.stop - 1})"
+
+
 def array_metadata(spec: ZooSpec) -> dict[str, bytes]:
     """Contents of every zarr.json of a zoo, by path relative to its root."""
     files: dict = {}
@@ -278,6 +281,13 @@ _OWN_ATTRIBUTES: Final = (
     "extra",
     "layout",
 )
+
+
+def _integer(name: str, value: object, *, at_least: int | None = None) -> int:
+    """A plain integer, also from one of NumPy's."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and (at_least is None or int(value) >= at_least):
+        return int(value)
+    raise ValueError(f"{name} must be {'an' if at_least is None else 'a positive'} integer, got {value!r}")
 
 
 def _spec_fields(attributes: Mapping) -> dict:

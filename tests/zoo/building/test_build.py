@@ -304,15 +304,26 @@ def test_a_killed_ray_worker_costs_nothing(tmp_path, task):
 def test_a_builder_waits_for_the_blocks_of_another(path, tmp_path, task):
     plan = BuildPlan(task=task, **SETTINGS)
     writer = ZooWriter.create(tmp_path / "zoo", plan.spec())
-    claim = writer.claim(1)
+    lock = writer.lock(1)
     assert BlockBuilder(tmp_path / "zoo", plan)(1) is None
     states = []
 
     def let_go(state):
         states.append(state)
         if state.num_done == 2 and state.report is None:
-            claim.release()
+            lock.release()
 
     zoo = build_zoo(tmp_path / "zoo", task, progress=let_go, **SETTINGS)
     assert zoo.verify() == []
     assert [state.report.block for state in states if state.report] == [0, 2, 1]
+
+
+def test_runs_added_to_a_zoo_are_those_that_a_larger_one_has(tmp_path, task):
+    settings = SETTINGS | {"num_runs": 4, "block_size": None}
+    first = build_zoo(tmp_path / "zoo", task, **settings)
+    zoo = build_zoo(tmp_path / "zoo", task, **(settings | {"num_runs": 10}))
+    assert (zoo.num_runs, zoo.spec.block_size, zoo.verify()) == (10, 4, [])
+    assert np.array_equal(zoo.params[:4], first.params[:])
+    whole = build_zoo(tmp_path / "whole", task, **(settings | {"num_runs": 10}))
+    assert np.array_equal(zoo.runs["seed"], whole.runs["seed"])
+    np.testing.assert_allclose(zoo.params[:], whole.params[:], rtol=1e-3, atol=1e-4)
