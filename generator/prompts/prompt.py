@@ -77,6 +77,11 @@ class Prompt:
     def __getitem__(self, chosen: Tensor) -> Prompt:
         return Prompt(self.target[chosen], self.start[chosen], self.task_bits[chosen])
 
+    @property
+    def is_null(self) -> Tensor:
+        """(B,) bool: whether nothing is asked."""
+        return self.target.isnan().all(1) & self.task_bits.isnan().all(1)
+
     def to(self, device: torch.device | str) -> Prompt:
         return Prompt(self.target.to(device), self.start.to(device), self.task_bits.to(device))
 
