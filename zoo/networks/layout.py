@@ -133,28 +133,31 @@ class ParamLayout:
             ValueError: for state that is no real tensor (extra state, complex numbers), or bad roles or groups.
         """
         inferred = infer_roles(module, roles)
-        params: dict[int, list[str]] = {}
-        buffers: dict[int, list[str]] = {}
+        held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+        held_names = {id(tensor): name for name, tensor in reversed(held)}  # hooks may save tensors under other names
+        named: dict[int, list[str]] = {}
         tensors: dict[int, Tensor] = {}
         for name, value in module.state_dict(keep_vars=True).items():
             if not isinstance(value, Tensor) or value.is_complex():
                 raise ValueError(f"state {name!r} must be a real tensor, got {_describe(value)}")
+            if id(value) not in held_names:
+                raise ValueError(
+                    f"state {name!r} is made by a hook of the state dict: it is no parameter and no buffer"
+                )
             tensors[id(value)] = value
-            side = params if isinstance(value, nn.Parameter) else buffers
-            side.setdefault(id(value), []).append(name)
+            named.setdefault(id(value), []).append(name)
         owners = dict(module.named_modules())
         slots: list[ParamSlot] = []
         offset = 0
-        for kind, side in (("param", params), ("buffer", buffers)):
-            for key, (name, *aliases) in side.items():
-                value, role = tensors[key], inferred[name]
-                shape = tuple(value.shape)
-                dtype = str(value.dtype).removeprefix("torch.")
-                owner = owners.get(name.rpartition(".")[0])
-                slots.append(
-                    ParamSlot(name, shape, dtype, kind, role, fan_in(role, shape, owner), offset, tuple(aliases))
-                )
-                offset += value.numel()
+        for key, value in sorted(tensors.items(), key=lambda item: not isinstance(item[1], nn.Parameter)):
+            name, *aliases = named[key]
+            held_name, shape = held_names[key], tuple(value.shape)
+            role, owner = inferred[held_name], owners.get(held_name.rpartition(".")[0])
+            kind = "param" if isinstance(value, nn.Parameter) else "buffer"
+            dtype = str(value.dtype).removeprefix("torch.")
+            width = fan_in(role, shape, owner)
+            slots.append(ParamSlot(name, shape, dtype, kind, role, width, offset, tuple(aliases)))
+            offset += value.numel()
         if groups is None:
             groups = module.symmetry_groups() if isinstance(module, HasSymmetryGroups) else ()
         return cls(tuple(slots), groups)
