@@ -6,8 +6,9 @@ from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.pipeline import GeneratedParams, ParameterPipeline
 from generator.tokens.normalizer import ParamNormalizer
+from generator.training.config import GeneratorConfig
 from generator.training.module import OptimizationConfig
-from generator.training.train import GeneratorConfig, train_generator
+from generator.training.train import train_generator
 from generator.trajectories import PairConfig
 
 __all__ = [

@@ -15,7 +15,7 @@ from generator.evaluation.task_baselines import NearestTask, TaskRidge, TaskSamp
 from generator.evaluation.testbed import METRIC
 from generator.pipeline import ParameterPipeline
 from generator.training.held_out_tasks import with_splits
-from generator.training.train import task_of
+from generator.training.inputs import task_of
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task

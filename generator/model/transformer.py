@@ -221,12 +221,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             start = noisy if start is None else torch.where(has_start[:, None] > 0, start, noisy)
             is_known = torch.ones_like(is_known)
 
-        if tokenizer.is_ordered:
-            positions = sinusoids(tokenizer.positions.to(device), self.config["width"])  # type: ignore[attr-defined]
-            tokens = [positions.to(dtype).expand(batch, -1, -1)]
-        else:
-            roles = self.role(_roles(len(tokenizer.groups), device).to(dtype))  # (G, d)
-            tokens = [role.expand(batch, group.size, -1) for role, group in zip(roles, tokenizer.groups, strict=True)]
+        tokens = self._places(tokenizer, batch)
         features: dict[str, Tensor] = {}
         if self.start_encoders:
             if start is None:
@@ -241,13 +236,21 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
                     faint = self.config["fingerprint_scale"] * fingerprints[group.name]
                     tokens[index] = tokens[index] + self.fingerprint_encoder(faint.to(dtype)) * is_known[..., None]
 
-        if self.recurrent and tokenizer.is_ordered:
+        if self.recurrent and isinstance(tokenizer, ChunkTokenizer):
             tokens = [tokens[0] + self._prototypes(self.summary(tokens[0]), asked)]  # (B, L, d)
         elif self.recurrent:
             groups = torch.stack([self.summary(part).mean(1) for part in tokens], dim=1)  # (B, G, d)
             prototypes = self._prototypes(groups, asked)
             tokens = [part + prototypes[:, i, None] for i, part in enumerate(tokens)]
         return Reading(tokens, features, asked)
+
+    def _places(self, tokenizer: ParamTokenizer, batch: int) -> list[Tensor]:
+        """(B, n, d) of each group: where its tokens are in the network."""
+        if isinstance(tokenizer, ChunkTokenizer):
+            positions = sinusoids(tokenizer.positions.to(self.device), self.config["width"])
+            return [positions.to(self.dtype).expand(batch, -1, -1)]
+        roles = self.role(_roles(len(tokenizer.groups), self.device).to(self.dtype))  # (G, d)
+        return [role.expand(batch, group.size, -1) for role, group in zip(roles, tokenizer.groups, strict=True)]
 
     def _prototypes(self, sequence: Tensor, asked: Tensor) -> Tensor:
         """What the recurrence over groups (B, G, d) or chunks (B, L, d) makes of each."""

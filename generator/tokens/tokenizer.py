@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.networks.layout import ParamLayout, ParamSlot
+from zoo.networks.layout import LayoutMismatchError, ParamLayout, ParamSlot
 
 GLOBAL_NODE: Final = "network"
 CHUNKS: Final = "chunks"
@@ -54,13 +54,11 @@ class ParamTokenizer(ABC):
         layout: of the network.
         groups: sets of nodes, in the order of the tokens.
         blocks: feature blocks of nodes and edges.
-        is_ordered: whether tokens have positions; otherwise the tokens of a group are a set.
     """
 
     layout: ParamLayout
     groups: tuple[NodeGroup, ...]
     blocks: tuple[FeatureBlock, ...]
-    is_ordered: ClassVar[bool]
 
     @abstractmethod
     def encode(self, values: Tensor) -> dict[str, Tensor]:
@@ -100,8 +98,6 @@ class NeuronTokenizer(ParamTokenizer):
     Raises:
         ValueError: if a slot is indexed by more than two groups or twice by one (use ChunkTokenizer then).
     """
-
-    is_ordered = False
 
     def __init__(self, layout: ParamLayout) -> None:
         self.layout = layout
@@ -147,8 +143,6 @@ class ChunkTokenizer(ParamTokenizer):
         layout: the network.
         chunk_width: W; 0 for the whole network in one chunk, a flat vector.
     """
-
-    is_ordered = True
 
     def __init__(self, layout: ParamLayout, chunk_width: int = 64) -> None:
         if chunk_width < 0:
@@ -206,14 +200,17 @@ def make_tokenizer(kind: str, layout: ParamLayout, *, chunk_width: int = 64) -> 
     """Tokenizer of that kind: "neuron" or "chunk", the latter with chunks of `chunk_width` numbers (0: one chunk).
 
     Raises:
-        ValueError: for another kind, or a layout that has no symmetry groups and needs chunks.
+        ValueError: for another kind.
+        LayoutMismatchError: for a layout that has no symmetry groups and needs chunks.
     """
     if kind == "chunk":
         return ChunkTokenizer(layout, chunk_width)
     if kind != "neuron":
         raise ValueError(f"tokenizer must be 'neuron' or 'chunk', got {kind!r}")
     if not layout.groups:
-        raise ValueError("the layout names no interchangeable units; use tokenizer='chunk'")
+        raise LayoutMismatchError(
+            "the layout names no interchangeable units, of which neuron tokens are made; train with tokenizer='chunk'"
+        )
     return NeuronTokenizer(layout)
 
 

@@ -18,7 +18,8 @@ from generator.evaluation.testbed import METRIC, PipelineSampler, Testbed, neare
 from generator.evaluation.verdict import Verdict
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
-from generator.training.train import GeneratorConfig, assemble
+from generator.training.config import GeneratorConfig
+from generator.training.train import assemble
 from generator.trajectories import Trajectories
 from zoo.networks.metrics import euclidean_distances
 from zoo.tasks.registry import get_task
