@@ -18,6 +18,7 @@ from torch import Tensor
 from generator.evaluation.baselines import distinct, initial_networks, networks_at, with_valid_buffers
 from generator.evaluation.neighbours import permutations_to
 from generator.evaluation.testbed import METRIC
+from generator.evaluation.unseen_tasks import TaskSampler
 from generator.trajectories import Trajectories
 from zoo.networks.symmetry import Permutations, apply, invert
 
@@ -123,6 +124,11 @@ class NearestTask:
         distances = torch.cdist(task_bits, self.train.task_bits, p=1)  # (B, R)
         ties = torch.rand(distances.shape, generator=rng)
         return networks_at(self.train, (distances + ties).argmin(1), asked)
+
+
+def task_rivals(train: Trajectories) -> dict[str, TaskSampler]:
+    """Rivals of a generator of a family of tasks, by the names that they have in tables."""
+    return {"matched ridge": TaskRidge(train, train.best(METRIC)), "retrieval": NearestTask(train)}
 
 
 def _predicted(model: RidgeCV, task_bits: Tensor) -> Tensor:
