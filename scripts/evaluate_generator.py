@@ -25,22 +25,26 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
-    from generator import ParameterPipeline, PipelineSampler, Testbed, evaluate
-    from generator.evaluation import control_reports, train_controls, unseen_tasks_report
-    from generator.evaluation.plots import plot_band, plot_halves, save_figure, save_plots
-    from generator.evaluation.report import print_report, print_verdicts, save_report, summary, task_table
-    from zoo.storage.zoo import Zoo
+    from generator import ParameterPipeline, PipelineSampler, Testbed
+    from generator.evaluation import unseen_tasks_report
+    from zoo import Zoo
+
+    from .studies.generator.controls import control_reports, train_controls
+    from .studies.generator.plots import plot_band, plot_halves, save_figure, save_plots
+    from .studies.generator.report import print_report, print_verdicts, save_report, summary, task_table
+    from .studies.generator.ridge import task_rivals
+    from .studies.generator.study import study
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     zoo = Zoo.open(str(config.zoo))
-    folder = Path(str(config.pipeline))
-    folder = folder.parent if (folder / "model_index.json").exists() else folder
-    out = Path(str(config.out or folder / "evaluation"))
+    trained = Path(str(config.pipeline))
+    trained = trained if (trained / "pipeline").exists() else trained.parent  # folder of the training
+    out = Path(str(config.out or trained / "evaluation"))
     paths = {"generator": config.pipeline, **config.others}
     pipes = {name: ParameterPipeline.from_pretrained(str(path)) for name, path in paths.items()}
     if pipes["generator"].model.config["num_task_bits"]:
-        tasks = unseen_tasks_report(pipes["generator"], zoo)
+        tasks = unseen_tasks_report(pipes["generator"], zoo, rivals=task_rivals)
         console.print(task_table(tasks))
         save_run(out, config, tasks)
         return
@@ -50,13 +54,21 @@ def main(config: DictConfig) -> None:
     generator = samplers.pop("generator")
     sizes = instantiate(config.evaluation, uses_start=generator.uses_start)
 
-    evaluation = evaluate(generator, testbed, others=samplers, config=sizes, report=console.print)
+    result = study(
+        generator,
+        testbed,
+        others=samplers,
+        config=sizes,
+        max_adam_steps=config.max_adam_steps,
+        num_tuning_starts=config.num_tuning_starts,
+        report=console.print,
+    )
     text = Console(width=180, record=True, file=console.file)
-    print_report(evaluation, text)
-    save_report(evaluation, out / "evaluation.json")
-    save_plots(evaluation, out)
+    print_report(result, text)
+    save_report(result, out / "evaluation.json")
+    save_plots(result, out)
     if config.train_controls:
-        settings = OmegaConf.load(config.training_config or folder / "config.yaml")
+        settings = OmegaConf.load(config.training_config or trained / "config.yaml")
         controls = train_controls(
             testbed,
             zoo,
@@ -71,7 +83,7 @@ def main(config: DictConfig) -> None:
         save_figure(plot_halves(reports.halves), out / "halves.png")
         save_figure(plot_band(reports.band), out / "band.png")
     text.save_text(str(out / "report.txt"))
-    save_run(out, config, summary(evaluation))
+    save_run(out, config, summary(result.evaluation))
     console.print(f"report and pictures in {out}", soft_wrap=True)
 
 

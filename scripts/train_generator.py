@@ -41,7 +41,6 @@ def main(config: DictConfig) -> None:
     seconds = time.monotonic() - began
     if rank_zero_only.rank:  # another process reports and saves
         return
-    pipe.save_pretrained(out / "pipeline")
     reports = [alignment_report(pipe, zoo, settings, num_starts=config.num_starts) for zoo in zoos]
     for path, report in zip(paths, reports, strict=True):
         console.print(f"{path}:")

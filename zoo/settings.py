@@ -48,8 +48,9 @@ def as_json(settings: object) -> Json:
     if isinstance(settings, Mapping):
         return {str(name): as_json(value) for name, value in settings.items()}
     if isinstance(settings, torch.Tensor | np.ndarray):
-        array = torch.as_tensor(settings).detach().cpu().contiguous()
-        content = hashlib.sha256(array.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        array = torch.as_tensor(settings).detach().cpu()
+        numbers = array.view(torch.int16) if array.dtype is torch.bfloat16 else array  # which NumPy does not have
+        content = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
         return f"{array.dtype} {tuple(array.shape)} sha256:{content[:16]}"
     if _is_list(settings):
         return [as_json(value) for value in settings]
