@@ -62,7 +62,8 @@ class GroupAxis:
     """An axis of a slot that is indexed by the units of a symmetry group.
 
     Each unit owns `unit_size` neighbouring entries of the axis (the dims of an attention head, the pixels of a
-    flattened channel). Scaling a unit by s > 0 multiplies the slot by s ** scale_power along the axis.
+    flattened channel). Where units may also be scaled (ReLU networks), a factor s > 0 multiplies the slot by
+    s ** scale_power along the axis.
     """
 
     slot: str
@@ -78,11 +79,6 @@ class SymmetryGroup:
     name: str
     size: int
     axes: tuple[GroupAxis, ...]
-
-    @property
-    def scalable(self) -> bool:
-        """Whether positive scaling of the units is a symmetry too (ReLU networks)."""
-        return any(axis.scale_power for axis in self.axes)
 
 
 @runtime_checkable
