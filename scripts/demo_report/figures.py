@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, LogFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
 from .chart import LIGHT, Chart
@@ -89,7 +89,10 @@ def fine_tuning(axes: Axes, data: Mapping[str, Any]) -> None:
 
 # name: stage whose data it shows, chart
 CHARTS: Final = {
-    "training": ("zoo", Chart("Validation loss of all runs of the zoo over their training", training_fan)),
+    "training": (
+        "zoo",
+        Chart("Validation loss of all runs of the zoo over their training", training_fan, legend_columns=3),
+    ),
     "prompts": ("prompting", Chart("Prompted and achieved validation loss", prompted_and_achieved)),
     "distances": (
         "prompting",
@@ -128,5 +131,5 @@ def _round_numbers(axis: Any, low: float, high: float) -> None:
     factors = (1,) if high / low > 400 else (1, 2, 5)
     places = LogLocator(subs=factors, numticks=40).tick_values(low, high)
     axis.set_major_locator(FixedLocator([place for place in places if low <= place <= high]))
-    axis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(99, 99)))
+    axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
