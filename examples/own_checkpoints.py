@@ -37,6 +37,6 @@ for seed in range(3):
 zoo = import_checkpoints(folder / "checkpoints", folder / "zoo", model=model)
 print(f"{zoo.num_runs} runs, {zoo.num_snapshots} snapshots each, {zoo.layout.num_params:,} parameters")
 for run, losses in enumerate(zoo.metric("val_loss")):
-    print(f"run {run}: val loss {losses.round(2).tolist()} after {zoo.inner_step[run].tolist()} steps")
+    print(f"run {run}: steps {zoo.inner_step[run].tolist()}, val loss {', '.join(f'{loss:.2f}' for loss in losses)}")
 model.load_state_dict(zoo.state_dict(run=0, snapshot=2))
 print("the network of run 0 after 100 steps is loaded; zoo.verify():", zoo.verify())
