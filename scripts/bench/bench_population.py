@@ -21,14 +21,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from zoo import Task, get_task, train_population
 from zoo.networks.initialization import run_seed
-from zoo.training.batches import shared_indices
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer, Sgd
 
+from ..plain_loop import PlainLoop
 from .record import Row, record
 from .render import tables
 
@@ -229,25 +228,8 @@ class Population:
 
 def plain_loop(task: Task, num_steps: int = 300) -> Callable[[], Rate]:
     """Model-steps/s of one module trained as everybody does."""
-    model = task.make_model()
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    batches = shared_indices(0, len(task.dataset.train), BATCH_SIZE, task.device)
-    inputs, targets = task.dataset.train.inputs, task.dataset.train.targets
-    is_binary = task.objective.name == "binary_cross_entropy"
-
-    def train() -> None:
-        for _ in range(num_steps):
-            indices = next(batches)
-            optimizer.zero_grad()
-            outputs = model(inputs[indices]).flatten(0, -2)
-            if is_binary:
-                loss = F.binary_cross_entropy_with_logits(outputs[:, 0], (targets[indices] < 5).float())
-            else:
-                loss = F.cross_entropy(outputs, targets[indices].flatten())
-            loss.backward()
-            optimizer.step()
-
-    return lambda: timed(train, num_steps)
+    loop = PlainLoop(task, BATCH_SIZE)
+    return lambda: timed(lambda: loop.train(num_steps), num_steps)
 
 
 def timed(action: Callable[[], None], num_model_steps: int) -> Rate:

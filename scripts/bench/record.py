@@ -9,16 +9,16 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import platform
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+
+from ..machine import commit, hardware, processor
 
 RESULTS = Path(__file__).parent / "results"
 NUM_DIGITS = 5  # of a figure that is no whole number
@@ -115,37 +115,6 @@ def this_command() -> str:
     start = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
     threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
     return shlex.join([*threads, *start, *sys.argv[1:]])
-
-
-def commit() -> str:
-    """Short hash of the checked-out commit, with a mark if tracked files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git checkout)"
-
-
-def hardware(device: str = "cpu") -> str:
-    """Name of the processor, its cores and, for another device than the CPU, the name of that."""
-    here = f"{processor()}, {num_cores()} cores"
-    if device == "cpu":
-        return here
-    import torch
-
-    return f"{here}, {torch.cuda.get_device_name(device)}"
-
-
-def processor() -> str:
-    """Model name of the CPU."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def num_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
