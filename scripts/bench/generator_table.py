@@ -53,8 +53,8 @@ def rows_of(name: str, folders: str) -> Iterator[Row]:
                 setting={"network": name, "zoo": Path(zoo).name, "mode": mode},
                 figures={label: statistics.fmean(some) for label, some in values.items()},
                 spread={label: (min(some), max(some)) for label, some in values.items()} if len(seeds) > 1 else {},
-                note="Unseen starts, 16 prompts; R² is of log loss (or of returns) against the prompt, accuracy on "
-                f"test data at the lowest prompt. Mean and range over {len(seeds)} generator seed(s); seconds of training.",
+                note="Unseen starts, 16 prompts; R² is of log loss or returns against the prompt, accuracy on test data "
+                f"at the lowest prompt. Mean and range over {len(seeds)} generator seed(s).",
             )
 
 
