@@ -53,7 +53,7 @@ def rows_of(name: str, folders: str) -> Iterator[Row]:
                 setting={"network": name, "zoo": Path(zoo).name, "mode": mode},
                 figures={label: statistics.fmean(some) for label, some in values.items()},
                 spread={label: (min(some), max(some)) for label, some in values.items()} if len(seeds) > 1 else {},
-                note="Unseen starts, 16 prompts; R² is of log loss or returns against the prompt, accuracy on test data "
+                note="Unseen starts; R² is of log loss or returns against the prompt, accuracy on test data "
                 f"at the lowest prompt. Mean and range over {len(seeds)} generator seed(s).",
             )
 
