@@ -245,8 +245,8 @@ def _separable_distances(layout: ParamLayout, params: Tensor, others: Tensor | N
     norms = [value[:, : layout.num_trainable].double().square().sum(1) for value in (params, theirs)]
     products = params[:, fixed].double() @ theirs[:, fixed].double().T  # (N, M)
     for group in layout.groups:
-        mine = torch.cat([units for _, units in unit_blocks(layout, group, params)], -1).double()  # (N, U, K)
-        columns = torch.cat([units for _, units in unit_blocks(layout, group, theirs)], -1).double()
+        mine = torch.cat(list(unit_blocks(layout, group, params)), -1).double()  # (N, U, K)
+        columns = torch.cat(list(unit_blocks(layout, group, theirs)), -1).double()
         num_rows = max(1, _MAX_BLOCK_BYTES // max(1, 8 * len(theirs) * group.size**2))
         for start in range(0, len(params), num_rows):
             first = start if others is None else 0  # pairs of one population are needed once
