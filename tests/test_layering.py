@@ -71,6 +71,13 @@ def room_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
+def test_commands_do_without_what_only_a_clone_has():
+    """`evaluate_optimizer record=true` writes a benchmark's record, and says that it needs a clone."""
+    for path in FILES:
+        if not path.is_relative_to(ROOT / "scripts" / "bench") and path.name != "evaluate_optimizer.py":
+            assert not {name for name in imported_modules(path) if name.startswith("scripts.bench")}, path
+
+
 SCIENCE = ["scipy", "sklearn", "pandas", "matplotlib", "mlxtend"]
 HEAVY = ["zarr", "diffusers", "lightning", "rich", "hydra", "omegaconf", "ray", "obstore", *SCIENCE]
 
