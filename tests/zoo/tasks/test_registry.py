@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.tasks.objectives import OBJECTIVES
-from zoo.tasks.registry import get_task, get_task_family
+from zoo.tasks.registry import get_task
 from zoo.tasks.task import Batch, Task
 from zoo.training.optimizers import Adam
 from zoo.training.population import train_population
