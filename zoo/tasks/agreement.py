@@ -40,15 +40,14 @@ _ABSOLUTE_TOLERANCE: Final = 1e-4
 
 def examples_to_try(module: nn.Module, inputs: Tensor) -> Tensor:
     """Indices (B,) of examples on which a module shows what it does: those with padding first, if it knows padding."""
-    symbols = {int(part.padding_idx) for part in module.modules() if getattr(part, "padding_idx", None) is not None}
+    symbols = {getattr(part, "padding_idx", None) for part in module.modules()} - {None}
     has_padding = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
-    for symbol in () if inputs.is_floating_point() else symbols:
-        has_padding |= torch.eq(inputs, symbol).flatten(1).any(1)
+    if symbols and not inputs.is_floating_point():
+        has_padding = torch.isin(inputs, torch.tensor(sorted(symbols), device=inputs.device)).flatten(1).any(1)
     return has_padding.logical_not().to(torch.uint8).argsort(stable=True)[:NUM_TRIED]
 
 
 def choose_backend(
-    task_name: str,
     build: Callable[[], nn.Module],
     layout: ParamLayout,
     objective: Objective,
@@ -56,11 +55,10 @@ def choose_backend(
     batches: Sequence[tuple[Tensor, Tensor]],
     input_ndim: int,
     target_ndim: int,
-) -> Backend:
-    """The fastest way to run populations of a module that gives what the module itself gives.
+) -> tuple[Backend, str | None]:
+    """The fastest way to run populations of a module that gives what the module gives, and why if that is slow.
 
     Args:
-        task_name: for messages.
         build: makes the module.
         layout: of the module.
         objective: whose losses are taken.
@@ -68,34 +66,32 @@ def choose_backend(
         input_ndim, target_ndim: dims of inputs and targets that networks share; own ones have one more.
 
     Raises:
-        ValueError: if the module cannot be run on the data, or not be trained.
+        ValueError: if the module cannot be trained on the data at all.
     """
     module = seeded_module(build, 0)
     if type(module) is MLP:
-        return BatchedMLP(layout, module.activation, objective, input_ndim)
+        return BatchedMLP(layout, module.activation, objective, input_ndim), None
     device = batches[0][0].device
     if type(module) in _OWN_ARCHITECTURES:
-        return VmappedModule(build, layout, objective, input_ndim=input_ndim, device=device)
+        return VmappedModule(build, layout, objective, input_ndim=input_ndim, device=device), None
     looped = LoopedModule(build, layout, objective, input_ndim=input_ndim, target_ndim=target_ndim, device=device)
     params = torch.stack([layout.flatten(seeded_module(build, seed)) for seed in (1, 2)]).to(device)
-    with _preserved_randomness():
+    with _preserved_randomness(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.func about operations that it runs one by one
         try:
             trains = not draws_random_numbers(module.to(device).train(), batches[0][0])
             expected = _behaviour(looped, layout, params, batches, trains=trains)
-        except Exception as error:
-            raise ValueError(f"the module of task {task_name!r} cannot be used: {first_line(error)}") from error
+        except Exception as error:  # modules may run into anything
+            raise ValueError(f"the module cannot be trained: {first_line(error)}") from error
         try:
             vmapped = VmappedModule(build, layout, objective, input_ndim=input_ndim, device=device)
             found = _behaviour(vmapped, layout, params, batches, trains=trains)
-        except Exception as error:  # modules may run into anything there
-            reason = f"torch.func cannot run the module ({first_line(error)})"
-        else:
-            different = _different(found, expected)
-            if not different:
-                return vmapped
-            reason = f"torch.func gives another {different[0]} than the module"
-    warnings.warn(f"task {task_name!r} runs its networks one after another, slowly: {reason}", stacklevel=3)
-    return looped
+        except Exception as error:  # in torch.func, too
+            return looped, f"torch.func cannot run the module ({first_line(error)})"
+    different = _different(found, expected)
+    if different:
+        return looped, f"torch.func gives another {different[0]} than the module"
+    return vmapped, None
 
 
 def why_not_a_population(build: Callable[[], nn.Module], inputs: Tensor) -> str | None:
@@ -108,13 +104,15 @@ def why_not_a_population(build: Callable[[], nn.Module], inputs: Tensor) -> str 
         build: makes the module.
         inputs: (B, ...).
     """
-    if type(seeded_module(build, 0)) in _OWN_ARCHITECTURES:
+    first, second, third = (seeded_module(build, seed).to(inputs.device).train() for seed in (1, 2, 1))
+    if type(first) in _OWN_ARCHITECTURES:
         return None
-    first, second = (seeded_module(build, seed).to(inputs.device).train() for seed in (1, 2))
-    if draws_random_numbers(first, inputs):
+    states = zip(first.state_dict().values(), third.state_dict().values(), strict=True)
+    if not all(torch.equal(one, other) for one, other in states):
+        return "its initial values do not follow from torch.manual_seed; draw them from torch's own generator"
+    if draws_random_numbers(second, inputs):  # and whatever it counts by itself, it is now ahead of the first in
         return "it draws random numbers while it trains (dropout?), so its runs would not follow from their seeds"
     with _preserved_randomness(), torch.no_grad():
-        second(inputs)  # whatever it counts or draws by itself, it is ahead of the first in
         for step in range(_NUM_STEPS):
             second.load_state_dict(first.state_dict())
             is_last = step == _NUM_STEPS - 1
@@ -197,8 +195,10 @@ def _unsaved_state(first: nn.Module, second: nn.Module) -> list[str]:
             full_name = f"{prefix}.{name}" if prefix else name
             if full_name in saved or name.startswith("_"):
                 continue
-            if isinstance(value, Tensor):
-                same = isinstance(theirs.get(name), Tensor) and torch.equal(value, theirs[name])
+            if isinstance(value, Tensor | np.ndarray):
+                same = np.array_equal(
+                    torch.as_tensor(value).detach().cpu(), torch.as_tensor(theirs[name]).detach().cpu()
+                )
             else:
                 same = not isinstance(value, int | float) or value == theirs.get(name)
             names += [] if same else [repr(full_name)]

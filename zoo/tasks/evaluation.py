@@ -27,7 +27,8 @@ def activation_bytes(module: nn.Module, inputs: Tensor) -> int:
         parts = output if isinstance(output, tuple | list) else (output,)
         sizes.extend(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
 
-    hooks = [submodule.register_forward_hook(count) for submodule in module.modules()]
+    parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]  # they take no hooks
+    hooks = [part.register_forward_hook(count) for part in parts]
     with torch.no_grad():
         module(inputs)
     for hook in hooks:

@@ -96,7 +96,7 @@ class _Outputs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, output_grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, output_grads: Tensor) -> tuple[Tensor | None, ...]:
         params, inputs = ctx.saved_tensors  # type: ignore[attr-defined]
         backend: LoopedModule = ctx.backend  # type: ignore[attr-defined]
         with torch.enable_grad():

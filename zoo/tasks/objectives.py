@@ -43,8 +43,8 @@ class Objective(Protocol):
 class ChecksTargets(Protocol):
     """An objective that tells data that it cannot score from such that it can, before anything is trained."""
 
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise ValueError unless targets (n, ...) fit outputs (B, ..., K) of one network."""
+    def check_targets(self, outputs: Tensor, targets: Tensor, num_classes: int) -> None:
+        """Raise ValueError unless targets (n, ...) of so many classes fit outputs (B, ..., K) of one network."""
         ...
 
 
@@ -65,7 +65,11 @@ class CrossEntropy:
     def num_outputs(self, num_classes: int, targets: Tensor) -> int:
         return num_classes
 
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+    def check_targets(self, outputs: Tensor, targets: Tensor, num_classes: int) -> None:
+        if num_classes and outputs.shape[-1] != num_classes:
+            raise ValueError(f"expected {num_classes} outputs, one for each class, got {outputs.shape[-1]}")
+        if targets.dtype != torch.int64:
+            raise ValueError(f"expected labels of int64, got {_dtype(targets)}; convert them with .long()")
         _check_classes(outputs, targets, outputs.shape[-1])
 
     def log_probs(self, outputs: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ class BinaryCrossEntropy:
     def num_outputs(self, num_classes: int, targets: Tensor) -> int:
         return 1
 
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+    def check_targets(self, outputs: Tensor, targets: Tensor, num_classes: int) -> None:
         if outputs.shape[-1] != 1:
             raise ValueError(f"expected one output (a logit) per label, got {outputs.shape[-1]}")
         _check_classes(outputs, targets, 2)
@@ -125,9 +129,9 @@ class SquaredError:
     def num_outputs(self, num_classes: int, targets: Tensor) -> int:
         return targets.shape[-1]
 
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        if not targets.is_floating_point():
-            raise ValueError(f"expected targets of real numbers, got {_dtype(targets)}; convert them with .float()")
+    def check_targets(self, outputs: Tensor, targets: Tensor, num_classes: int) -> None:
+        if targets.dtype != outputs.dtype:
+            raise ValueError(f"expected targets of {_dtype(outputs)}, as outputs are, got {_dtype(targets)}")
         if targets.shape[1:] != outputs.shape[1:]:
             hint = "; use targets.unsqueeze(-1)" if targets.shape[1:] == outputs.shape[1:-1] else ""
             raise ValueError(

@@ -138,7 +138,7 @@ class PolicyTask(Task):
     def check_fit(self, outputs: Tensor) -> None:
         if outputs.shape[1:] != (self.environment.num_actions,):
             raise ValueError(
-                f"task {self.name!r}: expected {self.environment.num_actions} outputs, one for each action of "
+                f"expected {self.environment.num_actions} outputs, one for each action of "
                 f"{self.environment.name!r}, got (n, {', '.join(map(str, outputs.shape[1:]))})"
             )
 

@@ -9,6 +9,7 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from zoo.networks.initialization import PARAMETRIZATIONS, init_mup, init_runs
 from zoo.networks.layout import ParamLayout
 from zoo.tasks.agreement import choose_backend, examples_to_try, why_not_a_population
-from zoo.tasks.backend import first_line, output_tensor, seeded_module
-from zoo.tasks.data_checks import check_fit, check_splits
+from zoo.tasks.backend import Backend, first_line, seeded_module
+from zoo.tasks.checks import check_fit, check_module, check_splits, trial_outputs
 from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
 from zoo.tasks.evaluation import activation_bytes, evenly_chosen, mean_loss_and_error, pairs_at_once
 from zoo.tasks.identity import behaviour, structure
@@ -75,35 +76,38 @@ class Task:
     ) -> None:
         if parametrization not in PARAMETRIZATIONS:
             raise ValueError(f"parametrization must be one of {PARAMETRIZATIONS}, got {parametrization!r}")
-        check_splits(dataset)
         self.name = name
         self.dataset = dataset
         self.objective = objective
         self.parametrization = parametrization
         self.config = dict(config or {})
         self._build = build
-        module = seeded_module(build, 0).eval()
-        frozen = [name for name, param in module.named_parameters() if not param.requires_grad]
-        if frozen:
-            raise ValueError(f"a task trains all parameters; {frozen} do not require gradients: make them buffers")
-        self.layout = ParamLayout.of(module)
-        self._tried = examples_to_try(module, dataset.train.inputs)
-        shared, own = self.trial_batch(), self.trial_batch(own=True)
         try:
-            outputs = output_tensor(module.to(self.device)(shared.inputs)).detach()
-        except Exception as error:
-            raise ValueError(f"task {name!r}: the module cannot be run on the data: {first_line(error)}") from error
-        self.check_fit(outputs)
-        self.backend = choose_backend(
-            name,
-            build,
-            self.layout,
-            objective,
-            batches=(shared, own),
-            input_ndim=shared.inputs.ndim,
-            target_ndim=dataset.train.targets.ndim,
-        )
+            self.layout, self.backend, slow = self._prepared()
+        except ValueError as error:
+            raise ValueError(f"task {name!r}: {error}") from error
+        if slow:
+            warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)
         self.compiled: dict[tuple[object, ...], Callable] = {}  # programs of zoo.training.inner_step
+
+    def _prepared(self) -> tuple[ParamLayout, Backend, str | None]:
+        """Layout, backend, and why that is a slow one, once data, module and objective have been seen to fit."""
+        check_splits(self.dataset)
+        module = seeded_module(self._build, 0)
+        check_module(self._build, module)
+        layout = ParamLayout.of(module)
+        train = self.dataset.train
+        self._tried = examples_to_try(module, train.inputs)
+        self.check_fit(trial_outputs(module.to(self.device), train.inputs[self._tried]))
+        backend, slow = choose_backend(
+            self._build,
+            layout,
+            self.objective,
+            batches=(self.trial_batch(), self.trial_batch(own=True)),
+            input_ndim=train.inputs.ndim,
+            target_ndim=train.targets.ndim,
+        )
+        return layout, backend, slow
 
     @property
     def device(self) -> torch.device:
@@ -198,7 +202,7 @@ class Task:
             try:
                 check_fit(self.objective, outputs, taken, self.dataset.num_classes)
             except Exception as error:  # of an objective of the user's own, any
-                raise ValueError(f"task {self.name!r}, {name} split: {first_line(error)}") from error
+                raise ValueError(f"{name} split: {first_line(error)}") from error
 
     def draw_examples(self, num_examples: int, rng: torch.Generator, splits: Sequence[str] = ("train",)) -> Batch:
         """Random examples of some splits together, on which networks can be compared by what they compute."""

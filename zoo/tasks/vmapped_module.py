@@ -51,7 +51,12 @@ class VmappedModule:
         return VmappedModule(self._build, self._layout, self._objective, input_ndim=self._input_ndim, device=device)
 
     def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
-        return self._run(self._template, params, inputs)[0]
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoder's, without derivative or batching rule
+        try:
+            return self._run(self._template, params, inputs)[0]
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
 
     def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         return self._objective.loss(self._run(self._training_template, params, inputs)[0], targets)

@@ -1,13 +1,17 @@
-"""Whether data, module and objective fit together: asked once, when a task is made, so that nothing is broadcast.
+"""Whether data, module and objective fit together: asked once, when a task is made.
 
 Legend: n examples, B of them, K outputs.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from zoo.tasks.backend import first_line, output_tensor, seeded_module
 from zoo.tasks.datasets import SPLIT_NAMES, Dataset
 from zoo.tasks.objectives import ChecksTargets, Objective
 
@@ -38,6 +42,48 @@ def check_splits(dataset: Dataset) -> None:
                 )
 
 
+def check_module(build: Callable[[], nn.Module], module: nn.Module) -> None:
+    """Raise ValueError unless `build` makes a new module each time, with parameters that can all be trained."""
+    if seeded_module(build, 0) is module:
+        raise ValueError("build must make a new module each time it is called, got the same one twice")
+    lazy = [name for name, param in module.named_parameters() if is_lazy(param)]
+    if lazy:
+        raise ValueError(f"{lazy} have no size before they have seen data; run the module on an example in build")
+    frozen = [name for name, param in module.named_parameters() if not param.requires_grad]
+    if frozen:
+        raise ValueError(f"a task trains all parameters; {frozen} do not require gradients: make them buffers")
+
+
+@torch.no_grad()
+def trial_outputs(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Outputs (B, ..., K) in evaluation mode on inputs (B, ...).
+
+    Raises:
+        ValueError: if there are none, or those for an example depend on the other examples: evaluation goes by parts.
+    """
+    try:
+        outputs = output_tensor(module.eval()(inputs))
+    except Exception as error:  # modules may run into anything
+        raise ValueError(f"the module cannot be run on inputs {_describe(inputs)}: {first_line(error)}") from error
+    if outputs.ndim < 2 or len(outputs) != len(inputs):
+        raise ValueError(
+            f"expected outputs ({len(inputs)}, ..., K) for {len(inputs)} examples, got {tuple(outputs.shape)}"
+        )
+    try:
+        alone = output_tensor(module(inputs[-1:]))
+        depends = alone.shape != outputs[-1:].shape or not torch.allclose(
+            alone, outputs[-1:], rtol=1e-2, atol=1e-3 * outputs.abs().max().item(), equal_nan=True
+        )
+    except ValueError:  # of normalisation that wants several examples
+        depends = True
+    if depends:
+        raise ValueError(
+            "the module's outputs for an example depend on the others, also in evaluation (batch_first=False? "
+            "normalisation by the batch? random numbers?); evaluation goes by parts, and would depend on their size"
+        )
+    return outputs
+
+
 def check_fit(objective: Objective, outputs: Tensor, targets: Tensor, num_classes: int) -> None:
     """Raise ValueError unless an objective can score outputs (B, ..., K) of one network on targets (n, ...).
 
@@ -45,10 +91,7 @@ def check_fit(objective: Objective, outputs: Tensor, targets: Tensor, num_classe
     evaluation in parts assumes; it is not where outputs and targets are broadcast against each other.
     """
     if isinstance(objective, ChecksTargets):
-        objective.check_targets(outputs, targets)
-        expected = objective.num_outputs(num_classes, targets)
-        if expected and outputs.shape[-1] != expected:
-            raise ValueError(f"expected a module of {expected} outputs for these data, got {outputs.shape[-1]}")
+        objective.check_targets(outputs, targets, num_classes)
         return
     count = min(len(outputs), len(targets))
     outputs, targets = outputs[:count], targets[:count]
