@@ -17,6 +17,7 @@ reported.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,9 +95,9 @@ def find_runs(paths: str | Path | Iterable[str | Path], table: str | Path | Sequ
         entries = [root]
     if not entries:
         raise CheckpointError(f"no checkpoint in {paths}; expected files {SUFFIXES} or folders of them")
-    resolved = [entry.resolve() for entry in entries]
-    if twice := {str(path) for path in resolved if resolved.count(path) > 1}:
-        raise CheckpointError(f"paths name {sorted(twice)} more than once; give each run once")
+    path, count = Counter(entry.resolve() for entry in entries).most_common(1)[0]
+    if count > 1:
+        raise CheckpointError(f"paths name {path} {count} times; give each run once")
     runs = [search.run_of(entry) for entry in entries]
     if len({run.name for run in runs}) < len(runs):  # files of one name in several folders
         runs = [replace(run, name=str(entry)) for run, entry in zip(runs, entries, strict=True)]

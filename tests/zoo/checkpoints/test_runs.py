@@ -139,7 +139,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
 
 def test_a_run_is_given_once(tmp_path):
     touch(tmp_path, "a.pt")
-    with pytest.raises(CheckpointError, match="more than once"):
+    with pytest.raises(CheckpointError, match="2 times"):
         find_runs([tmp_path / "a.pt", f"{tmp_path}/../{tmp_path.name}/a.pt"])
 
 
