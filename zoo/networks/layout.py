@@ -15,7 +15,7 @@ from typing import Final, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.parametrization import ROLES, fan_in, infer_roles
+from zoo.networks.roles import ROLES, infer_roles
 
 LAYOUT_VERSION: Final = 1
 _EXACT_INTEGERS: Final = 2**24  # integers up to here are exact in float32
@@ -126,7 +126,7 @@ class ParamLayout:
 
         Args:
             module: any module; tied tensors take one slot with aliases.
-            roles: roles by name that override the inferred ones.
+            roles: roles by name or pattern that override the inferred ones.
             groups: interchangeable units; default those of `module.symmetry_groups()` if it has that method.
 
         Raises:
@@ -142,18 +142,14 @@ class ParamLayout:
             tensors[id(value)] = value
             side = params if isinstance(value, nn.Parameter) else buffers
             side.setdefault(id(value), []).append(name)
-        owners = dict(module.named_modules())
         slots: list[ParamSlot] = []
         offset = 0
         for kind, side in (("param", params), ("buffer", buffers)):
             for key, (name, *aliases) in side.items():
-                value, role = tensors[key], inferred[name]
+                value, known = tensors[key], inferred[name]
                 shape = tuple(value.shape)
                 dtype = str(value.dtype).removeprefix("torch.")
-                owner = owners.get(name.rpartition(".")[0])
-                slots.append(
-                    ParamSlot(name, shape, dtype, kind, role, fan_in(role, shape, owner), offset, tuple(aliases))
-                )
+                slots.append(ParamSlot(name, shape, dtype, kind, known.role, known.fan_in, offset, tuple(aliases)))
                 offset += value.numel()
         if groups is None:
             groups = module.symmetry_groups() if isinstance(module, HasSymmetryGroups) else ()
