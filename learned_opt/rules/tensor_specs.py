@@ -115,7 +115,7 @@ def guessed_roles(
     """
     kinds = [kind_of_named(entry.name if entry.named else "", entry.param) for entry in params]
     roles = [entry.role or kind.name for entry, kind in zip(params, kinds, strict=True)]
-    matrices = [i for i, role in enumerate(roles) if role == "matrix"]
+    matrices = [i for i, entry in enumerate(params) if entry.role is None and roles[i] == "matrix"]
     has_input = any(role in ("embedding", "input") for role in (*roles, *beside))
     has_output = "output" in (*roles, *beside)
     for i in matrices:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -112,12 +112,12 @@ def _place(
         last = ends.last if last is None and ends else last
     if first is None:
         first = set() if lookups else set(matrices[:1])
-        _note_guess(kinds, {name for name in first if len(matrices) > 1 and not _ENTRANCE.search(name)})
+        _note_guess(kinds, {n for n in first if not (_ENTRANCE.search(n) or _is_in_order(module, n))}, matrices)
     if last is None:
         last = {name for name in matrices if _top_part(name) in _HEADS}
         if not last:
             last = {name for name in matrices[-1:] if not is_recurrent(tensors[name])}
-            _note_guess(kinds, last if len(matrices) > 1 else ())
+            _note_guess(kinds, {name for name in last if not _is_in_order(module, name)}, matrices)
     roles |= {name: "input" for name in first if roles[name] == "hidden"}
     return roles | {name: "output" for name in last if roles[name] in ("hidden", "input")}
 
@@ -167,8 +167,17 @@ def _top_part(name: str) -> str:
     return next((part for part in name.split(".") if part not in _WRAPPERS), "")
 
 
-def _note_guess(kinds: dict[str, Kind], names: Iterable[str]) -> None:
-    kinds.update({name: replace(kinds[name], known=False) for name in names})
+def _note_guess(kinds: dict[str, Kind], placed: Iterable[str], matrices: Sequence[str]) -> None:
+    """Mark matrices that were placed by their order alone; a single one has no other place."""
+    kinds.update({name: replace(kinds[name], known=False) for name in placed if len(matrices) > 1})
+
+
+def _is_in_order(module: nn.Module, name: str) -> bool:
+    """Whether the modules around a tensor run in the order of registration, as torch's own do."""
+    around = [module]
+    for part in name.split(".")[:-1]:
+        around.append(around[-1].get_submodule(part))
+    return all(type(owner).__module__.startswith("torch.nn.") for owner in around)
 
 
 def _unite_tied(kinds: dict[str, Kind], tensors: Mapping[str, Owned]) -> None:

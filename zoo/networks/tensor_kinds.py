@@ -98,6 +98,8 @@ def kind_of(owned: Owned, graph: ModuleGraph) -> Kind:
     if use is not None:
         stacked = use.kind == "matrix" and owned.tensor.ndim == 3
         return Kind(use.kind, f"e{use.axes}" if stacked else use.axes)
+    if owned.tensor.ndim == 3 and "expert" in f"{owned.name} {type(owned.owner).__name__}".lower():
+        return Kind("matrix", _axes_of_stack(owned))
     return _of_shape(owned.tensor)
 
 
@@ -143,8 +145,6 @@ def _of_module(owned: Owned) -> Kind | None:
             found = Kind("matrix", "io")
         elif isinstance(owner, _MATRIX_MODULES):
             found = Kind("matrix")
-        elif owned.tensor.ndim == 3 and "expert" in f"{owned.name} {class_name}":
-            found = Kind("matrix", _axes_of_stack(owned))
     return found
 
 
