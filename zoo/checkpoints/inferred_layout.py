@@ -24,7 +24,7 @@ from typing import Final
 from torch import Tensor
 
 from zoo.networks.layout import GroupAxis, ParamLayout, ParamSlot, SymmetryGroup
-from zoo.networks.parametrization import PARAM_ROLES, fan_in
+from zoo.networks.roles import PARAM_ROLES, fan_in
 
 _RUNNING: Final = ("running_mean", "running_var")
 _EMBEDDING: Final = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)
