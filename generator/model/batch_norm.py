@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 
 from generator.trajectories import Trajectories
 from zoo.networks.layout import ParamLayout
+from zoo.tasks.backend import seeded_module
 from zoo.tasks.task import Task
 
 NUM_EXAMPLES: Final = 256  # loss and accuracy of real networks are then those with statistics of all images
@@ -43,8 +44,7 @@ def run_in_batch_mode(task: Task, params: Tensor, inputs: Tensor) -> tuple[Tenso
     Returns:
         Outputs, and networks (N, P) that are `params` but for their running statistics, detached.
     """
-    with torch.device("meta"):  # the values come from `params`, and no random number is drawn
-        model = task.make_model().train()
+    model = seeded_module(task.make_model, 0).to(params.device).train()  # the values come from `params`
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0

@@ -33,7 +33,6 @@ from generator.prompts.prompt import Prompt
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer
 from generator.tokens.windows import to_windows
 from generator.trajectories import PairBatch
-from zoo.tasks.policies import PolicyTask
 from zoo.tasks.task import Batch, Task
 
 
@@ -179,7 +178,7 @@ def _function_losses(
     with torch.no_grad():
         real_outputs = _outputs(context, task, batch.target, examples).contiguous()
     losses: dict[str, Tensor] = {}
-    if config.function_weight and isinstance(task, PolicyTask):
+    if config.function_weight and task.plays_episodes:
         one_each = predicted[: len(batch.target)]  # of the samples; episodes are slow to play
         losses["function"] = _mean_where_asked(
             return_gap(task, one_each, batch.target, config.function_episodes, rng), batch.prompt
