@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Unpack
 
 import numpy as np
 import torch
 
 from zoo.building.executors import Executor, InProcess
-from zoo.building.plan import BuildPlan
+from zoo.building.plan import BuildPlan, BuildSettings
 from zoo.storage.locks import LockLostError
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
@@ -55,12 +55,12 @@ def build_zoo(
     *,
     executor: Executor | None = None,
     progress: Callable[[Progress], None] | None = None,
-    **settings: object,
+    **settings: Unpack[BuildSettings],
 ) -> Zoo:
     """Train a zoo, or finish one of the same settings that was begun at that path, or add runs to it.
 
     Several builders may work on one zoo at once, from any machines that share the folder: each block is built by one.
-    Blocks that are damaged are built anew.
+    Blocks that are damaged are built again.
 
     Args:
         path: folder of the zoo.
@@ -75,19 +75,15 @@ def build_zoo(
     Raises:
         ValueError: for settings that are not possible.
         FileExistsError: if the path holds something that is no zoo.
-        ZooMismatchError: if it holds a zoo with other settings.
+        SettingsMismatchError: if it holds a zoo with other settings.
         ZooWriteError: if it cannot be written; what was committed stays.
     """
-    plan = BuildPlan(task=task, **settings)  # type: ignore[arg-type]
-    return run_plan(Path(path), plan, executor=executor or InProcess(), progress=progress or (lambda state: None))
-
-
-def run_plan(path: Path, plan: BuildPlan, *, executor: Executor, progress: Callable[[Progress], None]) -> Zoo:
-    """`build_zoo` with its settings as one object."""
+    path, plan = Path(path), BuildPlan(task=task, **settings)
+    executor, progress = executor or InProcess(), progress or (lambda state: None)
     if plan.block_size is None and (path / "zarr.json").is_file():
         plan = replace(plan, block_size=ZooWriter.open(path).spec.block_size)  # a larger number of runs asks for more
     check_initial_loss(plan)
-    writer = ZooWriter.create(path, plan.spec())
+    writer = ZooWriter.create(path, plan.spec(), defaults=plan.defaults)
     discard_damaged_blocks(writer)
     pending = writer.pending_blocks()
     progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))

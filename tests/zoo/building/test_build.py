@@ -4,6 +4,8 @@ import random
 import signal
 import threading
 import time
+from dataclasses import MISSING, fields
+from typing import Required, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import torch
 
 from zoo.building.build import BlockBuilder, build_zoo
 from zoo.building.executors import InProcess, LocalProcesses, RayExecutor
-from zoo.building.plan import BuildPlan
+from zoo.building.hyperparameters import OPTIMIZER_DEFAULTS
+from zoo.building.plan import BuildPlan, BuildSettings
 from zoo.networks.initialization import run_seed
 from zoo.settings import SettingsMismatchError
 from zoo.storage.schema import RunStatus
@@ -120,6 +123,23 @@ def test_other_settings_do_not_continue_a_zoo(path, task):
         build_zoo(path, get_task("digits", hidden=[5]), **SETTINGS)
 
 
+def test_options_left_out_are_those_with_their_defaults(path, task):
+    spelled_out = OPTIMIZER_DEFAULTS["adam"] | SETTINGS["optimizer"]
+    states = []
+    build_zoo(path, task, progress=states.append, **(SETTINGS | {"optimizer": spelled_out}))
+    assert [state.report for state in states] == [None]
+    with pytest.raises(SettingsMismatchError, match=r"optimizer\.eps: begun with 1e-08, now 0\.1"):
+        build_zoo(path, task, **(SETTINGS | {"optimizer": spelled_out | {"eps": 0.1}}))
+
+
+def test_keyword_arguments_are_the_fields_of_a_plan():
+    plan, settings = get_type_hints(BuildPlan), get_type_hints(BuildSettings)
+    assert settings == {name: hint for name, hint in plan.items() if name != "task"}
+    required = {one.name for one in fields(BuildPlan) if one.default is one.default_factory is MISSING}
+    annotated = get_type_hints(BuildSettings, include_extras=True)
+    assert {name for name, hint in annotated.items() if get_origin(hint) is Required} == required - {"task"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -140,6 +160,7 @@ def test_other_settings_do_not_continue_a_zoo(path, task):
         ({"snapshot_steps": [0, 3, 2]}, "snapshot_steps must increase"),
         ({"snapshot_steps": [0, 1000]}, "snapshot_steps must increase"),
         ({"snapshot_steps": []}, "snapshot_steps must increase"),
+        ({"snapshot_steps": None, "num_snapshots": 1}, "num_snapshots"),
         ({"max_loss": -1.0}, "max_loss must be a number above 0"),
         ({"init_scale": "large"}, "init_scale must be a number or one of .* got 'large'"),
         ({"init_scale": -1.0}, "init_scale must not be negative"),
