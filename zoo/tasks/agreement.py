@@ -139,8 +139,9 @@ def draws_random_numbers(module: nn.Module, inputs: Tensor) -> bool:
 @contextmanager
 def _preserved_randomness() -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python_state)
