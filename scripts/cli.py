@@ -44,14 +44,14 @@ def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
         if code or HydraConfig.get().mode is not RunMode.MULTIRUN:
             sys.exit(code)
 
-    if {"-h", "--help"} & set(sys.argv):
-        print(_usage(str(sys.modules[main.__module__].__doc__)))
     is_plain = not any(argument.startswith("-") for argument in sys.argv[1:])
     if code := _report_errors(lambda: compose(config_name, sys.argv[1:] if is_plain else []) and None):
         sys.exit(code)
     default_config(config_name)
     sys.argv[1:1] = _HYDRA_SETTINGS
     try:
+        if {"-h", "--help"} & set(sys.argv):
+            print(_usage(str(sys.modules[main.__module__].__doc__)), flush=True)
         hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)()
     except BrokenPipeError:  # whoever read the help has left: --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -195,6 +195,26 @@ def test_unknown_settings_are_refused(tmp_path, task):
         build_zoo(tmp_path / "zoo", task, learning_rate=1, **SETTINGS)
 
 
+def test_targets_in_large_units_are_refused_before_a_zoo_is_begun(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 6))
+    np.savez(tmp_path / "prices.npz", x=x, y=200_000 + 50_000 * x[:, 0])
+    task = get_task("arrays", path=str(tmp_path / "prices.npz"), hidden=[4])
+    message = r"of at most max_loss = 10000, got .*standardise the targets \(mean .*e\+05, standard deviation .*\)"
+    with pytest.raises(ValueError, match=message):
+        build_zoo(tmp_path / "zoo", task, num_runs=4, num_steps=10, batch_size=8)
+    assert not (tmp_path / "zoo").exists()
+    settings = {"num_runs": 4, "num_steps": 10, "batch_size": 8, "max_loss": 1e12}
+    assert (build_zoo(tmp_path / "zoo", task, **settings).status == RunStatus.COMPLETE).all()
+
+
+def test_a_zoo_whose_runs_diverged_says_so(tmp_path, task):
+    settings = SETTINGS | {"num_runs": 4, "optimizer": {"name": "sgd", "lr": 1e9}}
+    with pytest.warns(UserWarning, match="all 4 runs of .* diverged: their loss exceeded max_loss = 10000"):
+        build_zoo(tmp_path / "zoo", task, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.* runs of .* diverged")
 def test_diverged_runs_are_kept_and_labelled(tmp_path, task):
     optimizer = {"name": "sgd", "lr": {"choice": [0.1, 1e9]}}
     zoo = build_zoo(tmp_path / "zoo", task, **(SETTINGS | {"optimizer": optimizer, "num_runs": 8, "block_size": 8}))
