@@ -88,7 +88,6 @@ class Task:
         self._training_template = copy.deepcopy(self._template).train()
         self.layout = ParamLayout.of(self._template)
         self._is_mlp = type(self._template) is MLP
-        self.compiled: dict[tuple[object, ...], Callable] = {}  # programs of zoo.inner_loop, by kind of optimizer
         self._input_ndim = dataset.train.inputs.ndim
         self._target_ndim = dataset.train.targets.ndim
 
@@ -119,7 +118,6 @@ class Task:
         moved.dataset = self.dataset.to(device)
         moved._template = copy.deepcopy(self._template).to(device)
         moved._training_template = copy.deepcopy(self._training_template).to(device)
-        moved.compiled = {}
         moved.__dict__.pop("_evaluated_train", None)
         return moved
 
