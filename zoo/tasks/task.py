@@ -20,8 +20,9 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.networks.architectures import MLP
-from zoo.networks.initialization import PARAMETRIZATIONS, init_mup, init_runs
+from zoo.networks.initialization import PARAMETRIZATIONS, init_runs
 from zoo.networks.layout import ParamLayout
+from zoo.networks.parametrization import parametrize
 from zoo.tasks.batched_mlp import mlp_backward, mlp_forward
 from zoo.tasks.datasets import Dataset, Split
 from zoo.tasks.objectives import Objective
@@ -54,7 +55,7 @@ class Task:
         dataset: with its three splits.
         build: makes the module in its own initialisation, drawing from the CPU's global generator.
         objective: loss and error.
-        parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `init_mup`).
+        parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `parametrize`).
         config: JSON-able options from which `get_task(**config)` makes this task again; empty for a task of your own.
     """
 
@@ -124,9 +125,7 @@ class Task:
     def make_model(self) -> nn.Module:
         """One freshly initialised module, on the CPU."""
         model = self._build()
-        if self.parametrization == "mup":
-            init_mup(model, self.layout)
-        return model
+        return parametrize(model) if self.parametrization == "mup" else model
 
     def init(self, rng: torch.Generator, n: int) -> Tensor:
         """Parameters (n, P) of networks with seeds drawn from `rng`."""
