@@ -4,7 +4,8 @@ from learned_opt.optimizer.torch_optimizer import LearnedOptimizer, MuLO
 from learned_opt.pretrained.files import Pretrained, available, load_pretrained, save_theta
 from learned_opt.rules.mlp import MlpRule
 from learned_opt.rules.normalized import NormalizedRule
-from learned_opt.rules.rule import TensorSpec, UpdateRule, get_rule
+from learned_opt.rules.registry import get_rule
+from learned_opt.rules.rule import TensorSpec, UpdateRule
 from learned_opt.rules.tensor_specs import tensor_specs
 
 __all__ = [

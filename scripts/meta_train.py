@@ -22,8 +22,8 @@ from learned_opt.meta_training import (
     Devices,
     FabricDevices,
     MetaTrainHistory,
-    Stage,
-    StageResult,
+    MetaTrainStage,
+    TrainedStage,
     run_recipe,
     stage_info,
 )
@@ -53,7 +53,7 @@ def main(config: DictConfig) -> None:
         stage.name: progress.add_task(stage.name, total=stage.training.num_outer_steps, state="") for stage in stages
     }
 
-    def show(stage: Stage, done: int, history: MetaTrainHistory) -> None:
+    def show(stage: MetaTrainStage, done: int, history: MetaTrainHistory) -> None:
         recent = history.meta_loss[-_AVERAGED:]
         validation = f", validation {history.validation[-1][1]:.4f}" if history.validation else ""
         state = f"meta-loss {sum(recent) / len(recent):.4f}{validation}"
@@ -77,7 +77,7 @@ def _devices(config: DictConfig) -> Devices:
     return FabricDevices(fabric)
 
 
-def _save(results: list[StageResult], out: Path, config: DictConfig) -> None:
+def _save(results: list[TrainedStage], out: Path, config: DictConfig) -> None:
     command = f"python -m scripts.meta_train experiment={config.name.replace('-', '_')} seed={config.seed}"
     before: list[dict[str, object]] = []
     for result in results:

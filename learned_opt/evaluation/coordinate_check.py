@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from learned_opt.optimizer.torch_optimizer import MuLO
 from learned_opt.pretrained.files import Pretrained, load_pretrained
-from learned_opt.rules.rule import get_rule
+from learned_opt.rules.registry import get_rule
 from zoo.networks.architectures import MLP
 from zoo.networks.parametrization import parametrize
 
