@@ -18,11 +18,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scripts.cli import console, run, save_run
 from zoo import Zoo, build_zoo, get_task
 from zoo.building.build import Progress as BuildProgress
 from zoo.inspection import summarize, summary_tables
 from zoo.training.population import quadratic_steps
+
+from .cli import console, run, save_run
 
 PLAN_KEYS = (
     "num_runs",

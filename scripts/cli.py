@@ -1,4 +1,4 @@
-"""How every script starts: a Hydra config, help that helps, and user errors in one line.
+"""How every command starts: a Hydra config, help that helps, and user errors in one line.
 
 `HYDRA_FULL_ERROR=1` shows the full traceback instead. Exit codes: 0 done, 1 a finding or failure that the script
 reports, 2 wrong usage or input, 130 interrupted.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from itertools import takewhile
@@ -42,7 +43,7 @@ def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
             sys.exit(code)
 
     if {"-h", "--help"} & set(sys.argv):
-        print(sys.modules[main.__module__].__doc__)
+        print(_usage(str(sys.modules[main.__module__].__doc__)))
     if not any(argument.startswith("-") for argument in sys.argv[1:]):
         code = _report_errors(lambda: _compose(config_name, sys.argv[1:]))
         if code:
@@ -62,8 +63,15 @@ def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> No
     (out / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
 
 
+def _usage(text: str) -> str:
+    """A script's docstring, its commands as they are typed where this package was started from."""
+    if __package__ == "scripts":
+        return text
+    return re.sub(r"python -m scripts\.(\w+)", lambda found: f"weightfoundry {found[1].replace('_', '-')}", text)
+
+
 def _compose(config_name: str, overrides: list[str]) -> None:
-    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
+    with hydra.initialize_config_module(f"{__package__}.conf", version_base="1.3"):
         hydra.compose(config_name, overrides)
 
 
@@ -97,6 +105,8 @@ def _report_errors(action: Callable[[], int | None]) -> int:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, InstantiationException) and error.__cause__:
         return _one_line(error.__cause__)  # what the class said, not that it was called
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; pip install 'weightfoundry[all]' brings what the commands need"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if not isinstance(error, HydraException | OmegaConfBaseException):

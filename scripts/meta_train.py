@@ -29,7 +29,8 @@ from learned_opt.meta_training import (
 )
 from learned_opt.meta_training.allocator import keep_freed_memory
 from learned_opt.pretrained.files import save_theta
-from scripts import cli
+
+from . import cli
 
 _AVERAGED = 20  # last outer steps in the meta-loss that is shown
 

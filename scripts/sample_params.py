@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from scripts.cli import console, run, save_run
+from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from scripts.cli import console, run, save_run
+from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> None:

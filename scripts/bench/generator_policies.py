@@ -25,9 +25,10 @@ from generator.evaluation.neighbours import nearest
 from generator.evaluation.testbed import PipelineSampler, Sampler
 from generator.training.train import task_of
 from generator.trajectories import Trajectories
-from scripts.bench.record import table
 from zoo import Task, Zoo
-from zoo.networks.metrics import log_prob_distance, mean_delta_share, mean_over_pairs
+from zoo.networks.metrics import euclidean_distances, log_prob_distance, mean_delta_share, mean_over_pairs
+
+from .record import table
 
 METRIC = "val_return"
 NUM_PROMPTS = 16
@@ -98,7 +99,7 @@ def diversity_rows(
                 name,
                 f"{prompts[k]:.0f}",
                 f"{mean_delta_share(some - starts):.2f}",
-                f"{mean_over_pairs(torch.cdist(some, some)):.2f}",
+                f"{mean_over_pairs(euclidean_distances(some)):.2f}",
                 f"{mean_over_pairs(log_prob_distance(log_probs)):.2f}",
                 f"{nearest(task.layout, some, seen, num_candidates=128).distances.mean():.2f}",
             ]

@@ -16,11 +16,12 @@ import torch
 
 from learned_opt import load_pretrained
 from learned_opt.rules.population import PopulationOptimizer
-from scripts.bench.record import table
 from zoo import get_task, train_population
 from zoo.networks.initialization import run_seed
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer
+
+from .record import table
 
 RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 LEARNED = ("mulo-norm", "mulo")

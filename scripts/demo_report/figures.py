@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from scripts.demo_report.chart import Axis, Chart
-from scripts.demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
+from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
+from .chart import Axis, Chart
 
 NETWORK_KINDS: Final = {
     "generated": ("generated", "blue"),

@@ -13,12 +13,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from scripts.demo_report import figures, pictures
-from scripts.demo_report.chart import STYLE, Chart
-from scripts.demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
-from scripts.demo_stages.prompt import SHOWN_SETS
-from scripts.demo_stages.stage import Record
 from zoo.storage.durable import write_file
+
+from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
+from ..demo_stages.prompt import SHOWN_SETS
+from ..demo_stages.stage import Record
+from . import figures, pictures
+from .chart import STYLE, Chart
 
 _STRONGEST = 0.98  # quantile of a picture's weights that is drawn in full colour
 

@@ -11,8 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from generator import ParameterPipeline, train_generator
-from scripts.demo_stages.build import open_zoo
-from scripts.demo_stages.stage import StageResult
+
+from .build import open_zoo
+from .stage import StageResult
 
 
 def run(config: DictConfig) -> StageResult:

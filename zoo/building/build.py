@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from zoo.building.executors import Executor, InProcess
 from zoo.building.plan import BuildPlan
-from zoo.storage.claims import ClaimLostError
+from zoo.storage.locks import LockLostError
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
@@ -54,7 +54,7 @@ def build_zoo(
     progress: Callable[[Progress], None] | None = None,
     **settings: object,
 ) -> Zoo:
-    """Train a zoo, or finish one of the same settings that was begun at that path.
+    """Train a zoo, or finish one of the same settings that was begun at that path, or add runs to it.
 
     Several builders may work on one zoo at once, from any machines that share the folder: each block is built by one.
     Blocks that are damaged are built anew.
@@ -81,16 +81,18 @@ def build_zoo(
 
 def run_plan(path: Path, plan: BuildPlan, *, executor: Executor, progress: Callable[[Progress], None]) -> Zoo:
     """`build_zoo` with its settings as one object."""
+    if plan.block_size is None and (path / "zarr.json").is_file():
+        plan = replace(plan, block_size=ZooWriter.open(path).spec.block_size)  # a larger number of runs asks for more
     writer = ZooWriter.create(path, plan.spec())
     discard_damaged_blocks(writer)
     pending = writer.pending_blocks()
     progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))
     while pending:
-        reports = executor.run(BlockBuilder(path, plan), pending)
+        reports = executor.run(BlockBuilder(writer.path, plan), pending)
         for report in filter(None, reports):
             progress(Progress(report, writer.num_blocks - len(writer.pending_blocks()), writer.num_blocks))
         pending = writer.pending_blocks()
-        if pending:  # other builders have them; should those die, their claims expire
+        if pending:  # other builders have them; should those die, their locks expire
             progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))
             time.sleep(_POLL_SECONDS)
     return Zoo.open(path)
@@ -119,10 +121,10 @@ class BlockBuilder:
         """Train, evaluate and commit a block; None if it is committed already, or another process has it."""
         started = time.perf_counter()
         writer = ZooWriter.open(self.path)
-        claim = writer.claim(block)
-        if claim is None:
+        lock = writer.lock(block)
+        if lock is None:
             return None
-        with claim:
+        with lock:
             runs = writer.block_runs(block)
             params, metrics, alive = self._train(runs)
             try:
@@ -133,9 +135,9 @@ class BlockBuilder:
                     metrics,
                     {"seed": np.array(self.plan.seeds(runs)), **self.plan.columns(runs)},
                     np.where(alive, RunStatus.COMPLETE, RunStatus.DIVERGED),
-                    claim=claim,
+                    lock=lock,
                 )
-            except ClaimLostError:
+            except LockLostError:
                 return None
         num_diverged = len(runs) - int(alive.sum())
         seconds = time.perf_counter() - started

@@ -35,6 +35,19 @@ class EnsembleGain(NamedTuple):
 # --- Distances between weights ---
 
 
+def euclidean_distances(values: Tensor, others: Tensor | None = None) -> Tensor:
+    """Euclidean distances (N, M) from differences, so that equal rows have distance zero on every processor.
+
+    `torch.cdist` by itself takes matrix products for more than 25 rows, whose rounding leaves equal rows of norm r
+    apart by about 1e-3 r in float32.
+
+    Args:
+        values: (N, P).
+        others: (M, P); default `values`.
+    """
+    return torch.cdist(values, values if others is None else others, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def matched_distances(layout: ParamLayout, params: Tensor, others: Tensor | None = None) -> Tensor:
     """Euclidean distances (N, M) over trainable parameters, each pair with its units matched.
 
@@ -131,8 +144,7 @@ def log_prob_distance(log_probs: Tensor, others: Tensor | None = None) -> Tensor
     """
     mine = log_probs.double().clamp(min=LOG_PROB_FLOOR).flatten(1)
     theirs = mine if others is None else others.double().clamp(min=LOG_PROB_FLOOR).flatten(1)
-    exact = "donot_use_mm_for_euclid_dist"  # the products' rounding would swamp small distances
-    return torch.cdist(mine, theirs, compute_mode=exact) / mine.shape[1] ** 0.5
+    return euclidean_distances(mine, theirs) / mine.shape[1] ** 0.5
 
 
 def ensemble_gain(log_probs: Tensor, targets: Tensor) -> EnsembleGain:
@@ -233,8 +245,8 @@ def _separable_distances(layout: ParamLayout, params: Tensor, others: Tensor | N
     norms = [value[:, : layout.num_trainable].double().square().sum(1) for value in (params, theirs)]
     products = params[:, fixed].double() @ theirs[:, fixed].double().T  # (N, M)
     for group in layout.groups:
-        mine = torch.cat([units for _, units in unit_blocks(layout, group, params)], -1).double()  # (N, U, K)
-        columns = torch.cat([units for _, units in unit_blocks(layout, group, theirs)], -1).double()
+        mine = torch.cat(list(unit_blocks(layout, group, params)), -1).double()  # (N, U, K)
+        columns = torch.cat(list(unit_blocks(layout, group, theirs)), -1).double()
         num_rows = max(1, _MAX_BLOCK_BYTES // max(1, 8 * len(theirs) * group.size**2))
         for start in range(0, len(params), num_rows):
             first = start if others is None else 0  # pairs of one population are needed once

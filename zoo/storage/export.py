@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zoo.networks.layout import ParamLayout
-from zoo.storage.durable import write_file
+from zoo.storage.durable import write_files
 from zoo.storage.schema import Json
 
 EXPORT_FORMAT: Final = "weightfoundry.checkpoint"
@@ -60,8 +60,11 @@ def write_checkpoint(
         "optimizer": dict(optimizer_config),
         "layout": json.loads(layout.to_json()),
     }
-    write_file(path, [save(apart, metadata={"format": "pt"})])
-    write_file(path.with_suffix(".json"), [json.dumps(known, indent=1).encode()])
+    text = json.dumps(known, indent=1).encode()
+    try:
+        write_files({path: [save(apart, metadata={"format": "pt"})], path.with_suffix(".json"): [text]})
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 def _json_number(value: np.generic) -> int | float | None:

@@ -5,13 +5,13 @@ Legend: R runs, S snapshots, P numbers of one network, G runs of one block.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final, TypeAlias
+from functools import partial
+from numbers import Integral
+from typing import Final
 
 import google_crc32c
 import numpy as np
@@ -20,9 +20,8 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from zoo.networks.layout import ParamLayout
+from zoo.settings import Json, installed_software, require_same
 from zoo.storage.splits import SplitRule
-
-Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 FORMAT: Final = "weightfoundry-zoo"
 FORMAT_VERSION: Final = 1
@@ -46,21 +45,6 @@ class RunStatus(IntEnum):
 
 class ZooFormatError(ValueError):
     """Something that is no zoo, is damaged, or is of a version that this release does not know."""
-
-
-class ZooMismatchError(ValueError):
-    """A zoo that was begun with other settings than those given now."""
-
-
-def installed_software() -> dict[str, str]:
-    """Versions of what computes and writes the numbers."""
-    versions = {"python": platform.python_version()}
-    for name in ("weightfoundry", "torch", "numpy", "zarr"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "unknown"
-    return versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,25 +81,21 @@ class ZooSpec:
     seed: int = 0
     splits: SplitRule = field(default_factory=SplitRule)
     data_hash: str = ""
-    software: Mapping[str, str] = field(default_factory=installed_software)
+    software: Mapping[str, str] = field(default_factory=partial(installed_software, "numpy", "zarr"))
     extra: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.snapshot_steps is not None:
-            steps = tuple(int(step) for step in self.snapshot_steps)
+            steps = tuple(_integer("each of snapshot_steps", step) for step in self.snapshot_steps)
             object.__setattr__(self, "snapshot_steps", steps)
             if self.num_snapshots not in (None, len(steps)):
                 raise ValueError(f"num_snapshots is {self.num_snapshots}, but there are {len(steps)} snapshot_steps")
             object.__setattr__(self, "num_snapshots", len(steps))
         object.__setattr__(self, "metric_names", tuple(self.metric_names))
-        for name, value in (
-            ("num_runs", self.num_runs),
-            ("block_size", self.block_size),
-            ("num_snapshots (or snapshot_steps)", self.num_snapshots),
-            ("layout.num_params", self.layout.num_params),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        object.__setattr__(self, "seed", _integer("seed", self.seed))
+        for name in ("num_runs", "block_size", "num_snapshots"):
+            object.__setattr__(self, name, _integer(name, getattr(self, name), at_least=1))
+        _integer("layout.num_params", self.layout.num_params, at_least=1)
         if self.dtype not in STORED_DTYPES:
             raise ValueError(f"dtype must be one of {sorted(STORED_DTYPES)}, got {self.dtype!r}")
         for name, dtype in self.columns.items():
@@ -210,18 +190,21 @@ class ZooSpec:
                 f"the attributes in zarr.json are damaged: {error!r}; restore the file from a copy"
             ) from error
 
-    def require_same(self, other: ZooSpec, where: str) -> None:
-        """Raise ZooMismatchError, naming each differing key, unless `other` continues the same zoo."""
-        differences = [
-            f"{key}: the zoo has {_shorten(here)}, now given {_shorten(there)}"
-            for key, here, there in _differences(self.to_attributes(), other.to_attributes())
-            if not {key, key.split(".")[0]} & set(_NOT_COMPARED)
-        ]
-        if differences:
-            raise ZooMismatchError(
-                f"{where} holds a zoo with other settings ({'; '.join(differences)}); "
-                "continue with its settings or choose another path"
-            )
+    def require_same(self, now: ZooSpec, where: object, *, defaults: Json = None) -> None:
+        """Raise SettingsMismatchError, naming each field that differs, unless `now` continues the same zoo.
+
+        Args:
+            now: the settings given now.
+            where: the zoo, for the message.
+            defaults: what fields have that either side lacks.
+        """
+        require_same(self.to_attributes(), now.to_attributes(), where, defaults=defaults, free=_NOT_COMPARED)
+
+
+def block_name(spec: ZooSpec, block: int) -> str:
+    """For instance "block 3 (runs 192 to 255)"."""
+    runs = spec.block_runs(block)
+    return f"block {block} (runs {runs.start} to {runs.stop - 1})"
 
 
 def array_metadata(spec: ZooSpec) -> dict[str, bytes]:
@@ -300,6 +283,13 @@ _OWN_ATTRIBUTES: Final = (
 )
 
 
+def _integer(name: str, value: object, *, at_least: int | None = None) -> int:
+    """A plain integer, also from one of NumPy's."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and (at_least is None or int(value) >= at_least):
+        return int(value)
+    raise ValueError(f"{name} must be {'an' if at_least is None else 'a positive'} integer, got {value!r}")
+
+
 def _spec_fields(attributes: Mapping) -> dict:
     steps = attributes["snapshot_steps"]
     same_name = (
@@ -322,21 +312,6 @@ def _spec_fields(attributes: Mapping) -> dict:
         "splits": SplitRule.from_dict(attributes["splits"]),
         "layout": ParamLayout.from_json(json.dumps(attributes["layout"])),
     }
-
-
-def _differences(here: Json, there: Json, prefix: str = "") -> list[tuple[str, Json, Json]]:
-    if isinstance(here, dict) and isinstance(there, dict):
-        found = []
-        for key in {**here, **there}:
-            path = f"{prefix}.{key}" if prefix else key
-            found += _differences(here.get(key), there.get(key), path)
-        return found
-    return [] if here == there else [(prefix, here, there)]
-
-
-def _shorten(value: Json) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _status_last(item: tuple[str, str]) -> tuple[bool, bool, str]:

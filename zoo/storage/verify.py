@@ -15,7 +15,7 @@ from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from zoo.storage.precision import is_finite
-from zoo.storage.schema import Json, RunStatus, ZooSpec, array_metadata, attributes_checksum, small_arrays
+from zoo.storage.schema import Json, RunStatus, ZooSpec, array_metadata, attributes_checksum, block_name, small_arrays
 from zoo.storage.shards import Shard, ShardError, ShardSource, run_checksums
 
 _NOT_BUILT: Final = "build again into the same path to finish"
@@ -52,12 +52,6 @@ def verify_zoo(group: zarr.Group, spec: ZooSpec, shards: ShardSource, blocks: It
     if not findings:  # blocks cannot be judged by arrays of another shape
         findings = [f for block in blocks for f in _check_block(arrays, spec, shards, block)]
     return [*_check_attributes(group), *findings]
-
-
-def block_name(spec: ZooSpec, block: int) -> str:
-    """For instance "block 3 (runs 192 to 255)"."""
-    runs = spec.block_runs(block)
-    return f"block {block} (runs {runs.start} to {runs.stop - 1})"
 
 
 def repair_of(spec: ZooSpec) -> str:

@@ -13,7 +13,8 @@ from zoo.building.build import BlockBuilder, build_zoo
 from zoo.building.executors import InProcess, LocalProcesses, RayExecutor
 from zoo.building.plan import BuildPlan
 from zoo.networks.initialization import run_seed
-from zoo.storage.schema import RunStatus, ZooMismatchError
+from zoo.settings import SettingsMismatchError
+from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
 from zoo.tasks.registry import get_task
@@ -113,9 +114,9 @@ def test_other_settings_do_not_continue_a_zoo(path, task):
         ({"seed": 1}, "seed"),
         ({"batch_size": 32}, r"extra\.training\.batch_size"),
     ]:
-        with pytest.raises((ZooMismatchError, ValueError), match=key):
+        with pytest.raises((SettingsMismatchError, ValueError), match=key):
             build_zoo(path, task, **(SETTINGS | changes))
-    with pytest.raises(ZooMismatchError, match=r"task\.hidden"):
+    with pytest.raises(SettingsMismatchError, match=r"task\.hidden"):
         build_zoo(path, get_task("digits", hidden=[5]), **SETTINGS)
 
 
@@ -164,7 +165,7 @@ def test_a_zoo_goes_on_when_its_data_have_moved_but_not_when_they_have_changed(t
         np.savez(tmp_path / f"{name}.npz", x=inputs, y=y)
     build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "old.npz"), hidden=[2]), **settings)
     build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "new.npz"), hidden=[2]), **settings)
-    with pytest.raises(ZooMismatchError, match="data_hash"):
+    with pytest.raises(SettingsMismatchError, match="data_hash"):
         build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "other.npz"), hidden=[2]), **settings)
 
 
@@ -282,15 +283,26 @@ def test_a_killed_ray_worker_costs_nothing(tmp_path, task):
 def test_a_builder_waits_for_the_blocks_of_another(path, tmp_path, task):
     plan = BuildPlan(task=task, **SETTINGS)
     writer = ZooWriter.create(tmp_path / "zoo", plan.spec())
-    claim = writer.claim(1)
+    lock = writer.lock(1)
     assert BlockBuilder(tmp_path / "zoo", plan)(1) is None
     states = []
 
     def let_go(state):
         states.append(state)
         if state.num_done == 2 and state.report is None:
-            claim.release()
+            lock.release()
 
     zoo = build_zoo(tmp_path / "zoo", task, progress=let_go, **SETTINGS)
     assert zoo.verify() == []
     assert [state.report.block for state in states if state.report] == [0, 2, 1]
+
+
+def test_runs_added_to_a_zoo_are_those_that_a_larger_one_has(tmp_path, task):
+    settings = SETTINGS | {"num_runs": 4, "block_size": None}
+    first = build_zoo(tmp_path / "zoo", task, **settings)
+    zoo = build_zoo(tmp_path / "zoo", task, **(settings | {"num_runs": 10}))
+    assert (zoo.num_runs, zoo.spec.block_size, zoo.verify()) == (10, 4, [])
+    assert np.array_equal(zoo.params[:4], first.params[:])
+    whole = build_zoo(tmp_path / "whole", task, **(settings | {"num_runs": 10}))
+    assert np.array_equal(zoo.runs["seed"], whole.runs["seed"])
+    np.testing.assert_allclose(zoo.params[:], whole.params[:], rtol=1e-3, atol=1e-4)
