@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from learned_opt.evaluation.rivals import COSINE, LEARNING_RATES, Method

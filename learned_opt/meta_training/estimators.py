@@ -84,9 +84,10 @@ class FullUnrollES:
         perturbations = draw_perturbations(rng, self.num_pairs, std)  # (Q, M)
         held = perturbations[self.devices.share(self.num_pairs)]
         particles = antithetic(theta, held)  # (2 Q, M), of one group: all networks have the same seed and data
-        meta_loss = whole_unroll(
-            self.rule, particles, family, num_steps, self.objective, rng, num_groups=1, num_copies=len(particles)
+        step = TruncatedStep(
+            self.rule, family, LogUniformHorizon(num_steps, num_steps), num_groups=1, num_copies=len(particles)
         )
+        meta_loss = whole_unroll(step, particles, num_steps, self.objective, rng)
         pos, neg = self.devices.gather(meta_loss.view(2, -1).T).T  # (Q,) each
         difference = pos - neg
         if self.normalise:
@@ -242,22 +243,12 @@ class TruncatedBackprop(_Truncations):
 
 
 def whole_unroll(
-    rule: UpdateRule,
-    theta: Tensor,
-    family: TaskFamily,
-    num_steps: int,
-    objective: Objective,
-    rng: torch.Generator,
-    *,
-    num_groups: int,
-    num_copies: int,
+    step: TruncatedStep, theta: Tensor, num_steps: int, objective: Objective, rng: torch.Generator
 ) -> Tensor:
-    """Meta-losses (N,) of networks that are trained from beginning to end; arguments as of `TruncatedStep`."""
-    horizon = LogUniformHorizon(num_steps, num_steps)
-    unroll = TruncatedStep(rule, family, horizon, num_groups=num_groups, num_copies=num_copies)
-    state = unroll.start(rng)
-    losses = unroll.advance(theta, state, num_steps, rng).losses
-    return objective(losses, lambda: unroll.evaluate(state))
+    """Meta-losses (N,) of networks that theta, (M,) or (N, M), trains for `num_steps` steps from their beginning."""
+    state = step.start(rng)
+    losses = step.advance(theta, state, num_steps, rng).losses
+    return objective(losses, lambda: step.evaluate(state))
 
 
 def step_meta_loss(losses: Tensor, log_floor: float | None) -> Tensor:

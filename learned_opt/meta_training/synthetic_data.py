@@ -100,16 +100,17 @@ def mapped(
     targets: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Dataset:
     """A data set with functions applied to all inputs and targets, and the hash of what comes out."""
-    splits, digest = {}, hashlib.sha256()
-    for name in SPLIT_NAMES:
-        old = dataset.split(name)
-        new = splits[name] = Split(inputs(old.inputs), targets(old.targets))
-        for tensor in (new.inputs, new.targets):
+    old = map(dataset.split, SPLIT_NAMES)
+    train, val, test = (Split(inputs(split.inputs), targets(split.targets)) for split in old)
+    digest = hashlib.sha256()
+    for split in (train, val, test):
+        for tensor in (split.inputs, split.targets):
             digest.update(tensor.contiguous().numpy().tobytes())
-    return replace(dataset, **splits, data_hash=f"sha256:{digest.hexdigest()}")
+    return replace(dataset, train=train, val=val, test=test, data_hash=f"sha256:{digest.hexdigest()}")
 
 
 def _split(name: str, inputs: Tensor, targets: Tensor) -> Dataset:
     ends = [round(share * len(inputs)) for share in _SHARES]
     parts = zip(inputs.tensor_split(ends), targets.tensor_split(ends), strict=True)
-    return standardised(Dataset(name, *(Split(x, y) for x, y in parts), NUM_CLASSES, ""))
+    train, val, test = (Split(x, y) for x, y in parts)
+    return standardised(Dataset(name, train, val, test, NUM_CLASSES, data_hash=""))

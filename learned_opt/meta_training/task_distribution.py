@@ -70,8 +70,12 @@ class TaskDistribution:
 
     def __init__(self, config: TaskDistributionConfig) -> None:
         self.config = config
-        language = partial(_language, config.transformers)
-        self._draws = dict(zip(KINDS, (_mlp, _wide_input, _cnn, language), strict=True))
+        self._draws: dict[str, Callable[[torch.Generator, int, float], _Drawn]] = {
+            "mlp": _mlp,
+            "wide_input": _wide_input,
+            "cnn": _cnn,
+            "language": partial(_language, config.transformers),
+        }
 
     def __call__(self, rng: torch.Generator) -> tuple[TaskFamily, int]:
         config = self.config
@@ -105,9 +109,9 @@ def mlp_task(dataset: Dataset, hidden: Sequence[int], *, init: str = "he") -> Ta
         hidden: width of each hidden layer.
         init: "he" (normal, variance 2 / fan_in; outputs as in µP; no biases) or "torch" (that of nn.Linear).
     """
-    splits = {name: dataset.split(name) for name in SPLIT_NAMES}
-    flat = {name: replace(split, inputs=split.inputs.flatten(1)) for name, split in splits.items()}
-    dataset = replace(dataset, **flat)
+    old = map(dataset.split, SPLIT_NAMES)
+    train, val, test = (replace(split, inputs=split.inputs.flatten(1)) for split in old)
+    dataset = replace(dataset, train=train, val=val, test=test)
     num_inputs = dataset.train.inputs.shape[1]
 
     def build() -> nn.Module:

@@ -17,6 +17,7 @@ from learned_opt.meta_training.estimators import whole_unroll
 from learned_opt.meta_training.objective import Objective
 from learned_opt.meta_training.task_distribution import HELD_OUT_SEED, cnn_task, language_task, mlp_task
 from learned_opt.meta_training.task_family import TaskFamily
+from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
 from learned_opt.rules.rule import UpdateRule
 
 _SEED: Final = 20_000
@@ -46,9 +47,9 @@ class Validation:
         """Meta-loss of each task, averaged over seeds."""
         meta_losses = []
         for family, num_steps in self.tasks:
-            rng = torch.Generator().manual_seed(_SEED)
-            sizes = {"num_groups": self.num_seeds, "num_copies": 1}
-            meta_losses.append(whole_unroll(self.rule, theta, family, num_steps, self.objective, rng, **sizes).mean())
+            rng, horizon = torch.Generator().manual_seed(_SEED), LogUniformHorizon(num_steps, num_steps)
+            step = TruncatedStep(self.rule, family, horizon, num_groups=self.num_seeds, num_copies=1)
+            meta_losses.append(whole_unroll(step, theta, num_steps, self.objective, rng).mean())
         return torch.stack(meta_losses)
 
 

@@ -159,9 +159,7 @@ class Controls(NamedTuple):
     learned_decay: Tensor  # (N, 1) weight decay of matrices
 
 
-def decode(
-    theta: Tensor, *, feedback: bool, embedding_offset: bool = False
-) -> tuple[Scalars, LinearLayer | None]:
+def decode(theta: Tensor, *, feedback: bool, embedding_offset: bool = False) -> tuple[Scalars, LinearLayer | None]:
     """Scalars and linear layer of meta-parameters (N, M)."""
     count = len(SCALARS)
     scalars = {scalar.name: scalar.decode(theta[:, i : i + 1]) for i, scalar in enumerate(SCALARS)}

@@ -28,8 +28,8 @@ from learned_opt.meta_training.estimators import PES
 from learned_opt.meta_training.task_distribution import mlp_task
 from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
 
-from .record import Row, record
-from .render import tables
+from ..rows import Row, tables
+from .record import record
 
 NUM_PAIRS = 8
 TRUNCATION = 50

@@ -24,8 +24,8 @@ from torch import nn
 
 from learned_opt import MlpRule, MuLO, NormalizedRule, Pretrained, TensorSpec, UpdateRule
 
-from .record import Row, record
-from .render import tables
+from ..rows import Row, tables
+from .record import record
 
 BLOCK = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
 SHAPES: dict[str, list[tuple[int, ...]]] = {

@@ -131,7 +131,7 @@ class Muon(CoefficientUpdate):
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Nearly the nearest semi-orthogonal matrices of (N, A, B): singular values of .7 to 1.2 by five Newton-Schulz steps.
+    """Nearly the nearest semi-orthogonal matrices, of singular values from .7 to 1.2, by five Newton-Schulz iterations.
 
     Args:
         matrices: (N, A, B).

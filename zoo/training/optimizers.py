@@ -31,7 +31,14 @@ class InnerOptimizer(Protocol):
         ...
 
     def update(
-        self, layout: ParamLayout, params: Tensor, grads: Tensor, state: State, *, inner_step: StepCount, num_steps: StepCount
+        self,
+        layout: ParamLayout,
+        params: Tensor,
+        grads: Tensor,
+        state: State,
+        *,
+        inner_step: StepCount,
+        num_steps: StepCount,
     ) -> None:
         """One step, in place on `params[:, :T]` and `state`.
 

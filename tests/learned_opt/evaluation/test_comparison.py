@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from learned_opt.meta_training.task_problem import TaskProblem
+from learned_opt.meta_training.tasks import mlp_task
 
 from learned_opt.evaluation.comparison import Result, evaluate, joined, train
 from learned_opt.evaluation.learned_methods import ScheduledPopulation, celo2, learned_methods, shipped, untrained_frame
@@ -14,8 +16,6 @@ from learned_opt.evaluation.rivals import MatchedMuon, Method, TorchPopulation, 
 from learned_opt.evaluation.statistics import compare
 from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training import synthetic_data
-from learned_opt.meta_training.task_problem import TaskProblem
-from learned_opt.meta_training.tasks import mlp_task
 from learned_opt.pretrained.files import Pretrained, available, load_pretrained, save_theta
 from learned_opt.rules.celo2 import STEP_SIZE, Celo2Rule
 from learned_opt.rules.population import PopulationOptimizer

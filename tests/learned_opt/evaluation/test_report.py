@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from learned_opt.evaluation.claims import Claim, claims_table, judge
-from learned_opt.evaluation.comparison import Result
 from learned_opt.evaluation.plots import plot_all
 from learned_opt.evaluation.record import TABLES_BEGIN, TABLES_END, card_tables, record_body, with_tables, write_cards
 from learned_opt.evaluation.report import (
@@ -19,6 +17,10 @@ from learned_opt.evaluation.report import (
     with_one_constant,
     with_tuned_muon,
 )
+from learned_opt.meta_training.task_problem import TaskProblem
+from learned_opt.meta_training.tasks import mlp_task
+
+from learned_opt.evaluation.comparison import Result
 from learned_opt.evaluation.statistics import (
     accuracy_points,
     compare,
@@ -29,8 +31,6 @@ from learned_opt.evaluation.statistics import (
 )
 from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training import synthetic_data
-from learned_opt.meta_training.task_problem import TaskProblem
-from learned_opt.meta_training.tasks import mlp_task
 from learned_opt.pretrained.files import DIRECTORY, available
 
 

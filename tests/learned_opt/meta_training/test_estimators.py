@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from learned_opt.meta_training.truncation import LogUniformHorizon
 from torch import Tensor
 
 from learned_opt.meta_training.estimators import (
@@ -22,7 +23,6 @@ from learned_opt.meta_training.estimators import (
 )
 from learned_opt.meta_training.objective import LogLossObjective
 from learned_opt.meta_training.truncated_step import TruncatedStep
-from learned_opt.meta_training.truncation import LogUniformHorizon
 from learned_opt.rules.rule import TensorSpec
 
 HORIZON = 12

@@ -9,6 +9,7 @@ import hydra
 import pytest
 import torch
 from hydra.utils import instantiate
+from learned_opt.meta_training.tasks import MetaTaskConfig
 
 from learned_opt import MlpRule, NormalizedRule
 from learned_opt.meta_training import recipe
@@ -22,7 +23,6 @@ from learned_opt.meta_training.recipe import (
     make_estimator,
     run_recipe,
 )
-from learned_opt.meta_training.tasks import MetaTaskConfig
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizerConfig
 from learned_opt.meta_training.train import MetaTrainConfig
 from learned_opt.rules.controller import NUM_OUTPUTS, Horizon, Signals, Statistics, control, decode, gradient_weights

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from learned_opt.evaluation.tasks import evaluation_tasks
-from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.tasks import (
     HELD_OUT_SEED,
     MetaTaskConfig,
@@ -15,6 +12,9 @@ from learned_opt.meta_training.tasks import (
     he_normal_,
     mlp_task,
 )
+
+from learned_opt.evaluation.tasks import evaluation_tasks
+from learned_opt.meta_training import synthetic_data
 from zoo.networks.architectures import MLP
 from zoo.tasks.datasets import get_dataset
 

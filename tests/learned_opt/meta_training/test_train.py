@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from learned_opt.meta_training.task_problem import TaskProblem
+from learned_opt.meta_training.tasks import mlp_task
+from learned_opt.meta_training.truncation import LogUniformHorizon
 from torch import Tensor
 
 from learned_opt import NormalizedRule
@@ -14,12 +17,9 @@ from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.devices import Devices, FabricDevices
 from learned_opt.meta_training.estimators import PES, FullUnrollES, GradientEstimator
 from learned_opt.meta_training.objective import LogLossObjective
-from learned_opt.meta_training.task_problem import TaskProblem
-from learned_opt.meta_training.tasks import mlp_task
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
 from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
 from learned_opt.meta_training.truncated_step import TruncatedStep
-from learned_opt.meta_training.truncation import LogUniformHorizon
 
 RULE = NormalizedRule(network=False)
 STD = 0.1

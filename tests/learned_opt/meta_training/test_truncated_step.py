@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from learned_opt.meta_training.task_problem import TaskProblem
+from learned_opt.meta_training.tasks import cnn_task, mlp_task
+from learned_opt.meta_training.truncation import LogUniformHorizon
 
 from learned_opt import NormalizedRule
 from learned_opt.meta_training import synthetic_data
-from learned_opt.meta_training.task_problem import TaskProblem
-from learned_opt.meta_training.tasks import cnn_task, mlp_task
 from learned_opt.meta_training.truncated_step import TruncatedStep, cap_loss
-from learned_opt.meta_training.truncation import LogUniformHorizon
 from zoo.tasks.registry import get_task
 
 RULE = NormalizedRule()

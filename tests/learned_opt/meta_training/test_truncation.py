@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from learned_opt.meta_training.truncation import Clocks, LogUniformHorizon
 
 
