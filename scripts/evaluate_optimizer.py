@@ -24,9 +24,9 @@ from rich.progress import Progress
 from learned_opt.evaluation import Method, Result, Results, evaluate, evaluation_tasks
 from learned_opt.evaluation.learned_methods import celo2, learned_methods, shipped, untrained_frame
 from learned_opt.evaluation.rivals import rivals
-from learned_opt.meta_training.allocator import keep_freed_memory
 
 from . import cli
+from .allocator import keep_freed_memory
 from .rows import tables
 from .studies.optimizers.cards import write_cards
 from .studies.optimizers.comparison import Comparison

@@ -27,10 +27,10 @@ from learned_opt.meta_training import (
     run_recipe,
     stage_info,
 )
-from learned_opt.meta_training.allocator import keep_freed_memory
 from learned_opt.pretrained.files import save_theta
 
 from . import cli
+from .allocator import keep_freed_memory
 
 _AVERAGED = 20  # last outer steps in the meta-loss that is shown
 

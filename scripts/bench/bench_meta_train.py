@@ -23,11 +23,11 @@ import torch
 
 from learned_opt import MlpRule, NormalizedRule, UpdateRule
 from learned_opt.meta_training import Devices, FabricDevices, TaskFamily, synthetic_data
-from learned_opt.meta_training.allocator import keep_freed_memory
 from learned_opt.meta_training.estimators import PES
 from learned_opt.meta_training.task_distribution import mlp_task
 from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
 
+from ..allocator import keep_freed_memory
 from ..rows import Row, tables
 from .record import record
 

@@ -128,7 +128,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "AdamW foreach": lambda params: torch.optim.AdamW(params, foreach=True),
     "torch.optim.Muon": muon,
     "mulo-norm": learned(NormalizedRule()),
-    "mulo-norm-scalars": learned(NormalizedRule(network=False)),
+    "mulo-norm-scalars": learned(NormalizedRule(feedback=False)),
     "mulo, H = 32": learned(MlpRule(32)),
     "mulo, H = 8": learned(MlpRule(8)),
     PLAIN: learned(MlpRule(32)),  # replaced by `plain_step`
