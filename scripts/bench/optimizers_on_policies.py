@@ -3,14 +3,14 @@
     python -m scripts.bench.optimizers_on_policies [--record]    (about six minutes on one core)
 
 Policies of the cart-pole (MLP 4-16-2, eight episodes an update, 60 updates); Adam and Muon at a grid of constant rates,
-the learned ones as they are. All begin with the same policies and meet the same episodes. Prints a Markdown table: mean
-return on test episodes over all policies, and its range over seeds (of episodes and initial policies alike).
+the learned ones as they are. All begin with the same policies and meet the same episodes. Prints a table: mean
+return on test episodes over all policies, and its range over seeds (of episodes and initial policies).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -39,27 +39,34 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
 
-    methods: list[tuple[dict[str, str | float], InnerOptimizer]] = []
-    methods += [({"optimizer": "Adam", "learning rate": rate}, Adam(rate)) for rate in RATES]
-    methods += [({"optimizer": "Muon", "learning rate": rate}, Muon(rate, adam_lr=rate)) for rate in RATES]
-    for name in LEARNED:
-        learned = load_pretrained(name)
-        methods.append(({"optimizer": name}, PopulationOptimizer(learned.rule, learned.theta)))
-    rows = [row(setting, optimizer, options.seeds, options.num_policies) for setting, optimizer in methods]
-    print(tables(rows))
+    rows = []
+    for setting, optimizer in methods():
+        rows.append(row(setting, optimizer, options.seeds, options.num_policies))
+        print(tables(rows[-1:]), flush=True)
+    print(f"\n{tables(rows)}")
     if options.record:
         print(f"recorded in {record('learned_opt', rows)}")
 
 
+def methods() -> Iterator[tuple[dict[str, str | float], InnerOptimizer]]:
+    """Every optimizer, and what the table says of it."""
+    for rate in RATES:
+        yield {"optimizer": "Adam", "learning rate": rate}, Adam(rate)
+    for rate in RATES:
+        yield {"optimizer": "Muon", "learning rate": rate}, Muon(rate, adam_lr=rate)
+    for name in LEARNED:
+        learned = load_pretrained(name)
+        yield {"optimizer": name}, PopulationOptimizer(learned.rule, learned.theta)
+
+
 def row(setting: dict[str, str | float], optimizer: InnerOptimizer, seeds: Sequence[int], num_policies: int) -> Row:
-    """Mean return, and its range over seeds, at each of LOOKED_AT."""
-    returns = torch.tensor([mean_returns(optimizer, seed, num_policies) for seed in seeds]).T.tolist()
-    by_name = {f"return after {step} updates": one for step, one in zip(LOOKED_AT, returns, strict=True)}
+    returns = torch.tensor([mean_returns(optimizer, seed, num_policies) for seed in seeds])  # (seeds, LOOKED_AT)
+    names = [f"return after {step} updates" for step in LOOKED_AT]
     return Row(
         question=__doc__.splitlines()[0],
         setting=setting,
-        figures={name: sum(one) / len(one) for name, one in by_name.items()},
-        spread={name: (min(one), max(one)) for name, one in by_name.items()},
+        figures=dict(zip(names, returns.mean(0).tolist(), strict=True)),
+        spread=dict(zip(names, zip(returns.amin(0).tolist(), returns.amax(0).tolist(), strict=True), strict=True)),
         seeds=seeds,
         note=f"Cart-pole, policies 4-16-2, {NUM_EPISODES} episodes an update; mean test return of {num_policies} "
         "policies and its range over seeds.",

@@ -33,7 +33,11 @@ class Trainable(Protocol):
     """What a step asks of a task."""
 
     layout: ParamLayout
-    is_compilable: bool
+
+    @property
+    def is_compilable(self) -> bool:
+        """Whether a step is the same program whatever the parameters."""
+        ...
 
     def loss_and_grad(self, params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses (N,) and their gradients (N, T); buffers in `params` advance in place."""
