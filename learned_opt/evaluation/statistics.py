@@ -22,8 +22,8 @@ _NUM_BOOTSTRAPS: Final = 4000
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with its 95% bootstrap interval over tasks and seeds."""
+class Interval:
+    """A measured `value` with its 95% bootstrap interval over tasks and seeds."""
 
     value: float
     low: float
@@ -32,19 +32,19 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-    def map(self, function: Callable[[float], float]) -> Estimate:
+    def map(self, function: Callable[[float], float]) -> Interval:
         """Value and interval through an increasing function."""
-        return Estimate(function(self.value), function(self.low), function(self.high))
+        return Interval(function(self.value), function(self.low), function(self.high))
 
 
-def compare(results: ByTask, reference: ByTask, tasks: Sequence[str], measure: str) -> Estimate:
+def compare(results: ByTask, reference: ByTask, tasks: Sequence[str], measure: str) -> Interval:
     """Geometric mean over tasks of a loss relative to the reference's, both tuned for each task."""
     return geometric_ratio(log_values(results, tasks, measure), log_values(reference, tasks, measure))
 
 
 def accuracy_points(
     results: ByTask, reference: ByTask, tasks: Sequence[str], split: str = "test", *, oracle: bool = False
-) -> Estimate:
+) -> Interval:
     """Mean over tasks of the difference in accuracy, in percentage points.
 
     Args:
@@ -60,7 +60,7 @@ def accuracy_points(
     return mean_difference(*errors)
 
 
-def nats_apart(results: ByTask, reference: ByTask, tasks: Sequence[str], measure: str) -> Estimate:
+def nats_apart(results: ByTask, reference: ByTask, tasks: Sequence[str], measure: str) -> Interval:
     """Mean over tasks of the difference of a loss, both tuned for each task."""
     return mean_difference(
         *(np.stack([by_task[task].tuned(measure) for task in tasks]) for by_task in (results, reference))
@@ -73,7 +73,7 @@ def log_values(results: ByTask, tasks: Sequence[str], measure: str) -> Values:
     return np.stack([np.log(results[task].tuned(measure) + floor) for task in tasks])
 
 
-def geometric_ratio(values: Values, reference: Values, *, seed: int = 0) -> Estimate:
+def geometric_ratio(values: Values, reference: Values, *, seed: int = 0) -> Interval:
     """Ratio of losses given as logarithms (K, S).
 
     Seeds are paired: network i of both began alike and saw the same minibatches.
@@ -81,8 +81,12 @@ def geometric_ratio(values: Values, reference: Values, *, seed: int = 0) -> Esti
     return mean_difference(values, reference, seed=seed).map(lambda x: float(np.exp(x)))
 
 
-def mean_difference(values: Values, reference: Values, *, seed: int = 0) -> Estimate:
-    """Mean of value - reference (K, S), its interval from resampling tasks and the seeds within each."""
+def mean_difference(values: Values, reference: Values, *, seed: int = 0) -> Interval:
+    """Mean of value - reference (K, S), its interval from resampling tasks and the seeds within each.
+
+    Two-stage, because seeds belong to their task; `scipy.stats.bootstrap` resamples along a single axis.
+    Source: Davison and Hinkley 1997, section 3.8.
+    """
     differences = values - reference
     rng = np.random.RandomState(seed)
     num_tasks, num_seeds = differences.shape
@@ -90,7 +94,7 @@ def mean_difference(values: Values, reference: Values, *, seed: int = 0) -> Esti
     seeds = rng.randint(num_seeds, size=(_NUM_BOOTSTRAPS, num_tasks, num_seeds))
     means = differences[tasks, seeds].mean((1, 2))
     low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(differences.mean()), float(low), float(high))
+    return Interval(float(differences.mean()), float(low), float(high))
 
 
 def diverged(results: ByTask, tasks: Sequence[str]) -> list[str]:

@@ -22,16 +22,15 @@ from torch import Tensor
 
 from learned_opt.rules import features
 from learned_opt.rules.features import Accumulators, Decays
-from learned_opt.rules.normalized import newton_schulz
 from learned_opt.rules.rule import (
     RuleOption,
     RuleState,
-    StepCount,
     TensorSpec,
     batched_theta,
     per_tensor,
-    register_rule,
 )
+from zoo.training.muon import orthogonalize
+from zoo.training.schedules import StepCount
 
 NUM_FEATURES: Final = 30
 STEP_SIZE: Final = 1e-3
@@ -45,7 +44,6 @@ _RMS_FLOOR: Final = 1e-9
 _STATE_KEYS: Final = ("momentum", "square", "row", "column")
 
 
-@register_rule("celo2")
 class Celo2Rule:
     """Celo2, or Celo2-base without orthogonalisation.
 
@@ -105,7 +103,7 @@ class Celo2Rule:
         lr: Sequence[float] | float = 1.0,
         weight_decay: Sequence[float] | float = 0.0,
     ) -> None:
-        """Put new tensors into `params` and `state`, see `UpdateRule.update`; time is not used."""
+        """Change `params` and `state` in place, see `UpdateRule.update`; time is not used."""
         if not params:
             return
         theta = batched_theta(theta, self, params[0].shape[0])
@@ -144,7 +142,7 @@ class Celo2Rule:
             offset += (fan_in + 1) * fan_out
         direction = x[:, 0].unflatten(1, shape)
         if self.orthogonalize:
-            direction = newton_schulz(direction.reshape(-1, *shape[-2:])).reshape(direction.shape)
+            direction = orthogonalize(direction.reshape(-1, *shape[-2:])).reshape(direction.shape)
         return _normalised(direction)
 
 

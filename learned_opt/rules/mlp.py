@@ -33,14 +33,13 @@ from learned_opt.rules.kernels.native_mlp import is_available, native_update_
 from learned_opt.rules.rule import (
     RuleOption,
     RuleState,
-    StepCount,
     TensorSpec,
     batched_theta,
     per_network,
     per_tensor,
-    register_rule,
 )
 from zoo.networks.parametrization import update_scale
+from zoo.training.schedules import StepCount
 
 STEP_SIZES: Final = {"mup": 0.01, "sp": 0.001}
 MOMENTUM_DECAYS: Final = (0.9, 0.99, 0.999)
@@ -57,7 +56,6 @@ _TRUNCATED_NORMAL_STD: Final = 0.87962566  # std of a standard normal cut at +-2
 FastUpdate = Callable[..., None]  # changes one tensor of all networks; arguments of `fused_update_` after the third
 
 
-@register_rule("mlp")
 class MlpRule:
     """small_fc_lopt.
 

@@ -150,7 +150,7 @@ def fan_in_powers(role: str, parametrization: str) -> FanInPowers:
 
 
 def init_std(role: str, fan_in: int, parametrization: str) -> float:
-    """Standard deviation of the initial values of a matrix or embedding."""
+    """Standard deviation of the initial values of a matrix."""
     return fan_in ** (fan_in_powers(role, parametrization).variance / 2)
 
 
@@ -173,9 +173,9 @@ def parametrize(
     roles: Mapping[str, str] | None = None,
     gain: float = 1.0,
 ) -> nn.Module:
-    """The same module, its parameters initialised anew in a parametrization that needs no forward multiplier.
+    """The same module, its matrices redrawn in a parametrization that needs no forward multiplier.
 
-    Matrices and embeddings become normal, biases zero, weights of norms one.
+    Matrices become normal, biases zero. Embeddings and weights of norms stay as they are, see the head of this file.
 
     Args:
         module: any module; tied tensors keep the role of their first name.
@@ -193,12 +193,12 @@ def parametrize(
     owners = dict(module.named_modules())
     for name, param in module.named_parameters():
         role = inferred[name]
-        if role in ("bias", "norm"):
-            param.fill_(float(role == "norm"))
-            continue
-        width = fan_in(role, tuple(param.shape), owners[name.rpartition(".")[0]])
-        std = init_std(role, width, parametrization) * (gain if role in ("input", "hidden") else 1.0)
-        param.copy_(torch.randn(param.shape, generator=rng) * std)
+        if role == "bias":
+            param.zero_()
+        elif role in ("input", "hidden", "output"):
+            width = fan_in(role, tuple(param.shape), owners[name.rpartition(".")[0]])
+            std = init_std(role, width, parametrization) * (gain if role != "output" else 1.0)
+            param.copy_(torch.empty(param.shape).normal_(std=std, generator=rng))
     return module
 
 

@@ -7,11 +7,11 @@ import torch
 
 from learned_opt.evaluation.tasks import evaluation_tasks
 from learned_opt.meta_training import synthetic_data
-from learned_opt.meta_training.tasks import (
+from learned_opt.meta_training.task_distribution import (
     HELD_OUT_SEED,
-    MetaTaskConfig,
-    MetaTaskDistribution,
-    bucket_problems,
+    TaskDistribution,
+    TaskDistributionConfig,
+    bucket_families,
     he_normal_,
     mlp_task,
 )
@@ -20,7 +20,7 @@ from zoo.tasks.datasets import get_dataset
 
 
 def draw(families: dict[str, float], count: int, **options) -> list:
-    distribution = MetaTaskDistribution(MetaTaskConfig(families=families, **options))
+    distribution = TaskDistribution(TaskDistributionConfig(families=families, **options))
     rng = torch.Generator().manual_seed(0)
     return [distribution(rng) for _ in range(count)]
 
@@ -52,7 +52,7 @@ def test_expensive_problems_are_short() -> None:
 def test_no_evaluation_data_but_the_digits_is_drawn() -> None:
     drawn = draw({"mlp": 0.6, "wide_input": 0.2, "cnn": 0.2}, 60)
     seen = {task.dataset.name for problem, _ in drawn for task in problem.tasks}
-    seen |= {task.dataset.name for problem in bucket_problems() for task in problem.tasks}
+    seen |= {task.dataset.name for problem in bucket_families() for task in problem.tasks}
     assert not any(name.startswith("mnist") for name in seen)
     held_out = [task for task in evaluation_tasks(("main", "far", "conv")) if not task.seen_data]
     assert len(held_out) >= 15
@@ -62,7 +62,7 @@ def test_no_evaluation_data_but_the_digits_is_drawn() -> None:
 
 def test_unknown_families_are_named() -> None:
     with pytest.raises(ValueError, match="wide_input"):
-        MetaTaskConfig(families={"vision": 1.0})
+        TaskDistributionConfig(families={"vision": 1.0})
 
 
 def test_teachers_can_be_learned_and_differ_by_seed() -> None:
