@@ -9,7 +9,6 @@ Legend: T inner steps, H settings, S seeds, N = H x S networks (settings outermo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from torch import Tensor
 from learned_opt.evaluation.rivals import Method, TorchPopulation
 from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training.objective import cap_loss, final_loss
+from zoo.settings import digest
 from zoo.training.inner_step import InnerStep
 
 CHOSEN_BY: Final = {"test_loss": "val_loss", "test_error": "val_error"}  # measure: what its setting is chosen by
@@ -174,7 +174,18 @@ def _result(
 
 
 def _key(task: EvaluationTask, method: Method, learning_rate: float, num_seeds: int) -> str:
-    data = task.family.tasks[0].dataset.data_hash
-    identity = method.identity or method.name
-    parts = (_RESULT_VERSION, task.name, task.family.name, data, identity, f"{learning_rate:.6g}", num_seeds)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+    """Name of a result: the same settings have the same one, so a changed one is trained and no other is read."""
+    family = task.family
+    settings = {
+        "version": _RESULT_VERSION,
+        "task": task.name,
+        "family": family.name,
+        "num_params": family.layout.num_params,
+        "num_steps": task.num_steps,
+        "batch_size": family.batch_size,
+        "data_hash": family.tasks[0].dataset.data_hash,
+        "method": method.identity or method.name,
+        "learning_rate": f"{learning_rate:.6g}",
+        "num_seeds": num_seeds,
+    }
+    return digest(settings)[:24]

@@ -145,7 +145,7 @@ def run_recipe(
     """
     devices = devices or Devices()
     theta: Tensor | None = None
-    results = []
+    results: list[TrainedStage] = []
     for stage in stages:
         rule = stage.make_rule()
         previous = encode_scalars(stage.start) if stage.start else theta
@@ -160,6 +160,13 @@ def run_recipe(
             unit=perturbation_std(stage, rule),
             validate=Validation(rule, validation_tasks(), stage.objective),
             out=out / stage.name,
+            settings={
+                "stage": replace(stage, rule_options=dict(rule.config)),
+                "stages_before": [one.stage.name for one in results],
+                "seed": seed,
+                "data_hash": data_hash(),
+                "dtype": torch.get_default_dtype(),
+            },
             on_outer_step=partial(on_outer_step, stage) if on_outer_step else None,
             devices=devices,
         )

@@ -28,6 +28,7 @@ from learned_opt.meta_training.train import MetaTrainConfig
 from learned_opt.rules.controller import NUM_OUTPUTS, Horizon, Signals, Statistics, control, decode, gradient_weights
 from learned_opt.rules.population import PopulationOptimizer
 from learned_opt.rules.rule import TensorSpec
+from zoo.settings import SettingsMismatchError
 from zoo.tasks.registry import get_task
 from zoo.training.population import train_population
 
@@ -139,6 +140,39 @@ def test_truncated_estimators_run_on_the_buckets(method: str) -> None:
     assert estimate.grad.shape == theta.shape
     assert estimate.grad.isfinite().all()
     assert estimate.grad.abs().max() > 0
+
+
+def test_all_that_decides_theta_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "validation_tasks", lambda: [])
+    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+    one, two = stage("one", network=False), stage("two", network=True)
+    thetas = [result.result.theta for result in run_recipe([one, two], seed=3, out=tmp_path)]
+    same = replace(
+        one,
+        rule_options={"network": False},
+        training=replace(one.training, checkpoint_every=7),  # which decides nothing
+    )
+    again = run_recipe([same, replace(two, rule_options={})], seed=3, out=tmp_path)  # network=True is the default
+    assert all(torch.equal(result.result.theta, theta) for result, theta in zip(again, thetas, strict=True))
+
+    estimator = one.estimator
+    assert isinstance(estimator, FullUnrollConfig)
+    optimizer = replace(one.training.optimizer, learning_rate=0.2)
+    for changed, field in (
+        (replace(one, estimator=replace(estimator, num_pairs=4)), r"estimator\.num_pairs: begun with 2, now 4"),
+        (replace(one, estimator=replace(estimator, std=0.2)), r"estimator\.std"),
+        (replace(one, estimator=replace(estimator, tasks=replace(estimator.tasks, horizon=(5, 6)))), r"tasks\.horizon"),
+        (replace(one, objective=LogLossObjective(end_weight=0.5)), r"objective\.end_weight: begun with 0\.1, now 0\.5"),
+        (replace(one, training=replace(one.training, optimizer=optimizer)), r"config\.optimizer\.learning_rate"),
+        (replace(one, training=replace(one.training, num_outer_steps=3)), r"config\.num_outer_steps"),
+        (replace(one, start={"rate": 0.02}), r"start\.rate: begun with nothing, now 0\.02"),
+    ):
+        with pytest.raises(SettingsMismatchError, match=field):
+            run_recipe([changed], seed=3, out=tmp_path)
+    with pytest.raises(SettingsMismatchError, match="seed: begun with 3, now 4"):
+        run_recipe([one], seed=4, out=tmp_path)
+    with pytest.raises(SettingsMismatchError, match=r'stages_before: begun with \["one"\], now \[\]'):
+        run_recipe([two, one], seed=3, out=tmp_path)
 
 
 def test_unknown_method_is_refused() -> None:

@@ -19,6 +19,7 @@ from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
 from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
 from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
+from zoo.settings import SettingsMismatchError
 
 RULE = NormalizedRule(feedback=False)
 STD = 0.1
@@ -59,13 +60,17 @@ def config(
     )
 
 
-def run(kind: str, out: Path | None = None, *, stop_after: int | None = None, seed: int = 0) -> MetaTrainResult:
+def run(
+    kind: str, out: Path | None = None, *, stop_after: int | None = None, seed: int = 0, settings: object = "mine"
+) -> MetaTrainResult:
     def stop(done: int, history: MetaTrainHistory) -> None:
         if done == stop_after:
             raise KeyboardInterrupt
 
     start = RULE.init_theta(torch.Generator())
-    return meta_train(make_estimator(kind), start, config(seed=seed), unit=STD, out=out, on_outer_step=stop)
+    return meta_train(
+        make_estimator(kind), start, config(seed=seed), unit=STD, out=out, settings=settings, on_outer_step=stop
+    )
 
 
 @pytest.mark.parametrize("kind", ["full", "pes"])
@@ -102,10 +107,14 @@ def test_theta_of_the_best_validation_is_kept() -> None:
     assert result.history.validation == [(2, 3.0), (4, 1.0), (6, 2.0)]
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     run("full", tmp_path)
-    with pytest.raises(ValueError, match="another configuration"):
+    with pytest.raises(SettingsMismatchError, match=r"config\.seed: begun with 0, now 1"):
         run("full", tmp_path, seed=1)
+    with pytest.raises(SettingsMismatchError, match=r'settings: begun with "mine", now "other"'):
+        run("full", tmp_path, settings="other")
+    with pytest.raises(ValueError, match="needs settings"):
+        run("full", tmp_path, settings=None)
 
 
 def two_processes(rank: int, port: int, path: str) -> None:
