@@ -40,7 +40,7 @@ def main(config: DictConfig) -> None:
 
     torch.set_num_threads(config.num_threads)
     keep_freed_memory()
-    stages = list(instantiate(config.stages, _convert_="all"))
+    stages = [instantiate(stage, name=name, _convert_="all") for name, stage in config.stages.items()]
     out = Path(config.out)
     devices = _devices(config)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -28,6 +27,7 @@ from learned_opt.meta_training.train import MetaTrainConfig
 from learned_opt.rules.controller import NUM_OUTPUTS, Horizon, Signals, Statistics, control, decode, gradient_weights
 from learned_opt.rules.population import PopulationOptimizer
 from learned_opt.rules.rule import TensorSpec
+from scripts.cli import compose
 from zoo.settings import SettingsMismatchError
 from zoo.tasks.registry import get_task
 from zoo.training.population import train_population
@@ -182,9 +182,8 @@ def test_unknown_method_is_refused() -> None:
 
 @pytest.mark.parametrize("experiment", ["mulo", "mulo_sp", "mulo_norm", "mulo_norm_static"])
 def test_shipped_experiments_describe_stages(experiment: str) -> None:
-    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
-        config = hydra.compose("meta_train", [f"experiment={experiment}"])
-    stages = instantiate(config.stages, _convert_="all")
+    config = compose("meta_train", [f"experiment={experiment}"])
+    stages = [instantiate(stage, name=name, _convert_="all") for name, stage in config.stages.items()]
     assert all(isinstance(stage, MetaTrainStage) for stage in stages)
     make_estimator(stages[-1], stages[-1].make_rule(), Devices())
 
