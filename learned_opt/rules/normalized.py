@@ -92,9 +92,9 @@ class NormalizedRule:
         self.reference = reference
 
     @classmethod
-    def from_config(cls, *, network: bool = True, tokens: bool = False) -> NormalizedRule:
+    def from_config(cls, *, network: bool = True, tokens: bool = False, reference: bool = False) -> NormalizedRule:
         """The rule of a file of meta-parameters, whose hash covers these names of `feedback` and `embedding_offset`."""
-        return cls(feedback=network, embedding_offset=tokens)
+        return cls(feedback=network, embedding_offset=tokens, reference=reference)
 
     @property
     def config(self) -> dict[str, RuleOption]:
