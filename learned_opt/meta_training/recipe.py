@@ -223,12 +223,10 @@ def make_estimator(stage: MetaTrainStage, rule: UpdateRule, devices: Devices) ->
         )
         for family in bucket_families()
     ]
-    options: dict[str, Any] = {
-        "truncation_length": config.truncation_length,
-        "log_floor": config.log_floor,
-        "devices": devices,
-    }
-    return kind(steps, **options, **({} if kind is TruncatedBackprop else {"std": config.std}))
+    options: dict[str, Any] = {"truncation_length": config.truncation_length, "log_floor": config.log_floor}
+    if kind is not TruncatedBackprop:
+        options["std"] = config.std
+    return kind(steps, **options, devices=devices)
 
 
 def stage_info(result: TrainedStage, *, seed: int, command: str) -> dict[str, object]:
