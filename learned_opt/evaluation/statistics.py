@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from learned_opt.evaluation.comparison import Result
 from learned_opt.meta_training.objective import END_FLOOR
+from zoo.networks.metrics import bootstrap_interval
 
 Values = NDArray[np.float64]
 ByTask = Mapping[str, Result]  # task name -> result of one method
-
-_NUM_BOOTSTRAPS: Final = 4000
 
 
 @dataclass(frozen=True)
@@ -73,28 +72,19 @@ def log_values(results: ByTask, tasks: Sequence[str], measure: str) -> Values:
     return np.stack([np.log(results[task].tuned(measure) + floor) for task in tasks])
 
 
-def geometric_ratio(values: Values, reference: Values, *, seed: int = 0) -> Interval:
+def geometric_ratio(values: Values, reference: Values) -> Interval:
     """Ratio of losses given as logarithms (K, S).
 
     Seeds are paired: network i of both began alike and saw the same minibatches.
     """
-    return mean_difference(values, reference, seed=seed).map(lambda x: float(np.exp(x)))
+    return mean_difference(values, reference).map(lambda x: float(np.exp(x)))
 
 
-def mean_difference(values: Values, reference: Values, *, seed: int = 0) -> Interval:
-    """Mean of value - reference (K, S), its interval from resampling tasks and the seeds within each.
-
-    Two-stage, because seeds belong to their task; `scipy.stats.bootstrap` resamples along a single axis.
-    Source: Davison and Hinkley 1997, section 3.8.
-    """
-    differences = values - reference
-    rng = np.random.RandomState(seed)
-    num_tasks, num_seeds = differences.shape
-    tasks = rng.randint(num_tasks, size=(_NUM_BOOTSTRAPS, num_tasks, 1))
-    seeds = rng.randint(num_seeds, size=(_NUM_BOOTSTRAPS, num_tasks, num_seeds))
-    means = differences[tasks, seeds].mean((1, 2))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(differences.mean()), float(low), float(high))
+def mean_difference(values: Values, reference: Values) -> Interval:
+    """Mean of value - reference (K, S), its interval from resampling tasks and the seeds within each."""
+    differences = torch.from_numpy(values - reference)
+    low, high = bootstrap_interval(differences, torch.Generator().manual_seed(0), nested=True)
+    return Interval(float(differences.mean()), low, high)
 
 
 def diverged(results: ByTask, tasks: Sequence[str]) -> list[str]:

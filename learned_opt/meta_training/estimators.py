@@ -10,7 +10,7 @@ Legend: M meta-parameters, Q antithetic pairs, N networks, K inner steps of a tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar, Final, Protocol
 
 import torch
@@ -44,6 +44,7 @@ class GradientEstimator(Protocol):
     def load_state_dict(self, state: dict[str, object]) -> None: ...
 
 
+@dataclass(eq=False)
 class FullUnrollES:
     """Antithetic evolution strategies over whole trainings: no truncation bias, any meta-objective.
 
@@ -58,24 +59,14 @@ class FullUnrollES:
         normalise: clamp differences to +-1 and divide them by their spread, so that all tasks weigh alike.
     """
 
-    def __init__(
-        self,
-        rule: UpdateRule,
-        sample_task: Callable[[torch.Generator], tuple[TaskFamily, int]],
-        objective: Objective,
-        *,
-        num_pairs: int,
-        std: float | Tensor,
-        normalise: bool = True,
-        devices: Devices | None = None,
-    ) -> None:
-        self.rule = rule
-        self.sample_task = sample_task
-        self.objective = objective
-        self.num_pairs = num_pairs
-        self.std = std
-        self.normalise = normalise
-        self.devices = devices or Devices()
+    rule: UpdateRule
+    sample_task: Callable[[torch.Generator], tuple[TaskFamily, int]]
+    objective: Objective
+    _: KW_ONLY
+    num_pairs: int
+    std: float | Tensor
+    normalise: bool = True
+    devices: Devices = field(default_factory=Devices)
 
     @torch.no_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
@@ -103,27 +94,24 @@ class FullUnrollES:
             raise ValueError(f"full unrolls keep no state, got {sorted(state)}; is it another estimator's checkpoint?")
 
 
+@dataclass(eq=False)
 class _Truncations:
     """Buckets of half-trained networks, one of which an outer step advances."""
 
+    steps: Sequence[TruncatedStep]
+    _: KW_ONLY
+    truncation_length: int
+    log_floor: float | None = None
+    devices: Devices = field(default_factory=Devices)
+    states: list[InnerState | None] = field(init=False)
+
     num_copies: ClassVar[int]
 
-    def __init__(
-        self,
-        steps: Sequence[TruncatedStep],
-        *,
-        truncation_length: int,
-        log_floor: float | None = None,
-        devices: Devices | None = None,
-    ) -> None:
-        if not steps or any(step.num_copies != self.num_copies for step in steps):
+    def __post_init__(self) -> None:
+        if not self.steps or any(step.num_copies != self.num_copies for step in self.steps):
             name = type(self).__name__
             raise ValueError(f"steps of {name} must be one or more TruncatedStep with num_copies={self.num_copies}")
-        self.steps = steps
-        self.truncation_length = truncation_length
-        self.log_floor = log_floor
-        self.devices = devices or Devices()
-        self.states: list[InnerState | None] = [None] * len(steps)
+        self.states = [None] * len(self.steps)
 
     def draw_bucket(self, rng: torch.Generator) -> tuple[int, TruncatedStep, InnerState]:
         """One of the buckets, its networks begun if they are not yet."""
@@ -151,6 +139,7 @@ class _Truncations:
         return saved
 
 
+@dataclass(eq=False, kw_only=True)
 class TruncatedES(_Truncations):
     """Antithetic evolution strategies over truncations, the networks being trained on between them.
 
@@ -164,20 +153,14 @@ class TruncatedES(_Truncations):
             None for the loss itself.
     """
 
+    std: float | Tensor
+    accumulators: list[Tensor | None] = field(init=False)
+
     num_copies = 2
 
-    def __init__(
-        self,
-        steps: Sequence[TruncatedStep],
-        *,
-        truncation_length: int,
-        std: float | Tensor,
-        log_floor: float | None = None,
-        devices: Devices | None = None,
-    ) -> None:
-        super().__init__(steps, truncation_length=truncation_length, log_floor=log_floor, devices=devices)
-        self.std = std
-        self.accumulators: list[Tensor | None] = [None] * len(steps)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.accumulators = [None] * len(self.steps)
 
     @torch.no_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:

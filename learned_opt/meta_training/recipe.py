@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -31,7 +32,11 @@ from learned_opt.rules.registry import get_rule
 from learned_opt.rules.rule import RuleOption, UpdateRule
 from zoo.networks.initialization import derive_seed
 
-_TRUNCATED = {"pes": PES, "truncated_es": TruncatedES}
+_TRUNCATED: Final[dict[str, type[TruncatedES | TruncatedBackprop]]] = {
+    "pes": PES,
+    "truncated_es": TruncatedES,
+    "backprop": TruncatedBackprop,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +69,8 @@ class TruncatedConfig:
     log_floor: float | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in (*_TRUNCATED, "backprop"):
-            raise ValueError(f"method must be one of {(*_TRUNCATED, 'backprop')}, got {self.method!r}")
+        if self.method not in _TRUNCATED:
+            raise ValueError(f"method must be one of {tuple(_TRUNCATED)}, got {self.method!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +112,9 @@ class MetaTrainStage:
             )
 
     def make_rule(self) -> UpdateRule:
-        """The rule, from a name and options as in its `config`."""
-        return get_rule(self.rule, **self.rule_options)
+        """The rule, from a name and options as in its `config`; for "backprop" one that autograd can follow."""
+        needs_reference = isinstance(self.estimator, TruncatedConfig) and self.estimator.method == "backprop"
+        return get_rule(self.rule, **self.rule_options, **({"reference": True} if needs_reference else {}))
 
 
 @dataclass(frozen=True)
@@ -212,24 +218,22 @@ def make_estimator(stage: MetaTrainStage, rule: UpdateRule, devices: Devices) ->
             std=perturbation_std(stage, rule),
             devices=devices,
         )
-    held = devices.share(config.num_pairs)
-    num_copies = 1 if config.method == "backprop" else 2
+    kind, held = _TRUNCATED[config.method], devices.share(config.num_pairs)
     steps = [
         TruncatedStep(
             rule,
             family,
             LogUniformHorizon(*config.horizon),
             num_groups=config.num_pairs,
-            num_copies=num_copies,
+            num_copies=kind.num_copies,
             group_range=range(held.start, held.stop),
         )
         for family in bucket_families()
     ]
-    length, floor = config.truncation_length, config.log_floor
-    if config.method == "backprop":
-        return TruncatedBackprop(steps, truncation_length=length, log_floor=floor, devices=devices)
-    estimator = _TRUNCATED[config.method]
-    return estimator(steps, truncation_length=length, std=config.std, log_floor=floor, devices=devices)
+    options: dict[str, Any] = {"truncation_length": config.truncation_length, "log_floor": config.log_floor}
+    if kind is not TruncatedBackprop:
+        options["std"] = config.std
+    return kind(steps, **options, devices=devices)
 
 
 def stage_info(result: TrainedStage, *, seed: int, command: str) -> dict[str, object]:

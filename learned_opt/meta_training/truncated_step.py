@@ -11,7 +11,7 @@ T horizon in inner steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
 import torch
@@ -77,6 +77,7 @@ class Truncation:
     fresh: Tensor
 
 
+@dataclass(frozen=True, eq=False)
 class TruncatedStep:
     """Trains a batch of networks by a rule, resetting those that reach their horizon.
 
@@ -90,25 +91,24 @@ class TruncatedStep:
             groups, so results do not depend on how they are split.
     """
 
-    def __init__(
-        self,
-        rule: UpdateRule,
-        family: TaskFamily,
-        horizon: LogUniformHorizon,
-        *,
-        num_groups: int,
-        num_copies: int = 2,
-        group_range: range | None = None,
-    ) -> None:
-        held = range(num_groups) if group_range is None else group_range
-        if not 0 <= held.start < held.stop <= num_groups or held.step != 1:
-            raise ValueError(f"group_range must be a part of range({num_groups}), got {held}")
-        self.rule = rule
-        self.family = family
-        self.horizon = horizon
-        self.num_groups = num_groups
-        self.num_copies = num_copies
-        self.held = slice(held.start, held.stop)
+    rule: UpdateRule
+    family: TaskFamily
+    horizon: LogUniformHorizon
+    _: KW_ONLY
+    num_groups: int
+    num_copies: int = 2
+    group_range: range | None = None
+
+    def __post_init__(self) -> None:
+        held = self.group_range or range(self.num_groups)
+        if not 0 <= held.start < held.stop <= self.num_groups or held.step != 1:
+            raise ValueError(f"group_range must be a part of range({self.num_groups}), got {held}")
+
+    @property
+    def held(self) -> slice:
+        """The groups that this process holds."""
+        held = self.group_range or range(self.num_groups)
+        return slice(held.start, held.stop)
 
     def start(self, rng: torch.Generator, *, stagger: bool = False) -> InnerState:
         """Untrained networks.
@@ -192,15 +192,15 @@ class TruncatedStep:
         return seeds, num_steps, members
 
 
+@dataclass(frozen=True)
 class DifferentiableStep:
     """`InnerStep` with a graph from theta to the next parameters, Hessians included.
 
     The rule must put new tensors into the lists that it is given, as `MlpRule(reference=True)`.
     """
 
-    def __init__(self, family: TaskFamily, optimizer: PopulationOptimizer) -> None:
-        self.family = family
-        self.optimizer = optimizer
+    family: TaskFamily
+    optimizer: PopulationOptimizer
 
     def __call__(
         self, params: Tensor, state: State, batch: Batch, *, inner_step: StepCount, num_steps: StepCount

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from learned_opt.rules import features
 from learned_opt.rules.features import Accumulators, Decays
+from learned_opt.rules.kernels.folding import unpack_layers
 from learned_opt.rules.rule import (
     RuleOption,
     RuleState,
@@ -41,7 +42,6 @@ GRAD_LIMIT: Final = 1000.0
 SMALL_GRAD_LIMIT: Final = 0.1
 
 _RMS_FLOOR: Final = 1e-9
-_STATE_KEYS: Final = ("momentum", "square", "row", "column")
 
 
 class Celo2Rule:
@@ -78,17 +78,8 @@ class Celo2Rule:
         return torch.cat(parts)
 
     def init_state(self, specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleState:
-        state: RuleState = {key: [] for key in (*_STATE_KEYS, "age")}
-        for spec, param in zip(specs, params, strict=True):
-            num_networks, blocks, rows, columns = features.canonical(param.detach(), spec.shape).shape
-            row_columns = 1 if features.factored_axes(spec.shape) else columns
-            whole = param.new_zeros(num_networks, 1, blocks, rows, columns, dtype=torch.float32)
-            state["momentum"].append(whole.repeat(1, len(MOMENTUM_DECAYS), 1, 1, 1))
-            state["square"].append(whole)
-            state["row"].append(whole.new_zeros(num_networks, len(FACTORED_DECAYS), blocks, rows, row_columns))
-            state["column"].append(whole.new_zeros(num_networks, len(FACTORED_DECAYS), blocks, 1, columns))
-            state["age"].append(whole.new_zeros(num_networks, 1))
-        return state
+        state = features.init_accumulators([spec.shape for spec in specs], params)
+        return state | {"age": [param.new_zeros(len(param), 1, dtype=torch.float32) for param in params]}
 
     def update(
         self,
@@ -112,9 +103,7 @@ class Celo2Rule:
             if params[i].numel() == 0:
                 continue
             grad = features.canonical(grads[i].clamp(-GRAD_LIMIT, GRAD_LIMIT), spec.shape)
-            momentum, square, row, column = (state[key][i] for key in _STATE_KEYS)
-            old = Accumulators(momentum, square, row, column, features.factored_axes(spec.shape) is not None)
-            new = features.accumulate(old, grad, _decays(grad))
+            new = features.accumulate(features.accumulators_of(state, i, spec.shape), grad, _decays(grad))
             age = state["age"][i] + 1
             if new.factored and spec.role != "embedding":
                 step = self._network_step(theta, params[i], grad, new, spec.shape)
@@ -122,7 +111,7 @@ class Celo2Rule:
                 step = features.uncanonical(_adam_step(new, age), spec.shape)
             size = lrs[i] * STEP_SIZE
             params[i].copy_((1 - size * decay_rates[i]) * params[i] - size * step)
-            for key in _STATE_KEYS:
+            for key in features.STATE_KEYS:
                 state[key][i].copy_(getattr(new, key))
             state["age"][i].copy_(age)
 
@@ -132,14 +121,11 @@ class Celo2Rule:
         """Update (N, *shape) of unit RMS over the last two axes."""
         groups = _features(features.canonical(param, shape), grad, accumulators)
         x = torch.cat([_normalised(_uncanonical_channels(group, shape)) for group in groups], dim=1)
-        offset = 0
         x = x.flatten(2)  # (N, 30, n)
-        for layer, (fan_in, fan_out) in enumerate(pairwise(self._sizes)):
-            weight = theta[:, offset : offset + fan_in * fan_out].unflatten(1, (fan_out, fan_in))
-            bias = theta[:, offset + fan_in * fan_out : offset + (fan_in + 1) * fan_out]
-            x = weight @ x + bias[..., None]
-            x = torch.relu(x) if layer < 2 else x
-            offset += (fan_in + 1) * fan_out
+        *inner, last = unpack_layers(theta, self._sizes)[0]
+        for layer in inner:
+            x = torch.relu(layer.weight @ x + layer.bias[..., None])
+        x = last.weight @ x + last.bias[..., None]
         direction = x[:, 0].unflatten(1, shape)
         if self.orthogonalize:
             direction = orthogonalize(direction.reshape(-1, *shape[-2:])).reshape(direction.shape)

@@ -92,9 +92,9 @@ class NormalizedRule:
         self.reference = reference
 
     @classmethod
-    def from_config(cls, *, network: bool = True, tokens: bool = False) -> NormalizedRule:
+    def from_config(cls, *, network: bool = True, tokens: bool = False, reference: bool = False) -> NormalizedRule:
         """The rule of a file of meta-parameters, whose hash covers these names of `feedback` and `embedding_offset`."""
-        return cls(feedback=network, embedding_offset=tokens)
+        return cls(feedback=network, embedding_offset=tokens, reference=reference)
 
     @property
     def config(self) -> dict[str, RuleOption]:
@@ -157,7 +157,8 @@ class NormalizedRule:
         ):
             size = lrs[i] * controls.size[:, columns[i]]
             decay = learned_decay + decay_rates[i] if specs[i].role in MATRIX_ROLES else decay_rates[i]
-            self._apply(params, i, update, size, 1 - lrs[i] * unit * decay)
+            kept = params[i] * _like(1 - lrs[i] * unit * decay, params[i])
+            self._set(params, i, torch.addcmul(kept, update, _like(size, kept), value=-1))
 
     def _accumulate(
         self, scalars: Scalars, params: list[Tensor], grads: list[Tensor], state: RuleState, used: list[int]
@@ -212,11 +213,6 @@ class NormalizedRule:
             tensors[i] = value
         else:
             tensors[i].copy_(value)
-
-    def _apply(self, params: list[Tensor], i: int, update: Tensor, size: Tensor, shrink: Tensor) -> None:
-        param = params[i]
-        kept = param * _like(shrink, param)
-        self._set(params, i, torch.addcmul(kept, update, _like(size, param), value=-1))
 
 
 def horizon_of(inner_step: StepCount, num_steps: StepCount | None, like: Tensor) -> Horizon:

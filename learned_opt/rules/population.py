@@ -6,6 +6,7 @@ Legend: N networks, P numbers of one network, T of them trainable, R tensors of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from zoo.training.optimizers import Hyperparameter, State
 from zoo.training.schedules import Schedule, StepCount
 
 
+@dataclass(frozen=True, eq=False)
 class PopulationOptimizer:
     """Trains N networks by one rule; an `InnerOptimizer` of `zoo.training.optimizers`.
 
@@ -30,22 +32,13 @@ class PopulationOptimizer:
         depth: residual branches or hidden layers of the model, by default read from the layout.
     """
 
-    def __init__(
-        self,
-        rule: UpdateRule,
-        theta: Tensor,
-        *,
-        lr: Hyperparameter = 1.0,
-        weight_decay: float = 0.0,
-        schedule: Schedule | None = None,
-        depth: int | None = None,
-    ) -> None:
-        self.rule = rule
-        self.theta = theta
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.schedule = schedule
-        self.depth = depth
+    rule: UpdateRule
+    theta: Tensor
+    _: KW_ONLY
+    lr: Hyperparameter = 1.0
+    weight_decay: float = 0.0
+    schedule: Schedule | None = None
+    depth: int | None = None
 
     def init_state(self, layout: ParamLayout, params: Tensor) -> State:
         """Tensors named `<kind>.<index of the parameter>`."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from learned_opt import MlpRule, NormalizedRule
+from learned_opt import NormalizedRule
 from learned_opt.meta_training import recipe
 from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.objective import LogLossObjective, final_loss
@@ -132,9 +132,10 @@ def test_a_larger_theta_cannot_start_a_smaller_rule() -> None:
 
 @pytest.mark.parametrize("method", ["pes", "truncated_es", "backprop"])
 def test_truncated_estimators_run_on_the_buckets(method: str) -> None:
-    rule = MlpRule(hidden=4, reference=method == "backprop")
     config = TruncatedConfig(method=method, num_pairs=2, truncation_length=2, horizon=(3, 4))
-    estimator = make_estimator(replace(stage("a", network=False), estimator=config), rule, Devices())
+    one = replace(stage("a", network=False), rule="mlp", rule_options={"hidden": 4}, estimator=config)
+    rule = one.make_rule()
+    estimator = make_estimator(one, rule, Devices())
     theta = rule.init_theta(torch.Generator().manual_seed(0))
     estimate = estimator.estimate(theta, torch.Generator().manual_seed(0))
     assert estimate.grad.shape == theta.shape
