@@ -27,7 +27,7 @@ class PopulationOptimizer:
         theta: (M,) shared by all networks, or (N, M).
         lr: multiplier of the rule's own step, a number or (N,). A rule takes one number, so networks of equal
             multipliers should stand beside each other: they are updated together.
-        weight_decay: in units of the rule's base step.
+        weight_decay: in units of the rule's base step; None is the rule's own.
         schedule: of `lr`.
         depth: residual branches or hidden layers of the model, by default read from the layout.
     """
@@ -36,7 +36,7 @@ class PopulationOptimizer:
     theta: Tensor
     _: KW_ONLY
     lr: Hyperparameter = 1.0
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
     schedule: Schedule | None = None
     depth: int | None = None
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from zoo.networks.layout import ParamLayout
 
-PARAMETRIZATIONS: Final = ("sp", "mup")
 _SCALED_ROLES: Final = ("input", "hidden", "output", "embedding")
 
 

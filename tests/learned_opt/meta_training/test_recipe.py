@@ -33,6 +33,12 @@ from zoo.tasks.registry import get_task
 from zoo.training.population import train_population
 
 
+@pytest.fixture(autouse=True)
+def quick_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "validation_tasks", lambda: [])
+    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+
+
 def stage(name: str, *, network: bool, estimator: FullUnrollConfig | TruncatedConfig | None = None) -> MetaTrainStage:
     tasks = TaskDistributionConfig(families={"mlp": 1.0}, horizon=(5, 5), batch_sizes=(8,))
     training = MetaTrainConfig(num_outer_steps=2, optimizer=ThetaOptimizerConfig(learning_rate=0.1))
@@ -45,9 +51,7 @@ def stage(name: str, *, network: bool, estimator: FullUnrollConfig | TruncatedCo
     )
 
 
-def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "validation_tasks", lambda: [])
-    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path) -> None:
     seen = []
     results = run_recipe(
         [stage("one", network=False), stage("two", network=True)],
@@ -64,9 +68,7 @@ def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch: 
     assert torch.equal(again[1].result.theta, network)
 
 
-def test_a_stage_may_begin_from_named_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "validation_tasks", lambda: [])
-    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+def test_a_stage_may_begin_from_named_scalars(tmp_path: Path) -> None:
     begun = replace(stage("one", network=False), start={"rate": 0.02})
     (result,) = run_recipe([begun], seed=0, out=tmp_path)
     scalars, _ = decode(result.result.theta[None], feedback=False)
@@ -75,9 +77,7 @@ def test_a_stage_may_begin_from_named_scalars(tmp_path: Path, monkeypatch: pytes
         replace(begun, rule="mlp")
 
 
-def test_static_inputs_stay_without_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "validation_tasks", lambda: [])
-    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+def test_static_inputs_stay_without_weight(tmp_path: Path) -> None:
     (result,) = run_recipe([replace(stage("one", network=True), static_inputs=True)], seed=0, out=tmp_path)
     theta = result.result.last_theta
     frozen = torch.zeros(len(theta), dtype=torch.bool)
