@@ -1,4 +1,4 @@
-"""README and docs: their Python blocks run, links lead somewhere, every file of the packages is named, versions agree."""
+"""README and docs: code runs, links lead somewhere, every file of the packages is named, versions agree."""
 
 import re
 import tomllib
