@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import math
 import platform
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, Final, TypeAlias, TypeGuard
@@ -47,8 +48,9 @@ def as_json(settings: object) -> Json:
     if isinstance(settings, Mapping):
         return {str(name): as_json(value) for name, value in settings.items()}
     if isinstance(settings, torch.Tensor | np.ndarray):
-        array = torch.as_tensor(settings).detach().cpu().contiguous()
-        content = hashlib.sha256(array.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        array = torch.as_tensor(settings).detach().cpu()
+        numbers = array.view(torch.int16) if array.dtype is torch.bfloat16 else array  # which NumPy does not have
+        content = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
         return f"{array.dtype} {tuple(array.shape)} sha256:{content[:16]}"
     if _is_list(settings):
         return [as_json(value) for value in settings]
@@ -103,6 +105,16 @@ def require_same(
         raise SettingsMismatchError(f"{where} was begun with other settings ({shown}); {remedy}")
 
 
+def defaults_of(kind: Callable[..., Any]) -> dict[str, Any]:
+    """Arguments of a dataclass, class or function that have a default, and this default."""
+    factories = {}
+    if is_dataclass(kind):
+        factories = {one.name: one.default_factory for one in fields(kind) if one.default_factory is not MISSING}
+    parameters = inspect.signature(kind).parameters.values()
+    values = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+    return values | {name: make() for name, make in factories.items()}
+
+
 def installed_software(*names: str) -> dict[str, str]:
     """Versions of Python, weightfoundry and torch, and of further distributions."""
     versions = {"python": platform.python_version()}
@@ -127,7 +139,7 @@ def warn_of_other_software(begun: Mapping[str, Any], now: Mapping[str, Any], whe
 def _compared(begun: Any, now: Any, defaults: Any, path: str) -> Iterator[tuple[str, object, object]]:
     """(field, old, new) wherever a record and settings differ."""
     if is_dataclass(now) and not isinstance(now, type):
-        defaults = {**_defaults(now), **defaults} if isinstance(defaults, Mapping) else _defaults(now)
+        defaults = defaults_of(type(now)) | (dict(defaults) if isinstance(defaults, Mapping) else {})
         now = {field.name: getattr(now, field.name) for field in fields(now)}
     if isinstance(begun, Mapping) and isinstance(now, Mapping):
         assumed = defaults if isinstance(defaults, Mapping) else {}
@@ -143,13 +155,6 @@ def _compared(begun: Any, now: Any, defaults: Any, path: str) -> Iterator[tuple[
         old, new = _record(begun), _record(now)
         if old != new or isinstance(old, bool) != isinstance(new, bool):  # True == 1 in Python
             yield path, old, new
-
-
-def _defaults(settings: Any) -> dict[str, object]:
-    """Fields of a dataclass that have a default, and this default."""
-    factories = {one.name: one.default_factory for one in fields(settings) if one.default_factory is not MISSING}
-    values = {one.name: one.default for one in fields(settings) if one.default is not MISSING}
-    return values | {name: make() for name, make in factories.items()}
 
 
 def _record(value: object) -> object:

@@ -6,7 +6,6 @@ from zoo.lazy import lazy_surface
 
 if TYPE_CHECKING:
     from generator.evaluation.collapse import collapse_report
-    from generator.evaluation.controls import control_reports, train_controls
     from generator.evaluation.novelty import novelty_report
     from generator.evaluation.protocol import EvaluationConfig, evaluate
     from generator.evaluation.testbed import PipelineSampler, Testbed
@@ -21,9 +20,7 @@ __all__ = [
     "Testbed",
     "alignment_report",
     "collapse_report",
-    "control_reports",
     "evaluate",
     "novelty_report",
-    "train_controls",
     "unseen_tasks_report",
 ]

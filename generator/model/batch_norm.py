@@ -75,7 +75,7 @@ def with_recomputed_batch_norm(runs: Trajectories, task: Task) -> Trajectories:
     would ask for it of networks whose statistics do not trail.
     """
     metrics = {name: values.clone() for name, values in runs.metrics.items()}
-    params = torch.zeros(*next(iter(metrics.values())).shape, runs.layout.num_params)  # (R, S, P)
+    params = torch.zeros(len(runs), runs.num_snapshots, runs.layout.num_params)  # (R, S, P)
     for row, count in enumerate(runs.counts.tolist()):
         networks = runs.read(torch.full((count,), row), torch.arange(count)).to(task.device)
         networks = recompute_batch_norm(task, networks)

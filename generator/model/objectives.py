@@ -69,6 +69,10 @@ class ObjectiveConfig:
             raise ValueError("function_energy_weight needs energy_score=True: it scores two samples per target")
         if self.self_fed_share and self.prediction != "sample":
             raise ValueError(f"self_fed_share needs prediction='sample', got {self.prediction!r}")
+        for name, value in vars(self).items():
+            least = 1 if name in ("function_examples", "function_episodes") else 0
+            if isinstance(value, int | float) and not value >= least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if not (self.params_weight or self.function_weight):
             raise ValueError("params_weight or function_weight must be positive, both are 0: nothing would be learned")
 

@@ -74,6 +74,8 @@ def test_each_field_that_differs_is_named(changed, line):
 def test_what_json_changes_is_the_same():
     assert differences({"a": 1, "b": [1, 2], "c": "nan"}, {"a": 1.0, "b": (1, 2), "c": math.nan}) == []
     assert differences({"a": 1}, {"a": True}) == ["a: begun with 1, now true"]
+    for odd in (torch.zeros(0), torch.zeros(3, 2).T, torch.zeros(2, dtype=torch.bfloat16), np.zeros(1, np.uint32)):
+        assert differences(read_back(odd), odd) == []
     same = {"a": np.float64(0.5), "b": np.arange(3), "c": Path("x"), "d": torch.float32, "e": range(2)}
     assert differences(read_back(same), same | {"b": torch.arange(3), "e": [0, 1]}) == []
 

@@ -6,7 +6,6 @@ Legend: R runs, S snapshots, P numbers of one network, G runs of one block.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import warnings
@@ -25,7 +24,7 @@ from zoo.checkpoints.tables import Row
 from zoo.checkpoints.tensors import CheckpointError, read_tensors
 from zoo.networks.layout import ParamLayout
 from zoo.networks.wrappers import unwrapped
-from zoo.storage.durable import sync_directory
+from zoo.storage.durable import rename_directory
 from zoo.storage.precision import from_stored, to_stored
 from zoo.storage.schema import METRICS, Json, RunStatus, ZooSpec
 from zoo.storage.writer import ZooWriter
@@ -96,8 +95,7 @@ def import_checkpoints(
         writer = ZooWriter.create(staged, spec)
         for block in range(spec.num_blocks):
             _write_block(writer, block, runs, source)
-        os.replace(staged, out)
-        sync_directory(out.parent)
+        rename_directory(staged, out)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.networks.parametrization import ROLES, fan_in, infer_roles
 
-LAYOUT_VERSION: Final = 1
+_VERSION: Final = 1
 _EXACT_INTEGERS: Final = 2**24  # integers up to here are exact in float32
 
 
@@ -135,7 +135,8 @@ class ParamLayout:
         tensors: dict[int, Tensor] = {}
         for name, value in module.state_dict(keep_vars=True).items():
             if not isinstance(value, Tensor) or value.is_complex():
-                raise ValueError(f"state {name!r} must be a real tensor, got {_describe(value)}")
+                got = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"state {name!r} must be a real tensor, got {got}")
             if id(value) not in held_names:
                 raise ValueError(
                     f"state {name!r} is made by a hook of the state dict: it is no parameter and no buffer"
@@ -206,7 +207,8 @@ class ParamLayout:
         """
         named = {}
         for slot, view in zip(self.slots, self.views(vector).values(), strict=True):
-            value = view if view.dtype == slot.torch_dtype else _cast(view, slot.torch_dtype)
+            value = view if slot.torch_dtype.is_floating_point else view.round()
+            value = value.to(slot.torch_dtype)
             for name in (slot.name, *slot.aliases):
                 named[name] = value
         return named
@@ -230,7 +232,7 @@ class ParamLayout:
         """JSON text from which `from_json` makes an equal layout."""
         slots = [asdict(slot) for slot in self.slots]
         groups = [asdict(group) for group in self.groups]
-        return json.dumps({"version": LAYOUT_VERSION, "slots": slots, "groups": groups})
+        return json.dumps({"version": _VERSION, "slots": slots, "groups": groups})
 
     @classmethod
     def from_json(cls, text: str) -> ParamLayout:
@@ -242,8 +244,8 @@ class ParamLayout:
         try:
             data = json.loads(text)
             version = data["version"]
-            if version > LAYOUT_VERSION:
-                raise ValueError(f"layout has version {version}, this release reads up to {LAYOUT_VERSION}; upgrade")
+            if version > _VERSION:
+                raise ValueError(f"layout has version {version}, this release reads up to {_VERSION}; upgrade")
             slots = tuple(
                 ParamSlot(**{**slot, "shape": tuple(slot["shape"]), "aliases": tuple(slot["aliases"])})
                 for slot in data["slots"]
@@ -316,11 +318,3 @@ def _is_same(first: Tensor, second: Tensor) -> bool:
         return False
     bits = (value.detach().reshape(-1).contiguous().view(torch.uint8) for value in (first, second))
     return torch.equal(*bits)
-
-
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if dtype.is_floating_point else value.round().to(dtype)
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__

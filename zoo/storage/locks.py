@@ -93,7 +93,7 @@ def try_lock(folder: Path, block: int, expiry: float = DEFAULT_EXPIRY) -> BlockL
     except FileExistsError:
         return None
     with open(descriptor, "w") as file:
-        json.dump({"host": host_identity(), "pid": os.getpid(), "time": time.time()}, file)
+        json.dump({"host": _host_identity(), "pid": os.getpid(), "time": time.time()}, file)
     return BlockLock(path, expiry)
 
 
@@ -103,7 +103,7 @@ def remove_locks(folder: Path, block: int) -> None:
         _path(folder, block, generation).unlink(missing_ok=True)
 
 
-def host_identity() -> str:
+def _host_identity() -> str:
     """Name of the machine, boot and process namespace in which this process's id has a meaning."""
     parts = [socket.gethostname()]
     try:
@@ -124,7 +124,7 @@ def _is_stale(path: Path, expiry: float) -> bool:
         return True
     try:
         owner = json.loads(text)
-        return owner["host"] == host_identity() and not _is_alive(owner["pid"])
+        return owner["host"] == _host_identity() and not _is_alive(owner["pid"])
     except (ValueError, KeyError, TypeError):
         return False  # its creator is still writing it, or died before it could: then it expires
 

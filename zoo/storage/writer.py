@@ -77,7 +77,7 @@ class ZooWriter:
             wanted = replace(writer.spec, num_runs=max(writer.spec.num_runs, spec.num_runs))
             wanted.require_same(spec, f"the zoo {path}", defaults=defaults)
             warn_of_other_software(writer.spec.software, spec.software, f"the zoo {path}")
-            return writer if wanted.num_runs == writer.num_runs else writer._extended(wanted)
+            return writer if wanted == writer.spec else writer._extended(wanted)
         staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         try:
             write_files({staged / name: [content] for name, content in array_metadata(spec).items()})
@@ -105,10 +105,6 @@ class ZooWriter:
             if name != "zarr.json" and not (file.exists() and file.read_bytes() == content):
                 write_file(file, [content])
         return cls(path, spec)
-
-    @property
-    def num_runs(self) -> int:
-        return self.spec.num_runs
 
     @property
     def num_blocks(self) -> int:
@@ -211,7 +207,7 @@ class ZooWriter:
     def _extended(self, spec: ZooSpec) -> ZooWriter:
         """The same zoo with room for more runs."""
         last = self.num_blocks - 1
-        if self.num_runs % spec.block_size and self.is_committed(last):
+        if self.spec.num_runs % spec.block_size and self.is_committed(last):
             warnings.warn(
                 f"{block_name(self.spec, last)} of the zoo {self.path} was not full: its runs are computed again, "
                 "together with the first of those that are added",

@@ -26,7 +26,7 @@ from zoo.storage.export import write_checkpoint
 from zoo.storage.params_view import ParamsView
 from zoo.storage.precision import from_stored
 from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec, attributes_checksum, block_name
-from zoo.storage.shards import FetchedShards, MappedShards, ShardError, ShardShape, ShardSource
+from zoo.storage.shards import ShardError, Shards, ShardShape, fetched_shards, mapped_shards
 from zoo.storage.verify import Finding, repair_of, verify_zoo
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Zoo:
         shards: source of the parameters.
     """
 
-    def __init__(self, group: zarr.Group, spec: ZooSpec, shards: ShardSource) -> None:
+    def __init__(self, group: zarr.Group, spec: ZooSpec, shards: Shards) -> None:
         self.group = group
         self.spec = spec
         self.shards = shards
@@ -84,7 +84,7 @@ class Zoo:
         spec = ZooSpec.from_attributes(attributes)
         if attributes.get("checksum") != attributes_checksum(attributes):
             warnings.warn(f"the attributes of {source} were changed; verify() says what no longer fits", stacklevel=2)
-        return cls(group, spec, _shard_source(group, spec))
+        return cls(group, spec, _shards_of(group, spec))
 
     @property
     def layout(self) -> ParamLayout:
@@ -170,7 +170,8 @@ class Zoo:
                 shard = self.shards.open(block)
                 absent += shard.copy_rows(entries[start:stop], order[start:stop], target)
             except ShardError as error:
-                raise self._damaged(block, error) from error
+                where = block_name(self.spec, block)
+                raise DamagedZooError(f"{where}: {error}; {repair_of(self.spec)}") from error
         params = from_stored(stored, self.spec.dtype)
         if absent:
             params[absent] = np.nan
@@ -227,7 +228,7 @@ class Zoo:
         except (ValueError, KeyError, TypeError, OSError) as error:
             return [Finding(None, "attributes", f"zarr.json cannot be read: {error!r}; restore it from a copy")]
         chosen = range(self.num_blocks) if blocks is None else blocks
-        return verify_zoo(group, self.spec, _shard_source(group, self.spec), chosen)
+        return verify_zoo(group, self.spec, _shards_of(group, self.spec), chosen)
 
     def export(self, run: int, snapshot: int, path: str | os.PathLike) -> None:
         """Write one network as a safetensors file for `load_state_dict`, and what is known about it as JSON beside it.
@@ -242,17 +243,7 @@ class Zoo:
             ValueError: if the path has another suffix.
             OSError: if the file cannot be written.
         """
-        run, snapshot = self._place(run, snapshot)
-        write_checkpoint(
-            Path(path),
-            self.state_dict(run, snapshot),
-            layout=self.layout,
-            inner_step=int(self.inner_step[run, snapshot]),
-            metrics={name: float(self.metric(name)[run, snapshot]) for name in self.spec.metric_names},
-            run={name: column[run] for name, column in self.runs.items() if name != "checksum"},
-            task_config=self.spec.task_config,
-            optimizer_config=self.spec.optimizer_config,
-        )
+        write_checkpoint(self, *self._place(run, snapshot), Path(path))
 
     def _array(self, name: str) -> np.ndarray:
         """A whole array other than the parameters; DamagedZooError if it is missing or lacks its checksum."""
@@ -293,9 +284,6 @@ class Zoo:
             raise IndexError(f"run {run} has no snapshot {snapshot}, or is not there yet")
         return run, snapshot
 
-    def _damaged(self, block: int, error: Exception) -> DamagedZooError:
-        return DamagedZooError(f"{block_name(self.spec, block)}: {error}; {repair_of(self.spec)}")
-
 
 def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> Store:
     if isinstance(source, LocalStore):
@@ -318,9 +306,9 @@ def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> S
     return ObjectStore(from_url(text, config=config, client_options={"allow_http": plain_http}), read_only=True)
 
 
-def _shard_source(group: zarr.Group, spec: ZooSpec) -> ShardSource:
+def _shards_of(group: zarr.Group, spec: ZooSpec) -> Shards:
     shape = ShardShape(spec.block_size, spec.shape[1], spec.shape[2], spec.stored_dtype)
     place: StorePath = group.store_path
     if isinstance(place.store, LocalStore):
-        return MappedShards(place.store.root / place.path / "params", shape)
-    return FetchedShards(place.store, f"{place.path}/params".lstrip("/"), shape)
+        return mapped_shards(place.store.root / place.path / "params", shape)
+    return fetched_shards(place.store, f"{place.path}/params".lstrip("/"), shape)

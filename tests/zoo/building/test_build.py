@@ -4,6 +4,8 @@ import random
 import signal
 import threading
 import time
+from dataclasses import MISSING, fields
+from typing import Required, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import torch
 
 from zoo.building.build import BlockBuilder, build_zoo
 from zoo.building.executors import InProcess, LocalProcesses, RayExecutor
-from zoo.building.plan import BuildPlan
+from zoo.building.hyperparameters import OPTIMIZER_DEFAULTS
+from zoo.building.plan import BuildPlan, BuildSettings
 from zoo.networks.initialization import run_seed
 from zoo.settings import SettingsMismatchError
 from zoo.storage.schema import RunStatus
@@ -120,6 +123,23 @@ def test_other_settings_do_not_continue_a_zoo(path, task):
         build_zoo(path, get_task("digits", hidden=[5]), **SETTINGS)
 
 
+def test_options_left_out_are_those_with_their_defaults(path, task):
+    spelled_out = OPTIMIZER_DEFAULTS["adam"] | SETTINGS["optimizer"]
+    states = []
+    build_zoo(path, task, progress=states.append, **(SETTINGS | {"optimizer": spelled_out}))
+    assert [state.report for state in states] == [None]
+    with pytest.raises(SettingsMismatchError, match=r"optimizer\.eps: begun with 1e-08, now 0\.1"):
+        build_zoo(path, task, **(SETTINGS | {"optimizer": spelled_out | {"eps": 0.1}}))
+
+
+def test_keyword_arguments_are_the_fields_of_a_plan():
+    plan, settings = get_type_hints(BuildPlan), get_type_hints(BuildSettings)
+    assert settings == {name: hint for name, hint in plan.items() if name != "task"}
+    required = {one.name for one in fields(BuildPlan) if one.default is one.default_factory is MISSING}
+    annotated = get_type_hints(BuildSettings, include_extras=True)
+    assert {name for name, hint in annotated.items() if get_origin(hint) is Required} == required - {"task"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -140,6 +160,7 @@ def test_other_settings_do_not_continue_a_zoo(path, task):
         ({"snapshot_steps": [0, 3, 2]}, "snapshot_steps must increase"),
         ({"snapshot_steps": [0, 1000]}, "snapshot_steps must increase"),
         ({"snapshot_steps": []}, "snapshot_steps must increase"),
+        ({"snapshot_steps": None, "num_snapshots": 1}, "num_snapshots"),
         ({"max_loss": -1.0}, "max_loss must be a number above 0"),
         ({"init_scale": "large"}, "init_scale must be a number or one of .* got 'large'"),
         ({"init_scale": -1.0}, "init_scale must not be negative"),
@@ -174,6 +195,26 @@ def test_unknown_settings_are_refused(tmp_path, task):
         build_zoo(tmp_path / "zoo", task, learning_rate=1, **SETTINGS)
 
 
+def test_targets_in_large_units_are_refused_before_a_zoo_is_begun(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 6))
+    np.savez(tmp_path / "prices.npz", x=x, y=200_000 + 50_000 * x[:, 0])
+    task = get_task("arrays", path=str(tmp_path / "prices.npz"), hidden=[4])
+    message = r"of at most max_loss = 10000, got .*standardise the targets \(mean .*e\+05, standard deviation .*\)"
+    with pytest.raises(ValueError, match=message):
+        build_zoo(tmp_path / "zoo", task, num_runs=4, num_steps=10, batch_size=8)
+    assert not (tmp_path / "zoo").exists()
+    settings = {"num_runs": 4, "num_steps": 10, "batch_size": 8, "max_loss": 1e12}
+    assert (build_zoo(tmp_path / "zoo", task, **settings).status == RunStatus.COMPLETE).all()
+
+
+def test_a_zoo_whose_runs_diverged_says_so(tmp_path, task):
+    settings = SETTINGS | {"num_runs": 4, "optimizer": {"name": "sgd", "lr": 1e9}}
+    with pytest.warns(UserWarning, match="all 4 runs of .* diverged: their loss exceeded max_loss = 10000"):
+        build_zoo(tmp_path / "zoo", task, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.* runs of .* diverged")
 def test_diverged_runs_are_kept_and_labelled(tmp_path, task):
     optimizer = {"name": "sgd", "lr": {"choice": [0.1, 1e9]}}
     zoo = build_zoo(tmp_path / "zoo", task, **(SETTINGS | {"optimizer": optimizer, "num_runs": 8, "block_size": 8}))

@@ -53,19 +53,13 @@ class TunedAdam:
     def train(self, starts: Tensor, wanted: Iterable[int]) -> dict[int, Tensor]:
         """Networks (N, P) by position in `steps`, each trained with its own learning rate for its number of steps."""
         found: dict[int, Tensor] = {}
-        for rate, positions in self.by_rate(wanted).items():
-            steps = [self.steps[i] for i in positions]
-            snapshots = _snapshots(self.task, starts, [rate], steps, batch_size=self.batch_size)
-            found |= {i: networks[0].clone() for i, (_, networks) in zip(positions, snapshots, strict=True)}
-        return found
-
-    def by_rate(self, wanted: Iterable[int]) -> dict[float, list[int]]:
-        """The wanted positions, ascending, by their learning rate."""
         positions = sorted(wanted)
-        return {
-            rate: [i for i in positions if self.learning_rates[i] == rate]
-            for rate in sorted({self.learning_rates[i] for i in positions})
-        }
+        for rate in sorted({self.learning_rates[i] for i in positions}):
+            chosen = [i for i in positions if self.learning_rates[i] == rate]
+            steps = [self.steps[i] for i in chosen]
+            snapshots = _snapshots(self.task, starts, [rate], steps, batch_size=self.batch_size)
+            found |= {i: networks[0].clone() for i, networks in zip(chosen, snapshots, strict=True)}
+        return found
 
 
 @dataclass(frozen=True)
@@ -75,14 +69,13 @@ class AdamCurve:
     Attributes:
         steps: (S,) numbers of steps.
         learning_rates: (S,) tuned.
-        val_loss, test_loss, test_error: (N, S).
+        val_loss, test_error: (N, S).
         seconds_per_step: wall time of one step of one network, trained as one of a population.
     """
 
     steps: tuple[int, ...]
     learning_rates: tuple[float, ...]
     val_loss: Tensor
-    test_loss: Tensor
     test_error: Tensor
     seconds_per_step: float
 
@@ -148,7 +141,7 @@ class RankOneExtrapolation:
         position = int(np.searchsorted(self.tuned.steps, _PROBE_STEPS[-1]))
         rate = self.tuned.learning_rates[min(position, len(self.tuned.steps) - 1)]
         snapshots = _snapshots(self.tuned.task, starts, [rate], _PROBE_STEPS, batch_size=self.tuned.batch_size)
-        path = torch.stack([networks[0] - starts for _, networks in snapshots], dim=1)  # (N, probes, P)
+        path = torch.stack([networks[0] - starts for networks in snapshots], dim=1)  # (N, probes, P)
         main = torch.linalg.svd(path, full_matrices=False).Vh[:, 0]  # (N, P)
         return main * (path[:, -1] * main).sum(1, keepdim=True)
 
@@ -177,7 +170,7 @@ def tune_adam(
     table = torch.stack(
         [
             torch.stack([_mean_log(task.evaluate(one, "val")["loss"].unsqueeze(1))[0] for one in networks])
-            for _, networks in snapshots
+            for networks in snapshots
         ]
     )  # (S, L)
     best = table.min(1)
@@ -187,26 +180,25 @@ def tune_adam(
 
 def adam_curve(tuned: TunedAdam, starts: Tensor) -> AdamCurve:
     """Losses after each number of steps from starts (N, P), and the time of a step."""
+    positions = range(len(tuned.steps))
     began = time.perf_counter()
-    networks = tuned.train(starts, range(len(tuned.steps)))
+    networks = tuned.train(starts, positions)
     seconds = time.perf_counter() - began
-    num_steps = sum(tuned.steps[positions[-1]] for positions in tuned.by_rate(range(len(tuned.steps))).values())
-    val = [tuned.task.evaluate(networks[i], "val") for i in range(len(tuned.steps))]
-    test = [tuned.task.evaluate(networks[i], "test") for i in range(len(tuned.steps))]
+    longest = dict(zip(tuned.learning_rates, tuned.steps, strict=True))  # by rate
+    val, test = ([tuned.task.evaluate(networks[i], split) for i in positions] for split in ("val", "test"))
     return AdamCurve(
         tuned.steps,
         tuned.learning_rates,
         torch.stack([values["loss"] for values in val], dim=1),
-        torch.stack([values["loss"] for values in test], dim=1),
         torch.stack([values["error"] for values in test], dim=1),
-        seconds / (num_steps * len(starts)),
+        seconds / (sum(longest.values()) * len(starts)),
     )
 
 
 def _snapshots(
     task: Task, starts: Tensor, learning_rates: Sequence[float], steps: Sequence[int], *, batch_size: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Each number of steps, and the networks (L, N, P) after it."""
+) -> Iterator[Tensor]:
+    """Networks (L, N, P) after each number of steps."""
     rates = torch.tensor(learning_rates, device=task.device).repeat_interleave(len(starts))
     snapshots = train_population(
         task,
@@ -219,7 +211,7 @@ def _snapshots(
         init_params=starts.repeat(len(learning_rates), 1),
     )
     for snapshot in snapshots:
-        yield snapshot.inner_step, snapshot.params.unflatten(0, (len(learning_rates), len(starts))).to(starts.device)
+        yield snapshot.params.unflatten(0, (len(learning_rates), len(starts))).to(starts.device)
 
 
 def _mean_log(losses: Tensor) -> Tensor:

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from generator.evaluation.novelty import COPIES, GENERATED, HELD_OUT, BandReport, HalvesReport, NoveltyReport
+from generator.evaluation.novelty import COPIES, GENERATED, HELD_OUT, NoveltyReport
 from generator.evaluation.protocol import GENERATOR, Evaluation, SamplerResult
 from generator.evaluation.verdict import Estimate, Verdict
+
+from .controls import BandReport, HalvesReport
+from .study import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,12 +34,13 @@ _MAX_RATIO: Final = 2.5
 _TITLE_WIDTH: Final = 92
 
 
-def save_plots(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Draw everything that an evaluation holds; returns the files."""
+def save_plots(study: Study, folder: Path) -> list[Path]:
+    """Draw everything that a study holds; returns the files."""
+    evaluation = study.evaluation
     figures = {
         "alignment": plot_alignment(evaluation),
         "collapse": plot_collapse(evaluation.results[GENERATOR]),
-        "updates": plot_updates(evaluation),
+        "updates": plot_updates(study),
         "foretelling": plot_foretelling(evaluation),
     }
     for report in evaluation.novelty:
@@ -109,17 +113,17 @@ def plot_collapse(result: SamplerResult) -> Figure:
     return figure
 
 
-def plot_updates(evaluation: Evaluation) -> Figure:
+def plot_updates(study: Study) -> Figure:
     """Loss and error of tuned Adam by steps, the levels that one, two ... updates reach, and R² after each."""
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained", width_ratios=(3, 3, 2))
-    adam, updates = evaluation.adam, evaluation.recursion
+    adam, updates = study.adam, study.evaluation.recursion
     _draw_updates(panels[0], adam.steps, _log_mean(adam.val_loss), [_log_mean(one.val["loss"])[0] for one in updates])
     _draw_updates(panels[1], adam.steps, adam.test_error.mean(0), [1 - one.lowest_accuracy for one in updates])
     panels[0].set(yscale="log", ylabel="val loss [nats]")
     panels[1].set(yscale="log", ylabel="test error")
-    last = 1 - evaluation.final_accuracy.mean().item()
+    last = 1 - study.evaluation.final_accuracy.mean().item()
     panels[1].axhline(last, color="black", lw=1, ls=(0, (1, 3)), label="last snapshots of the zoo")
     panels[1].legend(fontsize=8, loc="upper right")
     numbers = range(1, len(updates) + 1)
