@@ -24,7 +24,7 @@ from learned_opt.meta_training.estimators import GradientEstimator
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
 from zoo.networks.initialization import derive_seed
 
-_CHECKPOINT_VERSION: Final = 1
+_CHECKPOINT_VERSION: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class MetaTrainConfig:
     Args:
         num_outer_steps: updates of theta.
         optimizer: of theta.
-        seed: of perturbations, problems and data.
+        seed: of perturbations, tasks and data.
         validate_every: outer steps between validations; the last step is always validated.
         checkpoint_every: outer steps between checkpoints.
     """
