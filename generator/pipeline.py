@@ -9,47 +9,32 @@ Legend: B networks generated, P numbers of one network.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from operator import index
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
+from generator.model import transformer
 from generator.model.context import NetworkContext
-from generator.model.transformer import RecurrentDiffusionTransformer
+from generator.networks import GeneratedParams, Start, only_layout, read_start
 from generator.prompts.calibration import Calibration
-from generator.prompts.prompt import Prompt
-from generator.sampler import Scheduler, sample_params
-from generator.tokens.normalizer import ParamNormalizer
+from generator.prompts.prompt import Prompt, PromptValue
+from generator.sampler import NUM_TRAIN_TIMESTEPS, DDIMScheduler, Scheduler, sample_params
+from generator.tokens import normalizer as normalizers
 from generator.tokens.tokenizer import is_generated
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.storage.splits import SplitRule
 from zoo.tasks.task import Task
 
-Start = nn.Module | Mapping[str, Tensor] | Tensor
-
-
-@dataclass(frozen=True)
-class GeneratedParams:
-    """Networks from the pipeline.
-
-    Attributes:
-        params: (B, P) on the pipeline's device, de-normalised.
-        layout: names and shapes of the vector's parts.
-    """
-
-    params: Tensor
-    layout: ParamLayout
-
-    def __len__(self) -> int:
-        return len(self.params)
-
-    def state_dicts(self) -> list[dict[str, Tensor]]:
-        """One dict for each network, ready for `load_state_dict`."""
-        return [self.layout.unflatten(vector) for vector in self.params]
+PIPELINE_FOLDER: Final = "pipeline"  # where a training keeps its pipeline
+_FEW_STEPS: Final = 100  # up to here, steps that are not evenly spaced differ by less than two per cent
 
 
 class ParameterPipeline(DiffusionPipeline):
@@ -67,8 +52,8 @@ class ParameterPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        model: RecurrentDiffusionTransformer,
-        normalizer: ParamNormalizer,
+        model: transformer.RecurrentDiffusionTransformer,
+        normalizer: normalizers.ParamNormalizer,
         scheduler: Scheduler,
         *,
         splits: dict[str, Any] | None = None,
@@ -78,15 +63,35 @@ class ParameterPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(model=model, normalizer=normalizer, scheduler=scheduler)
         self.register_to_config(splits=splits, task_bits_column=task_bits_column, calibrations=calibrations)
-        self.model: RecurrentDiffusionTransformer
-        self.normalizer: ParamNormalizer
+        self.model: transformer.RecurrentDiffusionTransformer
+        self.normalizer: normalizers.ParamNormalizer
         self.scheduler: Scheduler
         self._contexts: dict[tuple[ParamLayout, torch.device], NetworkContext] = {}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ParameterPipeline:
-        """Pipeline saved by `save_pretrained`."""
-        return super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False, **kwargs})
+        """Pipeline in the folder that `save_pretrained` wrote, or in the one that a training was given as `out`.
+
+        Raises:
+            FileNotFoundError: if there is none; nothing is downloaded.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        found = [path for path in (folder, folder / PIPELINE_FOLDER) if (path / cls.config_name).exists()]
+        if not found:
+            is_unfinished = (folder / "checkpoints").exists()
+            reason = "its training has not ended, run the same command again" if is_unfinished else "was it moved?"
+            raise FileNotFoundError(f"no pipeline ({cls.config_name}) in {folder} or its {PIPELINE_FOLDER}/: {reason}")
+        return super().from_pretrained(str(found[0]), **{"low_cpu_mem_usage": False, **kwargs})
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The saved index, with the modules in which this release keeps the classes of the pipeline's parts.
+
+        An index names the public surface, that of release 0.1 names files; diffusers looks for base classes there, too.
+        """
+        config: Any = super().load_config(*args, **kwargs)
+        modules = {"model": transformer.__name__, "normalizer": normalizers.__name__}
+        return {**config, **{name: [module, config[name][1]] for name, module in modules.items()}}
 
     @property
     def metrics(self) -> list[str]:
@@ -103,13 +108,13 @@ class ParameterPipeline(DiffusionPipeline):
     def __call__(
         self,
         start: Start | None = None,
-        prompt: Mapping[str, float | Tensor] | None = None,
+        prompt: Mapping[str, PromptValue] | None = None,
         *,
         num_samples: int | None = None,
         num_inference_steps: int = 8,
         guidance_scale: float = 1.0,
         eta: float = 0.0,
-        start_metrics: Mapping[str, float | Tensor] | None = None,
+        start_metrics: Mapping[str, PromptValue] | None = None,
         task_bits: Tensor | Sequence[float] | None = None,
         layout: ParamLayout | None = None,
         task: Task | None = None,
@@ -118,7 +123,8 @@ class ParameterPipeline(DiffusionPipeline):
         """Generate networks.
 
         Args:
-            start: a module, a state dict, or vectors (P,) or (B, P); None for a network from noise.
+            start: a module, a state dict, vectors (P,) or (B, P), networks of another call, or a list of these; None
+                for a network from noise.
             prompt: asked values by metric, one or B each; None asks for any network of the training runs. A value
                 outside what the training runs reached is answered as the nearest one inside, with a warning.
             num_samples: networks to generate; with a single start, samples of its update. Default: one per start.
@@ -127,49 +133,60 @@ class ParameterPipeline(DiffusionPipeline):
             eta: 0 for the deterministic sampler, 1 for ancestral sampling.
             start_metrics: what is known of the start, as `prompt`.
             task_bits: (T,) or (B, T), for a generator trained on a family of tasks.
-            layout: to generate; default that of the start module, or the only one seen in training.
+            layout: to generate; default that of the start, or the only one seen in training.
             task: of the network; only generators with fingerprints or recomputed running statistics need it, see
                 `generator.model.fingerprints` and `generator.model.batch_norm`.
             generator: random numbers, on the CPU or the pipeline's device.
 
         Raises:
-            ValueError: for an unknown metric, NaN, or numbers of networks that do not fit together.
+            ValueError: for an unknown metric, NaN, a setting out of range, or numbers of networks that do not fit
+                together.
             LayoutMismatchError: if the start is of another architecture.
         """
-        layout = self._layout_of(start, layout)
-        starts = None if start is None else self._start_vectors(start, layout)
-        batch_size = _batch_size(starts, num_samples)
+        self._check_sampling(num_inference_steps, guidance_scale, eta, generator)
+        starts = None
+        if start is None:
+            layout = layout or only_layout(self.normalizer.layouts)
+        else:
+            layout, starts = read_start(start, self.normalizer.layouts, layout)
+        context = self._context(layout, task)
+        size = 1 if starts is None else len(starts)
+        if num_samples is not None:
+            wanted = as_count("num_samples", num_samples)
+            if wanted != size > 1:
+                raise ValueError(f"num_samples must be {size} for as many starts, got {wanted}")
+            size = wanted
         asked = Prompt.of(
             prompt,
             self.metrics,
-            batch_size,
+            size,
             start=start_metrics,
             task_bits=task_bits,
             num_task_bits=self.model.config["num_task_bits"],
         )
         asked.warn_outside(self.model.ranges)
         asked = self._calibrated(asked.clamped(self.model.ranges), layout, "noise" if start is None else "start")
-        if starts is not None:
-            starts = starts.expand(batch_size, -1)
         generated = sample_params(
             self.model,
-            self._context(layout, task),
+            context,
             self.scheduler,
             asked,
-            start=starts,
+            start=None if starts is None else starts.expand(size, -1),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             eta=eta,
             generator=generator,
         )
         if starts is not None:
-            _copy_integers(layout, starts.to(generated.device), generated)
+            for slot in layout:
+                if not is_generated(slot):
+                    generated[:, slot.span] = starts[:, slot.span].to(generated.device)
         return GeneratedParams(generated, layout)
 
     def improve(
         self,
         start: Start,
-        prompt: Mapping[str, float | Tensor],
+        prompt: Mapping[str, PromptValue],
         *,
         num_updates: int,
         num_inference_steps: int = 8,
@@ -178,34 +195,24 @@ class ParameterPipeline(DiffusionPipeline):
     ) -> list[GeneratedParams]:
         """Networks after each of `num_updates` updates, each of which starts from the last with the same prompt."""
         results: list[GeneratedParams] = []
-        layout = self._layout_of(start, None)
-        for _ in range(num_updates):
-            results.append(
-                self(
-                    results[-1].params if results else start,
-                    prompt,
-                    num_inference_steps=num_inference_steps,
-                    layout=layout,
-                    task=task,
-                    generator=generator,
-                )
-            )
+        for _ in range(as_count("num_updates", num_updates)):
+            last = results[-1] if results else start
+            results.append(self(last, prompt, num_inference_steps=num_inference_steps, task=task, generator=generator))
         return results
 
-    def _layout_of(self, start: Start | None, layout: ParamLayout | None) -> ParamLayout:
-        """The layout asked for, else that of a module, else the only trained one that fits."""
-        if layout is not None:
-            return layout
-        if isinstance(start, nn.Module):
-            return ParamLayout.of(start)
-        known = self.normalizer.layouts
-        if isinstance(start, Tensor):
-            known = tuple(one for one in known if one.num_params == start.shape[-1]) or known
-        elif start is not None:
-            known = tuple(one for one in known if one.slots and _has_shapes_of(one, start)) or known
-        if len(known) > 1:
-            raise ValueError(f"the generator knows {len(known)} layouts; pass layout=ParamLayout.of(module)")
-        return known[0]
+    def _check_sampling(self, num_steps: int, guidance_scale: float, eta: float, rng: torch.Generator | None) -> None:
+        number = as_count("num_inference_steps", num_steps, NUM_TRAIN_TIMESTEPS)
+        is_ddim = isinstance(self.scheduler, DDIMScheduler)
+        if is_ddim and number > _FEW_STEPS and NUM_TRAIN_TIMESTEPS % number:
+            raise ValueError(f"above {_FEW_STEPS}, num_inference_steps must divide {NUM_TRAIN_TIMESTEPS}, got {number}")
+        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+            raise ValueError(f"guidance_scale must be a number from 0 up (1 for no guidance), got {guidance_scale}")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral sampling), got {eta}")
+        if eta and not is_ddim:
+            raise ValueError(f"eta must be 0 for a generator trained with prediction='flow', got {eta}")
+        if rng is not None and not isinstance(rng, torch.Generator):
+            raise ValueError(f"generator must be a torch.Generator, got {rng!r}; use torch.Generator().manual_seed(0)")
 
     def _calibrated(self, prompt: Prompt, layout: ParamLayout, mode: str) -> Prompt:
         """What to ask the model for; a layout or a mode that it was not trained on is asked as it is."""
@@ -219,42 +226,29 @@ class ParameterPipeline(DiffusionPipeline):
         target[:, column] = calibration(target[:, column])
         return replace(prompt, target=target)
 
-    def _start_vectors(self, start: Start, layout: ParamLayout) -> Tensor:
-        vectors = start if isinstance(start, Tensor) else layout.flatten(start)
-        layout.check_vector(vectors)
-        vectors = vectors.detach().reshape(-1, layout.num_params).float()
-        if not bool(vectors.isfinite().all()):
-            raise ValueError("start must be finite, got NaN or infinity in its parameters; did its training diverge?")
-        return vectors
-
     def _context(self, layout: ParamLayout, task: Task | None) -> NetworkContext:
+        """How the generator sees networks of a layout, which need not be one it was trained on."""
         key = (layout, self.device)
         if key not in self._contexts:
-            self._contexts[key] = NetworkContext.of(self.normalizer, layout).to(self.device)
+            try:
+                self._contexts[key] = NetworkContext.of(self.normalizer, layout).to(self.device)
+            except ValueError as error:
+                raise LayoutMismatchError(f"the generator was trained on other architectures: {error}") from error
         context = self._contexts[key]
-        return context if task is None else replace(context, task=task.to(self.device))
+        if task is None:
+            return context
+        if [(slot.name, slot.shape) for slot in task.layout] != [(slot.name, slot.shape) for slot in layout]:
+            raise LayoutMismatchError(f"task {task.name!r} is of another architecture than the networks to generate")
+        return replace(context, task=task.to(self.device))
 
 
-def _batch_size(starts: Tensor | None, num_samples: int | None) -> int:
-    if starts is None or len(starts) == 1:
-        size = 1 if num_samples is None else num_samples
-        if size < 1:
-            raise ValueError(f"num_samples must be at least 1, got {size}")
-        return size
-    if num_samples not in (None, len(starts)):
-        raise ValueError(f"num_samples must be {len(starts)} for as many starts, got {num_samples}")
-    return len(starts)
-
-
-def _has_shapes_of(layout: ParamLayout, tensors: Mapping[str, Tensor]) -> bool:
+def as_count(name: str, value: int, most: int | None = None) -> int:
+    """The value as a positive integer; ValueError with its name otherwise."""
     try:
-        layout.flatten(tensors)
-    except LayoutMismatchError:
-        return False
-    return True
-
-
-def _copy_integers(layout: ParamLayout, source: Tensor, target: Tensor) -> None:
-    for slot in layout:
-        if not is_generated(slot):
-            target[:, slot.span] = source[:, slot.span]
+        number = index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}") from None
+    if number < 1 or (most is not None and number > most):
+        bound = "at least 1" if most is None else f"from 1 to {most}"
+        raise ValueError(f"{name} must be {bound}, got {number}")
+    return number

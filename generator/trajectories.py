@@ -54,6 +54,13 @@ class PairConfig:
     start_metric_dropout: float = 0.3
     permute_units: bool = False
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        for name, value in vars(self).items():
+            if name.endswith(("_share", "_dropout")) and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+
     @property
     def modes(self) -> list[str]:
         """The modes that a model learns: networks from "noise", updates of a "start"."""
@@ -91,6 +98,7 @@ class Trajectories:
 
     Attributes:
         layout: of the networks.
+        num_snapshots: S.
         runs: (R,) numbers of the runs in the zoo.
         metrics: (R, S) by name, NaN where unknown.
         counts: (R,) snapshots that each run has.
@@ -109,10 +117,12 @@ class Trajectories:
     ) -> None:
         self.layout = layout
         self.metrics = dict(sorted(metrics.items()))
-        num_runs, num_snapshots = next(iter(metrics.values())).shape
+        num_runs, self.num_snapshots = (
+            params.shape[:2] if isinstance(params, Tensor) else (params.num_runs, params.num_snapshots)
+        )
         self.runs = torch.arange(num_runs) if runs is None else runs
-        self.counts = torch.full((num_runs,), num_snapshots) if counts is None else counts
-        self.task_bits = torch.zeros(num_runs, 0) if task_bits is None else task_bits
+        self.counts = torch.full(self.runs.shape, self.num_snapshots) if counts is None else counts
+        self.task_bits = torch.zeros(len(self.runs), 0) if task_bits is None else task_bits
         self._params = params
 
     @classmethod
@@ -125,9 +135,10 @@ class Trajectories:
         mask_column: str | None = None,
         num_task_bits: int = 0,
         max_runs: int | None = None,
+        min_snapshots: int = 2,
         memory_budget: int = _DEFAULT_MEMORY_BUDGET,
     ) -> Trajectories:
-        """The runs of a split that did not diverge and have at least two snapshots.
+        """The runs of a split that did not diverge.
 
         Args:
             zoo: open zoo.
@@ -136,16 +147,27 @@ class Trajectories:
             mask_column: column of runs/ whose bits are the task bits.
             num_task_bits: T.
             max_runs: only the first so many.
+            min_snapshots: that a run must have; two for the update of a start.
             memory_budget: bytes; snapshots that fit are held in memory, others are read when they are drawn.
 
         Raises:
-            ValueError: if no run is left.
+            ValueError: if no run is left, or the zoo does not record a metric.
         """
+        missing = sorted(set(metrics) - set(zoo.spec.metric_names))
+        if missing:
+            raise ValueError(
+                f"the zoo does not record {missing}, only {list(zoo.spec.metric_names)}; choose metrics among these, "
+                "or metrics=() for an unconditional generator"
+            )
         counts = (zoo.inner_step >= 0).sum(1)
         chosen = zoo.split(split)
-        chosen = chosen[counts[chosen] >= 2][:max_runs]
+        chosen = chosen[counts[chosen] >= min_snapshots][:max_runs]
         if not len(chosen):
-            raise ValueError(f"split {split!r} of the zoo has no finished run with two snapshots; is the zoo built?")
+            sizes = ", ".join(f"{len(zoo.split(name))} {name}" for name in zoo.spec.splits.fractions)
+            raise ValueError(
+                f"split {split!r} of the zoo has no run with {min_snapshots} snapshots; runs that are there: {sizes}, "
+                f"of up to {int(counts.max(initial=0))} snapshots. A zoo of more runs has some in every split"
+            )
         size = len(chosen) * zoo.num_snapshots * zoo.layout.num_params * 4
         params = _load(zoo, chosen) if size <= memory_budget else zoo
         bits = None
@@ -176,6 +198,11 @@ class Trajectories:
         snapshots = (torch.rand(num_networks, generator=rng) * self.counts[rows]).long()
         return self.read(rows, snapshots)
 
+    @property
+    def has_updates(self) -> bool:
+        """Whether a run has two snapshots, so that one can be the start of the other."""
+        return bool((self.counts > 1).any())
+
     def range_of(self, metric: str) -> MetricRange:
         """Smallest and largest finite value of a metric."""
         values = self.metrics[metric]
@@ -195,7 +222,7 @@ class Trajectories:
         size = config.batch_size
         rows = torch.randint(len(self), (size,), generator=rng)
         counts = self.counts[rows]
-        has_start = torch.rand(size, generator=rng) < config.start_share
+        has_start = (torch.rand(size, generator=rng) < config.start_share) & (counts > 1)
         is_initial = torch.rand(size, generator=rng) < config.initial_share
         first = (torch.rand(size, generator=rng) * (counts - 1)).long().masked_fill(is_initial, 0)
         fraction = torch.rand(size, generator=rng)
@@ -238,8 +265,9 @@ class Trajectories:
         self, config: PairConfig, rng: torch.Generator, *, rows: Tensor, first: Tensor, last: Tensor, has_start: Tensor
     ) -> Prompt:
         size, num_metrics = len(rows), len(self.metrics)
-        target = torch.stack([values[rows, last] for values in self.metrics.values()], dim=1)
-        start = torch.stack([values[rows, first] for values in self.metrics.values()], dim=1)
+        target, start = torch.empty(2, size, num_metrics)
+        for column, values in enumerate(self.metrics.values()):
+            target[:, column], start[:, column] = values[rows, last], values[rows, first]
         dropped = torch.rand(size, 1, generator=rng) < config.prompt_dropout
         left_out = torch.rand(size, num_metrics, generator=rng) < config.metric_dropout * (num_metrics > 1)
         unknown = (torch.rand(size, 1, generator=rng) < config.start_metric_dropout) | ~has_start[:, None]

@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from learned_opt.evaluation.coordinate_check import check_pretrained, plot
-from scripts.cli import console, run, save_run
+
+from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> None:

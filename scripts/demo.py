@@ -21,14 +21,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from scripts.cli import console, run, save_run
+from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> None:
-    from scripts.demo_report.page import write_report
-    from scripts.demo_report.summary import summarize, summary_table
-    from scripts.demo_stages.all import STAGES
-    from scripts.demo_stages.stage import Record, choose_stages, record_path, run_stage
+    from .demo_report.page import write_report
+    from .demo_report.summary import summarize, summary_table
+    from .demo_stages.all import STAGES
+    from .demo_stages.stage import Record, choose_stages, record_path, run_stage
 
     chosen = choose_stages(STAGES, config)
     for stage in STAGES.values():

@@ -1,14 +1,14 @@
 """Evaluate a generator on initial networks that it has not seen, beside everything that it must beat.
 
-    python -m scripts.evaluate_generator pipeline=PATH zoo=PATH
+    python -m scripts.evaluate_generator pipeline=out/generator zoo=PATH
     python -m scripts.evaluate_generator pipeline=PATH zoo=PATH others.twin=PATH others.function_loss_only=PATH
     python -m scripts.evaluate_generator pipeline=PATH zoo=PATH train_controls=true
 
-Inputs: a saved pipeline, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all tables and
-verdicts, `evaluation.json` with all numbers, pictures, the resolved config and `summary.json`. A generator of small
-networks takes about five minutes; `train_controls=true` trains three more generators with the settings of the first,
-three times its training, for the novelty tests C and E. A generator of a task family is evaluated in seconds, on the
-tasks that its training held out. The protocol is in docs/evaluation.md.
+Inputs: the folder of a trained generator, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all
+tables and verdicts, `evaluation.json` with all numbers, pictures, the resolved config and `summary.json`. For small
+networks it takes about five minutes; `train_controls=true` trains three more generators with the settings of the
+first, three times its training, for the novelty tests C and E. A generator of a task family is evaluated in seconds, on
+the tasks that its training held out. The protocol is in docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from scripts.cli import console, run, save_run
+from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> None:
@@ -25,44 +25,50 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
-    from generator import ParameterPipeline, PipelineSampler, Testbed, evaluate
-    from generator.evaluation import control_reports, train_controls, unseen_tasks_report
-    from generator.evaluation.plots import plot_band, plot_halves, save_figure, save_plots
-    from generator.evaluation.report import print_report, print_verdicts, save_report, summary, task_table
-    from zoo.storage.zoo import Zoo
+    from generator import ParameterPipeline, PipelineSampler, Testbed
+    from generator.evaluation import unseen_tasks_report
+    from zoo import Zoo
+
+    from .studies.generator.controls import control_reports, train_controls
+    from .studies.generator.plots import plot_band, plot_halves, save_figure, save_plots
+    from .studies.generator.report import print_report, print_verdicts, save_report, summary, task_table
+    from .studies.generator.ridge import task_rivals
+    from .studies.generator.study import study
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     zoo = Zoo.open(str(config.zoo))
-    out = Path(str(config.out or Path(str(config.pipeline)).parent / "evaluation"))
+    trained = Path(str(config.pipeline))
+    trained = trained if (trained / "pipeline").exists() else trained.parent  # folder of the training
+    out = Path(str(config.out or trained / "evaluation"))
     paths = {"generator": config.pipeline, **config.others}
     pipes = {name: ParameterPipeline.from_pretrained(str(path)) for name, path in paths.items()}
     if pipes["generator"].model.config["num_task_bits"]:
-        tasks = unseen_tasks_report(pipes["generator"], zoo)
+        tasks = unseen_tasks_report(pipes["generator"], zoo, rivals=task_rivals)
         console.print(task_table(tasks))
         save_run(out, config, tasks)
         return
     testbed = Testbed.from_zoo(zoo)
-    samplers = {
-        name: PipelineSampler(
-            pipe,
-            testbed.task,
-            use_start=config.use_start,
-            num_inference_steps=config.num_inference_steps,
-            eta=config.eta,
-        )
-        for name, pipe in pipes.items()
-    }
+    sampling = {name: config[name] for name in ("use_start", "num_inference_steps", "eta")}
+    samplers = {name: PipelineSampler(pipe, testbed.task, **sampling) for name, pipe in pipes.items()}
     generator = samplers.pop("generator")
     sizes = instantiate(config.evaluation, uses_start=generator.uses_start)
 
-    evaluation = evaluate(generator, testbed, others=samplers, config=sizes, report=console.print)
+    result = study(
+        generator,
+        testbed,
+        others=samplers,
+        config=sizes,
+        max_adam_steps=config.max_adam_steps,
+        num_tuning_starts=config.num_tuning_starts,
+        report=console.print,
+    )
     text = Console(width=180, record=True, file=console.file)
-    print_report(evaluation, text)
-    save_report(evaluation, out / "evaluation.json")
-    save_plots(evaluation, out)
+    print_report(result, text)
+    save_report(result, out / "evaluation.json")
+    save_plots(result, out)
     if config.train_controls:
-        settings = OmegaConf.load(config.training_config or Path(str(config.pipeline)).parent / "config.yaml")
+        settings = OmegaConf.load(config.training_config or trained / "config.yaml")
         controls = train_controls(
             testbed,
             zoo,
@@ -77,7 +83,7 @@ def main(config: DictConfig) -> None:
         save_figure(plot_halves(reports.halves), out / "halves.png")
         save_figure(plot_band(reports.band), out / "band.png")
     text.save_text(str(out / "report.txt"))
-    save_run(out, config, summary(evaluation))
+    save_run(out, config, summary(result.evaluation))
     console.print(f"report and pictures in {out}", soft_wrap=True)
 
 

@@ -27,13 +27,15 @@ from learned_opt.evaluation.plots import plot_all
 from learned_opt.evaluation.record import QUESTION, record_body, write_cards
 from learned_opt.evaluation.rivals import rivals
 from learned_opt.meta_training.allocator import keep_freed_memory
-from scripts import cli
-from scripts.bench.record import write_record
+
+from . import cli
 
 _PACKAGES = ("torch", "prodigyopt", "schedulefree", "lion-pytorch")
 
 
 def main(config: DictConfig) -> None:
+    if config.record and __name__ == "weightfoundry.evaluate_optimizer":
+        raise ValueError("record=true writes into a clone: run python -m scripts.evaluate_optimizer there")
     torch.set_num_threads(config.num_threads)
     keep_freed_memory()
     out = Path(config.out)
@@ -68,6 +70,8 @@ def main(config: DictConfig) -> None:
     plot_all(evaluation, out)
     cli.console.print(text, soft_wrap=True, markup=False)
     if config.record:
+        from .bench.record import write_record  # a wheel has no benchmarks
+
         path = write_record("learned_opt", QUESTION, text, _PACKAGES, list(HydraConfig.get().overrides.task))
         cli.console.print(f"wrote {', '.join(map(str, [path, *write_cards(evaluation)]))}")
     cli.save_run(out, config, {"tasks": len(tasks), "methods": list(results)})

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from scripts.cli import console, run, save_run
 from zoo import get_task, import_checkpoints
 from zoo.inspection import summarize, summary_tables
+
+from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> int:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from scripts.cli import console, run, save_run
 from zoo.inspection import draw_zoo, summarize, summary_tables
 from zoo.storage.zoo import Zoo
+
+from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> int:

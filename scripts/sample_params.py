@@ -1,11 +1,12 @@
 """Sample networks from a trained generator.
 
-    python -m scripts.sample_params pipeline=PATH prompt.loss=0.2 out=x.safetensors [start=y.safetensors] [zoo=PATH]
+    python -m scripts.sample_params pipeline=out/generator prompt.loss=0.2 out=x.safetensors [start=y] [zoo=PATH]
 
-Inputs: a pipeline folder; optionally a network to start from, as safetensors with the names of its state dict. A
-generator that looks at what networks compute also needs a zoo of its task, as it was trained on, for the images.
-Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names and
-shapes that `load_state_dict` takes; `config.yaml` and `summary.json` in the folder x-sample. Typical run time: seconds.
+Inputs: the folder of a trained generator; optionally a network to start from, as safetensors with the names of its
+state dict. A generator that looks at what networks compute also needs a zoo of its task, as it was trained on, for the
+images. Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names
+and shapes that `load_state_dict` takes; `config.yaml` and `summary.json` in the folder x-sample. Typical run time:
+seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from scripts.cli import console, run, save_run
+from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> None:
@@ -22,7 +23,7 @@ def main(config: DictConfig) -> None:
     from safetensors.torch import load_file, save_file
 
     from generator import ParameterPipeline
-    from generator.training.train import task_of
+    from generator.training.inputs import task_of
     from zoo.storage.zoo import Zoo
 
     pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(config.device)

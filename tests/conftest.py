@@ -1,4 +1,4 @@
-"""A small zoo that several tests read; they must not write to it. One thread for all tests.
+"""A small zoo that several tests read; they must not write to it. One thread for all tests, or OMP_NUM_THREADS.
 
 Networks in tests are so small that a second thread gains nothing, and on a busy machine threads wait for each other.
 """
@@ -15,8 +15,9 @@ from zoo.storage.schema import RunStatus, ZooSpec
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))  # set for processes that tests start, too
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which diffusers and lightning do
 
 STEPS = (0, 1, 4, 40, 400)
 

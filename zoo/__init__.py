@@ -1,14 +1,21 @@
 """Populations of trained networks: train them at once, keep every trajectory, read them fast."""
 
-from zoo.building.build import build_zoo
-from zoo.checkpoints.importer import import_checkpoints
-from zoo.networks.layout import GroupAxis, LayoutMismatchError, ParamLayout, ParamSlot, SymmetryGroup
-from zoo.storage.schema import RunStatus, ZooSpec
-from zoo.storage.writer import ZooWriter
-from zoo.storage.zoo import Zoo
-from zoo.tasks.registry import get_task
-from zoo.tasks.task import Batch, Task
-from zoo.training.population import train_population
+from typing import TYPE_CHECKING
+
+from zoo.lazy import lazy_surface
+
+if TYPE_CHECKING:
+    from zoo.building.build import build_zoo
+    from zoo.checkpoints.importer import import_checkpoints
+    from zoo.networks.layout import GroupAxis, LayoutMismatchError, ParamLayout, ParamSlot, SymmetryGroup
+    from zoo.storage.schema import RunStatus, ZooSpec
+    from zoo.storage.writer import ZooWriter
+    from zoo.storage.zoo import Zoo
+    from zoo.tasks.registry import get_task
+    from zoo.tasks.task import Batch, Task
+    from zoo.training.population import train_population
+else:
+    __getattr__, __dir__ = lazy_surface(__name__)
 
 __all__ = [
     "Batch",

@@ -1,12 +1,18 @@
 """What a trained generator is worth: asked on unseen starts, beside baselines, and tested for copies."""
 
-from generator.evaluation.collapse import collapse_report
-from generator.evaluation.controls import control_reports, train_controls
-from generator.evaluation.novelty import novelty_report
-from generator.evaluation.protocol import EvaluationConfig, evaluate
-from generator.evaluation.testbed import PipelineSampler, Testbed
-from generator.evaluation.unseen_starts import alignment_report
-from generator.evaluation.unseen_tasks import unseen_tasks_report
+from typing import TYPE_CHECKING
+
+from zoo.lazy import lazy_surface
+
+if TYPE_CHECKING:
+    from generator.evaluation.collapse import collapse_report
+    from generator.evaluation.novelty import novelty_report
+    from generator.evaluation.protocol import EvaluationConfig, evaluate
+    from generator.evaluation.testbed import PipelineSampler, Testbed
+    from generator.evaluation.unseen_starts import alignment_report
+    from generator.evaluation.unseen_tasks import unseen_tasks_report
+else:
+    __getattr__, __dir__ = lazy_surface(__name__)
 
 __all__ = [
     "EvaluationConfig",
@@ -14,9 +20,7 @@ __all__ = [
     "Testbed",
     "alignment_report",
     "collapse_report",
-    "control_reports",
     "evaluate",
     "novelty_report",
-    "train_controls",
     "unseen_tasks_report",
 ]

@@ -20,6 +20,7 @@ from generator.evaluation.testbed import Testbed
 from generator.evaluation.verdict import Estimate, Verdict
 from zoo.networks.metrics import (
     ensemble_gain,
+    euclidean_distances,
     log_prob_distance,
     loss_correlation,
     mean_delta_share,
@@ -150,7 +151,7 @@ def collapse_report(testbed: Testbed, starts: Tensor, generated: Tensor, prompt:
 def _pair_rows(params: Tensor, behaviour: Behaviour) -> dict[str, Tensor]:
     """Measures of pairs, as each network's mean over the others (N,)."""
     matrices = {
-        "raw distance": torch.cdist(params, params),
+        "raw distance": euclidean_distances(params),
         "wrong-prediction IoU": wrong_prediction_iou(behaviour.predictions, behaviour.targets),
         "loss correlation": loss_correlation(behaviour.losses),
         "log-prob distance": log_prob_distance(behaviour.log_probs),

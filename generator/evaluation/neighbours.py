@@ -1,7 +1,7 @@
 """Nearest networks up to the order of units, in a large set, without matching every pair.
 
-Sorting the numbers that a permutation could bring into any order gives a lower bound of the matched distance that a
-matrix product computes. Only the networks with the lowest bounds are matched; an exact copy has bound zero and cannot
+Sorting the numbers that a permutation could bring into any order gives a lower bound of the matched distance that
+needs no matching. Only the networks with the lowest bounds are matched; an exact copy has bound zero and cannot
 be missed.
 
 Legend: N networks, M others, K neighbours, C candidates, P numbers of one network.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo.networks.alignment import align, groups_are_independent
 from zoo.networks.layout import ParamLayout
-from zoo.networks.metrics import matched_distances
+from zoo.networks.metrics import euclidean_distances, matched_distances
 from zoo.networks.symmetry import Permutations, grouped_axes
 
 DEFAULT_NUM_CANDIDATES: Final = 128
@@ -87,7 +87,7 @@ def distance_bounds(layout: ParamLayout, params: Tensor, others: Tensor) -> Tens
     The best order of several numbers for a Euclidean distance sorts both sides; where units carry more than one
     number, each of these may take an order of its own, which only lowers the distance.
     """
-    return torch.cdist(sorted_params(layout, params), sorted_params(layout, others))
+    return euclidean_distances(sorted_params(layout, params), sorted_params(layout, others))
 
 
 def sorted_params(layout: ParamLayout, params: Tensor) -> Tensor:

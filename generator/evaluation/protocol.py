@@ -1,8 +1,8 @@
-"""The whole evaluation of a generator: one call, everything that the report prints.
+"""The whole evaluation of a generator in one call.
 
-    evaluation = evaluate(PipelineSampler(pipe, task), Testbed(task, train, unseen))
+    evaluation = evaluate(PipelineSampler(pipe, task), Testbed.from_zoo(zoo))
 
-The protocol is described in docs/evaluation.md.
+The protocol is described in docs/evaluation.md; `scripts.evaluate_generator` adds rivals that are trained or fitted.
 
 Legend: N unseen starts, K prompts, P numbers of one network.
 """
@@ -19,26 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from generator.alignment import Alignment, measure_alignment
-from generator.evaluation.adam_baselines import (
-    AdamCurve,
-    AdamSteps,
-    RankOneExtrapolation,
-    TunedAdam,
-    adam_curve,
-    tune_adam,
-)
 from generator.evaluation.baselines import (
     MatchedAverage,
     MeanDelta,
     NearestNeighbours,
     NoisyCopy,
     Retrieval,
-    initial_networks,
 )
 from generator.evaluation.collapse import CollapseReport, collapse_report
 from generator.evaluation.generalization import MAX_GAP, Generalization
 from generator.evaluation.novelty import Foretelling, NoveltyReport, novelty_report, retrieval_verdict
-from generator.evaluation.ridge import Ridge
 from generator.evaluation.testbed import METRIC, Sampler, Testbed, log_gap
 from generator.evaluation.verdict import Estimate, Verdict
 from generator.trajectories import Trajectories
@@ -61,9 +51,7 @@ class EvaluationConfig:
         num_prompts: K from the floor upwards.
         uses_start: whether the generator looks at starts; otherwise nothing is fed back, and (D) does not apply.
         num_updates: how often networks are fed back.
-        max_adam_steps: most steps of tuned Adam.
-        num_tuning_starts: training starts on which Adam and its extrapolation are tuned.
-        baselines: whether to evaluate baselines too.
+        baselines: whether to evaluate the simple baselines too.
         seed: of all noise.
     """
 
@@ -72,10 +60,13 @@ class EvaluationConfig:
     num_prompts: int = 16
     uses_start: bool = True
     num_updates: int = 4
-    max_adam_steps: int = 1000
-    num_tuning_starts: int = 32
     baselines: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_starts", "num_novelty_starts", "num_prompts", "num_updates"):
+            if getattr(self, name) < 1 + (name != "num_updates"):
+                raise ValueError(f"{name} must be at least {1 + (name != 'num_updates')}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,6 @@ class Evaluation:
         final_accuracy: (N,) test accuracy of the unseen runs' last snapshots.
         results: by sampler, the generator first.
         recursion: the generator's alignment after one, two ... updates.
-        adam: what tuned Adam reaches from the same starts.
         novelty: tests (A) and (B), at the prompts of the generator's `collapse`.
         verdicts: by claim.
     """
@@ -117,7 +107,6 @@ class Evaluation:
     final_accuracy: Tensor
     results: dict[str, SamplerResult]
     recursion: list[Alignment]
-    adam: AdamCurve
     novelty: tuple[NoveltyReport, ...]
     verdicts: dict[str, Verdict]
 
@@ -135,24 +124,17 @@ def evaluate(
     Args:
         generator: to evaluate.
         testbed: task, its training runs, unseen runs.
-        others: more samplers by name for the same tables, such as a deterministic twin or a generator that was
-            trained with the function-space loss alone.
+        others: more samplers by name for the same tables, such as fitted baselines, a deterministic twin or a
+            generator that was trained with the function-space loss alone.
         config: sizes.
         report: told what is done next.
     """
     config = config or EvaluationConfig()
     starts = testbed.starts(config.num_starts)
-    report("tuning Adam")
-    tuned = tune_adam(
-        testbed.task, initial_networks(testbed.train)[: config.num_tuning_starts], max_steps=config.max_adam_steps
-    )
     report(f"sampling for {len(starts)} starts")
     own_result, generated = evaluate_sampler(generator, testbed, starts, config)
-    rivals = dict(others or {})
-    if config.baselines:
-        rivals |= all_baselines(testbed.train, tuned, config.num_tuning_starts)
     results = {GENERATOR: own_result}
-    for name, rival in rivals.items():
+    for name, rival in ((simple_baselines(testbed.train) if config.baselines else {}) | dict(others or {})).items():
         report(f"sampling by {name}")
         results[name] = evaluate_sampler(rival, testbed, starts, config)[0]
     last = testbed.unseen.read(torch.arange(len(starts)), testbed.unseen.counts[: len(starts)] - 1)
@@ -169,24 +151,19 @@ def evaluate(
         1 - testbed.task.evaluate(last, "test")["error"].cpu(),
         results,
         recursion(generator, testbed, generated, own_result.alignment, config),
-        adam_curve(tuned, starts),
         tuple(novelty),
         _verdicts(results, novelty, uses_start=config.uses_start),
     )
 
 
-def all_baselines(train: Trajectories, tuned: TunedAdam, num_tuning_starts: int) -> dict[str, Sampler]:
-    """Every baseline by the name it has in the tables."""
+def simple_baselines(train: Trajectories) -> dict[str, Sampler]:
+    """Copies and averages of training runs, by the names that they have in tables."""
     return {
         "retrieval": Retrieval(train),
         "mean of 8 nearest": NearestNeighbours(train, 8),
         "start + mean update": MeanDelta(train),
         "matched average of 4": MatchedAverage(train, 4),
         "noisy copy": NoisyCopy(train, 0.1),
-        "ridge": Ridge(train),
-        "matched ridge": Ridge(train, matched=True),
-        "rank-1 extrapolation": RankOneExtrapolation(tuned, initial_networks(train)[:num_tuning_starts]),
-        "tuned Adam": AdamSteps(tuned),
     }
 
 

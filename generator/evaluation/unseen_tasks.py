@@ -1,21 +1,20 @@
-"""Networks for tasks of a family that no training run had: accuracy by task, beside regression and retrieval.
+"""Networks for tasks of a family that no training run had: accuracy by task, beside the tasks' own runs.
 
 Legend: R runs of the held-out tasks, T task bits, P numbers of one network.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
-from generator.evaluation.task_baselines import NearestTask, TaskRidge, TaskSampler
 from generator.evaluation.testbed import METRIC
 from generator.pipeline import ParameterPipeline
 from generator.training.held_out_tasks import with_splits
-from generator.training.train import task_of
+from generator.training.inputs import task_of
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
@@ -24,32 +23,34 @@ GENERATOR: Final = "unseen tasks"
 _NUM_INFERENCE_STEPS: Final = 8
 
 
-@dataclass(frozen=True)
-class PipelineTaskSampler:
-    """A trained pipeline from noise, as a sampler for tasks."""
-
-    pipeline: ParameterPipeline
-    zoo: Zoo
+class TaskSampler(Protocol):
+    """Makes networks for tasks."""
 
     def __call__(self, task_bits: Tensor, asked: Tensor, rng: torch.Generator) -> Tensor:
-        return self.pipeline(
-            prompt={METRIC: asked},
-            task_bits=task_bits,
-            num_samples=len(task_bits),
-            num_inference_steps=_NUM_INFERENCE_STEPS,
-            layout=self.zoo.layout,
-            generator=rng,
-        ).params.cpu()
+        """Networks (B, P) for task bits (B, T) and val losses (B,)."""
+        ...
 
 
-def unseen_tasks_report(pipe: ParameterPipeline, zoo: Zoo, *, seed: int = 0) -> dict[str, dict[str, float]]:
+def unseen_tasks_report(
+    pipe: ParameterPipeline,
+    zoo: Zoo,
+    *,
+    rivals: Callable[[Trajectories], Mapping[str, TaskSampler]] = lambda train: {},
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
     """Test accuracy on the tasks that the pipeline's training held out, one network for each of their runs.
 
     Everyone is asked for the median over training runs of the lowest val loss.
 
+    Args:
+        pipe: trained on a family of tasks.
+        zoo: that it was trained on.
+        rivals: makes further samplers by name from the training runs.
+        seed: of the noise.
+
     Returns:
-        By "unseen tasks" (the pipeline), "matched ridge", "retrieval" and "held-out runs" (their last snapshots):
-        "mean" over tasks and "worst" task of the accuracy, mean "norm" of the networks, "num_tasks".
+        By "unseen tasks" (the pipeline), rival, and "held-out runs" (their last snapshots): "mean" over tasks and
+        "worst" task of the accuracy, mean "norm" of the networks, "num_tasks".
 
     Raises:
         ValueError: if the pipeline was not trained on a family of tasks.
@@ -64,14 +65,23 @@ def unseen_tasks_report(pipe: ParameterPipeline, zoo: Zoo, *, seed: int = 0) -> 
         for split in ("train", "test")
     )
     task = task_of(zoo).for_runs(held_out.runs.tolist())
-    floor = train.best(METRIC)
-    asked = torch.full((len(held_out),), floor)
+
+    def generated(task_bits: Tensor, asked: Tensor, rng: torch.Generator) -> Tensor:
+        return pipe(
+            prompt={METRIC: asked},
+            task_bits=task_bits,
+            num_samples=len(task_bits),
+            num_inference_steps=_NUM_INFERENCE_STEPS,
+            layout=zoo.layout,
+            generator=rng,
+        ).params.cpu()
+
     samplers: dict[str, TaskSampler] = {
-        GENERATOR: PipelineTaskSampler(pipe, zoo),
-        "matched ridge": TaskRidge(train, floor),
-        "retrieval": NearestTask(train),
+        GENERATOR: generated,
+        **rivals(train),
         "held-out runs": lambda *_: held_out.read(torch.arange(len(held_out)), held_out.counts - 1),
     }
+    asked = torch.full((len(held_out),), train.best(METRIC))
     return {
         name: task_figures(task, sample(held_out.task_bits, asked, torch.Generator().manual_seed(seed)), held_out)
         for name, sample in samplers.items()

@@ -1,16 +1,23 @@
-"""What the generator needs to know of the networks in a batch: tokens, normalisation, and the task to run them on."""
+"""One layout as the generator sees it: tokens, normalisation, and the task that its networks are run on.
+
+Legend: B networks, P numbers of one network, E examples, n units of a group, F features of a unit.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from generator.model.batch_norm import has_batch_norm
+from generator.model.batch_norm import has_batch_norm, recompute_batch_norm, run_in_batch_mode
+from generator.model.fingerprints import fixed_examples, unit_fingerprints
 from generator.tokens.normalizer import ParamNormalizer, Scale
-from generator.tokens.tokenizer import ChunkTokenizer, NeuronTokenizer
+from generator.tokens.tokenizer import ParamTokenizer
 from zoo.networks.layout import ParamLayout
-from zoo.tasks.task import Task
+from zoo.tasks.task import Batch, Task
+
+_HOW_TO_GIVE_A_TASK = "pass task=get_task(...), on the command line zoo=PATH"
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class NetworkContext:
             `generator.model.batch_norm`.
     """
 
-    tokenizer: NeuronTokenizer | ChunkTokenizer
+    tokenizer: ParamTokenizer
     scale: Scale
     task: Task | None = None
     recompute_batch_norm: bool = False
@@ -41,6 +48,43 @@ class NetworkContext:
     def layout(self) -> ParamLayout:
         return self.tokenizer.layout
 
+    @property
+    def device(self) -> torch.device:
+        return self.scale.mean.device
+
     def to(self, device: torch.device | str) -> NetworkContext:
         task = None if self.task is None else self.task.to(device)
         return replace(self, scale=self.scale.to(device), task=task)
+
+    def fingerprints(self, params: Tensor, examples: Batch | None = None) -> dict[str, Tensor]:
+        """Features (B, n, F) by group of what the units of networks (B, P) compute on examples, by default fixed ones.
+
+        Raises:
+            ValueError: without a task.
+        """
+        if self.task is None:
+            raise ValueError(
+                f"this generator looks at what networks compute on labelled training examples; {_HOW_TO_GIVE_A_TASK}"
+            )
+        return unit_fingerprints(self.task, params, fixed_examples(self.task) if examples is None else examples)
+
+    def outputs(self, task: Task, params: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs (B, E, ..., K) of networks (B, P) in the mode in which the generator's networks are meant to run."""
+        if self.recompute_batch_norm:
+            return run_in_batch_mode(task, params, inputs)[0]
+        return task.predict(params, inputs)
+
+    def generated(self, values: Tensor) -> Tensor:
+        """Networks (B, P) of normalised values (B, P), running statistics recomputed where they are.
+
+        Raises:
+            ValueError: if they are recomputed and there is no task.
+        """
+        params = self.scale.denormalize(values)
+        if not self.recompute_batch_norm:
+            return params
+        if self.task is None:
+            raise ValueError(
+                f"this generator recomputes BatchNorm's running statistics on training images; {_HOW_TO_GIVE_A_TASK}"
+            )
+        return recompute_batch_norm(self.task, params)

@@ -18,9 +18,8 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from zoo.tasks.policies import PolicyTask
+from zoo.tasks.objectives import Probabilistic
 from zoo.tasks.task import Batch, Task
 
 PREDICTIONS: Final = ("sample", "v_prediction", "flow")
@@ -69,6 +68,10 @@ class ObjectiveConfig:
             raise ValueError("function_energy_weight needs energy_score=True: it scores two samples per target")
         if self.self_fed_share and self.prediction != "sample":
             raise ValueError(f"self_fed_share needs prediction='sample', got {self.prediction!r}")
+        for name, value in vars(self).items():
+            least = 1 if name in ("function_examples", "function_episodes") else 0
+            if isinstance(value, int | float) and not value >= least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if not (self.params_weight or self.function_weight):
             raise ValueError("params_weight or function_weight must be positive, both are 0: nothing would be learned")
 
@@ -139,7 +142,7 @@ def log_loss_gap(achieved: Tensor, reference: Tensor) -> Tensor:
     return ((achieved + LOSS_FLOOR).log() - (reference + LOSS_FLOOR).log()).abs()
 
 
-def return_gap(task: PolicyTask, predicted: Tensor, real: Tensor, num_episodes: int, rng: torch.Generator) -> Tensor:
+def return_gap(task: Task, predicted: Tensor, real: Tensor, num_episodes: int, rng: torch.Generator) -> Tensor:
     """Function-space loss (B,) of policies: difference of the shares of the horizon that are lost in the same episodes.
 
     Its gradient is the policy gradient, towards or away from longer episodes. Returns are read as they are, and so are
@@ -160,11 +163,8 @@ def return_gap(task: PolicyTask, predicted: Tensor, real: Tensor, num_episodes: 
 
 def comparable_outputs(task: Task, outputs: Tensor) -> Tensor:
     """What the energy score on outputs compares: log-probabilities of classes or actions, else the outputs."""
-    if task.objective.name in ("cross_entropy", "policy_gradient"):
-        return F.log_softmax(outputs, dim=-1).clamp(min=_LOG_PROB_FLOOR)
-    if task.objective.name == "binary_cross_entropy":
-        return F.logsigmoid(torch.cat((outputs, -outputs), dim=-1)).clamp(min=_LOG_PROB_FLOOR)
-    return outputs
+    objective = task.objective
+    return objective.log_probs(outputs).clamp(min=_LOG_PROB_FLOOR) if isinstance(objective, Probabilistic) else outputs
 
 
 def _rms(difference: Tensor) -> Tensor:

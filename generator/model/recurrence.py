@@ -66,7 +66,7 @@ class GatedLinearRecurrence(nn.Module):
         ahead = linear_scan(keep[..., :width], fed[..., :width])
         back = linear_scan(keep[..., width:].flip(1), fed[..., width:].flip(1)).flip(1)
         mixed = torch.cat((ahead, back), dim=-1) * nn.functional.silu(output_gate).repeat(1, 1, 2)
-        return x + self.output(mixed)  # (B, L, d)
+        return x + self.output(mixed.to(x.dtype))  # (B, L, d)
 
 
 class _LinearScan(torch.autograd.Function):

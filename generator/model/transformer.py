@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -25,10 +26,25 @@ from torch import Tensor, nn
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
 from generator.model.recurrence import GatedLinearRecurrence
 from generator.prompts.prompt import MetricRange, Prompt, PromptEncoder
-from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer, FeatureBlock, ParamTokenizer
+from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer, ParamTokenizer
 from generator.tokens.windows import from_windows, sinusoids, to_windows
 
 _NUM_TIME_FREQUENCIES: Final = 5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model makes of a prompt and a start, before it sees any noise.
+
+    Attributes:
+        tokens: (B, n, d) of each group, or (B, L, d) chunks: what is known of each token, its prototype included.
+        start: features of the start by block name; empty for a model without starts.
+        asked: (B, c) features of the prompt, and whether there is a start.
+    """
+
+    tokens: list[Tensor]
+    start: Mapping[str, Tensor]
+    asked: Tensor
 
 
 class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -54,6 +70,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         start_skip: weight, at first, with which edges of the start enter the prediction.
         window: chunk tokens attend within windows of so many; 0 for attention over the whole network.
     """
+
+    __module__ = "generator"  # what saved pipelines name: the public surface, not this file
 
     @register_to_config
     def __init__(
@@ -112,7 +130,14 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         self.decoders = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in node_widths.items()})
         if edge_widths:
             self.edge_condition = nn.Linear(width, edge_width)
-            self.edge_encoders = nn.ModuleDict({key: _mlp(channels * k, edge_width) for key, k in edge_widths.items()})
+            self.edge_encoders = nn.ModuleDict(
+                {
+                    key: nn.Sequential(
+                        nn.Linear(channels * size, 2 * edge_width), nn.GELU(), nn.Linear(2 * edge_width, edge_width)
+                    )
+                    for key, size in edge_widths.items()
+                }
+            )
             self.edge_decoder = EdgeDecoder(width, edge_width)
             self.edge_outputs = nn.ModuleDict(
                 {key: zero_init(nn.Linear(2 * edge_width, size)) for key, size in edge_widths.items()}
@@ -132,7 +157,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         start: Tensor | None = None,
         has_start: Tensor | None = None,
         fingerprints: Mapping[str, Tensor] | None = None,
-        prototypes: Tensor | None = None,
+        reading: Reading | None = None,
         windows: Tensor | None = None,
     ) -> Tensor:
         """Prediction of the clean normalised parameters, or of what the objective asks for.
@@ -146,126 +171,107 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             start: (B, P) normalised start; None for none.
             has_start: (B,) 0 or 1; default all 1 if a start is given.
             fingerprints: (B, n, F) functional features of the start (or the noisy network) by group name.
-            prototypes: from `self.prototypes`, which need not be repeated for every sampling step.
+            reading: from `self.read`, which need not be repeated for every sampling step.
             windows: (K,) numbers of the windows to denoise (chunk tokens only).
 
         Returns:
             (B, P); with `windows`, (B * K, window, W) chunks of these.
         """
-        batch = len(prompt)
-        has_start = self._presence(start, has_start, batch, prompt.target.device)
-        condition = self._condition(prompt, has_start, timestep)  # (B, d)
-        if self.config["noisy_as_start"] and noisy is not None:
-            start = noisy if start is None else torch.where(has_start[:, None] > 0, start, noisy)
         drawn = [values for values in (noisy, latent) if values is not None]
         if len(drawn) != self.num_drawn:
             raise ValueError(f"this model takes {self.num_drawn} of noisy values and latent, got {len(drawn)}")
-        tokens, start_features = self._start_tokens(tokenizer, start, has_start, fingerprints)
-        if self.recurrent and prototypes is None:
-            prototypes = self._prototypes_of(tokenizer, tokens, prompt, has_start)
-        drawn_features = [tokenizer.encode(values) for values in drawn]
-        if isinstance(tokenizer, ChunkTokenizer):
-            known = tokens[0] if prototypes is None else tokens[0] + prototypes  # (B, L, d)
-            return self._denoise_chunks(tokenizer, known, drawn_features, condition, windows)
-        if prototypes is not None:
-            tokens = [part + prototypes[:, i, None] for i, part in enumerate(tokens)]
-        return self._denoise_graph(tokenizer, tokens, drawn_features, start_features, condition)
-
-    def prototypes(
-        self,
-        tokenizer: ParamTokenizer,
-        prompt: Prompt,
-        *,
-        start: Tensor | None = None,
-        has_start: Tensor | None = None,
-        fingerprints: Mapping[str, Tensor] | None = None,
-    ) -> Tensor | None:
-        """Prototypes of groups (B, G, d) or chunks (B, L, d), which do not depend on the noise; None without."""
-        if not self.recurrent:
-            return None
-        has_start = self._presence(start, has_start, len(prompt), prompt.target.device)
-        tokens, _ = self._start_tokens(tokenizer, start, has_start, fingerprints)
-        return self._prototypes_of(tokenizer, tokens, prompt, has_start)
-
-    def _presence(self, start: Tensor | None, has_start: Tensor | None, batch: int, device: torch.device) -> Tensor:
-        if start is not None and not self.start_encoders:
-            raise ValueError("this model was built without a start; pass start=None")
-        if start is None:
-            return torch.zeros(batch, device=device)
-        return torch.ones(batch, device=device) if has_start is None else has_start.float()
-
-    def _condition(self, prompt: Prompt, has_start: Tensor, timestep: Tensor | None) -> Tensor:
-        parts = [self.prompt_encoder(prompt), has_start[:, None]]
+        if reading is None:
+            reading = self.read(
+                tokenizer, prompt, noisy=noisy, start=start, has_start=has_start, fingerprints=fingerprints
+            )
+        asked = [reading.asked]
         if self.config["diffusion"]:
             if timestep is None:
                 raise ValueError("a diffusion model needs a timestep, got None")
             waves = timestep[:, None] * 2.0 ** torch.arange(_NUM_TIME_FREQUENCIES, device=timestep.device) * math.pi / 2
-            parts += [waves.sin(), waves.cos()]
-        return self.condition(torch.cat(parts, dim=1))
+            asked += [waves.sin().to(reading.asked.dtype), waves.cos().to(reading.asked.dtype)]
+        condition = self.condition(torch.cat(asked, dim=1))  # (B, d)
+        features = [tokenizer.encode(values.to(reading.asked.dtype)) for values in drawn]
+        if isinstance(tokenizer, ChunkTokenizer):
+            return self._denoise_chunks(tokenizer, reading, features, condition, windows)
+        return self._denoise_graph(tokenizer, reading, features, condition)
 
-    def _start_tokens(
+    def read(
         self,
         tokenizer: ParamTokenizer,
-        start: Tensor | None,
-        has_start: Tensor,
-        fingerprints: Mapping[str, Tensor] | None,
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """What is known of each token before any noise: (B, n, d) per group, and the start's features."""
-        device, batch = has_start.device, len(has_start)
-        if tokenizer.is_ordered:
-            positions = sinusoids(tokenizer.positions.to(device), self.config["width"])  # type: ignore[attr-defined]
-            tokens = [positions.expand(batch, -1, -1)]
-        else:
-            roles = self.role(_roles(len(tokenizer.groups), device))  # (G, d)
-            tokens = [role.expand(batch, group.size, -1) for role, group in zip(roles, tokenizer.groups, strict=True)]
-        if not self.start_encoders:
-            return tokens, {}
-        if start is None:
-            start = torch.zeros(batch, tokenizer.layout.num_params, device=device)
-        is_known = torch.ones_like(has_start) if self.config["noisy_as_start"] else has_start
-        features = tokenizer.encode(start * is_known[:, None])
-        for block in _node_blocks(tokenizer):
-            index = block.groups[0]
-            tokens[index] = tokens[index] + self.start_encoders[block.key](features[block.name])
-        if self.fingerprint_encoder is not None and fingerprints is not None:
+        prompt: Prompt,
+        *,
+        noisy: Tensor | None = None,
+        start: Tensor | None = None,
+        has_start: Tensor | None = None,
+        fingerprints: Mapping[str, Tensor] | None = None,
+    ) -> Reading:
+        """What the model makes of the prompt and the start. It depends on noisy values if these stand for a start.
+
+        Args: as for `forward`.
+        """
+        batch, device, dtype = len(prompt), prompt.target.device, self.dtype
+        if start is not None and not self.start_encoders:
+            raise ValueError("this model was built without a start; pass start=None")
+        if start is None or has_start is None:
+            has_start = torch.full((batch,), float(start is not None), device=device)
+        is_known = has_start[:, None].to(dtype)  # (B, 1)
+        asked = torch.cat((self.prompt_encoder(prompt).to(dtype), is_known), dim=1)
+        if self.config["noisy_as_start"] and noisy is not None:
+            start = noisy if start is None else torch.where(has_start[:, None] > 0, start, noisy)
+            is_known = torch.ones_like(is_known)
+
+        tokens = self._places(tokenizer, batch)
+        features: dict[str, Tensor] = {}
+        if self.start_encoders:
+            if start is None:
+                start = torch.zeros(batch, tokenizer.layout.num_params, device=device)
+            features = tokenizer.encode(start.to(dtype) * is_known)
+            for block in tokenizer.node_blocks:
+                index = block.groups[0]
+                tokens[index] = tokens[index] + self.start_encoders[block.key](features[block.name])
+        if self.start_encoders and self.fingerprint_encoder is not None and fingerprints is not None:
             for index, group in enumerate(tokenizer.groups):
                 if group.name in fingerprints:
-                    known = self.fingerprint_encoder(self.config["fingerprint_scale"] * fingerprints[group.name])
-                    tokens[index] = tokens[index] + known * is_known[:, None, None]
-        return tokens, features
+                    faint = self.config["fingerprint_scale"] * fingerprints[group.name]
+                    tokens[index] = tokens[index] + self.fingerprint_encoder(faint.to(dtype)) * is_known[..., None]
 
-    def _prototypes_of(
-        self, tokenizer: ParamTokenizer, tokens: Sequence[Tensor], prompt: Prompt, has_start: Tensor
-    ) -> Tensor:
-        asked = self.recurrence_condition(torch.cat((self.prompt_encoder(prompt), has_start[:, None]), dim=1))
-        if tokenizer.is_ordered:
-            sequence = self.summary(tokens[0])  # (B, L, d)
-        else:
-            sequence = torch.stack([self.summary(part).mean(1) for part in tokens], dim=1)  # (B, G, d)
-        sequence = sequence + asked[:, None]
+        if self.recurrent and isinstance(tokenizer, ChunkTokenizer):
+            tokens = [tokens[0] + self._prototypes(self.summary(tokens[0]), asked)]  # (B, L, d)
+        elif self.recurrent:
+            groups = torch.stack([self.summary(part).mean(1) for part in tokens], dim=1)  # (B, G, d)
+            prototypes = self._prototypes(groups, asked)
+            tokens = [part + prototypes[:, i, None] for i, part in enumerate(tokens)]
+        return Reading(tokens, features, asked)
+
+    def _places(self, tokenizer: ParamTokenizer, batch: int) -> list[Tensor]:
+        """(B, n, d) of each group: where its tokens are in the network."""
+        if isinstance(tokenizer, ChunkTokenizer):
+            positions = sinusoids(tokenizer.positions.to(self.device), self.config["width"])
+            return [positions.to(self.dtype).expand(batch, -1, -1)]
+        roles = self.role(_roles(len(tokenizer.groups), self.device).to(self.dtype))  # (G, d)
+        return [role.expand(batch, group.size, -1) for role, group in zip(roles, tokenizer.groups, strict=True)]
+
+    def _prototypes(self, sequence: Tensor, asked: Tensor) -> Tensor:
+        """What the recurrence over groups (B, G, d) or chunks (B, L, d) makes of each."""
+        sequence = sequence + self.recurrence_condition(asked)[:, None]
         for layer in self.recurrent:
             sequence = layer(sequence)
         return self.prototype(sequence)
 
     def _denoise_graph(
-        self,
-        tokenizer: ParamTokenizer,
-        tokens: list[Tensor],
-        drawn: Sequence[Mapping[str, Tensor]],
-        start: Mapping[str, Tensor],
-        condition: Tensor,
+        self, tokenizer: ParamTokenizer, reading: Reading, drawn: Sequence[Mapping[str, Tensor]], condition: Tensor
     ) -> Tensor:
-        node_blocks, edge_blocks = _node_blocks(tokenizer), [block for block in tokenizer.blocks if block.is_edge]
-        spans = _spans(tokenizer)
-        for block in node_blocks if drawn else []:
+        tokens, spans = list(reading.tokens), tokenizer.spans
+        for block in tokenizer.node_blocks if drawn else []:
             stacked = torch.cat([features[block.name] for features in drawn], dim=-1)
             tokens[block.groups[0]] = tokens[block.groups[0]] + self.drawn_encoders[block.key](stacked)
         x = torch.cat(tokens, dim=1) + condition[:, None]  # (B, n, d)
 
-        channels = [*drawn, start] if start else list(drawn)
-        pairs = [EdgePair(spans[block.groups[0]], spans[block.groups[1]]) for block in edge_blocks]
+        channels = [*drawn, reading.start] if reading.start else list(drawn)
+        pairs = [EdgePair(spans[block.groups[0]], spans[block.groups[1]]) for block in tokenizer.edge_blocks]
         edges = []
-        for block in edge_blocks:
+        for block in tokenizer.edge_blocks:
             stacked = torch.cat([features[block.name] for features in channels], dim=-1)
             encoded = self.edge_encoders[block.key](stacked)
             edges.append(encoded + self.edge_condition(condition)[:, None, None])  # (B, n_target, n_source, e)
@@ -274,8 +280,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             x = layer(x, condition, edges, pairs)
         x = self.final_norm(x)
 
-        output = {block.name: self.decoders[block.key](x[:, spans[block.groups[0]]]) for block in node_blocks}
-        for block, edge, pair in zip(edge_blocks, edges, pairs, strict=True):
+        output = {block.name: self.decoders[block.key](x[:, spans[block.groups[0]]]) for block in tokenizer.node_blocks}
+        for block, edge, pair in zip(tokenizer.edge_blocks, edges, pairs, strict=True):
             hidden = self.edge_decoder(edge, x[:, pair.target], x[:, pair.source])
             skips = zip(self.edge_skips[block.key].unbind(), channels, strict=True)
             skipped = torch.stack([weight * features[block.name] for weight, features in skips]).sum(0)
@@ -285,11 +291,12 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
     def _denoise_chunks(
         self,
         tokenizer: ChunkTokenizer,
-        known: Tensor,
+        reading: Reading,
         drawn: Sequence[Mapping[str, Tensor]],
         condition: Tensor,
         windows: Tensor | None,
     ) -> Tensor:
+        (known,) = reading.tokens
         batch, length, _ = known.shape
         window = self.window or length
         everything = torch.arange(math.ceil(length / window), device=known.device)
@@ -311,28 +318,9 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
 
 def model_widths(tokenizers: Sequence[ParamTokenizer]) -> tuple[dict[str, int], dict[str, int]]:
     """Features per node and per edge by block key, over all layouts that a model should serve."""
-    nodes: dict[str, int] = {}
-    edges: dict[str, int] = {}
-    for tokenizer in tokenizers:
-        for block in tokenizer.blocks:
-            (edges if block.is_edge else nodes)[block.key] = block.width
+    nodes = {block.key: block.width for tokenizer in tokenizers for block in tokenizer.node_blocks}
+    edges = {block.key: block.width for tokenizer in tokenizers for block in tokenizer.edge_blocks}
     return nodes, edges
-
-
-def _mlp(num_inputs: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(num_inputs, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-
-def _node_blocks(tokenizer: ParamTokenizer) -> list[FeatureBlock]:
-    return [block for block in tokenizer.blocks if not block.is_edge]
-
-
-def _spans(tokenizer: ParamTokenizer) -> list[slice]:
-    spans, begin = [], 0
-    for group in tokenizer.groups:
-        spans.append(slice(begin, begin + group.size))
-        begin += group.size
-    return spans
 
 
 def _roles(num_groups: int, device: torch.device) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from generator.prompts.prompt import is_lower_better
@@ -41,6 +40,8 @@ class Calibration:
     @classmethod
     def fit(cls, prompts: Tensor, achieved: Tensor, metric: str = "val_loss") -> Calibration:
         """From prompts (K,) and the values (N, K) reached, by isotonic regression of what each reached on average."""
+        from sklearn.isotonic import IsotonicRegression  # takes longer to import than a pipeline that is only asked
+
         forward, back = _scale(metric)
         asked, order = prompts.double().sort()
         means = forward(achieved.double()[:, order]).mean(0)

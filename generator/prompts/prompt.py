@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+PromptValue = float | Sequence[float] | np.ndarray | Tensor  # one number, or one for each network
 ALIASES: Final = {"loss": "val_loss", "error": "val_error", "return": "val_return"}
 _FREQUENCIES: Final = (0.5, 1.0, 2.0, 4.0)
 _LOG_FLOORS: Final = {"loss": 1e-4, "error": 5e-3}
@@ -50,11 +52,11 @@ class Prompt:
     @classmethod
     def of(
         cls,
-        values: Mapping[str, float | Tensor] | None,
+        values: Mapping[str, PromptValue] | None,
         metrics: Sequence[str],
         batch_size: int,
         *,
-        start: Mapping[str, float | Tensor] | None = None,
+        start: Mapping[str, PromptValue] | None = None,
         task_bits: Tensor | Sequence[float] | None = None,
         num_task_bits: int = 0,
     ) -> Prompt:
@@ -65,9 +67,14 @@ class Prompt:
         """
         bits = torch.full((batch_size, num_task_bits), math.nan)
         if task_bits is not None:
-            given = torch.as_tensor(task_bits, dtype=torch.float32)
-            if given.shape[-1] != num_task_bits:
-                raise ValueError(f"task_bits must have {num_task_bits} entries, got {given.shape[-1]}")
+            given = torch.as_tensor(task_bits, dtype=torch.float32).cpu()
+            if given.shape not in ((num_task_bits,), (1, num_task_bits), (batch_size, num_task_bits)):
+                raise ValueError(
+                    f"task_bits must have {num_task_bits} entries for each of {batch_size} networks, or for all of "
+                    f"them, got shape {tuple(given.shape)}"
+                )
+            if not ((given == 0) | (given == 1)).all():
+                raise ValueError(f"task_bits must be zeros and ones, got {given.unique().tolist()[:4]}")
             bits = given.expand(batch_size, num_task_bits)
         return cls(_table(values, metrics, batch_size), _table(start, metrics, batch_size), bits)
 
@@ -76,6 +83,11 @@ class Prompt:
 
     def __getitem__(self, chosen: Tensor) -> Prompt:
         return Prompt(self.target[chosen], self.start[chosen], self.task_bits[chosen])
+
+    @property
+    def is_null(self) -> Tensor:
+        """(B,) bool: whether nothing is asked."""
+        return self.target.isnan().all(1) & self.task_bits.isnan().all(1)
 
     def to(self, device: torch.device | str) -> Prompt:
         return Prompt(self.target.to(device), self.start.to(device), self.task_bits.to(device))
@@ -90,7 +102,7 @@ class Prompt:
 
     def clamped(self, ranges: Mapping[str, MetricRange]) -> Prompt:
         """Targets outside the ranges replaced by the nearest value inside; what is not given stays so."""
-        bounds = torch.tensor([(known.low, known.high) for known in ranges.values()])  # (M, 2)
+        bounds = torch.tensor([(known.low, known.high) for known in ranges.values()]).view(-1, 2)  # (M, 2)
         return replace(self, target=self.target.clamp(bounds[:, 0], bounds[:, 1]))
 
     def warn_outside(self, ranges: Mapping[str, MetricRange]) -> None:
@@ -147,19 +159,31 @@ def canonical_metric(name: str, metrics: Sequence[str]) -> str:
     """Full name of a metric; ValueError with the known ones otherwise."""
     full = ALIASES.get(name, name)
     if full not in metrics:
-        raise ValueError(f"the generator was not trained on metric {name!r}; it knows {list(metrics)}")
+        known = f"it knows {list(metrics)}" if metrics else "it is unconditional, leave the prompt out"
+        raise ValueError(f"the generator was not trained on metric {name!r}; {known}")
     return full
 
 
-def _table(values: Mapping[str, float | Tensor] | None, metrics: Sequence[str], batch_size: int) -> Tensor:
+def _table(values: Mapping[str, PromptValue] | None, metrics: Sequence[str], batch_size: int) -> Tensor:
+    """(B, M) values by metric, NaN where none is given."""
     table = torch.full((batch_size, len(metrics)), math.nan)
-    for name, value in (values or {}).items():
-        column = torch.as_tensor(value, dtype=torch.float32)
+    if not isinstance(values, Mapping | None):
+        raise ValueError(f"values must be given by metric, as in {{'loss': 0.2}}, got {values!r}")
+    names = [canonical_metric(name, metrics) for name in values or {}]
+    if len(set(names)) < len(names):
+        raise ValueError(f"each metric may be given once, got {list(values or {})}")
+    for full, (name, value) in zip(names, (values or {}).items(), strict=True):
+        try:
+            column = torch.as_tensor(value, dtype=torch.float32).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{name} must be a number or {batch_size} numbers, got {value!r}") from None
         if column.isnan().any():
             raise ValueError(f"{name} must be a number, got NaN; leave a metric out to ask nothing of it")
         if column.ndim > 1 or (column.ndim == 1 and len(column) not in (1, batch_size)):
-            raise ValueError(f"{name} must be one value or {batch_size}, got shape {tuple(column.shape)}")
-        table[:, list(metrics).index(canonical_metric(name, metrics))] = column.cpu()
+            raise ValueError(
+                f"{name} must be one value or {batch_size}, one for each network, got shape {tuple(column.shape)}"
+            )
+        table[:, list(metrics).index(full)] = column
     return table
 
 

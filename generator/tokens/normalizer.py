@@ -9,7 +9,7 @@ Legend: N networks, P numbers of one network, S statistics over all keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from generator.tokens.tokenizer import ChunkTokenizer, NeuronTokenizer, ParamTokenizer, is_generated, make_tokenizer
+from generator.tokens.tokenizer import ParamTokenizer, is_generated, make_tokenizer
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 
 _MIN_STD: Final = 1e-4
@@ -68,6 +68,8 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         recompute_batch_norm: whether BatchNorm's running statistics are recomputed on training images after sampling.
     """
 
+    __module__ = "generator"  # what saved pipelines name: the public surface, not this file
+
     @register_to_config
     def __init__(
         self,
@@ -80,11 +82,20 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         sizes = dict(sorted((statistics or {}).items()))  # saved configs are sorted
         self.sizes = sizes
-        self.register_buffer("mean", torch.zeros(sum(sizes.values())))
-        self.register_buffer("std", torch.ones(sum(sizes.values())))
+        self.register_buffer("mean", torch.zeros(sum(sizes.values()), dtype=torch.float32))
+        self.register_buffer("std", torch.ones(sum(sizes.values()), dtype=torch.float32))
         self.mean: Tensor
         self.std: Tensor
         self.layouts = tuple(ParamLayout.from_json(text) for text in layouts)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParamNormalizer:
+        """Moves to another device; statistics stay in float32, also beside a model of half precision."""
+
+        def moved(value: Tensor) -> Tensor:
+            return value.to(fn(value).device)
+
+        super()._apply(moved, recurse)
+        return self
 
     @classmethod
     def fit(
@@ -125,7 +136,7 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         normalizer.std.copy_(torch.where(copied, 0.0, std))
         return normalizer
 
-    def make_tokenizer(self, layout: ParamLayout) -> NeuronTokenizer | ChunkTokenizer:
+    def make_tokenizer(self, layout: ParamLayout) -> ParamTokenizer:
         """Tokenizer of a layout, of the kind the statistics were fitted with."""
         return make_tokenizer(self.config["tokenizer"], layout, chunk_width=self.config["chunk_width"])
 

@@ -11,17 +11,19 @@ Legend: P numbers of one network, n units of a group, L chunks, W chunk width, `
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Protocol
+from itertools import accumulate
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.networks.layout import ParamLayout, ParamSlot
+from zoo.networks.layout import LayoutMismatchError, ParamLayout, ParamSlot
 
 GLOBAL_NODE: Final = "network"
 CHUNKS: Final = "chunks"
@@ -44,37 +46,48 @@ class FeatureBlock:
     groups: tuple[int, ...]
     width: int
 
-    @property
-    def is_edge(self) -> bool:
-        return len(self.groups) == 2
 
+class ParamTokenizer(ABC):
+    """What the generator knows of a network: groups of nodes, feature blocks, and the way there and back.
 
-class ParamTokenizer(Protocol):
-    """What the generator knows of a network: groups of nodes, feature blocks, and the way there and back."""
+    Attributes:
+        layout: of the network.
+        groups: sets of nodes, in the order of the tokens.
+        blocks: feature blocks of nodes and edges.
+    """
 
     layout: ParamLayout
     groups: tuple[NodeGroup, ...]
     blocks: tuple[FeatureBlock, ...]
 
-    @property
-    def is_ordered(self) -> bool:
-        """Whether tokens have positions; otherwise the tokens of a group are a set."""
-        ...
-
+    @abstractmethod
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         """Feature blocks by name of flat vectors (..., P)."""
-        ...
 
+    @abstractmethod
     def decode(self, features: Mapping[str, Tensor]) -> Tensor:
         """Flat vectors (..., P) of feature blocks; copied slots are zero."""
-        ...
 
+    @abstractmethod
     def statistics(self) -> tuple[dict[str, int], Tensor]:
         """Sizes of the shared statistics by key, and the statistic of each number as an index (P,) into them all."""
-        ...
+
+    @cached_property
+    def node_blocks(self) -> list[FeatureBlock]:
+        return [block for block in self.blocks if len(block.groups) == 1]
+
+    @cached_property
+    def edge_blocks(self) -> list[FeatureBlock]:
+        return [block for block in self.blocks if len(block.groups) == 2]
+
+    @cached_property
+    def spans(self) -> list[slice]:
+        """Tokens of each group."""
+        ends = list(accumulate(group.size for group in self.groups))
+        return [slice(end - group.size, end) for end, group in zip(ends, self.groups, strict=True)]
 
 
-class NeuronTokenizer:
+class NeuronTokenizer(ParamTokenizer):
     """One node per interchangeable unit, one node for all that belongs to no unit, edges between units.
 
     A node holds what is indexed by its unit and otherwise by fixed axes: incoming weights from fixed inputs, biases,
@@ -86,18 +99,21 @@ class NeuronTokenizer:
         ValueError: if a slot is indexed by more than two groups or twice by one (use ChunkTokenizer then).
     """
 
-    is_ordered: Final = False
-
     def __init__(self, layout: ParamLayout) -> None:
         self.layout = layout
         units = (NodeGroup(group.name, group.size) for group in layout.groups)
-        self.groups: tuple[NodeGroup, ...] = (NodeGroup(GLOBAL_NODE, 1), *units)
-        owners: dict[str, list[_Axis]] = {}
+        self.groups = (NodeGroup(GLOBAL_NODE, 1), *units)
+        owners: dict[str, dict[int, tuple[int, int]]] = {}
         for index, group in enumerate(layout.groups, start=1):
             for axis in group.axes:
-                owners.setdefault(axis.slot, []).append(_Axis(axis.axis, index, group.size, axis.unit_size))
-        self._cuts = tuple(_Cut.of(slot, owners.get(slot.name, [])) for slot in layout if is_generated(slot))
-        self.blocks = tuple(cut.block for cut in _with_ordinals(self._cuts))
+                if axis.axis in owners.setdefault(axis.slot, {}):
+                    raise ValueError(
+                        f"axis {axis.axis} of slot {axis.slot!r} belongs to two groups; use ChunkTokenizer"
+                    )
+                owners[axis.slot][axis.axis] = index, axis.unit_size
+        seen: Counter[object] = Counter()
+        self._cuts = [_Cut.of(slot, owners.get(slot.name, {}), seen) for slot in layout if is_generated(slot)]
+        self.blocks = tuple(cut.block for cut in self._cuts)
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         self.layout.check_vector(values)
@@ -120,15 +136,13 @@ class NeuronTokenizer:
         return sizes, _fill_copied(self.layout, self.decode(ids), first)
 
 
-class ChunkTokenizer:
+class ChunkTokenizer(ParamTokenizer):
     """Slots cut into chunks of `chunk_width` numbers, the last one of a slot padded with zeros: any layout at all.
 
     Args:
         layout: the network.
         chunk_width: W; 0 for the whole network in one chunk, a flat vector.
     """
-
-    is_ordered: Final = True
 
     def __init__(self, layout: ParamLayout, chunk_width: int = 64) -> None:
         if chunk_width < 0:
@@ -139,9 +153,9 @@ class ChunkTokenizer:
         self._pieces = tuple((slot,) for slot in slots) if chunk_width else (slots,)  # cut one by one
         sizes = [sum(slot.numel for slot in piece) for piece in self._pieces]
         self._counts = tuple(math.ceil(size / self.chunk_width) for size in sizes)
-        self.groups: tuple[NodeGroup, ...] = (NodeGroup(CHUNKS, sum(self._counts)),)
+        self.groups = (NodeGroup(CHUNKS, sum(self._counts)),)
         key = f"chunk_{self.chunk_width}"
-        self.blocks: tuple[FeatureBlock, ...] = (FeatureBlock(CHUNKS, key, (0,), self.chunk_width),)
+        self.blocks = (FeatureBlock(CHUNKS, key, (0,), self.chunk_width),)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -182,18 +196,21 @@ class ChunkTokenizer:
         return sizes, _fill_copied(self.layout, _join_slots(self.layout, parts), first)
 
 
-def make_tokenizer(kind: str, layout: ParamLayout, *, chunk_width: int = 64) -> NeuronTokenizer | ChunkTokenizer:
+def make_tokenizer(kind: str, layout: ParamLayout, *, chunk_width: int = 64) -> ParamTokenizer:
     """Tokenizer of that kind: "neuron" or "chunk", the latter with chunks of `chunk_width` numbers (0: one chunk).
 
     Raises:
-        ValueError: for another kind, or a layout that has no symmetry groups and needs chunks.
+        ValueError: for another kind.
+        LayoutMismatchError: for a layout that has no symmetry groups and needs chunks.
     """
     if kind == "chunk":
         return ChunkTokenizer(layout, chunk_width)
     if kind != "neuron":
         raise ValueError(f"tokenizer must be 'neuron' or 'chunk', got {kind!r}")
     if not layout.groups:
-        raise ValueError("the layout names no interchangeable units; use tokenizer='chunk'")
+        raise LayoutMismatchError(
+            "the layout names no interchangeable units, of which neuron tokens are made; train with tokenizer='chunk'"
+        )
     return NeuronTokenizer(layout)
 
 
@@ -203,18 +220,15 @@ def is_generated(slot: ParamSlot) -> bool:
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """An axis of a slot that runs over the units of a group."""
-
-    axis: int
-    group: int
-    num_units: int
-    unit_size: int
-
-
-@dataclass(frozen=True)
 class _Cut:
-    """How a slot becomes a block: axes split into (unit, rest), units brought forward, the rest flattened."""
+    """How a slot becomes a block: axes split into (unit, rest), units brought forward, the rest flattened.
+
+    Attributes:
+        slot: the tensor.
+        block: what it becomes.
+        split_shape: shape in which each axis over units is two.
+        order: axes of that shape, those over units first.
+    """
 
     slot: ParamSlot
     block: FeatureBlock
@@ -222,62 +236,55 @@ class _Cut:
     order: tuple[int, ...]
 
     @classmethod
-    def of(cls, slot: ParamSlot, axes: list[_Axis]) -> _Cut:
-        by_axis = {axis.axis: axis for axis in axes}
-        groups = sorted((axis.group for axis in axes), reverse=True)  # targets come after their sources in a network
-        if len(by_axis) < len(axes) or len(set(groups)) < len(groups) or len(groups) > 2:
+    def of(cls, slot: ParamSlot, owners: Mapping[int, tuple[int, int]], seen: Counter[object]) -> _Cut:
+        """Cut of a slot.
+
+        Args:
+            slot: to cut.
+            owners: by axis, the index of the group that owns it and the neighbouring entries that each unit has.
+            seen: blocks of earlier slots; where one group has several alike (query, key, value), their keys differ.
+        """
+        groups = sorted((group for group, _ in owners.values()), reverse=True)  # targets come after their sources
+        if len(set(groups)) < len(groups) or len(groups) > 2:
             raise ValueError(
-                f"slot {slot.name!r} must be indexed by at most two different groups of units, got {axes}; "
+                f"slot {slot.name!r} must be indexed by at most two different groups of units, got groups {groups}; "
                 "use ChunkTokenizer for this layout"
             )
         split_shape: list[int] = []
-        place: dict[int, int] = {}
+        unit_axes: dict[int, int] = {}
         rest: list[int] = []
         for axis, size in enumerate(slot.shape):
-            if axis in by_axis:
-                owner = by_axis[axis]
-                place[owner.group] = len(split_shape)
-                split_shape.append(owner.num_units)
-                size = owner.unit_size  # noqa: PLW2901
+            entries = size
+            if axis in owners:
+                group, entries = owners[axis]
+                unit_axes[group] = len(split_shape)
+                split_shape.append(size // entries)
             rest.append(len(split_shape))
-            split_shape.append(size)
-        width = math.prod(split_shape[dim] for dim in rest)
-        pattern = "".join(f"a{axis.axis}" for axis in sorted(axes, key=lambda a: -a.group)) or "global"
-        block = FeatureBlock(slot.name, f"{slot.role}_{pattern}_{width}", tuple(groups) or (0,), width)
-        return cls(slot, block, tuple(split_shape), (*(place[group] for group in groups), *rest))
+            split_shape.append(entries)
+        width = math.prod(split_shape[axis] for axis in rest)
+        pattern = "".join(f"a{axis}" for axis in sorted(owners, key=lambda axis: -owners[axis][0])) or "global"
+        key, place = f"{slot.role}_{pattern}_{width}", tuple(groups) or (0,)
+        ordinal = seen[place, key]
+        seen[place, key] += 1
+        block = FeatureBlock(slot.name, f"{key}_{ordinal}" if ordinal else key, place, width)
+        return cls(slot, block, tuple(split_shape), (*(unit_axes[group] for group in groups), *rest))
 
     def split(self, flat: Tensor) -> Tensor:
+        """Feature block (..., units, width) or (..., units, units, width) of the slot's numbers (..., numel)."""
         lead = flat.shape[:-1]
-        counts = tuple(self.split_shape[dim] for dim in self.order[: self._num_groups]) or (1,)
-        ordered = flat.reshape(*lead, *self.split_shape).permute(
-            *range(len(lead)), *(len(lead) + d for d in self.order)
-        )
+        split = flat.reshape(*lead, *self.split_shape)
+        num_groups = len(self.order) - len(self.slot.shape)
+        counts = tuple(self.split_shape[axis] for axis in self.order[:num_groups]) or (1,)
+        ordered = split.permute(*range(len(lead)), *(len(lead) + axis for axis in self.order))
         return ordered.reshape(*lead, *counts, self.block.width)
 
     def join(self, feature: Tensor) -> Tensor:
+        """The slot's numbers (..., numel): the inverse of `split`."""
         lead = feature.shape[: -1 - len(self.block.groups)]
-        ordered = feature.reshape(*lead, *(self.split_shape[dim] for dim in self.order))
-        inverse = sorted(range(len(self.order)), key=lambda i: self.order[i])
-        restored = ordered.permute(*range(len(lead)), *(len(lead) + dim for dim in inverse))
+        ordered = feature.reshape(*lead, *(self.split_shape[axis] for axis in self.order))
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        restored = ordered.permute(*range(len(lead)), *(len(lead) + axis for axis in inverse))
         return restored.reshape(*lead, self.slot.numel)
-
-    @property
-    def _num_groups(self) -> int:
-        return len(self.order) - len(self.slot.shape)
-
-
-def _with_ordinals(cuts: tuple[_Cut, ...]) -> list[_Cut]:
-    """Cuts whose keys differ where one group has several slots alike (query, key, value; two biases)."""
-    seen: Counter[tuple[tuple[int, ...], str]] = Counter()
-    renamed = []
-    for cut in cuts:
-        base = (cut.block.groups, cut.block.key)
-        ordinal = seen[base]
-        seen[base] += 1
-        key = f"{cut.block.key}_{ordinal}" if ordinal else cut.block.key
-        block = FeatureBlock(cut.block.name, key, cut.block.groups, cut.block.width)
-        renamed.append(_Cut(cut.slot, block, cut.split_shape, cut.order))
-    return renamed
 
 
 def _join_slots(layout: ParamLayout, parts: Mapping[str, Tensor]) -> Tensor:

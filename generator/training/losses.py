@@ -6,16 +6,14 @@ Legend: B pairs, P numbers of one network, V samples per pair (2 with the energy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generator.model.batch_norm import run_in_batch_mode
 from generator.model.context import NetworkContext
-from generator.model.fingerprints import NUM_EXAMPLES, unit_fingerprints
+from generator.model.fingerprints import NUM_EXAMPLES
 from generator.model.objectives import (
     ObjectiveConfig,
     clean_of,
@@ -29,12 +27,9 @@ from generator.model.objectives import (
     task_losses,
 )
 from generator.model.transformer import RecurrentDiffusionTransformer
-from generator.prompts.prompt import Prompt
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer
 from generator.tokens.windows import to_windows
 from generator.trajectories import PairBatch
-from zoo.tasks.policies import PolicyTask
-from zoo.tasks.task import Batch, Task
 
 
 def training_losses(
@@ -58,63 +53,36 @@ def training_losses(
     """
     device, size = batch.target.device, len(batch.target)
     num_samples = 2 if config.energy_score else 1
-    clean = context.scale.normalize(batch.target)
+    options = model.config
+    clean = context.scale.normalize(batch.target)  # (B, P)
+    start = context.scale.normalize(batch.start) if options["use_start"] else None
+
+    # What is drawn, on the CPU, so that it is the same on every device.
     timestep = torch.rand(size, generator=rng).to(device)
     gaussian = torch.randn(clean.shape, generator=rng).to(device)
     latent = None
-    if model.config["use_latent"]:
+    if options["use_latent"]:
         latent = torch.randn(num_samples * size, clean.shape[1], generator=rng).to(device)
-    windows = _draw_windows(model, context, config, rng)
-    predict = _predictor(model, context, batch, windows=windows, rng=rng, precision=precision)
-
-    noisy = _mixed(config.prediction, clean, gaussian, timestep)
-    if config.self_fed_share and float(torch.rand((), generator=rng)) < config.self_fed_share:
-        before = timestep + (1 - timestep) * torch.rand(size, generator=rng).to(device)
-        noisier = _mixed(config.prediction, clean, gaussian, before)
-        other = None if latent is None else torch.randn(clean.shape, generator=rng).to(device)
-        with torch.no_grad():
-            first = predict(noisier, before, other).float()
-        noisy = deterministic_step(config.prediction, noisier, first, before, timestep)
-    noisy, timesteps = noisy.repeat(num_samples, 1), timestep.repeat(num_samples)
-    output = predict(noisy, timesteps, latent)
-
-    wanted = prediction_target(config.prediction, clean, gaussian, timestep)
-    if windows is not None:
-        losses = {"params": _window_loss(output, wanted, context, windows)}
-    else:
-        losses = {"params": _score(output, wanted, config)}
-    if config.uses_functions:
-        predicted = clean_of(config.prediction, output, noisy, timesteps)
-        losses |= _function_losses(context, batch, context.scale.denormalize(predicted), config, rng)
-    return losses | {"total": _weighted(losses, config)}
-
-
-_Predict = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # noisy (V * B, P), timestep (V * B,), latent -> output
-
-
-def _predictor(
-    model: RecurrentDiffusionTransformer,
-    context: NetworkContext,
-    batch: PairBatch,
-    *,
-    windows: Tensor | None,
-    rng: torch.Generator,
-    precision: AbstractContextManager,
-) -> _Predict:
-    """The model on a batch, whose starts, prompts and examples for fingerprints stay the same from call to call."""
-    start = context.scale.normalize(batch.start) if model.config["use_start"] else None
-    is_diffusion = bool(model.config["diffusion"])
-    fingerprints_of = _fingerprinting(model, context, batch, rng)
+    windows = _draw_windows(model, context, config, rng) if config.windows_per_step else None
+    examples = of_start = None
+    if options["num_fingerprints"]:
+        assert context.task is not None
+        examples = context.task.draw_examples(NUM_EXAMPLES, rng)
+        of_start = None if options["noisy_as_start"] else context.fingerprints(batch.start, examples)
 
     def predict(noisy: Tensor, timestep: Tensor, latent: Tensor | None) -> Tensor:
-        copies = len(noisy) // len(batch.target)
-        fingerprints = fingerprints_of(noisy[: len(batch.target)])
+        copies = len(noisy) // size
+        fingerprints = of_start or {}
+        if examples is not None and of_start is None:
+            as_start = context.scale.denormalize(noisy[:size])
+            seen = torch.where(batch.has_start[:, None] > 0, batch.start, as_start)
+            fingerprints = context.fingerprints(seen, examples)
         with precision:
             return model(
                 context.tokenizer,
                 batch.prompt.repeat(copies),
-                noisy=noisy if is_diffusion else None,
-                timestep=timestep if is_diffusion else None,
+                noisy=noisy if options["diffusion"] else None,
+                timestep=timestep if options["diffusion"] else None,
                 latent=latent,
                 start=None if start is None else start.repeat(copies, 1),
                 has_start=batch.has_start.repeat(copies),
@@ -122,96 +90,72 @@ def _predictor(
                 windows=windows,
             )
 
-    return predict
+    # The noisy input: the target with noise, or what the model made of a noisier one.
+    signal, noise = signal_and_noise(config.prediction, timestep[:, None])
+    noisy = signal * clean + noise * gaussian
+    if config.self_fed_share and float(torch.rand((), generator=rng)) < config.self_fed_share:
+        before = timestep + (1 - timestep) * torch.rand(size, generator=rng).to(device)
+        signal, noise = signal_and_noise(config.prediction, before[:, None])
+        noisier = signal * clean + noise * gaussian
+        other = None if latent is None else torch.randn(clean.shape, generator=rng).to(device)
+        with torch.no_grad():
+            guess = predict(noisier, before, other).float()
+        noisy = deterministic_step(config.prediction, noisier, guess, before, timestep)
+    noisy, timesteps = noisy.repeat(num_samples, 1), timestep.repeat(num_samples)
 
-
-def _mixed(prediction: str, clean: Tensor, gaussian: Tensor, timestep: Tensor) -> Tensor:
-    signal, noise = signal_and_noise(prediction, timestep[:, None])
-    return signal * clean + noise * gaussian
-
-
-def _weighted(losses: dict[str, Tensor], config: ObjectiveConfig) -> Tensor:
-    total = config.params_weight * losses["params"]
-    if "function" in losses:
-        total = total + config.function_weight * losses["function"]
-    if "function_energy" in losses:
-        total = total + config.function_energy_weight * losses["function_energy"]
-    return total
-
-
-def _fingerprinting(
-    model: RecurrentDiffusionTransformer, context: NetworkContext, batch: PairBatch, rng: torch.Generator
-) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Function from noisy normalised networks (B, P) to the fingerprints of what the model is given."""
-    if not model.config["num_fingerprints"]:
-        return lambda noisy: {}
-    task = context.task
-    if task is None:
-        raise ValueError("fingerprints need a task to run networks on; give one or switch them off")
-    examples = task.draw_examples(NUM_EXAMPLES, rng)
-    if not model.config["noisy_as_start"]:
-        of_start = unit_fingerprints(task, batch.start, examples)
-        return lambda noisy: of_start
-    is_known = batch.has_start[:, None] > 0
-    return lambda noisy: unit_fingerprints(
-        task, torch.where(is_known, batch.start, context.scale.denormalize(noisy)), examples
-    )
-
-
-def _score(output: Tensor, wanted: Tensor, config: ObjectiveConfig) -> Tensor:
-    if not config.energy_score:
-        return F.mse_loss(output, wanted)
-    first, second = output.chunk(2)
-    return energy_score(first, second, wanted).mean()
+    # The prediction, and what it is worth in parameter space and in function space.
+    output = predict(noisy, timesteps, latent)
+    wanted = prediction_target(config.prediction, clean, gaussian, timestep)
+    if windows is not None:
+        losses = {"params": _window_loss(output, wanted, context, windows)}
+    elif config.energy_score:
+        first, second = output.chunk(2)
+        losses = {"params": energy_score(first, second, wanted).mean()}
+    else:
+        losses = {"params": F.mse_loss(output, wanted)}
+    if config.uses_functions:
+        predicted = context.scale.denormalize(clean_of(config.prediction, output, noisy, timesteps))
+        losses |= _function_losses(context, batch, predicted, config, rng)
+    weights = {
+        "params": config.params_weight,
+        "function": config.function_weight,
+        "function_energy": config.function_energy_weight,
+    }
+    return losses | {"total": torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()}
 
 
 def _function_losses(
     context: NetworkContext, batch: PairBatch, predicted: Tensor, config: ObjectiveConfig, rng: torch.Generator
 ) -> dict[str, Tensor]:
     """Function-space losses of predicted parameters (V * B, P) against those of the real targets."""
-    if context.task is None:
-        raise ValueError("the function-space loss needs a task to run networks on; give one or set its weights to 0")
+    assert context.task is not None
     num_samples = len(predicted) // len(batch.target)
     task = context.task.for_runs(batch.runs.tolist())
     tasks = context.task.for_runs(batch.runs.repeat(num_samples).tolist())
     examples = task.draw_examples(config.function_examples, rng, config.function_splits)
-    outputs = _outputs(context, tasks, predicted, examples).contiguous()  # (V * B, E, ..., K); softmax is slow on views
+    outputs = context.outputs(tasks, predicted, examples.inputs).contiguous()  # (V * B, E, ..., K)
     with torch.no_grad():
-        real_outputs = _outputs(context, task, batch.target, examples).contiguous()
+        real_outputs = context.outputs(task, batch.target, examples.inputs).contiguous()  # softmax is slow on views
     losses: dict[str, Tensor] = {}
-    if config.function_weight and isinstance(task, PolicyTask):
-        one_each = predicted[: len(batch.target)]  # of the samples; episodes are slow to play
-        losses["function"] = _mean_where_asked(
-            return_gap(task, one_each, batch.target, config.function_episodes, rng), batch.prompt
-        )
-    elif config.function_weight:
-        reference = task_losses(task, real_outputs, examples)
-        gap = log_loss_gap(task_losses(tasks, outputs, examples), reference.repeat(num_samples))
-        losses["function"] = _mean_where_asked(gap, batch.prompt)
+    if config.function_weight:
+        if task.plays_episodes:
+            one_each = predicted[: len(batch.target)]  # of the samples; episodes are slow to play
+            gap = return_gap(task, one_each, batch.target, config.function_episodes, rng)
+        else:
+            reference = task_losses(task, real_outputs, examples).repeat(num_samples)
+            gap = log_loss_gap(task_losses(tasks, outputs, examples), reference)
+        asks = (~batch.prompt.is_null).float().repeat(len(gap) // len(batch.target))  # of networks asked for something
+        losses["function"] = (gap * asks).sum() / asks.sum().clamp(min=1)
     if config.function_energy_weight:
         first, second = comparable_outputs(task, outputs).chunk(2)
         losses["function_energy"] = energy_score(first, second, comparable_outputs(task, real_outputs)).mean()
     return losses
 
 
-def _mean_where_asked(gap: Tensor, prompt: Prompt) -> Tensor:
-    """Mean of gaps (V * B,) over the networks of which something was asked."""
-    asks = ~(prompt.target.isnan().all(1) & prompt.task_bits.isnan().all(1))
-    weight = asks.float().repeat(len(gap) // len(asks))
-    return (gap * weight).sum() / weight.sum().clamp(min=1)
-
-
-def _outputs(context: NetworkContext, task: Task, params: Tensor, examples: Batch) -> Tensor:
-    if context.recompute_batch_norm:
-        return run_in_batch_mode(task, params, examples.inputs)[0]
-    return task.predict(params, examples.inputs)
-
-
 def _draw_windows(
     model: RecurrentDiffusionTransformer, context: NetworkContext, config: ObjectiveConfig, rng: torch.Generator
-) -> Tensor | None:
-    if not config.windows_per_step:
-        return None
+) -> Tensor:
+    """Numbers (K,) of the windows that are denoised in this step."""
     if config.uses_functions or config.energy_score or config.self_fed_share or not model.window:
         raise ValueError(
             "windows_per_step needs a model with window > 0, energy_score=False, self_fed_share=0 and both function "

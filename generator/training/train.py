@@ -1,14 +1,9 @@
-"""Train a generator on one or several zoos, from the zoos' arrays to a pipeline that can be saved.
-
-Legend: N starts, K prompts.
-"""
+"""Train a generator on one or several zoos, from the zoos' arrays to a pipeline that is saved."""
 
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,123 +12,69 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from generator.model.batch_norm import has_batch_norm, with_recomputed_batch_norm
 from generator.model.context import NetworkContext
 from generator.model.fingerprints import num_fingerprints
-from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
-from generator.pipeline import ParameterPipeline
-from generator.prompts.prompt import ALIASES, canonical_metric
+from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
+from generator.training.config import GeneratorConfig
 from generator.training.held_out_tasks import holding_out, with_splits
+from generator.training.inputs import tasks_of, training_runs, validation_starts
 from generator.training.module import GeneratorModule, OptimizationConfig, PairDataModule
-from generator.training.validation import AlignmentSelection, ValidationStarts, calibrations
-from generator.trajectories import PairConfig, Trajectories
-from zoo.storage.schema import RunStatus
+from generator.training.resumption import begin_or_resume
+from generator.training.validation import AlignmentSelection, calibrations
+from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
-from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 
 _NETWORKS_FOR_STATISTICS: Final = 8192
 _MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
 
 
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """All settings of a training, besides the zoos.
-
-    Attributes:
-        tokenizer: "neuron" or "chunk".
-        chunk_width: numbers per chunk token; 0 for the whole network in one token.
-        metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
-        task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
-        num_task_bits: see there.
-        num_held_out: values of the zoos' split column (with `digits_subset` pairs of a mask and its complement) that no
-            training run has, chosen by hash in place of the zoos' own splits; 0 for these.
-        fingerprints: whether the model sees what the start computes on labelled examples (MLP and CNN classifiers).
-        recompute_batch_norm: whether BatchNorm's running statistics are not taken from the model but recomputed on
-            training images, in training (batch mode) and after sampling.
-        model: options of RecurrentDiffusionTransformer (width, num_blocks, recurrence, use_start ...).
-        pairs: how pairs are drawn.
-        objective: losses.
-        optimization: optimizers, schedule, precision, seed.
-        max_runs: train on only so many runs of each zoo; None for all.
-        num_validation_starts: unseen starts on which prompt alignment selects the model; 0 keeps the last one.
-        calibrate_prompts: whether prompts of the first metric are calibrated on these starts after training, see
-            `generator.prompts.calibration`.
-    """
-
-    tokenizer: str = "neuron"
-    chunk_width: int = 64
-    metrics: Sequence[str] = ("loss",)
-    task_bits: str | None = None
-    num_task_bits: int = 0
-    num_held_out: int = 0
-    fingerprints: bool = False
-    recompute_batch_norm: bool = False
-    model: Mapping[str, Any] = field(default_factory=dict)
-    pairs: PairConfig = field(default_factory=PairConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
-    max_runs: int | None = None
-    num_validation_starts: int = 32
-    calibrate_prompts: bool = True
-
-    def __post_init__(self) -> None:
-        if self.num_held_out and self.num_validation_starts:
-            raise ValueError("num_held_out leaves no runs for validation: set num_validation_starts=0")
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """Full names in sorted order, which is that of a prompt's columns."""
-        return tuple(sorted({ALIASES.get(name, name) for name in self.metrics}))
-
-
 def train_generator(
-    zoos: Sequence[Zoo],
+    zoos: Zoo | Sequence[Zoo],
     config: GeneratorConfig,
     *,
     out: str | Path,
-    tasks: Sequence[Task] | None = None,
+    tasks: Sequence[Task | None] | None = None,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> ParameterPipeline:
-    """Train a generator and return its pipeline; an interrupted training in `out` is resumed exactly.
+    """Train a generator, save its pipeline in `out`/pipeline and return it.
+
+    An interrupted training in `out` is resumed exactly. Zoos without a task (imported checkpoints) train without the
+    function-space loss; zoos of final networks alone, one snapshot a run, train networks from noise.
 
     Args:
         zoos: one or several, which may differ in widths and depths.
         config: all settings.
-        out: folder of checkpoints and logs.
+        out: folder of checkpoints, logs and the pipeline.
         tasks: of each zoo; default those that the zoos record.
         trainer_options: for lightning.Trainer (accelerator, devices, strategy, enable_progress_bar ...).
 
     Raises:
-        ValueError: if a zoo has no finished runs, or the function-space loss is on and a zoo records no task.
+        SettingsMismatchError: if `out` holds a training with other settings, or of other zoos or tasks.
+        ValueError: if a zoo has no runs to train or to validate on, or lacks a metric or a task that the config needs.
     """
+    zoos = [zoos] if isinstance(zoos, Zoo) else list(zoos)
+    if not zoos:
+        raise ValueError("zoos must hold at least one zoo, got none")
     splits = holding_out(zoos, config.num_held_out) if config.num_held_out else None
     zoos = [with_splits(zoo, splits) for zoo in zoos]
-    for zoo in zoos:
-        _warn_if_incomplete(zoo)
-    runs = _read_runs(zoos, config, "train")
-    tasks = [task_of(zoo) for zoo in zoos] if tasks is None else list(tasks)
-    if config.recompute_batch_norm:
-        pairs = zip(runs, tasks, strict=True)
-        runs = [with_recomputed_batch_norm(one, task) if has_batch_norm(one.layout) else one for one, task in pairs]
+    tasks = tasks_of(zoos, tasks, config)
+    config, runs = training_runs(zoos, tasks, config)
+    validation = validation_starts(zoos, runs, tasks, config)
     model, normalizer, contexts = assemble(runs, tasks, config)
+    checkpoint = begin_or_resume(Path(out), zoos, tasks, config, model)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
     callbacks: list[Callback] = [keep_last_checkpoint(out)]
     selection = None
-    metric = canonical_metric(config.metrics[0], config.metric_names)
-    is_measured = all(metric in {f"val_{name}" for name in task.metric_names} for task in tasks)
-    is_aligned = config.num_validation_starts and not config.num_task_bits and is_measured
-    validation = _validation(zoos, runs, tasks, config) if is_aligned else []
     if validation:
-        selection = AlignmentSelection(validation, metric, config.objective.prediction)
+        selection = AlignmentSelection(validation, config.objective.prediction, config.pairs.modes)
         callbacks.insert(0, selection)
     trainer = make_trainer(config.optimization, out, callbacks, trainer_options or {})
-    last = Path(out) / "checkpoints" / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     best = module.averaged
     if selection is not None and selection.best_weights is not None:
         best.load_state_dict(selection.best_weights)
@@ -145,7 +86,9 @@ def train_generator(
         task_bits_column=config.task_bits,
     )
     if config.calibrate_prompts and validation:
-        pipe.register_to_config(calibrations=calibrations(pipe, validation, metric, config.pairs.modes))
+        pipe.register_to_config(calibrations=calibrations(pipe, validation, config.pairs.modes))
+    if trainer.is_global_zero:
+        pipe.save_pretrained(Path(out) / PIPELINE_FOLDER)
     return pipe
 
 
@@ -174,9 +117,9 @@ def assemble(
         known = [one.range_of(name) for one in runs]
         ranges[name] = (min(one.low for one in known), max(one.high for one in known))
     options = {"use_latent": config.objective.energy_score, "num_task_bits": config.num_task_bits, **config.model}
+    if not config.pairs.start_share and not options.get("noisy_as_start"):
+        options["use_start"] = False  # no update of a start is ever trained
     if config.fingerprints:
-        if any(task is None for task in tasks):
-            raise ValueError("fingerprints need the task of each zoo; give tasks or set fingerprints=False")
         options["num_fingerprints"] = max(num_fingerprints(task) for task in tasks if task is not None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optimization.seed)
@@ -217,44 +160,3 @@ def make_trainer(
         enable_model_summary=False,
         **settings,
     )
-
-
-def task_of(zoo: Zoo) -> Task:
-    """Task on which a zoo was trained, from the settings that it records."""
-    options: dict[str, Any] = dict(zoo.task_config)
-    return get_task(**options)
-
-
-def _warn_if_incomplete(zoo: Zoo) -> None:
-    missing = int((zoo.status == RunStatus.EMPTY).sum())
-    if missing:
-        warnings.warn(
-            f"the zoo has {zoo.num_runs - missing} of its {zoo.num_runs} runs so far; training goes on with these. "
-            "The command that built it finishes it",
-            stacklevel=3,
-        )
-
-
-def _read_runs(zoos: Sequence[Zoo], config: GeneratorConfig, split: str) -> list[Trajectories]:
-    return [
-        Trajectories.from_zoo(
-            zoo,
-            split,
-            config.metric_names,
-            mask_column=config.task_bits,
-            num_task_bits=config.num_task_bits,
-            max_runs=config.max_runs,
-        )
-        for zoo in zoos
-    ]
-
-
-def _validation(
-    zoos: Sequence[Zoo], runs: Sequence[Trajectories], tasks: Sequence[Task], config: GeneratorConfig
-) -> list[ValidationStarts]:
-    """Initial networks of each zoo's validation runs."""
-    unseen = _read_runs(zoos, config, "val")
-    return [
-        ValidationStarts.of(one, seen, task, config.num_validation_starts)
-        for one, seen, task in zip(unseen, runs, tasks, strict=True)
-    ]

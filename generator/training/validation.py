@@ -36,17 +36,28 @@ class ValidationStarts:
         starts: (N, P) initial networks of validation runs.
         seen: the training runs, whose reach bounds the prompts.
         task: that the networks are for.
+        metric: that is prompted, "val_loss" for instance.
     """
 
     starts: Tensor
     seen: Trajectories
     task: Task
+    metric: str
 
     @classmethod
-    def of(cls, unseen: Trajectories, seen: Trajectories, task: Task, num_starts: int) -> ValidationStarts:
+    def of(cls, unseen: Trajectories, seen: Trajectories, task: Task, metric: str, num_starts: int) -> ValidationStarts:
         """The first initial networks of the validation runs."""
         rows = torch.arange(min(num_starts, len(unseen)))
-        return cls(unseen.read(rows, torch.zeros_like(rows)), seen, task)
+        return cls(unseen.read(rows, torch.zeros_like(rows)), seen, task, metric)
+
+    @property
+    def kind(self) -> str:
+        """What the task calls the metric."""
+        return self.metric.removeprefix("val_")
+
+    def prompts(self, num_prompts: int) -> Tensor:
+        """Prompts (K,) within what the training runs reach."""
+        return prompt_grid(self.seen, self.metric, num_prompts=num_prompts)
 
 
 class AlignmentSelection(Callback):
@@ -55,12 +66,10 @@ class AlignmentSelection(Callback):
     The denoising error is no criterion: the models with the lowest are those that memorise.
     """
 
-    def __init__(self, validation: Sequence[ValidationStarts], metric: str, prediction: str) -> None:
-        self.validation = [
-            (one.starts, prompt_grid(one.seen, metric, num_prompts=_NUM_SELECTION_PROMPTS)) for one in validation
-        ]
-        self.metric = metric
+    def __init__(self, validation: Sequence[ValidationStarts], prediction: str, modes: Sequence[str]) -> None:
+        self.validation = [(one, one.prompts(_NUM_SELECTION_PROMPTS)) for one in validation]
         self.scheduler = make_scheduler(prediction)
+        self.use_start = "start" in modes
         self.best_score = -float("inf")
         self.best_weights: dict[str, Tensor] | None = None
 
@@ -69,8 +78,8 @@ class AlignmentSelection(Callback):
         if 2 * (trainer.current_epoch + 1) <= module.optimization.num_epochs or not trainer.is_global_zero:
             return  # early models are never the best
         scores = [
-            self._score(module, context, starts, prompts)
-            for context, (starts, prompts) in zip(module.contexts, self.validation, strict=True)
+            self._score(module, context, one, prompts)
+            for context, (one, prompts) in zip(module.contexts, self.validation, strict=True)
         ]
         score = sum(scores) / len(scores)
         module.log("val/r2", score, rank_zero_only=True)
@@ -84,39 +93,37 @@ class AlignmentSelection(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.best_weights = state_dict["best_score"], state_dict["best_weights"]
 
-    def _score(self, module: GeneratorModule, context: NetworkContext, starts: Tensor, prompts: Tensor) -> float:
+    def _score(
+        self, module: GeneratorModule, context: NetworkContext, validation: ValidationStarts, prompts: Tensor
+    ) -> float:
         rng = torch.Generator().manual_seed(0)
 
         def generate(networks: Tensor, asked: Tensor) -> Tensor:
-            prompt = Prompt.of({self.metric: asked}, list(module.averaged.ranges), len(asked))
-            given = networks if module.averaged.config["use_start"] else None
+            prompt = Prompt.of({validation.metric: asked}, list(module.averaged.ranges), len(asked))
+            given = networks if self.use_start else None
             return sample_params(module.averaged, context, self.scheduler, prompt, start=given, generator=rng)
 
         assert context.task is not None
-        kind = self.metric.removeprefix("val_")
-        return measure_alignment(generate, context.task, starts, prompts, metric=kind).r2
+        return measure_alignment(generate, context.task, validation.starts, prompts, metric=validation.kind).r2
 
 
 def calibrations(
-    pipe: ParameterPipeline, validation: Sequence[ValidationStarts], metric: str, modes: Sequence[str]
+    pipe: ParameterPipeline, validation: Sequence[ValidationStarts], modes: Sequence[str]
 ) -> list[dict[str, dict[str, Any]]]:
     """Calibrations of a trained pipeline by mode ("start", "noise"), for each of its layouts in turn."""
-    by_layout = {
-        one.task.layout: {mode: asdict(_calibration(pipe, one, metric, mode)) for mode in modes} for one in validation
-    }
+    by_layout = {one.seen.layout: {mode: asdict(_calibration(pipe, one, mode)) for mode in modes} for one in validation}
     return [by_layout[layout] for layout in pipe.normalizer.layouts]
 
 
-def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, metric: str, mode: str) -> Calibration:
-    starts, task = validation.starts, validation.task
-    prompts = prompt_grid(validation.seen, metric, num_prompts=_NUM_CALIBRATION_PROMPTS)
+def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, mode: str) -> Calibration:
+    starts, prompts = validation.starts, validation.prompts(_NUM_CALIBRATION_PROMPTS)
     networks = pipe(
         starts.repeat_interleave(len(prompts), dim=0) if mode == "start" else None,
-        {metric: prompts.repeat(len(starts))},
+        {validation.metric: prompts.repeat(len(starts))},
         num_samples=len(starts) * len(prompts),
-        layout=task.layout,
-        task=task,
+        layout=validation.seen.layout,
+        task=validation.task,
         generator=torch.Generator().manual_seed(0),
     ).params
-    achieved = alignment_of(networks, task, prompts).val[metric.removeprefix("val_")]
-    return Calibration.fit(prompts, achieved, metric)
+    achieved = alignment_of(networks, validation.task, prompts, metric=validation.kind).val[validation.kind]
+    return Calibration.fit(prompts, achieved, validation.metric)

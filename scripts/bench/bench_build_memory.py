@@ -1,6 +1,6 @@
 """How much memory does it take to build a zoo of 20 GB? As much as one of its blocks.
 
-    OMP_NUM_THREADS=1 python -m scripts.bench.bench_build_memory [--num-runs 360] [--num-blocks 2]
+    OMP_NUM_THREADS=1 python -m scripts.bench.bench_build_memory [--num-runs 360] [--num-blocks 2] [--record]
 
 Plans a zoo of wide MLPs (784-512-512-10) on mnist5k with the default block size, builds its first blocks, and prints
 the largest resident size that this process had. Later blocks are like the first ones, so the whole zoo needs no more.
@@ -10,17 +10,16 @@ Takes about a minute.
 from __future__ import annotations
 
 import argparse
-import platform
 import resource
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 from zoo import ZooWriter, get_task
 from zoo.building import BuildPlan
 from zoo.building.build import BlockBuilder
+
+from .record import Row, record
+from .render import tables
 
 
 def main() -> None:
@@ -28,23 +27,29 @@ def main() -> None:
     parser.add_argument("--num-runs", type=int, default=360)
     parser.add_argument("--num-steps", type=int, default=220)
     parser.add_argument("--num-blocks", type=int, default=2)
+    parser.add_argument("--record", action="store_true", help="put the row into scripts/bench/results")
     options = parser.parse_args()
     task = get_task("mnist5k", hidden=[512, 512])
     plan = BuildPlan(task=task, num_runs=options.num_runs, num_steps=options.num_steps)
     spec = plan.spec()
     runs, snapshots, params = spec.shape
     gigabytes = 4 * runs * snapshots * params / 1e9
-    print(f"Python {platform.python_version()}, torch {version('torch')}, {torch.get_num_threads()} thread(s)")
-    print(f"plan: {runs} runs x {snapshots} snapshots x {params:,} parameters = {gigabytes:.1f} GB")
-    print(f"default blocks: {spec.block_size} runs, {gigabytes * 1e3 * spec.block_size / runs:.0f} MB each")
-    print(f"before the first block: {peak_megabytes():,.0f} MB resident at most")
+    peaks = {"before the first block, MB": peak_megabytes()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "zoo"
         ZooWriter.create(path, spec)
         for block in range(options.num_blocks):
-            report = BlockBuilder(path, plan)(block)
-            seconds = report.seconds if report else 0
-            print(f"after block {block}: {peak_megabytes():,.0f} MB resident at most, {seconds:.0f} s", flush=True)
+            BlockBuilder(path, plan)(block)
+            peaks[f"after block {block}, MB"] = peak_megabytes()
+    row = Row(
+        question=__doc__.splitlines()[0],
+        setting={"runs": runs, "snapshots": snapshots, "parameters": params, "runs of a block": spec.block_size},
+        figures={"zoo, GB": gigabytes, "block, MB": gigabytes * 1e3 * spec.block_size / runs, **peaks},
+        note="Largest resident size of the process so far.",
+    )
+    print(tables([row]))
+    if options.record:
+        print(f"recorded in {record('store', [row])}")
 
 
 def peak_megabytes() -> float:

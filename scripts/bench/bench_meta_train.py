@@ -1,6 +1,6 @@
 """How many inner steps a second does meta-training do?
 
-    python -m scripts.bench.bench_meta_train [--num-repeats 9]
+    python -m scripts.bench.bench_meta_train [--num-repeats 9] [--record]
 
 One outer step of PES: 8 antithetic pairs of 64-32-10 MLPs on the digits, batch 64, a truncation of 50 steps; an inner
 step is one update of one network, gradient included. Rules: small_fc_lopt with 32 hidden units and the normalised
@@ -28,29 +28,31 @@ from learned_opt.meta_training.estimators import PES
 from learned_opt.meta_training.tasks import mlp_task
 from learned_opt.meta_training.truncated_step import TruncatedStep
 from learned_opt.meta_training.truncation import LogUniformHorizon
-from scripts.bench.record import table, write_record
+
+from .record import Row, record
+from .render import tables
 
 NUM_PAIRS = 8
 TRUNCATION = 50
 RULES: dict[str, UpdateRule] = {"small_fc_lopt, H = 32": MlpRule(hidden=32), "normalised": NormalizedRule()}
-COLUMNS = ["rule, processes x threads", "inner steps/s, median", "slowest", "fastest"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-repeats", type=int, default=9)
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
-    rows = [(f"{name}, 1 x 2", *rates(seconds(rule, options.num_repeats))) for name, rule in RULES.items()]
+    rows = [row(name, "1 x 2", seconds(rule, options.num_repeats)) for name, rule in RULES.items()]
     with TemporaryDirectory() as folder:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         torch.multiprocessing.spawn(one_of_two, (port, options.num_repeats, folder), nprocs=2)
         for name, measured in torch.load(Path(folder) / "seconds.pt").items():
-            rows.append((f"{name}, 2 x 1", *rates(measured)))
-    body = table(COLUMNS, rows)
-    print(body)
-    print(write_record("meta_train", "How many inner steps a second does meta-training do?", body))
+            rows.append(row(name, "2 x 1", measured))
+    print(tables(rows))
+    if options.record:
+        print(f"recorded in {record('meta_train', rows)}")
 
 
 def one_of_two(rank: int, port: int, num_repeats: int, folder: str) -> None:
@@ -96,10 +98,17 @@ def outer_step(rule: UpdateRule, devices: Devices) -> Callable[[], object]:
     return lambda: estimator.estimate(theta, rng)
 
 
-def rates(times: list[float]) -> tuple[str, str, str]:
-    """Inner steps a second: median, slowest, fastest."""
-    steps = 2 * NUM_PAIRS * TRUNCATION
-    return f"{steps / statistics.median(times):,.0f}", f"{steps / max(times):,.0f}", f"{steps / min(times):,.0f}"
+def row(rule: str, processes: str, times: list[float]) -> Row:
+    """Inner steps a second."""
+    num_steps = 2 * NUM_PAIRS * TRUNCATION
+    return Row(
+        question=__doc__.splitlines()[0],
+        setting={"rule": rule, "processes x threads": processes},
+        figures={"inner steps/s": num_steps / statistics.median(times)},
+        spread={"inner steps/s": (num_steps / max(times), num_steps / min(times))},
+        note=f"One outer step of PES, {NUM_PAIRS} antithetic pairs of MLPs 64-32-10 on the digits, batch 64, a "
+        f"truncation of {TRUNCATION} steps; gradients included. Median and range of {len(times)} repeats.",
+    )
 
 
 if __name__ == "__main__":

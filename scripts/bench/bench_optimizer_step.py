@@ -1,6 +1,6 @@
 """What does one step of a learned optimizer cost, beside AdamW, Muon and a plain implementation?
 
-    OMP_NUM_THREADS=1 python -m scripts.bench.bench_optimizer_step [--device cpu] [--num-steps 7]
+    OMP_NUM_THREADS=1 python -m scripts.bench.bench_optimizer_step [--device cpu] [--num-steps 7] [--record]
 
 Rows: median and fastest step (on the CPU in CPU time of the process, which other load does not stretch), temporary
 memory of one step (by how much it raises the peak of a process of its own; on a GPU peak allocated), and the state.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,9 @@ import torch
 from torch import nn
 
 from learned_opt import MlpRule, MuLO, NormalizedRule, Pretrained, TensorSpec, UpdateRule
+
+from .record import Row, record
+from .render import tables
 
 BLOCK = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
 SHAPES: dict[str, list[tuple[int, ...]]] = {
@@ -38,16 +40,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--num-steps", type=int, default=7)
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
-    print(f"{hardware(options.device)}, {torch.get_num_threads()} thread(s), torch {torch.__version__}\n")
     shapes = SHAPES if options.device != "cpu" else {k: v for k, v in SHAPES.items() if k != "ViT-B/16"}
+    rows = []
     for title, tensors in shapes.items():
-        print(f"**{title}**: {sum(torch.Size(t).numel() for t in tensors):,} parameters\n")
-        print("| optimizer | median ms | fastest ms | temporaries MiB | state B / parameter |")
-        print("|---|---|---|---|---|")
         for name in candidates(tensors):
-            print(row(name, tensors, options.device, options.num_steps), flush=True)
-        print()
+            rows.append(row(name, title, tensors, options.device, options.num_steps))
+            print(tables(rows[-1:]), flush=True)
+    print(tables(rows))
+    if options.record:
+        print(f"recorded in {record('optimizer_step', rows, packages=('torch',), device=options.device)}")
 
 
 def candidates(tensors: Sequence[tuple[int, ...]]) -> list[str]:
@@ -56,13 +59,23 @@ def candidates(tensors: Sequence[tuple[int, ...]]) -> list[str]:
     return names if len(tensors) == 1 else [name for name in names if name != PLAIN]
 
 
-def row(name: str, tensors: list[tuple[int, ...]], device: str, num_steps: int) -> str:
+def row(name: str, title: str, tensors: list[tuple[int, ...]], device: str, num_steps: int) -> Row:
     step, params, optimizer = make(name, tensors, device)
     step()
     times = [1e3 * seconds(step, device) for _ in range(num_steps)]
-    per_param = f"{state_bytes(optimizer) / sum(p.numel() for p in params):.1f}" if optimizer else ""
-    extra = temporaries(name, tensors, device)
-    return f"| {name} | {statistics.median(times):.1f} | {min(times):.1f} | {extra:.0f} | {per_param} |"
+    num_params = sum(param.numel() for param in params)
+    figures: dict[str, float] = {"ms": statistics.median(times), "temporaries, MiB": temporaries(name, tensors, device)}
+    if optimizer is not None:
+        figures["state, bytes a parameter"] = state_bytes(optimizer) / num_params
+    clock = "CPU time of the process" if device == "cpu" else "wall time"
+    return Row(
+        question=__doc__.splitlines()[0],
+        setting={"tensors": title, "parameters": num_params, "optimizer": name, "threads": torch.get_num_threads()},
+        figures=figures,
+        spread={"ms": (min(times), max(times))},
+        note=f"Median and range of {num_steps} steps, {clock}. Temporaries: by how much a step raises the "
+        "peak of memory.",
+    )
 
 
 def make(
@@ -172,13 +185,6 @@ def _status_kib(field: str) -> int:
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     tensors = [value for state in optimizer.state.values() for value in state.values()]
     return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
-
-
-def hardware(device: str) -> str:
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

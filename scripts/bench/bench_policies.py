@@ -5,7 +5,7 @@
 The rival is a plain loop in the same process: one nn.Module acts in Gymnasium's own vectorised CartPole-v1, eight
 episodes at once, and learns by the same policy gradient with loss.backward() and fused Adam. Both train from the
 beginning; a step of the environment counts while its episode goes on. Measurements alternate; figures are medians with
-the range in brackets. Prints a table and, with --record, writes it to scripts/bench/results. Needs gymnasium.
+the range in brackets. Prints a table and, with --record, puts its rows into scripts/bench/results. Needs gymnasium.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import NamedTuple
 import gymnasium
 import torch
 
-from scripts.bench.record import table, write_record
 from zoo import get_task, train_population
 from zoo.networks.initialization import run_seed
 from zoo.tasks.policies import PolicyTask, leave_one_out_advantages
 from zoo.training.optimizers import Adam
+
+from .record import Row, record
+from .render import tables
 
 NUM_EPISODES = 8  # a minibatch
 LEARNING_RATE = 0.01
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("--num-repeats", type=int, default=3)
     parser.add_argument("--num-policies", type=int, default=256)
     parser.add_argument("--num-updates", type=int, default=80)
-    parser.add_argument("--record", action="store_true", help="write the table to scripts/bench/results")
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
     task = get_task("cartpole")
@@ -52,15 +54,14 @@ def main() -> None:
     for seed in range(options.num_repeats):
         alone.append(one_policy(task, seed, options.num_updates))
         together.append(population(task, seed, options.num_policies, options.num_updates))
-    rows = [row("one policy, Gymnasium", alone, alone), row(f"population of {options.num_policies}", together, alone)]
-    columns = ("", "policy-updates/s", "ratio", "environment steps/s", "ratio", "mean return at the end")
-    body = (
-        f"{options.num_threads} threads, {options.num_repeats} repeats, MLP 4-16-2, {NUM_EPISODES} episodes an update, "
-        f"{options.num_updates} updates.\n\n{table(columns, rows)}"
-    )
-    print(body)
+    setting = {"threads": options.num_threads, "updates": options.num_updates}
+    rows = [
+        row({"method": "one policy, Gymnasium"} | setting, alone, alone),
+        row({"method": f"population of {options.num_policies}"} | setting, together, alone),
+    ]
+    print(tables(rows))
     if options.record:
-        print(f"written to {write_record('policies', __doc__.splitlines()[0], body, ('torch', 'numpy', 'gymnasium'))}")
+        print(f"recorded in {record('policies', rows, packages=('torch', 'numpy', 'gymnasium'))}")
 
 
 def one_policy(task: PolicyTask, seed: int, num_updates: int) -> Measured:
@@ -122,14 +123,21 @@ def population(task: PolicyTask, seed: int, num_policies: int, num_updates: int)
     return Measured(num_updates * num_policies / seconds, num_steps / seconds, returns[-1].mean().item())
 
 
-def row(name: str, results: list[Measured], baseline: list[Measured]) -> list[str]:
-    cells = [name]
-    for field in ("updates", "env_steps"):
+def row(setting: dict[str, str | int], results: list[Measured], baseline: list[Measured]) -> Row:
+    figures, spread = {}, {}
+    for field, unit in (("updates", "policy-updates/s"), ("env_steps", "environment steps/s")):
         values, others = ([getattr(one, field) for one in some] for some in (results, baseline))
-        middle = statistics.median(values)
-        cells.append(f"{middle:,.0f} ({min(values):,.0f}-{max(values):,.0f})")
-        cells.append(f"{middle / statistics.median(others):.1f}")
-    return [*cells, f"{statistics.mean(one.final_return for one in results):.0f}"]
+        figures[unit] = statistics.median(values)
+        figures[f"times {unit}"] = figures[unit] / statistics.median(others)
+        spread[unit] = (min(values), max(values))
+    return Row(
+        question=__doc__.splitlines()[0],
+        setting=setting,
+        figures=figures | {"mean return at the end": statistics.mean(one.final_return for one in results)},
+        spread=spread,
+        seeds=range(len(results)),
+        note=f"MLP 4-16-2, {NUM_EPISODES} episodes an update. Median and range of {len(results)} repeats.",
+    )
 
 
 if __name__ == "__main__":

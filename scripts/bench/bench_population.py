@@ -7,7 +7,7 @@ The rival is the plain loop in the same process and with the same number of thre
 fused Adam, minibatches of 64 by indexing. Plain and batched measurements alternate; figures are medians, with the
 range in brackets, by the clock and by the CPU time of the process. The latter counts threads that wait for each other,
 but other programs on the machine disturb it less; with --num-threads 1 it is the fairest. Compiling happens in the
-warm-up and is listed apart. Prints tables and, with --record, writes them to scripts/bench/results.
+warm-up and is listed apart. Prints tables and, with --record, puts their rows into scripts/bench/results.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
-from scripts.bench.record import table, write_record
 from zoo import Task, get_task, train_population
 from zoo.networks.initialization import run_seed
-from zoo.training.batches import shared_indices
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer, Sgd
+
+from ..plain_loop import PlainLoop
+from .record import Row, record
+from .render import tables
 
 BATCH_SIZE = 64
 SECTIONS = ("speed", "blocks", "tasks", "zoo")
@@ -48,26 +49,22 @@ def main() -> None:
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--num-repeats", type=int, default=7)
     parser.add_argument("--num-networks", type=int, default=256)
-    parser.add_argument("--record", action="store_true", help="write the tables to scripts/bench/results")
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
 
     sections = {"speed": speed, "blocks": block_sizes, "tasks": other_tasks, "zoo": whole_zoo}
-    body = f"{options.num_threads} threads, {options.num_repeats} repeats."
-    print(body, flush=True)
+    rows: list[Row] = []
     for name in options.sections:
-        text = sections[name](options.num_networks, options.num_repeats)
-        print(f"\n{text}", flush=True)
-        body += f"\n\n{text}"
-    peak = f"Peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB."
-    print(f"\n{peak}")
+        new = sections[name](options.num_networks, options.num_repeats)
+        print(f"\n{tables(new)}", flush=True)
+        rows += new
     if options.record:
-        path = write_record("population", __doc__.splitlines()[0], f"{body}\n\n{peak}")
-        print(f"written to {path}")
+        print(f"\nrecorded in {record('population', rows)}")
 
 
-def speed(num_networks: int, num_repeats: int) -> str:
-    """The main table: both MLPs against the plain loop, compiled or not, minibatches shared or not."""
+def speed(num_networks: int, num_repeats: int) -> list[Row]:
+    """Both MLPs against the plain loop, compiled or not, minibatches shared or not."""
     rows = []
     for name, config in MLPS.items():
         task = get_task(**config)
@@ -78,51 +75,82 @@ def speed(num_networks: int, num_repeats: int) -> str:
             "population, eager, own minibatches": Population(task, num_networks, shared_batches=False, num_steps=20),
         }
         rates, warm_up = measure(rivals, num_repeats)
-        plain = [statistics.median(column) for column in zip(*rates["plain loop"], strict=True)]
+        plain = Rate(*map(statistics.median, zip(*rates["plain loop"], strict=True)))
         for rival, values in rates.items():
-            row = [name, rival]
-            for column, baseline in zip(zip(*values, strict=True), plain, strict=True):
-                row += [spread(column), f"{statistics.median(column) / baseline:.1f}"]
-            rows.append((*row, f"{warm_up[rival]:.1f}"))
-    contest = f"Adam, batch {BATCH_SIZE}, N = {num_networks}"
-    columns = ("network", contest, "model-steps/s", "ratio", "per CPU-second", "ratio", "first call, s")
-    return "## Speed\n\n" + table(columns, rows)
+            walls, cpus = zip(*values, strict=True)
+            wall, cpu = statistics.median(walls), statistics.median(cpus)
+            rows.append(
+                Row(
+                    question=__doc__.splitlines()[0],
+                    setting={"network": name, "method": rival, **common_setting(num_networks)},
+                    figures={
+                        "model-steps/s": wall,
+                        "times the plain loop": wall / plain.per_second,
+                        "model-steps/CPU-s": cpu,
+                        "times, by CPU time": cpu / plain.per_cpu_second,
+                        "first call, s": warm_up[rival],
+                    },
+                    spread={
+                        "model-steps/s": (min(walls), max(walls)),
+                        "model-steps/CPU-s": (min(cpus), max(cpus)),
+                    },
+                    note=f"Adam, batch {BATCH_SIZE}. Median and range of {num_repeats} repeats.",
+                )
+            )
+    return rows
 
 
-def block_sizes(num_networks: int, num_repeats: int) -> str:
+def block_sizes(num_networks: int, num_repeats: int) -> list[Row]:
     """Which N is fastest: small ones leave overhead, large ones leave the cache."""
     rows = []
-    sizes = (64, 256, 1024)
+    sizes, num_repeats = (64, 256, 1024), max(3, num_repeats // 2)
     for name, config in MLPS.items():
         task = get_task(**config)
         for compile in (False, True):
             rivals = {str(n): Population(task, n, compile=compile, num_steps=25_600 // n) for n in sizes}
-            rates, _ = measure(rivals, max(3, num_repeats // 2))
-            medians = [f"{median(rates[str(n)]):,.0f}" for n in sizes]
-            rows.append((name, "compiled" if compile else "eager", *medians))
-    return "## Model-steps/s by size of the population\n\n" + table(("network", "", *(f"N = {n}" for n in sizes)), rows)
+            rates, _ = measure(rivals, num_repeats)
+            rows += [
+                Row(
+                    question="How large should a population be?",
+                    setting={"network": name, "method": "compiled" if compile else "eager", **common_setting(n)},
+                    figures={"model-steps/s": median(rates[str(n)])},
+                    note=f"Adam, batch {BATCH_SIZE}. Median of {num_repeats} repeats.",
+                )
+                for n in sizes
+            ]
+    return rows
 
 
-def other_tasks(num_networks: int, num_repeats: int) -> str:
+def other_tasks(num_networks: int, num_repeats: int) -> list[Row]:
     """Other architectures and optimizers, uncompiled: what vmap gives any module."""
+    num_repeats = max(3, num_repeats // 2)
+
+    def row(task: str, optimizer: str, num: int, figures: dict[str, float]) -> Row:
+        return Row(
+            question="How much faster are populations of other networks, and with other optimizers?",
+            setting={"network": task, "optimizer": optimizer, **common_setting(num)},
+            figures=figures,
+            note=f"Eager, batch {BATCH_SIZE}. Median of {num_repeats} repeats.",
+        )
+
     rows = []
     for name, config in OTHER_TASKS.items():
         task = get_task(**config)
         num = num_networks if "mlp" in task.config.values() else num_networks // 8
         rivals = {"plain loop": plain_loop(task, 40), "Adam": Population(task, num, num_steps=40)}
-        rates, _ = measure(rivals, max(3, num_repeats // 2))
+        rates, _ = measure(rivals, num_repeats)
         plain, ours = (median(rates[key]) for key in rivals)
-        rows.append((name, "Adam", num, f"{plain:,.0f}", f"{ours:,.0f}", f"{ours / plain:.1f}"))
+        figures = {"model-steps/s": ours, "plain loop, model-steps/s": plain, "times the plain loop": ours / plain}
+        rows.append(row(name, "Adam", num, figures))
     task = get_task("digits", hidden=[16, 16])
     for name, optimizer in OPTIMIZERS.items():
         population = Population(task, num_networks, optimizer=optimizer, num_steps=40)
-        rates, _ = measure({name: population}, max(3, num_repeats // 2))
-        rows.append(("digits 64-16-16-10", name, num_networks, "", f"{median(rates[name]):,.0f}", ""))
-    columns = ("task, eager", "optimizer", "N", "plain loop, model-steps/s", "population, model-steps/s", "ratio")
-    return "## Other tasks and optimizers\n\n" + table(columns, rows)
+        rates, _ = measure({name: population}, num_repeats)
+        rows.append(row("digits 64-16-16-10", name, num_networks, {"model-steps/s": median(rates[name])}))
+    return rows
 
 
-def whole_zoo(num_networks: int, num_repeats: int) -> str:
+def whole_zoo(num_networks: int, num_repeats: int) -> list[Row]:
     """Seconds for 2,304 runs x 1,280 steps x 21 snapshots of digits 64-16-10, evaluated on val and test."""
     num_runs, num_steps = 2304, 1280
     task = get_task("digits")
@@ -138,11 +166,31 @@ def whole_zoo(num_networks: int, num_repeats: int) -> str:
             evaluating += time.perf_counter() - now
     total = time.perf_counter() - began
     training = total - evaluating
-    seconds = (f"{value:.1f}" for value in (total, training, evaluating))
-    row = (*seconds, f"{num_runs * num_steps / training:,.0f}", f"{metrics['error'].mean():.3f}")
-    columns = ("seconds in all", "training (with compiling)", "evaluating", "model-steps/s", "last block's test error")
-    title = f"## A zoo of {num_runs:,} runs x {num_steps:,} steps x 21 snapshots, blocks of {num_networks}"
-    return f"{title}\n\n{table(columns, [row])}"
+    return [
+        Row(
+            question="How long does a whole zoo take to train and evaluate?",
+            setting={
+                "network": "digits 64-16-10",
+                "runs": num_runs,
+                "steps": num_steps,
+                "snapshots": 21,
+                **common_setting(num_networks),
+            },
+            figures={
+                "seconds": total,
+                "of these training, with compiling": training,
+                "of these evaluating": evaluating,
+                "model-steps/s of training": num_runs * num_steps / training,
+                "test error of the last block": metrics["error"].mean().item(),
+                "peak memory of the process, GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            },
+            note="Nothing is written to disk. One measurement.",
+        )
+    ]
+
+
+def common_setting(num_networks: int) -> dict[str, int]:
+    return {"N": num_networks, "threads": torch.get_num_threads()}
 
 
 class Rate(NamedTuple):
@@ -180,25 +228,8 @@ class Population:
 
 def plain_loop(task: Task, num_steps: int = 300) -> Callable[[], Rate]:
     """Model-steps/s of one module trained as everybody does."""
-    model = task.make_model()
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    batches = shared_indices(0, len(task.dataset.train), BATCH_SIZE, task.device)
-    inputs, targets = task.dataset.train.inputs, task.dataset.train.targets
-    is_binary = task.objective.name == "binary_cross_entropy"
-
-    def train() -> None:
-        for _ in range(num_steps):
-            indices = next(batches)
-            optimizer.zero_grad()
-            outputs = model(inputs[indices]).flatten(0, -2)
-            if is_binary:
-                loss = F.binary_cross_entropy_with_logits(outputs[:, 0], (targets[indices] < 5).float())
-            else:
-                loss = F.cross_entropy(outputs, targets[indices].flatten())
-            loss.backward()
-            optimizer.step()
-
-    return lambda: timed(train, num_steps)
+    loop = PlainLoop(task, BATCH_SIZE)
+    return lambda: timed(lambda: loop.train(num_steps), num_steps)
 
 
 def timed(action: Callable[[], None], num_model_steps: int) -> Rate:
@@ -225,10 +256,6 @@ def measure(
 
 def median(rates: list[Rate]) -> float:
     return statistics.median(rate.per_second for rate in rates)
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """What do float16 and bfloat16 cost the networks of a real zoo?
 
-    OMP_NUM_THREADS=1 python -m scripts.bench.bench_precision [--num-runs 128] [--num-steps 1280]
+    OMP_NUM_THREADS=1 python -m scripts.bench.bench_precision [--num-runs 128] [--num-steps 1280] [--record]
 
-Trains a zoo on digits in float32 (about half a minute), rounds its parameters as the store would, and prints a Markdown
-table over all final networks: by how much test error and loss change, how many test predictions change, and how large
+Trains a zoo on digits in float32 (about half a minute), rounds its parameters as the store would, and prints a table
+over all final networks: by how much test error and loss change, how many test predictions change, and how large
 the rounding is beside the update between neighbouring snapshots (root mean squares over all parameters).
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +19,15 @@ import torch
 from zoo import Task, Zoo, build_zoo, get_task
 from zoo.storage.precision import from_stored, to_stored
 
+from .record import Row, record
+from .render import tables
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-runs", type=int, default=128)
     parser.add_argument("--num-steps", type=int, default=1280)
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     task = get_task("digits")
     with tempfile.TemporaryDirectory() as folder:
@@ -36,18 +38,13 @@ def main() -> None:
             num_steps=options.num_steps,
             optimizer={"name": "adam", "lr": {"log_uniform": [1e-3, 3e-2]}},
         )
-        print(f"{zoo.num_runs} networks of {zoo.layout.num_params:,} parameters, {options.num_steps} steps of Adam")
-        print(f"Python {platform.python_version()}, numpy {version('numpy')}, torch {version('torch')}\n")
-        print(
-            "| dtype | test error, mean (largest) change in points | test loss, mean (largest) change "
-            "| predictions changed | rounding / update, median (last, first pair of snapshots) |"
-        )
-        print("|---|---|---|---|---|")
-        for dtype in ("float16", "bfloat16"):
-            print(row(zoo, task, dtype))
+        rows = [row(zoo, task, dtype, options.num_steps) for dtype in ("float16", "bfloat16")]
+    print(tables(rows))
+    if options.record:
+        print(f"recorded in {record('store', rows)}")
 
 
-def row(zoo: Zoo, task: Task, dtype: str) -> str:
+def row(zoo: Zoo, task: Task, dtype: str, num_steps: int) -> Row:
     exact = zoo.params[:]  # (R, S, P)
     rounded = from_stored(to_stored(exact, dtype), dtype)
     final, final_rounded = torch.from_numpy(exact[:, -1]), torch.from_numpy(rounded[:, -1])
@@ -58,10 +55,21 @@ def row(zoo: Zoo, task: Task, dtype: str) -> str:
     changed = task.predict(final, inputs).argmax(-1) != task.predict(final_rounded, inputs).argmax(-1)
     updates = rms(np.diff(exact, axis=1))  # (R, S - 1)
     ratio = rms(rounded - exact)[:, 1:] / updates
-    return (
-        f"| {dtype} | {error.mean():+.3f} ({error.abs().max():.2f}) | {loss.mean():+.1e} ({loss.abs().max():.1e}) "
-        f"| {100 * changed.float().mean():.3f}% | {np.median(ratio):.1%} ({np.median(ratio[:, -1]):.1%}, "
-        f"{np.median(ratio[:, 0]):.1%}) |"
+    return Row(
+        question=__doc__.splitlines()[0],
+        setting={"dtype": dtype, "networks": zoo.num_runs, "parameters": zoo.layout.num_params, "steps": num_steps},
+        figures={
+            "test error, mean change in points": error.mean().item(),
+            "test error, largest change in points": error.abs().max().item(),
+            "test loss, mean change": loss.mean().item(),
+            "test loss, largest change": loss.abs().max().item(),
+            "predictions changed, %": 100 * changed.float().mean().item(),
+            "rounding to update, %, median": 100 * float(np.median(ratio)),
+            "of the last pair of snapshots": 100 * float(np.median(ratio[:, -1])),
+            "of the first pair": 100 * float(np.median(ratio[:, 0])),
+        },
+        note="Digits, MLP 64-16-10, Adam, learning rates log-uniform from .001 to .03. Changes against float32 over "
+        "the final networks, on 270 test examples; rounding against the update between neighbouring snapshots.",
     )
 
 

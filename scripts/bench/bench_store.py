@@ -1,8 +1,8 @@
 """What does it cost to write a population, to read random networks of it, and to read all of it?
 
-    OMP_NUM_THREADS=1 python -m scripts.bench.bench_store [--num-runs 512] [--folder /tmp]
+    OMP_NUM_THREADS=1 python -m scripts.bench.bench_store [--num-runs 512] [--folder /tmp] [--record]
 
-Prints a Markdown table: median and quartiles over the repeats. Rivals take turns in every repeat, so that a busy moment
+Prints a table: median and quartiles over the repeats. Rivals take turns in every repeat, so that a busy moment
 of the machine meets all alike. All files are in the page cache; writing ends when the data are on the disk. The zoo and
 zarr-python check each network's CRC32C as they read, the others have no checksums. Needs the extra `bench`. Takes about
 three minutes.
@@ -11,20 +11,21 @@ three minutes.
 from __future__ import annotations
 
 import argparse
-import platform
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from scripts.bench.rival_stores import STORES, OpenFiles, check
 from zoo import ParamLayout
 from zoo.networks.architectures import MLP
+
+from .record import Row, record
+from .render import tables
+from .rival_stores import STORES, OpenFiles, check
 
 BATCH = 64
 Times = dict[str, list[tuple[float, float]]]  # CPU and wall seconds of each repeat
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--num-repeats", type=int, default=31, help="of reading; a tenth of it of writing and scanning")
     parser.add_argument("--folder", default=tempfile.gettempdir())
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     layout = ParamLayout.of(MLP(64, (options.hidden,), 10))
     rng = np.random.default_rng(0)
@@ -56,25 +58,35 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     shape = " x ".join(f"{size:,}" for size in params.shape)
-    print(f"{shape} float32 = {params.nbytes / 1e6:.0f} MB, blocks of {options.block_size} runs")
-    print(", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]) + "\n")
-    print_table(params.nbytes, writing, reading, scanning)
+    data = f"{shape} float32, {params.nbytes / 1e6:.0f} MB, blocks of {options.block_size} runs"
+    rows = [row(name, data, params.nbytes, (writing, reading, scanning)) for name in STORES]
+    print(tables(rows))
+    if options.record:
+        print(f"recorded in {record('store', rows, packages=PACKAGES)}")
 
 
-def print_table(nbytes: int, writing: Times, reading: Times, scanning: Times) -> None:
-    print(f"| | write MB/s | write CPU-s/GB | read {BATCH}, CPU-ms | x memmap | read {BATCH}, wall ms | scan GB/s |")
-    print("|---|---|---|---|---|---|---|")
+def row(name: str, data: str, nbytes: int, times: tuple[Times, Times, Times]) -> Row:
+    """What writing, reading and scanning one store costs; figures are medians, spreads quartiles."""
+    writing, reading, scanning = times
+    values = {
+        "write MB/s": [nbytes / wall / 1e6 for _, wall in writing.get(name, [])],
+        "write CPU-s/GB": [cpu / nbytes * 1e9 for cpu, _ in writing.get(name, [])],
+        f"read {BATCH}, CPU-ms": [1e3 * cpu for cpu, _ in reading[name]],
+        f"read {BATCH}, wall ms": [1e3 * wall for _, wall in reading[name]],
+        "scan GB/s": [nbytes / wall / 1e9 for _, wall in scanning[name]],
+    }
+    measured = {unit: some for unit, some in values.items() if some}
     memmap = statistics.median(cpu for cpu, _ in reading["numpy memmap"])
-    for name in STORES:
-        cells = ["", ""]
-        if name in writing:
-            cells = [spread(nbytes / wall / 1e6 for _, wall in writing[name])]
-            cells.append(spread(cpu / nbytes * 1e9 for cpu, _ in writing[name]))
-        cells.append(spread(1e3 * cpu for cpu, _ in reading[name]))
-        cells.append(f"{statistics.median(cpu for cpu, _ in reading[name]) / memmap:.1f}")
-        cells.append(spread(1e3 * wall for _, wall in reading[name]))
-        cells.append(spread(nbytes / wall / 1e9 for _, wall in scanning[name]))
-        print(f"| {name} | {' | '.join(cells)} |")
+    return Row(
+        question=__doc__.splitlines()[0],
+        setting={"runs x snapshots x parameters": data, "store": name},
+        figures={unit: statistics.median(some) for unit, some in measured.items()}
+        | {"CPU time of reading to a memmap's": statistics.median(cpu for cpu, _ in reading[name]) / memmap},
+        spread={unit: tuple(np.percentile(some, [25, 75]).tolist()) for unit, some in measured.items()},
+        note=f"Median and quartiles of {len(reading[name])} repeats of reading, {len(scanning[name])} of writing and "
+        f"scanning; {BATCH} random networks are read. All files are in the page cache, writing ends when the data are "
+        "on the disk. The zoo, zarr-python and tensorstore check every CRC32C; the others have no checksums.",
+    )
 
 
 def rounds(num_repeats: int, actions: dict[str, Callable[[int], object]]) -> Times:
@@ -116,12 +128,6 @@ def written() -> list[str]:
 
 def file_name(name: str) -> str:
     return "zoo" if name.endswith("the zoo's files") else name.split(",", maxsplit=1)[0].replace(" ", "_")
-
-
-def spread(values: Iterable[float]) -> str:
-    """Median and quartiles."""
-    low, middle, high = np.percentile(list(values), [25, 50, 75])
-    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
 
 
 if __name__ == "__main__":

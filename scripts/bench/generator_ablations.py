@@ -21,9 +21,10 @@ from torch import Tensor
 
 from generator.model import denoiser
 from generator.tokens.normalizer import ParamNormalizer
-from scripts.cli import run
-from scripts.train_generator import main as train
 from zoo.networks.layout import ParamLayout
+
+from ..cli import run
+from ..train_generator import main as train
 
 
 def without_attention() -> AbstractContextManager[object]:

@@ -1,17 +1,121 @@
-"""Records of benchmarks: a Markdown file in `results` with command, commit, versions and hardware above its tables."""
+"""Records of benchmarks: rows of JSON in `results/<topic>.jsonl`, one for each measurement.
+
+A row says what was asked and in which setting, the figures with their spread, and what they came from: command, commit,
+versions, hardware, date. `python -m scripts.bench.render` makes the tables in `docs/results` of them.
+"""
 
 from __future__ import annotations
 
 import datetime
+import json
+import math
+import os
 import platform
 import re
-import subprocess
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from ..machine import commit, hardware, processor
+
 RESULTS = Path(__file__).parent / "results"
+NUM_DIGITS = 5  # of a figure that is no whole number
+
+Figure = float | int | str | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measurement.
+
+    Args:
+        question: what it answers; rows of one question make one table.
+        setting: what was measured, by the names of the table's first columns, such as {"network": "64-16-10"}.
+        figures: what came out, by name and unit, such as {"model-steps/s": 2384.0}; a word where that is the answer.
+        spread: (low, high) of those figures that have one.
+        seeds: of the repetitions, if seeds are what differs between them.
+        note: what figures and spread are ("median and range of 7 repeats"), and what else a reader must know.
+    """
+
+    question: str
+    setting: Mapping[str, str | int | float | bool]
+    figures: Mapping[str, Figure]
+    spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.spread) - set(self.figures)):
+            raise ValueError(f"a spread needs its figure, got spreads of {unknown} beside {sorted(self.figures)}")
+
+
+def record(
+    topic: str,
+    rows: Iterable[Row],
+    *,
+    packages: Sequence[str] = ("torch", "numpy"),
+    command: str | None = None,
+    device: str = "cpu",
+    folder: Path = RESULTS,
+) -> Path:
+    """Path of `<folder>/<topic>.jsonl`, after the rows were put there.
+
+    A row takes the place of one with the same question, setting and hardware; all others stay as they are, so that a
+    second machine adds rows and erases none.
+
+    Args:
+        topic: name of the file.
+        rows: what was measured.
+        packages: whose versions matter.
+        command: that measured it; default that of this process.
+        device: that the figures are of; a GPU is named in the hardware.
+        folder: for the file.
+    """
+    origin = {
+        "command": command or this_command(),
+        "commit": commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "hardware": hardware(device),
+        "date": f"{datetime.date.today()}",
+    }
+    kept = {_identity(row): row for row in read_rows(topic, folder)}
+    for row in rows:
+        values = asdict(row)
+        values["figures"] = {name: _rounded(figure) for name, figure in row.figures.items()}
+        values["spread"] = {name: [_rounded(end) for end in ends] for name, ends in row.spread.items()}
+        new = {"topic": topic, **values, **origin}
+        kept[_identity(new)] = new
+    folder.mkdir(exist_ok=True, parents=True)
+    path = folder / f"{topic}.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept.values()))
+    return path
+
+
+def read_rows(topic: str, folder: Path = RESULTS) -> list[dict]:
+    """Rows of a topic in the order of the file; none if it has no file yet."""
+    path = folder / f"{topic}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _identity(row: Mapping) -> str:
+    return json.dumps([row["question"], row["setting"], row["hardware"]], sort_keys=True)
+
+
+def _rounded(figure: Figure) -> Figure:
+    if not isinstance(figure, float):
+        return figure
+    return float(f"{figure:.{NUM_DIGITS}g}") if math.isfinite(figure) else None
+
+
+def this_command() -> str:
+    """The command line of this process as typed in a clone, and the number of threads if the environment sets it."""
+    spec = sys.modules["__main__"].__spec__
+    start = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
+    threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
+    return shlex.join([*threads, *start, *sys.argv[1:]])
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -27,7 +131,7 @@ def write_record(
     packages: Sequence[str] = ("torch", "numpy"),
     arguments: Sequence[str] | None = None,
 ) -> Path:
-    """Write `results/<topic>_<hardware>_<yyyymm>.md` and return its path.
+    """Write `results/<topic>_<hardware>_<yyyymm>.md` and return its path; to go when no script writes Markdown.
 
     Args:
         topic: first part of the file's name.
@@ -36,42 +140,11 @@ def write_record(
         packages: whose versions matter.
         arguments: of the command, default those of the process.
     """
+    machine = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
+    path = RESULTS / f"{topic}_{machine}_{datetime.date.today():%Y%m}.md"
     arguments = sys.argv[1:] if arguments is None else arguments
-    hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
-    path = RESULTS / f"{topic}_{hardware}_{datetime.date.today():%Y%m}.md"
     command = " ".join(["python -m", sys.modules["__main__"].__spec__.name, *arguments])
-    header = [
-        f"# {question}",
-        "",
-        f"- Command: `{command}`",
-        f"- Commit: {commit()}",
-        f"- Versions: Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}",
-        f"- Hardware: {processor()}, {num_cores()} cores",
-        f"- Date: {datetime.date.today()}",
-    ]
-    RESULTS.mkdir(exist_ok=True)
-    path.write_text("\n".join(header) + f"\n\n{body}\n")
+    header = [f"# {question}", "", f"- Command: `{command}`", f"- Commit: {commit()}", f"- Hardware: {hardware()}"]
+    header += [f"- Versions: {', '.join(f'{name} {version(name)}' for name in packages)}"]
+    path.write_text("\n".join([*header, f"- Date: {datetime.date.today()}", "", body, ""]))
     return path
-
-
-def commit() -> str:
-    """Short hash of the checked-out commit, with a mark if tracked files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git checkout)"
-
-
-def processor() -> str:
-    """Model name of the CPU."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def num_cores() -> int:
-    """Number of cores that this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from scripts.bench.record import commit, num_cores, processor
-from scripts.demo_stages.all import STAGES
-from scripts.demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
-from scripts.demo_stages.stage import Record
+from ..demo_stages.all import STAGES
+from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
+from ..demo_stages.stage import Record
+from ..machine import commit, num_cores, processor
 
 _PACKAGES: Final = ("weightfoundry", "torch", "numpy", "zarr", "diffusers", "lightning")
 

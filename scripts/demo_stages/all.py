@@ -8,8 +8,8 @@ from typing import Final
 import torch
 from omegaconf import DictConfig
 
-from scripts.demo_stages import build, join, optimize, prompt, train
-from scripts.demo_stages.stage import Stage, StageResult
+from . import build, join, optimize, prompt, train
+from .stage import Stage, StageResult
 
 
 def _on_one_thread(run: Callable[[DictConfig], StageResult]) -> Callable[[DictConfig], StageResult]:

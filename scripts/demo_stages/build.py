@@ -9,14 +9,16 @@ from typing import Final
 import numpy as np
 from omegaconf import DictConfig
 
-from scripts.bench.bench_population import plain_loop
-from scripts.build_zoo import Report, build
-from scripts.cli import console
-from scripts.demo_stages.stage import StageResult
 from zoo import Zoo
 from zoo.inspection import final_metric, metric_quantiles
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
+
+from ..build_report import Report
+from ..build_zoo import build
+from ..cli import console
+from ..plain_loop import PlainLoop
+from .stage import StageResult
 
 LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -50,12 +52,14 @@ def run(config: DictConfig) -> StageResult:
 
 def plain_loop_speed(task: Task, seconds: float) -> float:
     """Steps per second of one network trained as everybody does, measured for about that time after a warm-up."""
-    loop = plain_loop(task, num_steps=100)
-    loop()
+    loop = PlainLoop(task)
+    loop.train(100)
     speeds = []
     began = time.perf_counter()
     while time.perf_counter() - began < seconds or not speeds:
-        speeds.append(loop().per_second)
+        before = time.perf_counter()
+        loop.train(100)
+        speeds.append(100 / (time.perf_counter() - before))
     return statistics.median(speeds)
 
 

@@ -18,14 +18,15 @@ from torch import Tensor
 from generator import PipelineSampler, Testbed
 from learned_opt import load_pretrained
 from learned_opt.rules.population import PopulationOptimizer
-from scripts.cli import console
-from scripts.demo_stages.build import open_zoo
-from scripts.demo_stages.prompt import METRIC, unseen_starts
-from scripts.demo_stages.stage import StageResult
-from scripts.demo_stages.train import open_pipeline
 from zoo import Task, train_population
 from zoo.networks.initialization import run_seed
 from zoo.training.population import Snapshot, quadratic_steps
+
+from ..cli import console
+from .build import open_zoo
+from .prompt import METRIC, unseen_starts
+from .stage import StageResult
+from .train import open_pipeline
 
 OPTIMIZER: Final = "mulo-norm"
 QUANTILES: Final = (0.1, 0.5, 0.9)

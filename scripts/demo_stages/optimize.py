@@ -21,11 +21,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from learned_opt import MuLO
 from learned_opt.meta_training.allocator import keep_freed_memory
-from scripts.cli import console
-from scripts.demo_stages.stage import StageResult
 from zoo import Task, get_task
 from zoo.networks.initialization import run_seed
 from zoo.storage.durable import write_file
+
+from ..cli import console
+from .stage import StageResult
 
 ADAMW: Final = "AdamW, default 1e-3"
 COSINE: Final = "AdamW + cosine"

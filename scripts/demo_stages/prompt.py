@@ -15,13 +15,14 @@ from torch import Tensor
 from generator import Alignment, PipelineSampler, Testbed, measure_alignment
 from generator.evaluation import collapse_report, novelty_report
 from generator.evaluation.novelty import GENERATED, HELD_OUT, NoveltyReport
-from scripts.cli import console
-from scripts.demo_stages.build import open_zoo
-from scripts.demo_stages.stage import StageResult
-from scripts.demo_stages.train import open_pipeline
 from zoo import Task
 from zoo.networks.initialization import derive_seed
 from zoo.networks.metrics import r2_log
+
+from ..cli import console
+from .build import open_zoo
+from .stage import StageResult
+from .train import open_pipeline
 
 METRIC: Final = "val_loss"
 LEVELS: Final = (0.1, 0.25, 0.5, 0.75, 0.9)

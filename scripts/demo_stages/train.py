@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 
 from diffusers.utils.logging import disable_progress_bar
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from generator import ParameterPipeline, train_generator
-from scripts.demo_stages.build import open_zoo
-from scripts.demo_stages.stage import StageResult
+
+from .build import open_zoo
+from .stage import StageResult
 
 
 def run(config: DictConfig) -> StageResult:
@@ -22,15 +22,10 @@ def run(config: DictConfig) -> StageResult:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # hints on workers and checkpoints
         pipe = train_generator([open_zoo(config)], settings, out=config.generator.out, trainer_options=trainer_options)
-    pipe.save_pretrained(pipeline_path(config))
     num_params = sum(value.numel() for value in pipe.model.parameters())
     return StageResult({"num_steps": settings.optimization.num_steps, "num_params": num_params})
 
 
 def open_pipeline(config: DictConfig) -> ParameterPipeline:
     disable_progress_bar()  # of loading three small files
-    return ParameterPipeline.from_pretrained(str(pipeline_path(config)))
-
-
-def pipeline_path(config: DictConfig) -> Path:
-    return Path(str(config.generator.out)) / "pipeline"
+    return ParameterPipeline.from_pretrained(str(config.generator.out))

@@ -8,8 +8,9 @@ from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
+from generator.training.config import GeneratorConfig
 from generator.training.module import GeneratorModule, OptimizationConfig, PairDataModule, split_params
-from generator.training.train import GeneratorConfig, assemble, keep_last_checkpoint, make_trainer
+from generator.training.train import assemble, keep_last_checkpoint, make_trainer
 from generator.trajectories import PairBatches, PairConfig, Trajectories, batch_rng
 from zoo.tasks.registry import get_task
 
@@ -157,7 +158,7 @@ def test_a_trained_pipeline_can_be_saved(tasks, tmp_path):
     pipe = ParameterPipeline(module.averaged, normalizer, make_scheduler("sample"))
     pipe.save_pretrained(tmp_path / "pipe")
     index = json.loads((tmp_path / "pipe" / "model_index.json").read_text())
-    assert index["model"] == ["generator.model.transformer", "RecurrentDiffusionTransformer"]
+    assert index["model"] == ["generator", "RecurrentDiffusionTransformer"]
     loaded = ParameterPipeline.from_pretrained(tmp_path / "pipe")
     ours, theirs = (p(prompt={"loss": 0.5}, generator=torch.Generator().manual_seed(0)) for p in (pipe, loaded))
     torch.testing.assert_close(ours.params, theirs.params)

@@ -73,7 +73,7 @@ def test_ranges_and_floors(zoo):
 
 
 def test_a_zoo_without_runs_is_refused(zoo):
-    with pytest.raises(ValueError, match="no finished run"):
+    with pytest.raises(ValueError, match="has no run with 2 snapshots"):
         Trajectories.from_zoo(zoo, "train", ("val_loss",), max_runs=0)
 
 

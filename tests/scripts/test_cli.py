@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import scripts.__main__
 from scripts import cli
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,34 @@ def test_help_shows_usage_and_values(script, monkeypatch, capsys):
     code, stdout, _ = start(script, "--help", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
     assert f"python -m scripts.{script}" in stdout
+
+
+def console(*arguments: str, monkeypatch, capsys) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the console command, started in this process."""
+    monkeypatch.setattr(sys, "argv", ["weightfoundry", *arguments])
+    try:
+        scripts.__main__.main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0), *capsys.readouterr()
+    return 0, *capsys.readouterr()
+
+
+def test_the_console_command_starts_any_script(monkeypatch, capsys):
+    assert list(scripts.__main__.COMMANDS.values()) == SCRIPTS
+    code, stdout, _ = console(monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert all(f"\n  {script.replace('_', '-')} " in stdout for script in SCRIPTS)
+    code, _, stderr = console("inspect-zoo", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert stderr.strip() == "error: missing value: give zoo=..., or see --help"
+
+
+def test_a_command_that_there_is_not_is_refused(monkeypatch, capsys):
+    assert console("biuld_zoo", monkeypatch=monkeypatch, capsys=capsys) == (
+        2,
+        "",
+        "error: there is no command 'biuld_zoo'; did you mean build-zoo?\n",
+    )
 
 
 def test_missing_value_is_named(monkeypatch, capsys):

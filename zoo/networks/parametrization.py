@@ -1,16 +1,13 @@
 """What standard and maximal-update parametrization (µP) do with tensors of each role (see `roles`).
 
-Scales are powers of fan_in: variance of the initial values, multiplier in the forward pass, size of an update whose
-entries do not depend on width (Adam and kin). µP has two equivalent forms: "mup" leaves the forward pass as it is and
-works on an unmodified model, "mup_multiplier" divides the output layer by its fan_in and updates it as an input.
+Scales are powers of fan_in: the variance of the initial values, and the size of an update whose entries do not depend
+on width (Adam and kin). This form of µP leaves the forward pass as it is, so it serves unmodified models.
 
-| role                  | sp                 | mup                 | mup_multiplier      |
-|                       | var  mult  update  | var  mult  update   | var  mult  update   |
-| input                 | -1   0     0       | -1   0     0        | -1   0     0        |
-| hidden                | -1   0     0       | -1   0     -1       | -1   0     -1       |
-| output                | -1   0     0       | -2   0     -1       | 0    -1    0        |
-| embedding             | var 1, else 0      | var 1, else 0       | var 1, else 0       |
-| bias 0, norm weight 1 | else 0             | else 0              | else 0              |
+| role            | sp: variance  update | mup: variance  update |
+| input           | -1            0      | -1             0      |
+| hidden          | -1            0      | -1             -1     |
+| output          | -1            0      | -2             -1     |
+| others          | 0             0      | 0              0      |
 
 µP also asks for attention logits divided by the width of a head instead of its root.
 
@@ -27,23 +24,21 @@ from torch import nn
 
 from zoo.networks.roles import MATRIX_ROLES, PARAM_ROLES, infer_roles
 
-PARAMETRIZATIONS: Final = ("sp", "mup", "mup_multiplier")
+PARAMETRIZATIONS: Final = ("sp", "mup")
 
 
 class FanInPowers(NamedTuple):
     """Exponents of fan_in, see the table above."""
 
     variance: int
-    multiplier: int
     update: int
 
 
-_STANDARD: Final = FanInPowers(variance=-1, multiplier=0, update=0)
-_CONSTANT: Final = FanInPowers(variance=0, multiplier=0, update=0)
+_STANDARD: Final = FanInPowers(variance=-1, update=0)
+_CONSTANT: Final = FanInPowers(variance=0, update=0)
 _MATRIX_POWERS: Final[dict[str, dict[str, FanInPowers]]] = {
     "sp": {},
-    "mup": {"hidden": FanInPowers(-1, 0, -1), "output": FanInPowers(-2, 0, -1)},
-    "mup_multiplier": {"hidden": FanInPowers(-1, 0, -1), "output": FanInPowers(0, -1, 0)},
+    "mup": {"hidden": FanInPowers(variance=-1, update=-1), "output": FanInPowers(variance=-2, update=-1)},
 }
 
 
@@ -65,11 +60,6 @@ def fan_in_powers(role: str, parametrization: str) -> FanInPowers:
 def init_std(role: str, fan_in: int, parametrization: str) -> float:
     """Standard deviation of the initial values of a matrix or embedding."""
     return fan_in ** (fan_in_powers(role, parametrization).variance / 2)
-
-
-def forward_multiplier(role: str, fan_in: int, parametrization: str) -> float:
-    """Factor by which the forward pass multiplies the tensor's product (and its bias)."""
-    return float(fan_in) ** fan_in_powers(role, parametrization).multiplier
 
 
 def update_scale(role: str, fan_in: int, parametrization: str) -> float:
@@ -98,10 +88,8 @@ def parametrize(
         gain: factor of the standard deviation of input and hidden matrices (2 ** 0.5 for deep ReLU networks).
 
     Raises:
-        ValueError: for a parametrization with multipliers, which the module's forward pass would have to apply.
+        ValueError: for an unknown parametrization or bad roles.
     """
-    if parametrization == "mup_multiplier":
-        raise ValueError('"mup_multiplier" changes the forward pass; use the equivalent form "mup"')
     inferred = infer_roles(module, roles)
     for name, param in module.named_parameters():
         role = inferred[name].role

@@ -1,34 +1,29 @@
 """The whole evaluation on a tiny zoo: a sampler that knows everything passes it, a pipeline is a sampler."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
 
 from generator.alignment import Alignment
 from generator.evaluation.baselines import Retrieval
 from generator.evaluation.generalization import Generalization
-from generator.evaluation.novelty import BandReport, Foretelling, HalvesReport
-from generator.evaluation.plots import plot_band, plot_halves, save_figure, save_plots
+from generator.evaluation.novelty import Foretelling
 from generator.evaluation.protocol import GENERATOR, EvaluationConfig, SamplerResult, evaluate, saturation_verdict
-from generator.evaluation.report import print_report, save_report, summary, to_json
 from generator.evaluation.testbed import METRIC, PipelineSampler, Testbed, nearest_snapshots
-from generator.evaluation.verdict import Verdict
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
-from generator.training.train import GeneratorConfig, assemble
+from generator.training.config import GeneratorConfig
+from generator.training.train import assemble
 from generator.trajectories import Trajectories
+from zoo.networks.metrics import euclidean_distances
 from zoo.tasks.registry import get_task
 from zoo.training.optimizers import Adam
 from zoo.training.population import train_population
 
 TASK = get_task("digits", hidden=(6,))
 NUM_UNSEEN = 10
-SMALL = EvaluationConfig(
-    num_starts=8, num_novelty_starts=8, num_prompts=4, num_updates=2, max_adam_steps=20, num_tuning_starts=2
-)
+SMALL = EvaluationConfig(num_starts=8, num_novelty_starts=8, num_prompts=4, num_updates=2)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +44,9 @@ def outcomes(testbed: Testbed):
     """A sampler that knows what every unseen start became, and leaves all others as they are."""
 
     def sampler(start, prompt, rng):
-        distances, rows = torch.cdist(start, testbed.starts(NUM_UNSEEN)).min(1)
+        gaps, rows = euclidean_distances(start, testbed.starts(NUM_UNSEEN)).min(1)
         found = testbed.unseen.read(rows, nearest_snapshots(testbed.unseen.metrics[METRIC][rows], prompt[METRIC]))
-        return torch.where(distances[:, None] < 1e-3, found, start)
+        return torch.where(gaps[:, None] == 0, found, start)
 
     return sampler
 
@@ -71,9 +66,9 @@ def test_who_knows_everything_passes(evaluation):
         assert evaluation.verdicts[claim].passed, evaluation.verdicts[claim].text
 
 
-def test_all_baselines_stand_beside(evaluation):
+def test_simple_baselines_stand_beside(evaluation):
     assert next(iter(evaluation.results)) == GENERATOR
-    assert {"retrieval", "ridge", "matched ridge", "tuned Adam", "noisy copy"} < set(evaluation.results)
+    assert {"retrieval", "mean of 8 nearest", "noisy copy"} < set(evaluation.results)
     assert all(result.alignment.val["loss"].shape == (8, 4) for result in evaluation.results.values())
     assert evaluation.results["retrieval"].foretelling.cosines.mean() < 0.5
 
@@ -90,40 +85,10 @@ def test_feeding_back_changes_nothing_for_who_leaves_networks_as_they_are(evalua
 
 
 def test_a_generator_from_noise_is_not_asked_to_foretell(testbed):
-    config = replace(SMALL, uses_start=False, max_adam_steps=5, baselines=False)
+    config = replace(SMALL, uses_start=False, baselines=False)
     evaluation = evaluate(outcomes(testbed), testbed, others={"retrieval": Retrieval(testbed.train)}, config=config)
     assert len(evaluation.recursion) == 1
     assert "novelty D" not in evaluation.verdicts
-
-
-def test_tables_numbers_and_pictures(evaluation, tmp_path):
-    console = Console(width=200, record=True, file=(tmp_path / "log").open("w"))
-    print_report(evaluation, console)
-    text = console.export_text()
-    assert "matched ridge" in text
-    assert "PASS" in text
-    save_report(evaluation, tmp_path / "evaluation.json")
-    stored = json.loads((tmp_path / "evaluation.json").read_text())
-    assert len(stored["results"][GENERATOR]["alignment"]["val"]["loss"]) == 8
-    assert json.loads(json.dumps(summary(evaluation)))["samplers"][GENERATOR]["r2_log"] > 0.9
-    files = save_plots(evaluation, tmp_path / "pictures")
-    assert len(files) == 4 + 2 * len(evaluation.novelty)
-    assert all(file.stat().st_size > 10_000 for file in files)
-
-
-def test_pictures_of_the_controls(tmp_path):
-    values = torch.rand(8, generator=torch.Generator().manual_seed(0)) + 1
-    halves = HalvesReport(values, values + 1, values + 2, Verdict(True, "near"))
-    band = BandReport((0.3, 0.6), torch.tensor([0.4, 0.5]), values.view(4, 2), torch.tensor([0.2, 0.1]), halves.verdict)
-    for name, figure in {"halves": plot_halves(halves), "band": plot_band(band)}.items():
-        assert save_figure(figure, tmp_path / f"{name}.png").stat().st_size > 10_000
-
-
-def test_what_is_not_finite_becomes_null():
-    assert to_json({"a": torch.tensor([1.0, float("nan")]), "b": (float("inf"), "text", True)}) == {
-        "a": [1.0, None],
-        "b": [None, "text", True],
-    }
 
 
 def test_overconfident_networks_below_the_floor_fail():

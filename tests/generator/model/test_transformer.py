@@ -75,15 +75,15 @@ def test_every_input_matters(recurrence):
         torch.testing.assert_close(without[:1], absent[:1])
 
 
-def test_prototypes_may_be_computed_once():
+def test_prompt_and_start_may_be_read_once():
     layout = ParamLayout.of(MLP(8, (6, 5), 3))
     tokenizer = NeuronTokenizer(layout)
     model = make_model(tokenizer)
     prompt, inputs = make_inputs(layout)
     with torch.no_grad():
-        prototypes = model.prototypes(tokenizer, prompt, start=inputs["start"])
+        reading = model.read(tokenizer, prompt, start=inputs["start"])
         torch.testing.assert_close(
-            model(tokenizer, prompt, **inputs, prototypes=prototypes), model(tokenizer, prompt, **inputs)
+            model(tokenizer, prompt, **inputs, reading=reading), model(tokenizer, prompt, **inputs)
         )
 
 

@@ -1,7 +1,5 @@
 """Fast paths against each other; without a GPU the Triton kernels run in Triton's interpreter, if it is installed."""
 
-import os
-
 import pytest
 import torch
 
@@ -12,9 +10,6 @@ from learned_opt.rules.kernels.chunked_mlp import chunked_update_
 from learned_opt.rules.kernels.folding import fold
 from learned_opt.rules.mlp import MlpRule
 from learned_opt.rules.rule import TensorSpec
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
 SHAPES = [(5, 70), (70, 5), (33,), (4, 3, 3, 3), ()]
 

@@ -33,6 +33,13 @@ def networks(request):
     return initialised(ARCHITECTURES[request.param], 5)
 
 
+def test_equal_rows_have_distance_zero_however_many_there_are():
+    rows = 100 * torch.randn(100, 300, generator=torch.Generator().manual_seed(0))
+    distances = metrics.euclidean_distances(rows, rows.clone())
+    assert distances.diagonal().eq(0).all()
+    torch.testing.assert_close(distances[3], (rows - rows[3]).norm(dim=1))
+
+
 def test_matched_distances_do_not_see_permutations(networks):
     layout, params = networks
     permuted = symmetry.apply(layout, params, symmetry.sample(layout, 5, torch.Generator().manual_seed(1)))
@@ -41,7 +48,7 @@ def test_matched_distances_do_not_see_permutations(networks):
     assert torch.equal(within, within.T)
     assert within.diagonal().eq(0).all()
     assert across.diagonal().abs().max() < 1e-4
-    raw = torch.cdist(params[:, : layout.num_trainable], params[:, : layout.num_trainable])
+    raw = metrics.euclidean_distances(params[:, : layout.num_trainable])
     assert (within <= raw + 1e-5).all()
     assert metrics.mean_over_pairs(within) < metrics.mean_over_pairs(raw)
 
@@ -161,6 +168,14 @@ def test_bootstrap_interval_of_a_paired_statistic_repeats_with_its_rng():
     assert low < metrics.r2_log(pairs[:, 0], pairs[:, 1]) < high
     with pytest.raises(ValueError, match="level"):
         metrics.bootstrap_interval(pairs, torch.Generator(), level=95)
+
+
+def test_nested_bootstrap_draws_the_entries_of_each_row_too():
+    values = torch.randn(1, 400, generator=torch.Generator().manual_seed(0)).double()
+    low, high = metrics.bootstrap_interval(values, torch.Generator().manual_seed(0))
+    assert low == pytest.approx(high)  # a single unit says nothing about others
+    low, high = metrics.bootstrap_interval(values, torch.Generator().manual_seed(0), nested=True)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std().item() / 20, rel=0.1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4,)])

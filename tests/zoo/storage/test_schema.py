@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import zarr
 
+from zoo.settings import SettingsMismatchError
 from zoo.storage.schema import (
     FORMAT_VERSION,
     ZooFormatError,
-    ZooMismatchError,
     ZooSpec,
     array_metadata,
     attributes_checksum,
@@ -35,6 +35,12 @@ def test_attributes_of_users_do_not_disturb_the_checksum(toy):
     [
         ({"num_runs": 0}, "num_runs must be a positive integer, got 0"),
         ({"num_runs": -3}, "num_runs"),
+        ({"num_runs": True}, "num_runs must be a positive integer, got True"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"snapshot_steps": (0, 0.5)}, r"each of snapshot_steps must be an integer of at least 0, got 0\.5"),
+        ({"snapshot_steps": (-1, 2)}, "at least 0, got -1"),
+        ({"metric_names": ("a", "b", "a")}, "different names"),
+        ({"metric_names": "val_loss"}, "different names"),
         ({"block_size": 0}, "block_size"),
         ({"snapshot_steps": ()}, "num_snapshots"),
         ({"snapshot_steps": None}, "num_snapshots"),
@@ -48,6 +54,11 @@ def test_attributes_of_users_do_not_disturb_the_checksum(toy):
 def test_impossible_settings_are_refused(toy, changes, message):
     with pytest.raises(ValueError, match=message):
         toy.spec(**changes)
+
+
+def test_integers_of_numpy_are_integers(toy):
+    spec = toy.spec(num_runs=np.int64(10), seed=np.uint8(3), snapshot_steps=np.array([0, 5, 20]))
+    assert spec.to_attributes() == toy.spec().to_attributes()
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()], ids=["nan", "set", "object"])
@@ -82,11 +93,11 @@ def test_a_missing_attribute_is_named(toy):
 
 def test_every_differing_key_is_named(toy):
     other = toy.spec(num_runs=11, task_config={"name": "toy", "hidden": [8]}, software={"torch": "0.1"})
-    with pytest.raises(ZooMismatchError) as error:
+    with pytest.raises(SettingsMismatchError) as error:
         toy.spec().require_same(other, "out/zoo")
     assert "out/zoo" in str(error.value)
-    assert "num_runs: the zoo has 10, now given 11" in str(error.value)
-    assert "task.hidden: the zoo has [4], now given [8]" in str(error.value)
+    assert "num_runs: begun with 10, now 11" in str(error.value)
+    assert "task.hidden: begun with [4], now [8]" in str(error.value)
     assert "software" not in str(error.value)
 
 

@@ -1,0 +1,78 @@
+"""All settings of a training, besides the zoos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from generator.model.objectives import ObjectiveConfig
+from generator.prompts.prompt import ALIASES
+from generator.training.module import OptimizationConfig
+from generator.trajectories import PairConfig
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """All settings of a training, besides the zoos.
+
+    Attributes:
+        tokenizer: "neuron" or "chunk".
+        chunk_width: numbers per chunk token; 0 for the whole network in one token.
+        metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
+        task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
+        num_task_bits: see there.
+        num_held_out: values of the zoos' split column (with `digits_subset` pairs of a mask and its complement) that no
+            training run has, chosen by hash in place of the zoos' own splits; 0 for these.
+        fingerprints: whether the model sees what the start computes on labelled examples (MLP and CNN classifiers).
+        recompute_batch_norm: whether BatchNorm's running statistics are not taken from the model but recomputed on
+            training images, in training (batch mode) and after sampling.
+        model: options of RecurrentDiffusionTransformer (width, num_blocks, recurrence, use_start ...).
+        pairs: how pairs are drawn.
+        objective: losses.
+        optimization: optimizers, schedule, precision, seed.
+        max_runs: train on only so many runs of each zoo; None for all.
+        num_validation_starts: unseen starts on which prompt alignment selects the model; 0 keeps the last one.
+        calibrate_prompts: whether prompts of the first metric are calibrated on these starts after training, see
+            `generator.prompts.calibration`.
+    """
+
+    tokenizer: str = "neuron"
+    chunk_width: int = 64
+    metrics: Sequence[str] = ("loss",)
+    task_bits: str | None = None
+    num_task_bits: int = 0
+    num_held_out: int = 0
+    fingerprints: bool = False
+    recompute_batch_norm: bool = False
+    model: Mapping[str, Any] = field(default_factory=dict)
+    pairs: PairConfig = field(default_factory=PairConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    max_runs: int | None = None
+    num_validation_starts: int = 32
+    calibrate_prompts: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.metrics, str):
+            raise ValueError(f"metrics must be a sequence of names, got {self.metrics!r}; write [{self.metrics!r}]")
+        if self.num_held_out and self.num_validation_starts:
+            raise ValueError("num_held_out leaves no runs for validation: set num_validation_starts=0")
+        if (self.task_bits is None) != (self.num_task_bits == 0):
+            raise ValueError(
+                "task_bits (a column) and num_task_bits (how many of its bits) belong together, "
+                f"got {self.task_bits!r} and {self.num_task_bits}"
+            )
+        if self.max_runs is not None and self.max_runs < 1:
+            raise ValueError(f"max_runs must be at least 1, or None for all, got {self.max_runs}")
+        if self.num_validation_starts < 0 or self.num_held_out < 0:
+            raise ValueError("num_validation_starts and num_held_out must not be negative")
+        if self.pairs.start_share and not self.model.get("use_start", True):
+            raise ValueError(f"a model with use_start=False needs pairs.start_share=0, got {self.pairs.start_share}")
+        if self.pairs.even_share and not self.metrics:
+            raise ValueError("pairs.even_share covers the range of a metric: without metrics set it to 0")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Full names in sorted order, which is that of a prompt's columns."""
+        return tuple(sorted({ALIASES.get(name, name) for name in self.metrics}))

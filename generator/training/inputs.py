@@ -1,0 +1,147 @@
+"""What a training reads from its zoos: their tasks, the runs to train on, and those on which the model is selected.
+
+What a zoo lacks is said here, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from generator.model.batch_norm import has_batch_norm, with_recomputed_batch_norm
+from generator.prompts.prompt import canonical_metric
+from generator.training.config import GeneratorConfig
+from generator.training.validation import ValidationStarts
+from generator.trajectories import Trajectories
+from zoo.networks.layout import LayoutMismatchError
+from zoo.storage.schema import RunStatus
+from zoo.storage.zoo import Zoo
+from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
+
+
+def task_of(zoo: Zoo) -> Task:
+    """Task on which a zoo was trained, from the settings that it records.
+
+    Raises:
+        ValueError: if it records none that `get_task` can make.
+    """
+    options: dict[str, Any] = dict(zoo.task_config)
+    if not options:
+        raise ValueError("the zoo records no task; was it imported?")
+    return get_task(**options)
+
+
+def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: GeneratorConfig) -> list[Task | None]:
+    """The task of each zoo; None where there is none, and the config has no need of it.
+
+    Raises:
+        ValueError: if networks are to be run and there is no task.
+        LayoutMismatchError: if a task is of another architecture than its zoo.
+    """
+    if given is not None and len(given) != len(zoos):
+        raise ValueError(f"tasks must be one for each zoo, got {len(given)} for {len(zoos)} zoos")
+    needs = {
+        "objective.function_weight": config.objective.function_weight,
+        "objective.function_energy_weight": config.objective.function_energy_weight,
+        "fingerprints": config.fingerprints,
+        "recompute_batch_norm": config.recompute_batch_norm,
+    }
+    needs = {name: value for name, value in needs.items() if value}
+    tasks: list[Task | None] = []
+    for i, zoo in enumerate(zoos):
+        reason = "tasks holds None"
+        try:
+            task = task_of(zoo) if given is None else given[i]
+        except (ValueError, TypeError) as error:
+            task, reason = None, str(error)
+        if task is None and needs:
+            unset = ", ".join(f"{name}=0" for name in needs)
+            raise ValueError(f"there is no task to run networks on ({reason}): give tasks=[...], or set {unset}")
+        if task is not None and task.layout.num_params != zoo.layout.num_params:
+            raise LayoutMismatchError(
+                f"task {task.name!r} has networks of {task.layout.num_params:,} parameters, its zoo of "
+                f"{zoo.layout.num_params:,}; is it the task of another zoo?"
+            )
+        tasks.append(task)
+    return tasks
+
+
+def training_runs(
+    zoos: Sequence[Zoo], tasks: Sequence[Task | None], config: GeneratorConfig
+) -> tuple[GeneratorConfig, list[Trajectories]]:
+    """The runs to train on, and the config: without pairs of a start if no run has two snapshots."""
+    for zoo in zoos:
+        missing = int((zoo.status == RunStatus.EMPTY).sum())
+        if missing:
+            warnings.warn(
+                f"the zoo has {zoo.num_runs - missing} of its {zoo.num_runs} runs so far; training goes on with these. "
+                "The command that built it finishes it",
+                stacklevel=3,
+            )
+    runs = _read_runs(zoos, config, "train")
+    if config.pairs.start_share and not any(one.has_updates for one in runs):
+        warnings.warn(
+            "no run has two snapshots: the generator is trained on networks from noise alone, and takes no start; "
+            "pairs.start_share=0 says so",
+            stacklevel=3,
+        )
+        config = replace(config, pairs=replace(config.pairs, start_share=0.0))
+    if config.recompute_batch_norm:
+        runs = [
+            with_recomputed_batch_norm(one, task) if task is not None and has_batch_norm(one.layout) else one
+            for one, task in zip(runs, tasks, strict=True)
+        ]
+    return config, runs
+
+
+def validation_starts(
+    zoos: Sequence[Zoo], runs: Sequence[Trajectories], tasks: Sequence[Task | None], config: GeneratorConfig
+) -> list[ValidationStarts]:
+    """Starts of each zoo on which the model is selected and its prompts are calibrated; none if that cannot be.
+
+    Raises:
+        ValueError: if a zoo has no validation runs.
+    """
+    if not config.num_validation_starts or config.num_task_bits or not config.metrics:
+        return []
+    metric = canonical_metric(config.metrics[0], config.metric_names)
+    known = [task for task in tasks if task is not None and metric.removeprefix("val_") in task.metric_names]
+    if len(known) < len(zoos) or not metric.startswith("val_"):
+        obstacle = f"there is no task that measures {metric}"
+    elif not all(one.has_updates for one in runs):
+        obstacle = "runs have no initial network beside the last one"
+    else:
+        for zoo in zoos:
+            if not len(zoo.split("val")):
+                raise ValueError(
+                    f"the zoo has {len(zoo.usable_runs())} runs and none of them for validation, on which the model is "
+                    "selected and prompts are calibrated: set num_validation_starts=0 to do without, or build more runs"
+                )
+        unseen = _read_runs(zoos, config, "val")
+        return [
+            ValidationStarts.of(one, seen, task, metric, config.num_validation_starts)
+            for one, seen, task in zip(unseen, runs, known, strict=True)
+        ]
+    warnings.warn(
+        f"the last model is kept and prompts are not calibrated, since {obstacle}; num_validation_starts=0 says so",
+        stacklevel=3,
+    )
+    return []
+
+
+def _read_runs(zoos: Sequence[Zoo], config: GeneratorConfig, split: str) -> list[Trajectories]:
+    return [
+        Trajectories.from_zoo(
+            zoo,
+            split,
+            config.metric_names,
+            mask_column=config.task_bits,
+            num_task_bits=config.num_task_bits,
+            max_runs=config.max_runs,
+            min_snapshots=2 if config.pairs.start_share == 1 else 1,
+        )
+        for zoo in zoos
+    ]

@@ -1,0 +1,44 @@
+"""What figures were measured on: the commit and the processor."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+
+def commit() -> str:
+    """Short hash of the checked-out commit, with a mark if tracked files differ from it; the release if installed."""
+    folder = Path(__file__).parents[1]
+    if not (folder / "pyproject.toml").exists():  # a repository around an installation is another project's
+        return f"release {version('weightfoundry')}"
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
+
+
+def hardware(device: str = "cpu") -> str:
+    """Name of the processor, its cores and, for another device than the CPU, the name of that."""
+    here = f"{processor()}, {num_cores()} cores"
+    if device == "cpu":
+        return here
+    import torch
+
+    return f"{here}, {torch.cuda.get_device_name(device)}"
+
+
+def processor() -> str:
+    """Model name of the CPU."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

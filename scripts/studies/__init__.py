@@ -1,0 +1,1 @@
+"""Larger comparisons, and the claims that the project makes of itself."""

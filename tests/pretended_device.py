@@ -1,0 +1,155 @@
+"""A device that is not there: "sim" computes on the CPU, and refuses what a GPU would refuse.
+
+    with pretended_device() as device:
+        model.to(device)
+
+Tensors on "sim" cannot be mixed with tensors on the CPU, random numbers for "sim" cannot come from a generator of the
+CPU, and inside `no_synchronization()` nothing may wait for the device (`.item()`, `bool(tensor)`, `.cpu()`, `nonzero`).
+So code that runs here, with the numbers of the CPU, has no device written into it. Built on PyTorch's Python backend:
+a wrapper subclass around a CPU tensor, and a dispatch mode for what is created on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+_SYNCHRONIZING = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero")
+_MAY_MIX = ("copy", "aten.index.", "aten.index_put")  # copies between devices, and indices that are moved
+_state = {"registered": False, "may_synchronize": True}
+
+
+class SynchronizationError(AssertionError):
+    """The program waited for the device where it must not."""
+
+
+class SimTensor(Tensor):
+    """A tensor on "sim": its numbers are those of `raw`, on the CPU."""
+
+    raw: Tensor
+
+    @staticmethod
+    def __new__(cls, raw: Tensor) -> SimTensor:
+        tensor = Tensor._make_wrapper_subclass(
+            cls, raw.shape, strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype, device="sim:0"
+        )
+        tensor.raw = raw
+        return tensor
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
+
+
+class _Backend(_DummyBackendModule):
+    """`torch.sim`: random numbers are drawn on the CPU, so that the device has no state of them."""
+
+    def get_rng_state(self, device: object = None) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        pass
+
+
+class _Dispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
+
+
+class _Constructors(TorchFunctionMode):
+    """What happens in C++, below dispatch: `torch.tensor` and indices given as lists are built on the CPU and moved."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func in (Tensor.tolist, Tensor.__repr__, Tensor.__format__) and type(args[0]) is SimTensor:
+            return func(args[0].cpu(), *args[1:], **kwargs)
+        if func is Tensor.new_tensor and type(args[0]) is SimTensor:
+            device = kwargs.pop("device", args[0].device)
+            return torch.tensor(*args[1:], **kwargs).to(device)
+        if func in (torch.tensor, torch.as_tensor) and _is_sim(kwargs.get("device")):
+            device = kwargs.pop("device")
+            return func(*args, **kwargs).to(device)
+        if func in (Tensor.__setitem__, Tensor.__getitem__) and type(args[0]) is SimTensor:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            index = tuple(torch.tensor(list(one)).to("sim") if isinstance(one, list | range) else one for one in index)
+            return func(args[0], index, *args[2:], **kwargs)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def pretended_device() -> Iterator[torch.device]:
+    """While it lasts, the device "sim" exists."""
+    if not _state["registered"]:
+        _setup_privateuseone_for_python_backend("sim", backend_module=_Backend())
+        _state["registered"] = True
+    with _Constructors(), _Dispatch():
+        yield torch.device("sim", 0)
+
+
+@contextmanager
+def no_synchronization() -> Iterator[None]:
+    """While it lasts, waiting for the device raises SynchronizationError."""
+    before, _state["may_synchronize"] = _state["may_synchronize"], False
+    try:
+        yield
+    finally:
+        _state["may_synchronize"] = before
+
+
+def _is_sim(device: object) -> bool:
+    return device is not None and torch.device(device).type == "sim"
+
+
+def _raw(value: object) -> object:
+    return value.raw if isinstance(value, SimTensor) else value
+
+
+def _run(func, args: tuple, kwargs: dict) -> object:
+    """Compute on the CPU what an operator does with tensors on "sim"."""
+    name = str(func)
+    tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+    sims = [value for value in tensors if isinstance(value, SimTensor)]
+    target = kwargs.get("device")
+    _check_mixture(name, tensors, sims)
+    _check_generator(name, kwargs.get("generator"), on_sim=bool(sims) or _is_sim(target))
+    if sims and (name.startswith(_SYNCHRONIZING) or (target is not None and not _is_sim(target))):
+        _check_may_synchronize(name)
+    kwargs = {key: "cpu" if key == "device" and value is not None else value for key, value in kwargs.items()}
+    result = func(*tree_map(_raw, args), **tree_map(_raw, kwargs))
+    if name.startswith("aten._local_scalar_dense") or not (_is_sim(target) or (target is None and sims)):
+        return result
+    changed = {id(one.raw): one for one in sims}  # what is changed in place stays the tensor that it is
+
+    def placed(value: object) -> object:
+        return changed.get(id(value), SimTensor(value)) if type(value) is Tensor else value
+
+    return tree_map(placed, result)
+
+
+def _check_mixture(name: str, tensors: list[Tensor], sims: list[SimTensor]) -> None:
+    others = [value for value in tensors if not isinstance(value, SimTensor) and value.dim() > 0]
+    may_mix = any(part in name for part in _MAY_MIX) and (isinstance(tensors[0], SimTensor) or "copy" in name)
+    if sims and others and not may_mix:
+        shapes = [tuple(value.shape) for value in others]
+        raise RuntimeError(f"{name}: expected all tensors on sim:0, but there are some of shapes {shapes} on the CPU")
+    if name.startswith("aten.copy_") and sims and others and isinstance(tensors[1], SimTensor):
+        _check_may_synchronize(name)
+
+
+def _check_generator(name: str, rng: torch.Generator | None, *, on_sim: bool) -> None:
+    if rng is not None and on_sim:
+        raise RuntimeError(
+            f"{name}: expected a generator of sim:0, got one of {rng.device}; draw on the CPU, then move"
+        )
+
+
+def _check_may_synchronize(name: str) -> None:
+    if not _state["may_synchronize"]:
+        raise SynchronizationError(f"{name} waits for the device")

@@ -1,0 +1,64 @@
+"""The pretended device refuses what a GPU refuses, and computes what the CPU computes."""
+
+import pytest
+import torch
+from torch import nn
+
+from .pretended_device import SynchronizationError, no_synchronization, pretended_device
+
+
+@pytest.fixture
+def device():
+    with pretended_device() as sim:
+        yield sim
+
+
+def test_devices_cannot_be_mixed(device):
+    there = torch.ones(3, device=device)
+    assert (there * 2).device == device
+    with pytest.raises(RuntimeError, match="expected all tensors on sim"):
+        there + torch.ones(3)
+    with pytest.raises(RuntimeError, match="expected all tensors on sim"):
+        torch.ones(3)[there.long()]
+
+
+def test_scalars_and_indices_of_the_cpu_are_taken(device):
+    there = torch.arange(4.0).to(device)
+    assert (there + torch.tensor(1.0)).tolist() == [1, 2, 3, 4]
+    assert there[torch.tensor([3, 0])].tolist() == [3, 0]
+    assert there[[1, 2]].tolist() == [1, 2]
+
+
+def test_random_numbers_need_a_generator_of_the_device(device):
+    with pytest.raises(RuntimeError, match="draw on the CPU"):
+        torch.randn(3, generator=torch.Generator(), device=device)
+
+
+def test_waiting_for_the_device_can_be_forbidden(device):
+    there = torch.ones(3, device=device)
+    with no_synchronization():
+        total = there.sum()
+        for wait in (total.item, there.cpu, there.nonzero, lambda: bool(total > 0)):
+            with pytest.raises(SynchronizationError):
+                wait()
+    assert total.item() == 3
+
+
+def test_training_gives_the_numbers_of_the_cpu(device):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+    inputs, states = torch.randn(5, 8), {}
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    for place in ("cpu", device):
+        model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+        model.load_state_dict(start)
+        model.to(place)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(inputs.to(place)).square().mean().backward()
+            optimizer.step()
+        states[str(place)] = {name: value.cpu() for name, value in model.state_dict().items()}
+    cpu, sim = states.values()
+    for name, value in cpu.items():
+        torch.testing.assert_close(sim[name], value, rtol=0, atol=0)
