@@ -74,10 +74,10 @@ def read_start(
             "start must be a module, a state dict, vectors (P,) or (B, P), or a list of these, "
             f"got {type(start).__name__}"
         )
+    if not values.numel():
+        raise ValueError("start must hold at least one network, got none; pass start=None for networks from noise")
     layout.check_vector(values)
     vectors = values.detach().reshape(-1, layout.num_params).float()
-    if not len(vectors):
-        raise ValueError("start must hold at least one network, got none; pass start=None for networks from noise")
     if not bool(vectors.isfinite().all()):
         raise ValueError("start must be finite, got NaN or infinity in its parameters; did its training diverge?")
     return layout, vectors

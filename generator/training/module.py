@@ -62,6 +62,14 @@ class OptimizationConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("muon_learning_rate", "warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay must be from 0 to below 1, got {self.average_decay}")
         if self.num_steps < 1 or self.num_epochs < 1 or self.num_steps % self.num_epochs:
             raise ValueError(f"num_steps must be a multiple of num_epochs, got {self.num_steps} and {self.num_epochs}")
 
