@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.tasks.policies import PolicyTask
-from zoo.tasks.task import Batch, Task
+from zoo.tasks.task import Task
 
 PREDICTIONS: Final = ("sample", "v_prediction", "flow")
 LOSS_FLOOR: Final = 1e-4  # nats; below it, losses of networks are not told apart
@@ -130,12 +130,9 @@ def energy_score(first: Tensor, second: Tensor, target: Tensor) -> Tensor:
 
     Distances are root mean squares over all dims but the first, so that networks of every size weigh the same.
     """
-    return _rms(first - target) + _rms(second - target) - _rms(first - second)
-
-
-def task_losses(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
-    """Losses (B,) in evaluation mode of outputs (B, E, ..., K) of `task.predict` on the batch."""
-    return task.objective.loss(outputs, task.targets_for(batch.targets, len(outputs)))
+    differences = (first - target, second - target, first - second)
+    to_first, to_second, apart = ((one.flatten(1).square().mean(1) + 1e-6).sqrt() for one in differences)
+    return to_first + to_second - apart
 
 
 def log_loss_gap(achieved: Tensor, reference: Tensor) -> Tensor:
@@ -169,7 +166,3 @@ def comparable_outputs(task: Task, outputs: Tensor) -> Tensor:
     if task.objective.name == "binary_cross_entropy":
         return F.logsigmoid(torch.cat((outputs, -outputs), dim=-1)).clamp(min=_LOG_PROB_FLOOR)
     return outputs
-
-
-def _rms(difference: Tensor) -> Tensor:
-    return (difference.flatten(1).square().mean(1) + 1e-6).sqrt()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -135,14 +134,18 @@ class GeneratorModule(lightning.LightningModule):
         return f"{self.objective} {self.optimization}"
 
     def on_fit_start(self) -> None:
+        device = self.device.type
         self.contexts = [context.to(self.device) for context in self.contexts]
+        self.precision = torch.autocast(
+            device, torch.bfloat16, enabled=uses_bfloat16(self.optimization.precision, device)
+        )
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> None:
         config = self.optimization
         step = self.current_epoch * config.steps_per_epoch + batch_idx
         rng = batch_rng(config.seed, batch.index, _NOISE_STREAM)
         losses = training_losses(
-            self.model, self.contexts[batch.zoo], batch, self.objective, rng=rng, precision=self._autocast()
+            self.model, self.contexts[batch.zoo], batch, self.objective, rng=rng, precision=self.precision
         )
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
@@ -156,10 +159,6 @@ class GeneratorModule(lightning.LightningModule):
             optimizer.step()
         update_average(self.averaged, self.model, step, config.average_decay)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, prog_bar=True)
-
-    def _autocast(self) -> AbstractContextManager:
-        device = self.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=uses_bfloat16(self.optimization.precision, device))
 
 
 class PairDataModule(lightning.LightningDataModule):
@@ -197,9 +196,6 @@ class PairDataModule(lightning.LightningDataModule):
             count=count * world_size,
         )
         return DataLoader(batches, batch_size=None, shuffle=False, num_workers=self.num_workers)
-
-    def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
-        return batch.to(device)
 
 
 def split_params(model: nn.Module, *, use_muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
