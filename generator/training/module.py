@@ -7,7 +7,6 @@ motivates a warm-up of the decay.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +23,7 @@ from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.training.losses import training_losses
 from generator.trajectories import PairBatch, PairBatches, PairConfig, Trajectories, batch_rng
+from zoo.training.schedules import Schedule
 
 PRECISIONS: Final = ("auto", "bfloat16", "float32")
 _MIN_MUON_DIM: Final = 16
@@ -147,11 +147,12 @@ class GeneratorModule(lightning.LightningModule):
         losses = training_losses(
             self.model, self.contexts[batch.zoo], batch, self.objective, rng=rng, precision=self.precision
         )
+        factor = Schedule("cosine", config.warmup_steps).factor(step, config.num_steps)
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * learning_rate_factor(step, config)
+                group["lr"] = group["peak_lr"] * factor
             optimizer.zero_grad()
         self.manual_backward(losses["total"])
         nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -206,12 +207,6 @@ def split_params(model: nn.Module, *, use_muon: bool) -> tuple[list[nn.Parameter
         is_matrix = name.startswith("blocks.") and param.ndim == 2 and min(param.shape) >= _MIN_MUON_DIM
         (matrices if use_muon and is_matrix else others).append(param)
     return matrices, others
-
-
-def learning_rate_factor(step: int, config: OptimizationConfig) -> float:
-    """Linear warm-up times a cosine from 1 to 0."""
-    fraction = min(step / config.num_steps, 1.0)
-    return min(1.0, (step + 1) / config.warmup_steps) * (0.5 + 0.5 * math.cos(math.pi * fraction))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from generator.evaluation.unseen_starts import alignment_report
 from generator.model.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
 from generator.training.config import GeneratorConfig
@@ -90,6 +91,7 @@ def test_imported_checkpoints_need_no_task_without_function_losses(imported, tmp
         nn.Linear(6, 3).load_state_dict(pipe(prompt={"loss": 1.5}).state_dicts()[0])
     with pytest.warns(UserWarning, match="prompts are not calibrated"):
         train(imported, make_config(num_validation_starts=4, **chunks), tmp_path / "warned")
+    assert alignment_report(pipe, imported, make_config(**chunks)) == {}
 
 
 def test_final_networks_alone_are_learned_from_noise(finals, tmp_path):
@@ -101,6 +103,7 @@ def test_final_networks_alone_are_learned_from_noise(finals, tmp_path):
     with pytest.warns(UserWarning, match="no run has two snapshots"):
         pipe = train(finals, make_config(), tmp_path / "default")
     assert pipe(num_samples=2).params.isfinite().all()
+    assert alignment_report(pipe, finals, make_config()) == {}
     with pytest.raises(ValueError, match="without a start"):
         pipe(TASK.make_model())
     with pytest.raises(ValueError, match="has no run with 2 snapshots"):

@@ -73,7 +73,7 @@ def test_tables_numbers_and_pictures(result, tmp_path):
     assert len(stored["evaluation"]["results"][GENERATOR]["alignment"]["val"]["loss"]) == 8
     assert json.loads(json.dumps(summary(result.evaluation)))["samplers"][GENERATOR]["r2_log"] > 0.9
     files = save_plots(result, tmp_path / "pictures")
-    assert len(files) == 4 + 2 * len(result.evaluation.novelty)
+    assert len(files) == 2 + 2 * len(result.evaluation.novelty)
     assert all(file.stat().st_size > 10_000 for file in files)
 
 
