@@ -1,6 +1,8 @@
 # make demo: the three jobs on real data, and a page that shows them; again, it goes on, or shows what is finished.
 # make test: the default suite. Both set up .venv first, once. OUT and SEED are the demo's folder and seed.
-PYTHON ?= python3.11
+# PYTHON makes .venv: the first of these versions that runs (a shim may not) and can make environments.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14; do \
+	$$name -c 'import ensurepip, venv' 2>/dev/null && echo $$name && break; done)
 OUT ?= out/demo
 SEED ?= 0
 BIN := .venv/bin
@@ -27,6 +29,8 @@ lint: setup
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
+		{ echo "no python3.11 to python3.14 with venv here; install one, or name it: make PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,s3]'
 	touch $@

@@ -6,6 +6,7 @@ What there is and what it is for is read from the files, so that the list comes 
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module, metadata
@@ -19,7 +20,7 @@ def main() -> None:
     """Run the command that the process was started with, or say what there is; exits as `cli.run` does."""
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
-        print(_usage())
+        _print(_usage())
     elif command == "--version":
         print(f"weightfoundry {metadata.version('weightfoundry')}")
     elif command not in COMMANDS:
@@ -42,6 +43,13 @@ def _run(script: str) -> None:
         print(f"error: this needs {error.name}: pip install 'weightfoundry[all]'", file=sys.stderr)
         sys.exit(2)
     cli.run(module.main, script)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever read the help has left: --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage() -> str:

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from . import defaults  # noqa: F401 (Hydra finds the defaults of dataclasses through it)
+
 console = Console()
-_CONF = Path(__file__).parent / "conf"
 _HYDRA_SETTINGS = (
     "hydra.output_subdir=null",
     "hydra.run.dir=.",
@@ -42,18 +44,30 @@ def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
         if code or HydraConfig.get().mode is not RunMode.MULTIRUN:
             sys.exit(code)
 
-    if {"-h", "--help"} & set(sys.argv):
-        print(_usage(str(sys.modules[main.__module__].__doc__)))
-    if not any(argument.startswith("-") for argument in sys.argv[1:]):
-        code = _report_errors(lambda: _compose(config_name, sys.argv[1:]))
-        if code:
-            sys.exit(code)
+    is_plain = not any(argument.startswith("-") for argument in sys.argv[1:])
+    if code := _report_errors(lambda: compose(config_name, sys.argv[1:] if is_plain else []) and None):
+        sys.exit(code)
+    default_config(config_name)
     sys.argv[1:1] = _HYDRA_SETTINGS
     try:
+        if {"-h", "--help"} & set(sys.argv):
+            print(_usage(str(sys.modules[main.__module__].__doc__)), flush=True)
         hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)()
     except BrokenPipeError:  # whoever read the help has left: --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config `conf/<config_name>.yaml` with overrides as on a command line."""
+    with hydra.initialize_config_module(f"{__package__}.conf", version_base="1.3"):
+        return hydra.compose(config_name, list(overrides))
+
+
+@cache
+def default_config(config_name: str) -> DictConfig:
+    """The config without overrides; kept, because Hydra composes nothing else while a command runs."""
+    return compose(config_name)
 
 
 def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> None:
@@ -70,15 +84,8 @@ def _usage(text: str) -> str:
     return re.sub(r"python -m scripts\.(\w+)", lambda found: f"weightfoundry {found[1].replace('_', '-')}", text)
 
 
-def _compose(config_name: str, overrides: list[str]) -> None:
-    with hydra.initialize_config_module(f"{__package__}.conf", version_base="1.3"):
-        hydra.compose(config_name, overrides)
-
-
 def _checked(config: DictConfig, config_name: str) -> DictConfig:
-    written = OmegaConf.load(_CONF / f"{config_name}.yaml")
-    groups = {str(key) for entry in written.pop("defaults", []) if isinstance(entry, DictConfig) for key in entry}
-    unknown = sorted({str(key) for key in config} - set(written) - groups)
+    unknown = sorted({str(key) for key in config} - set(default_config(config_name)))
     if unknown:
         raise ValueError(f"{config_name} has no settings {unknown}; see --help")
     missing = sorted(OmegaConf.missing_keys(config))

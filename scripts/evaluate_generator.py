@@ -1,14 +1,14 @@
 """Evaluate a generator on initial networks that it has not seen, beside everything that it must beat.
 
-    python -m scripts.evaluate_generator pipeline=PATH zoo=PATH
+    python -m scripts.evaluate_generator pipeline=out/generator zoo=PATH
     python -m scripts.evaluate_generator pipeline=PATH zoo=PATH others.twin=PATH others.function_loss_only=PATH
     python -m scripts.evaluate_generator pipeline=PATH zoo=PATH train_controls=true
 
-Inputs: a saved pipeline, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all tables and
-verdicts, `evaluation.json` with all numbers, pictures, the resolved config and `summary.json`. A generator of small
-networks takes about five minutes; `train_controls=true` trains three more generators with the settings of the first,
-three times its training, for the novelty tests C and E. A generator of a task family is evaluated in seconds, on the
-tasks that its training held out. The protocol is in docs/evaluation.md.
+Inputs: the folder of a trained generator, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all
+tables and verdicts, `evaluation.json` with all numbers, pictures, the resolved config and `summary.json`. For small
+networks it takes about five minutes; `train_controls=true` trains three more generators with the settings of the
+first, three times its training, for the novelty tests C and E. A generator of a task family is evaluated in seconds, on
+the tasks that its training held out. The protocol is in docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -49,16 +49,8 @@ def main(config: DictConfig) -> None:
         save_run(out, config, tasks)
         return
     testbed = Testbed.from_zoo(zoo)
-    samplers = {
-        name: PipelineSampler(
-            pipe,
-            testbed.task,
-            use_start=config.use_start,
-            num_inference_steps=config.num_inference_steps,
-            eta=config.eta,
-        )
-        for name, pipe in pipes.items()
-    }
+    sampling = {name: config[name] for name in ("use_start", "num_inference_steps", "eta")}
+    samplers = {name: PipelineSampler(pipe, testbed.task, **sampling) for name, pipe in pipes.items()}
     generator = samplers.pop("generator")
     sizes = instantiate(config.evaluation, uses_start=generator.uses_start)
 

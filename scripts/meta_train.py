@@ -43,16 +43,9 @@ def main(config: DictConfig) -> None:
     stages = list(instantiate(config.stages, _convert_="all"))
     out = Path(config.out)
     devices = _devices(config)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[state]}"),
-    )
-    bars = {
-        stage.name: progress.add_task(stage.name, total=stage.training.num_outer_steps, state="") for stage in stages
-    }
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, TextColumn("{task.fields[state]}"))
+    bars = {one.name: progress.add_task(one.name, total=one.training.num_outer_steps, state="") for one in stages}
 
     def show(stage: Stage, done: int, history: MetaTrainHistory) -> None:
         recent = history.meta_loss[-_AVERAGED:]
@@ -81,11 +74,9 @@ def _devices(config: DictConfig) -> Devices:
 def _save(results: list[StageResult], out: Path, config: DictConfig) -> None:
     command = f"python -m scripts.meta_train experiment={config.name.replace('-', '_')} seed={config.seed}"
     before: list[dict[str, object]] = []
-    for result in results:
-        info = stage_info(result, seed=config.seed, command=command)
-        save_theta(
-            out / f"{result.stage.name}.safetensors", result.result.theta, result.rule, info | {"before": before}
-        )
+    for one in results:
+        info = stage_info(one, seed=config.seed, command=command)
+        save_theta(out / f"{one.stage.name}.safetensors", one.result.theta, one.rule, info | {"before": before})
         before = [*before, info]
     histories = {result.stage.name: asdict(result.result.history) for result in results}
     (out / "history.json").write_text(json.dumps(histories))

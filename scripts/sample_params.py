@@ -1,11 +1,12 @@
 """Sample networks from a trained generator.
 
-    python -m scripts.sample_params pipeline=PATH prompt.loss=0.2 out=x.safetensors [start=y.safetensors] [zoo=PATH]
+    python -m scripts.sample_params pipeline=out/generator prompt.loss=0.2 out=x.safetensors [start=y] [zoo=PATH]
 
-Inputs: a pipeline folder; optionally a network to start from, as safetensors with the names of its state dict. A
-generator that looks at what networks compute also needs a zoo of its task, as it was trained on, for the images.
-Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names and
-shapes that `load_state_dict` takes; `config.yaml` and `summary.json` in the folder x-sample. Typical run time: seconds.
+Inputs: the folder of a trained generator; optionally a network to start from, as safetensors with the names of its
+state dict. A generator that looks at what networks compute also needs a zoo of its task, as it was trained on, for the
+images. Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names
+and shapes that `load_state_dict` takes; `config.yaml` and `summary.json` in the folder x-sample. Typical run time:
+seconds.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python -m scripts.train_generator zoo=PATH out=PATH
     python -m scripts.train_generator zoo=[A,B,C] experiment=generator_depths
 
-Inputs: zoos of one kind of network (widths and depths may differ). Outputs in `out`: the pipeline (`pipeline/`, for
-`ParameterPipeline.from_pretrained`), checkpoints (the same command resumes), `log/version_*/metrics.csv`, the resolved
-config, and `summary.json` with prompt alignment on unseen initial networks, with a start and from noise. On a digits
-zoo the defaults take about five minutes of one core.
+Inputs: zoos of one kind of network (widths and depths may differ). Outputs in `out`, which is what
+`ParameterPipeline.from_pretrained` and the other commands take: the pipeline, checkpoints (the same command resumes),
+`log/version_*/metrics.csv`, the resolved config, and `summary.json` with prompt alignment on unseen initial networks,
+with a start and from noise. On a digits zoo the defaults take about five minutes of one core.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(config: DictConfig) -> None:
             console.print(f"  {mode}: {shown}", soft_wrap=True)
     named = {str(path): report for path, report in zip(paths, reports, strict=True)}
     save_run(out, config, {"training_seconds": seconds, "alignment": named})
-    console.print(f"trained in {seconds:.0f} s; pipeline in {out / 'pipeline'}", soft_wrap=True)
+    console.print(f"trained in {seconds:.0f} s; the generator is in {out}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class OptimizationConfig:
         seed: of pairs, noise and examples.
     """
 
-    num_steps: int = 3000
+    num_steps: int = 2500
     num_epochs: int = 10
     learning_rate: float = 2e-3
     muon_learning_rate: float = 0.02

@@ -22,6 +22,7 @@ from generator.training.config import GeneratorConfig
 from generator.training.held_out_tasks import holding_out, with_splits
 from generator.training.inputs import tasks_of, training_runs, validation_starts
 from generator.training.module import GeneratorModule, OptimizationConfig, PairDataModule
+from generator.training.resumption import begin_or_resume
 from generator.training.validation import AlignmentSelection, calibrations
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
@@ -52,6 +53,7 @@ def train_generator(
         trainer_options: for lightning.Trainer (accelerator, devices, strategy, enable_progress_bar ...).
 
     Raises:
+        SettingsMismatchError: if `out` holds a training with other settings, or of other zoos or tasks.
         ValueError: if a zoo has no runs to train or to validate on, or lacks a metric or a task that the config needs.
     """
     zoos = [zoos] if isinstance(zoos, Zoo) else list(zoos)
@@ -63,6 +65,7 @@ def train_generator(
     config, runs = training_runs(zoos, tasks, config)
     validation = validation_starts(zoos, runs, tasks, config)
     model, normalizer, contexts = assemble(runs, tasks, config)
+    checkpoint = begin_or_resume(Path(out), zoos, tasks, config, model)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
     callbacks: list[Callback] = [keep_last_checkpoint(out)]
@@ -71,8 +74,7 @@ def train_generator(
         selection = AlignmentSelection(validation, config.objective.prediction, config.pairs.modes)
         callbacks.insert(0, selection)
     trainer = make_trainer(config.optimization, out, callbacks, trainer_options or {})
-    last = Path(out) / "checkpoints" / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     best = module.averaged
     if selection is not None and selection.best_weights is not None:
         best.load_state_dict(selection.best_weights)

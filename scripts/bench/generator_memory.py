@@ -1,6 +1,6 @@
-"""How much memory and time does a generator of a large network need, for a training step and a sampling step?
+"""How much memory and time does a generator of a large network need?
 
-    python -m scripts.bench.generator_memory [--width 2048] [--device cpu] [--num-steps 3]
+    python -m scripts.bench.generator_memory [--width 2048] [--device cpu] [--num-steps 3] [--record]
 
 The network is an MLP 784-W-W-W-10 as chunk tokens (W = 2048: 10 million parameters; W = 9900: 204 million). The
 recurrence runs over all tokens, the denoiser on sampled windows in training and on all windows in sampling. Prints
@@ -27,6 +27,10 @@ from generator.trajectories import PairConfig, Trajectories, batch_rng
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
 
+from .generator_table import PACKAGES
+from .record import Row, record
+from .render import tables
+
 CHUNK_WIDTH = 1024
 WINDOW = 64
 
@@ -37,6 +41,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--num-steps", type=int, default=3)
     parser.add_argument("--windows", type=int, default=8, help="windows that a training step denoises")
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     device = torch.device(options.device)
 
@@ -45,10 +50,12 @@ def main() -> None:
     model = RecurrentDiffusionTransformer(
         nodes, edges, {"val_loss": (0.1, 2.3)}, use_latent=False, width=256, window=WINDOW
     ).to(device)
-    print(
-        f"network {context.layout.num_params:,} parameters, {context.tokenizer.groups[0].size:,} tokens; "
-        f"generator {model.num_parameters():,} parameters"
-    )
+    setting = {
+        "parameters": context.layout.num_params,
+        "tokens": context.tokenizer.groups[0].size,
+        "generator's parameters": model.num_parameters(),
+        "device": device.type,
+    }
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     objective = ObjectiveConfig(
         energy_score=False, function_weight=0.0, function_energy_weight=0.0, windows_per_step=options.windows
@@ -62,7 +69,7 @@ def main() -> None:
         loss.backward()
         optimizer.step()
 
-    report("training step", train, options.num_steps, device)
+    rows = [row({**setting, "step": "training"}, train, options.num_steps)]
     prompt = Prompt.of({"loss": 0.5}, ["val_loss"], 1)
     scheduler = make_scheduler("sample")
 
@@ -70,7 +77,10 @@ def main() -> None:
         with precision:
             sample_params(model, context, scheduler, prompt, num_inference_steps=1)
 
-    report("sampling step", sample, options.num_steps, device)
+    rows.append(row({**setting, "step": "sampling"}, sample, options.num_steps))
+    print(tables(rows))
+    if options.record:
+        print(f"recorded in {record('generator', rows, packages=PACKAGES, device=options.device)}")
 
 
 def make_context(width: int, device: torch.device) -> tuple[NetworkContext, Trajectories]:
@@ -82,22 +92,30 @@ def make_context(width: int, device: torch.device) -> tuple[NetworkContext, Traj
     return NetworkContext.of(normalizer, layout).to(device), runs
 
 
-def report(name: str, action: Callable[[], None], num_steps: int, device: torch.device) -> None:
-    """Print the median time of `action` after a warm-up, and the peak memory since the program began."""
+def row(setting: dict[str, str | int], action: Callable[[], None], num_steps: int) -> Row:
+    """Median time of `action` after a warm-up, and the peak memory since the program began."""
+    on_gpu = setting["device"] == "cuda"
     seconds = []
     for _ in range(num_steps + 1):
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize()
         began = time.perf_counter()
         action()
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{name}: {statistics.median(seconds[1:]):.2f} s, peak memory {peak:.2f} GiB")
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return Row(
+        question=__doc__.splitlines()[0],
+        setting=setting,
+        figures={
+            "seconds": statistics.median(seconds[1:]),
+            "peak memory, GiB": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else resident,
+        },
+        spread={"seconds": (min(seconds[1:]), max(seconds[1:]))},
+        note=f"Median and range of {num_steps} steps; peak since the program began, resident on the CPU, "
+        "allocated on a GPU.",
+    )
 
 
 if __name__ == "__main__":

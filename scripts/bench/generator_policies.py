@@ -1,9 +1,9 @@
 """Do generated policies have the return that was asked for, and do they differ as real ones do?
 
-    python -m scripts.bench.generator_policies PIPELINE ZOO [--num-starts 64]
+    python -m scripts.bench.generator_policies PIPELINE ZOO [--num-starts 64] [--record]
 
 Starts are initial networks of the zoo's test runs, prompts returns on its validation episodes, evenly spaced from what
-runs reach in the end to what initial networks have. Two tables in Markdown. Alignment: R2 and rank correlation of the
+runs reach in the end to what initial networks have. Two tables. Alignment: R² and rank correlation of the
 return with the prompt, mean absolute error, test return at the highest prompt. Diversity, at the highest prompt and
 near half of it: share of the updates' energy common to all starts, mean distance of two policies, of two policies'
 outputs (RMS of log-probabilities, nats, in random states), and matched distance to the nearest policy of the training
@@ -28,7 +28,9 @@ from generator.trajectories import Trajectories
 from zoo import Task, Zoo
 from zoo.networks.metrics import euclidean_distances, log_prob_distance, mean_delta_share, mean_over_pairs
 
-from .record import table
+from .generator_table import PACKAGES
+from .record import Row, record
+from .render import tables
 
 METRIC = "val_return"
 NUM_PROMPTS = 16
@@ -41,14 +43,15 @@ def main() -> None:
     parser.add_argument("zoo", help="that it was trained on")
     parser.add_argument("--num-starts", type=int, default=64)
     parser.add_argument("--num-threads", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
 
     zoo = Zoo.open(options.zoo)
     pipe, task = ParameterPipeline.from_pretrained(options.pipeline), task_of(zoo)
     train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))
-    rows = torch.arange(min(options.num_starts, len(unseen)))
-    starts = unseen.read(rows, torch.zeros_like(rows))
+    runs = torch.arange(min(options.num_starts, len(unseen)))
+    starts = unseen.read(runs, torch.zeros_like(runs))
     prompts = prompt_grid(train, METRIC, num_prompts=NUM_PROMPTS)
     asked = prompts.repeat(len(starts))
     generators = {
@@ -63,11 +66,12 @@ def main() -> None:
     networks = {name: sample(sampler, starts, asked) for name, sampler in samplers.items()}
     again = sample(generators["generator, start"], networks["generator, start"], asked)
     networks = {"generator, start": networks.pop("generator, start"), "the same, fed back": again, **networks}
-    networks["real"] = networks_at(unseen, rows.repeat_interleave(len(prompts)), asked, METRIC)
-    columns = ("", "R2", "Spearman", "mean error", "test return at the highest prompt")
-    print(table(columns, (alignment_row(name, some, task, prompts) for name, some in networks.items())), end="\n\n")
-    columns = ("", "prompt", "common share", "distance of two", "outputs of two", "nearest training policy")
-    print(table(columns, diversity_rows(networks, starts, prompts, task, train)))
+    networks["real"] = networks_at(unseen, runs.repeat_interleave(len(prompts)), asked, METRIC)
+    rows = [alignment_row(name, some, task, prompts) for name, some in networks.items()]
+    rows += diversity_rows(networks, starts, prompts, task, train)
+    print(tables(rows))
+    if options.record:
+        print(f"recorded in {record('generator', rows, packages=PACKAGES)}")
 
 
 def sample(sampler: Sampler, starts: Tensor, asked: Tensor) -> Tensor:
@@ -76,16 +80,26 @@ def sample(sampler: Sampler, starts: Tensor, asked: Tensor) -> Tensor:
     return sampler(repeated, {METRIC: asked}, torch.Generator().manual_seed(0))
 
 
-def alignment_row(name: str, networks: Tensor, task: Task, prompts: Tensor) -> list[str]:
+def alignment_row(name: str, networks: Tensor, task: Task, prompts: Tensor) -> Row:
     alignment = alignment_of(networks, task, prompts, metric="return")
     error = (alignment.val["return"] - prompts).abs().mean()
     best = alignment.test["return"][:, 0].mean()
-    return [name, f"{alignment.r2:.3f}", f"{alignment.spearman:.3f}", f"{error:.0f}", f"{best:.0f}"]
+    return Row(
+        question="What do other ways of making policies give?",
+        setting={"policies": name},
+        figures={
+            "R²": float(alignment.r2),
+            "Spearman": float(alignment.spearman),
+            "mean error": error.item(),
+            "test return at the highest prompt": best.item(),
+        },
+        note="Initial policies of test runs; real: what these became at the snapshot nearest to the prompt.",
+    )
 
 
 def diversity_rows(
     networks: dict[str, Tensor], starts: Tensor, prompts: Tensor, task: Task, train: Trajectories
-) -> Iterator[list[str]]:
+) -> Iterator[Row]:
     states, _ = task.draw_examples(NUM_STATES, torch.Generator().manual_seed(0))
     seen = train.read(
         *(index.flatten() for index in torch.meshgrid(*map(torch.arange, train.metrics[METRIC].shape), indexing="ij"))
@@ -95,14 +109,18 @@ def diversity_rows(
         for name, grid in networks.items():
             some = grid.view(len(starts), len(prompts), -1)[:, k]
             log_probs = task.predict(some, states).log_softmax(-1)
-            yield [
-                name,
-                f"{prompts[k]:.0f}",
-                f"{mean_delta_share(some - starts):.2f}",
-                f"{mean_over_pairs(euclidean_distances(some)):.2f}",
-                f"{mean_over_pairs(log_prob_distance(log_probs)):.2f}",
-                f"{nearest(task.layout, some, seen, num_candidates=128).distances.mean():.2f}",
-            ]
+            yield Row(
+                question="Do generated policies differ as real ones do?",
+                setting={"policies": name, "prompt": round(prompts[k].item())},
+                figures={
+                    "common share": float(mean_delta_share(some - starts)),
+                    "distance of two": float(mean_over_pairs(euclidean_distances(some))),
+                    "outputs of two, nats": float(mean_over_pairs(log_prob_distance(log_probs))),
+                    "nearest training policy": nearest(task.layout, some, seen, num_candidates=128)
+                    .distances.mean()
+                    .item(),
+                },
+            )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How many denoising steps does a generator need?
 
-    python -m scripts.bench.generator_sampling_steps PIPELINE ZOO --steps 1 2 4 8 16 32
+    python -m scripts.bench.generator_sampling_steps PIPELINE ZOO --steps 1 2 4 8 16 32 [--record]
 
-Prompts and unseen starts are those of `scripts.train_generator`'s report. Prints a row of a Markdown table for each
+Prompts and unseen starts are those of `scripts.train_generator`'s report. Prints a row for each
 mode and number of steps; milliseconds are wall time of one network in a batch.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 
@@ -19,7 +20,10 @@ from generator.training.inputs import task_of
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 
-COLUMNS = ("spearman", "r2_log", "test_r2_log", "lowest_achieved", "accuracy")
+from .generator_table import PACKAGES, named
+from .record import Row, record
+from .render import tables
+
 METRIC = "val_loss"
 
 
@@ -31,13 +35,13 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=("start", "noise"), default=["start", "noise"])
     parser.add_argument("--num-starts", type=int, default=128)
     parser.add_argument("--num-threads", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
 
     pipe, zoo = ParameterPipeline.from_pretrained(options.pipeline), Zoo.open(options.zoo)
     prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (METRIC,), memory_budget=0), METRIC)
-    print("| mode | steps | " + " | ".join(COLUMNS) + " | ms a network |")
-    print("|" + "---|" * (len(COLUMNS) + 3))
+    rows = []
     for mode in options.modes:
         for num_steps in options.steps:
             began = time.perf_counter()
@@ -50,9 +54,18 @@ def main() -> None:
                 num_inference_steps=num_steps,
             )
             milliseconds = 1e3 * (time.perf_counter() - began) / (options.num_starts * len(prompts))
-            figures = alignment_figures(alignment)
-            cells = " | ".join(f"{figures[name]:.3f}" for name in COLUMNS)
-            print(f"| {mode} | {num_steps} | {cells} | {milliseconds:.1f} |", flush=True)
+            rows.append(
+                Row(
+                    question=__doc__.splitlines()[0],
+                    setting={"zoo": Path(options.zoo).name, "mode": mode, "sampling steps": num_steps},
+                    figures={**named(alignment_figures(alignment)), "ms a network": milliseconds},
+                    note=f"{options.num_starts} unseen starts, 16 prompts; wall time of one network in a batch.",
+                )
+            )
+            print(tables(rows[-1:]), flush=True)
+    print(f"\n{tables(rows)}")
+    if options.record:
+        print(f"recorded in {record('generator', rows, packages=PACKAGES)}")
 
 
 if __name__ == "__main__":

@@ -1,41 +1,69 @@
-"""Prompt alignment of trained generators, seeds averaged, as rows of a Markdown table.
+"""Do generated networks have the loss that was asked for? Prompt alignment of trained generators, seeds averaged.
 
-    python -m scripts.bench.generator_table NAME=FOLDER,FOLDER,... [NAME=FOLDER,...]
+    python -m scripts.bench.generator_table NAME=FOLDER,FOLDER,... [NAME=FOLDER,...] [--record]
 
 Each folder is the output of one `scripts.train_generator`; the folders of a row differ in the seed alone. Prints mean
-and half the range over the seeds.
+and range over the seeds and, with --record, puts the rows into scripts/bench/results.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-COLUMNS = ("spearman", "r2_log", "test_r2_log", "lowest_prompt", "lowest_achieved", "accuracy", "finals")
+from .record import Row, record
+from .render import tables
+
+QUESTION = "Do generated networks have the loss that was asked for?"
+NAMES = {
+    "spearman": "Spearman",
+    "r2_log": "R²",
+    "test_r2_log": "R² on test",
+    "lowest_prompt": "lowest prompt",
+    "lowest_achieved": "achieved",
+}
+PERCENTAGES = {"accuracy": "accuracy, %", "finals": "finals, %"}
+PACKAGES = ("torch", "diffusers", "lightning")
 
 
-def main(arguments: list[str]) -> None:
-    print("| setting | zoo | mode | seeds | " + " | ".join(COLUMNS) + " | training s |")
-    print("|" + "---|" * (len(COLUMNS) + 5))
-    for argument in arguments:
-        name, _, folders = argument.partition("=")
-        summaries = [json.loads((Path(folder) / "summary.json").read_text()) for folder in folders.split(",")]
-        seconds = spread([summary["training_seconds"] for summary in summaries], digits=0)
-        for zoo, modes in summaries[0]["alignment"].items():
-            for mode, figures in modes.items():
-                rows = [summary["alignment"][zoo][mode] for summary in summaries]
-                shown = COLUMNS if "r2_log" in figures else tuple(figures)
-                cells = [spread([row[column] for row in rows]) for column in shown]
-                print(f"| {name} | {Path(zoo).name} | {mode} | {len(rows)} | " + " | ".join(cells) + f" | {seconds} |")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("generators", nargs="+", metavar="NAME=FOLDER,FOLDER,...")
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
+    options = parser.parse_args()
+    rows = [row for argument in options.generators for row in rows_of(*argument.split("=", maxsplit=1))]
+    print(tables(rows))
+    if options.record:
+        print(f"recorded in {record('generator', rows, packages=PACKAGES)}")
 
 
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean, and half the range if there are several values."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.{digits}f}"
+def rows_of(name: str, folders: str) -> Iterator[Row]:
+    """A row for each zoo and mode."""
+    summaries = [json.loads((Path(folder) / "summary.json").read_text()) for folder in folders.split(",")]
+    for zoo, modes in summaries[0]["alignment"].items():
+        for mode in modes:
+            seeds = [named(summary["alignment"][zoo][mode]) for summary in summaries]
+            values = {label: [figures[label] for figures in seeds] for label in seeds[0]}
+            values["seconds"] = [summary["training_seconds"] for summary in summaries]
+            yield Row(
+                question=QUESTION,
+                setting={"network": name, "zoo": Path(zoo).name, "mode": mode},
+                figures={label: statistics.fmean(some) for label, some in values.items()},
+                spread={label: (min(some), max(some)) for label, some in values.items()} if len(seeds) > 1 else {},
+                note="Unseen starts; R² is of log loss or returns against the prompt, accuracy on test data "
+                f"at the lowest prompt. Mean and range over {len(seeds)} generator seed(s).",
+            )
+
+
+def named(report: Mapping[str, float]) -> dict[str, float]:
+    """Figures of prompt alignment as tables name them; those of other reports (unseen tasks, returns) as they are."""
+    known = {label: report[name] for name, label in NAMES.items() if name in report}
+    shares = {label: 100 * report[name] for name, label in PERCENTAGES.items() if name in report}
+    return {**known, **shares} if known else dict(report)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,10 +1,10 @@
 """Does a generator serve architectures that it was not trained on?
 
-    python -m scripts.bench.generator_zero_shot PIPELINE --zoos A B C --hidden 20x20 32x32 16x16x16x16
+    python -m scripts.bench.generator_zero_shot PIPELINE --zoos A B C --hidden 20x20 32x32 16x16x16x16 [--record]
 
 Starts are random initial networks of each architecture, for the task of the zoos. As there is no zoo of it, its prompts
 are those of the training zoo of the same depth, or else of the nearest one: 16, from that zoo's floor (median over
-training runs of the lowest val loss) to 2.2. Prints a row of a Markdown table for each architecture and update.
+training runs of the lowest val loss) to 2.2. Prints a row for each architecture and update.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 from zoo.tasks.registry import get_task
 
-COLUMNS = ("spearman", "r2_log", "test_r2_log", "lowest_prompt", "lowest_achieved", "accuracy")
+from .generator_table import PACKAGES, named
+from .record import Row, record
+from .render import tables
+
 METRIC = "val_loss"
 
 
@@ -33,14 +36,14 @@ def main() -> None:
     parser.add_argument("--num-starts", type=int, default=128)
     parser.add_argument("--num-updates", type=int, default=2)
     parser.add_argument("--num-threads", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
 
     pipe = ParameterPipeline.from_pretrained(options.pipeline)
     zoos = [Zoo.open(path) for path in options.zoos]
     trained = [widths_of(zoo) for zoo in zoos]
-    print("| hidden | trained on | prompts of | update | " + " | ".join(COLUMNS) + " |")
-    print("|" + "---|" * (len(COLUMNS) + 4))
+    rows = []
     for text in options.hidden:
         hidden = tuple(int(width) for width in text.split("x"))
         nearest = min(
@@ -57,10 +60,19 @@ def main() -> None:
             num_updates=options.num_updates,
         )
         for update, alignment in enumerate(alignments, 1):
-            figures = alignment_figures(alignment)
-            cells = " | ".join(f"{figures[name]:.3f}" for name in COLUMNS)
-            known = "yes" if hidden in trained else "no"
-            print(f"| {text} | {known} | {Path(options.zoos[nearest]).name} | {update} | {cells} |", flush=True)
+            setting = {"hidden layers": text.replace("x", "-"), "trained on": hidden in trained, "update": update}
+            rows.append(
+                Row(
+                    question=__doc__.splitlines()[0],
+                    setting={**setting, "prompts of": Path(options.zoos[nearest]).name},
+                    figures=named(alignment_figures(alignment)),
+                    note=f"{options.num_starts} unseen starts, 16 prompts; R² is of log loss against the prompt.",
+                )
+            )
+            print(tables(rows[-1:]), flush=True)
+    print(f"\n{tables(rows)}")
+    if options.record:
+        print(f"recorded in {record('generator', rows, packages=PACKAGES)}")
 
 
 def widths_of(zoo: Zoo) -> tuple[int, ...]:

@@ -1,16 +1,16 @@
 """Do learned optimizers, meta-trained on losses of examples alone, train policies by the policy gradient?
 
-    python -m scripts.bench.optimizers_on_policies    (about six minutes on one core)
+    python -m scripts.bench.optimizers_on_policies [--record]    (about six minutes on one core)
 
 Policies of the cart-pole (MLP 4-16-2, eight episodes an update, 60 updates); Adam and Muon at a grid of constant rates,
-the learned ones as they are. All begin with the same policies and meet the same episodes. Prints a Markdown table: mean
-return on test episodes over all policies, and its range over seeds (of episodes and initial policies alike).
+the learned ones as they are. All begin with the same policies and meet the same episodes. Prints a table: mean
+return on test episodes over all policies, and its range over seeds (of episodes and initial policies).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -21,7 +21,8 @@ from zoo.networks.initialization import run_seed
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer
 
-from .record import table
+from .record import Row, record
+from .render import tables
 
 RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 LEARNED = ("mulo-norm", "mulo")
@@ -34,23 +35,42 @@ def main() -> None:
     parser.add_argument("--num-policies", type=int, default=32)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--num-threads", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
 
-    methods: dict[str, InnerOptimizer] = {f"Adam, {rate:g}": Adam(rate) for rate in RATES}
-    methods |= {f"Muon, {rate:g}": Muon(rate, adam_lr=rate) for rate in RATES}
+    rows = []
+    for setting, optimizer in methods():
+        rows.append(row(setting, optimizer, options.seeds, options.num_policies))
+        print(tables(rows[-1:]), flush=True)
+    print(f"\n{tables(rows)}")
+    if options.record:
+        print(f"recorded in {record('learned_opt', rows)}")
+
+
+def methods() -> Iterator[tuple[dict[str, str | float], InnerOptimizer]]:
+    """Every optimizer, and what the table says of it."""
+    for rate in RATES:
+        yield {"optimizer": "Adam", "learning rate": rate}, Adam(rate)
+    for rate in RATES:
+        yield {"optimizer": "Muon", "learning rate": rate}, Muon(rate, adam_lr=rate)
     for name in LEARNED:
         learned = load_pretrained(name)
-        methods[name] = PopulationOptimizer(learned.rule, learned.theta)
-    columns = ("return after so many updates", *(f"{step:,}" for step in LOOKED_AT))
-    rows = ([name, *cells(optimizer, options.seeds, options.num_policies)] for name, optimizer in methods.items())
-    print(table(columns, rows))
+        yield {"optimizer": name}, PopulationOptimizer(learned.rule, learned.theta)
 
 
-def cells(optimizer: InnerOptimizer, seeds: Sequence[int], num_policies: int) -> list[str]:
-    """Mean return (lowest to highest over seeds) at each of LOOKED_AT."""
+def row(setting: dict[str, str | float], optimizer: InnerOptimizer, seeds: Sequence[int], num_policies: int) -> Row:
     returns = torch.tensor([mean_returns(optimizer, seed, num_policies) for seed in seeds])  # (seeds, LOOKED_AT)
-    return [f"{one.mean():.0f} ({one.min():.0f}-{one.max():.0f})" for one in returns.T]
+    names = [f"return after {step} updates" for step in LOOKED_AT]
+    return Row(
+        question=__doc__.splitlines()[0],
+        setting=setting,
+        figures=dict(zip(names, returns.mean(0).tolist(), strict=True)),
+        spread=dict(zip(names, zip(returns.amin(0).tolist(), returns.amax(0).tolist(), strict=True), strict=True)),
+        seeds=seeds,
+        note=f"Cart-pole, policies 4-16-2, {NUM_EPISODES} episodes an update; mean test return of {num_policies} "
+        "policies and its range over seeds.",
+    )
 
 
 def mean_returns(optimizer: InnerOptimizer, seed: int, num_policies: int) -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 import platform
 import re
 import shlex
@@ -110,10 +111,11 @@ def _rounded(figure: Figure) -> Figure:
 
 
 def this_command() -> str:
-    """The command line of this process, as it is typed in a clone."""
+    """The command line of this process as typed in a clone, and the number of threads if the environment sets it."""
     spec = sys.modules["__main__"].__spec__
     start = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
-    return shlex.join([*start, *sys.argv[1:]])
+    threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
+    return shlex.join([*threads, *start, *sys.argv[1:]])
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -5,123 +5,131 @@ Legend: K prompts, S snapshots or pieces of a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+
 from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
-from .chart import Axis, Chart
+from .chart import LIGHT, Chart
 
+BLUE, ORANGE, GREEN, GREY, INK = (LIGHT[name] for name in ("blue", "orange", "green", "grey", "ink"))
 NETWORK_KINDS: Final = {
-    "generated": ("generated", "blue"),
-    "held-out runs": ("held-out runs", "green"),
-    "noise 0.05": ("copy + 5% noise", "grey"),
-    "noise 0.1": ("copy + 10% noise", "grey"),
-    "noise 0.2": ("copy + 20% noise", "grey"),
-    "average of 4": ("average of 4", "grey"),
+    "generated": ("generated", BLUE),
+    "held-out runs": ("held-out runs", GREEN),
+    "noise 0.05": ("copy + 5% noise", GREY),
+    "noise 0.1": ("copy + 10% noise", GREY),
+    "noise 0.2": ("copy + 20% noise", GREY),
+    "average of 4": ("average of 4", GREY),
 }
-_METHOD_COLOURS: Final = {ADAMW: "grey", TUNED: "orange", MULO: "green", MULO_NORM: "blue"}
+_BAND: Final[dict[str, Any]] = {"alpha": 0.2, "linewidth": 0}
+_METHOD_COLOURS: Final = {ADAMW: GREY, TUNED: ORANGE, MULO: GREEN, MULO_NORM: BLUE}
 
 
-def training_fan(data: Mapping[str, Any]) -> Chart:
+def training_fan(axes: Axes, data: Mapping[str, Any]) -> None:
     """Validation loss of the zoo's runs over their training."""
     lowest, low, middle, high, highest = data["val_loss"]
-    steps, axis = _steps(data["steps"])
-    chart = Chart(
-        "Validation loss of all runs of the zoo over their training",
-        axis,
-        _loss_axis("validation loss, nats", [*lowest, *highest]),
-    )
-    chart.band(steps, lowest, highest, "blue", "5-95% of runs")
-    chart.band(steps, low, high, "blue", "25-75%")
-    chart.line(steps, middle, "blue", name="median")
-    return chart
+    steps = _step_axis(axes, data["steps"])
+    axes.fill_between(steps, lowest, highest, color=BLUE, **_BAND, label="5-95% of runs")
+    axes.fill_between(steps, low, high, color=BLUE, **_BAND, label="25-75%")
+    axes.plot(steps, middle, color=BLUE, label="median")
+    _loss_axis(axes, "validation loss, nats")
 
 
-def prompted_and_achieved(data: Mapping[str, Any]) -> Chart:
+def prompted_and_achieved(axes: Axes, data: Mapping[str, Any]) -> None:
     """What was asked for, and what unseen networks have after one update."""
     prompts = data["prompts"]
     lowest, low, middle, high, highest = data["achieved"]["one update"]
     ends = [min(prompts), max(prompts)]
-    margin = (ends[1] / ends[0]) ** 0.04
-    x = Axis("prompted validation loss, nats", ends[0] / margin, ends[1] * margin, logarithmic=True)
-    chart = Chart("Prompted and achieved validation loss", x, _loss_axis("achieved, nats", [*ends, *lowest, *highest]))
-    chart.line(ends, ends, "ink", "thin dashed", "what was asked for")
-    for k, prompt in enumerate(prompts):
-        chart.vertical(prompt, lowest[k], highest[k], "blue", "thin")
-        chart.vertical(prompt, low[k], high[k], "blue", "thick")
-    chart.dots(prompts, middle, "blue", radius=3.2, name="one update from an unseen start")
-    chart.dots(prompts, data["achieved"]["noise"][2], "orange", radius=2.2, name="from noise")
-    return chart
+    axes.plot(ends, ends, color=INK, linewidth=1.3, linestyle=(0, (4, 3)), label="what was asked for")
+    axes.vlines(prompts, lowest, highest, BLUE, linewidth=1.3)
+    axes.vlines(prompts, low, high, BLUE, linewidth=5, alpha=0.45)
+    axes.plot(prompts, middle, "o", color=BLUE, markersize=6, label="one update from an unseen start")
+    axes.plot(prompts, data["achieved"]["noise"][2], "o", color=ORANGE, markersize=4, label="from noise")
+    axes.set_xlabel("prompted validation loss, nats")
+    axes.set_xscale("log")
+    _round_numbers(axes.xaxis, *ends)
+    _loss_axis(axes, "achieved, nats")
 
 
-def distances(data: Mapping[str, Any]) -> Chart:
+def distances(axes: Axes, data: Mapping[str, Any]) -> None:
     """How far networks are from the nearest one that the generator was trained on."""
     sets = data["distances"]
     names = list(reversed(sets))
-    values = [value for one in sets.values() for value in one]
-    chart = Chart(
-        "Distance to the nearest training network by kind of network",
-        Axis("distance to the nearest training network", 0, 1.05 * max(values)),
-        Axis("", -0.6, len(names) - 0.4, ticks=range(len(names)), names=[NETWORK_KINDS[name][0] for name in names]),
-        height=28 * len(names),
-        left=118,
-    )
     for row, name in enumerate(names):
-        colour = NETWORK_KINDS[name][1]
-        jitter = [row + 0.42 * ((0.618034 * i) % 1 - 0.5) for i in range(len(sets[name]))]
-        chart.dots(sets[name], jitter, colour, radius=2, kind="cloud")
-        middle = sorted(sets[name])[len(sets[name]) // 2]
-        chart.vertical(middle, row - 0.34, row + 0.34, "ink", "line")
-    return chart
+        jitter = row + 0.42 * ((0.618034 * np.arange(len(sets[name]))) % 1 - 0.5)
+        axes.plot(sets[name], jitter, "o", color=NETWORK_KINDS[name][1], alpha=0.45, markersize=4, markeredgewidth=0)
+        axes.vlines(np.median(sets[name]), row - 0.34, row + 0.34, INK)
+    axes.set_xlim(0, 1.05 * max(max(one) for one in sets.values()))
+    axes.set_xlabel("distance to the nearest training network")
+    axes.set_yticks(range(len(names)), [NETWORK_KINDS[name][0] for name in names])
 
 
-def optimizer_curves(data: Mapping[str, Any]) -> Chart:
+def optimizer_curves(axes: Axes, data: Mapping[str, Any]) -> None:
     """Training loss of an unseen network by learned optimizers and AdamW."""
-    steps, curves = data["steps"], data["curves"]
-    values = [value for rows in curves.values() for row in rows for value in row]
-    chart = Chart(
-        "Training loss by optimizer",
-        Axis("training step", 0, max(steps)),
-        _loss_axis("training loss, nats", [max(value, 1e-4) for value in values]),
-    )
-    for name, (low, mean, high) in curves.items():
-        chart.band(steps, low, high, _METHOD_COLOURS[name])
-        chart.line(steps, mean, _METHOD_COLOURS[name], name=name)
-    return chart
+    for name, (low, mean, high) in data["curves"].items():
+        axes.fill_between(data["steps"], low, high, color=_METHOD_COLOURS[name], **_BAND)
+        axes.plot(data["steps"], mean, color=_METHOD_COLOURS[name], label=name)
+    axes.set_xlim(0, max(data["steps"]))
+    axes.set_xlabel("training step")
+    _loss_axis(axes, "training loss, nats")
 
 
-def fine_tuning(data: Mapping[str, Any]) -> Chart:
+def fine_tuning(axes: Axes, data: Mapping[str, Any]) -> None:
     """Test loss while a learned optimizer trains generated and random networks."""
-    steps, axis = _steps(data["steps"])
-    rows = [row for kind in ("generated", "random") for row in data[kind]["loss"]]
-    chart = Chart(
-        "Test loss of generated and of random networks in training",
-        axis,
-        _loss_axis("test loss, nats", [value for row in rows for value in row]),
-    )
-    for kind, colour in (("random", "orange"), ("generated", "blue")):
+    steps = _step_axis(axes, data["steps"])
+    for kind, colour in (("random", ORANGE), ("generated", BLUE)):
         low, middle, high = data[kind]["loss"]
-        chart.band(steps, low, high, colour)
-        chart.line(steps, middle, colour, name=f"{kind} start, median and 10-90%")
-    return chart
+        axes.fill_between(steps, low, high, color=colour, **_BAND)
+        axes.plot(steps, middle, color=colour, label=f"{kind} start, median and 10-90%")
+    _loss_axis(axes, "test loss, nats")
 
 
-def _steps(steps: Sequence[int]) -> tuple[list[float], Axis]:
-    """Places of steps on a logarithmic axis that has room for step 0, and that axis."""
+# name: stage whose data it shows, chart
+CHARTS: Final = {
+    "training": (
+        "zoo",
+        Chart("Validation loss of all runs of the zoo over their training", training_fan, legend_columns=3),
+    ),
+    "prompts": ("prompting", Chart("Prompted and achieved validation loss", prompted_and_achieved)),
+    "distances": (
+        "prompting",
+        Chart("Distance to the nearest training network by kind of network", distances, height=210),
+    ),
+    "optimizers": ("optimizer", Chart("Training loss by optimizer", optimizer_curves, height=350, legend_columns=1)),
+    "fine_tuning": (
+        "join",
+        Chart("Test loss of generated and of random networks in training", fine_tuning, legend_columns=1),
+    ),
+}
+
+
+def _step_axis(axes: Axes, steps: Sequence[int]) -> list[float]:
+    """Makes the horizontal axis one of steps, logarithmic with room for step 0; returns where the steps are on it."""
     first = min(step for step in steps if step > 0)
     zero = first / 3
-    decades = [10.0**k for k in range(10) if first <= 10**k]
-    axis = Axis(
-        "training step",
-        zero,
-        steps[-1],
-        logarithmic=True,
-        ticks=[zero, *decades],
-        names=["0", *(f"{value:.0f}" for value in decades)],
-    )
-    return [max(step, zero) for step in steps], axis
+    decades = [10**k for k in range(10) if first <= 10**k <= max(steps)]
+    axes.set_xscale("log")
+    axes.set_xlim(zero, max(steps))
+    axes.set_xticks([zero, *decades], ["0", *map(str, decades)])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("training step")
+    return [max(step, zero) for step in steps]
 
 
-def _loss_axis(label: str, values: Iterable[float]) -> Axis:
-    values = [value for value in values if value > 0]
-    return Axis(label, min(values) / 1.08, max(values) * 1.08, logarithmic=True)
+def _loss_axis(axes: Axes, label: str) -> None:
+    axes.set_yscale("log")
+    axes.margins(y=0.03)
+    axes.set_ylabel(label)
+    _round_numbers(axes.yaxis, *axes.get_ylim())
+
+
+def _round_numbers(axis: Any, low: float, high: float) -> None:
+    """Ticks of a logarithmic axis at 1, 2, 5 times powers of ten, or at these alone where they are many."""
+    factors = (1,) if high / low > 400 else (1, 2, 5)
+    places = LogLocator(subs=factors, numticks=40).tick_values(low, high)
+    axis.set_major_locator(FixedLocator([place for place in places if low <= place <= high]))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())

@@ -19,7 +19,7 @@ from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
 from ..demo_stages.prompt import SHOWN_SETS
 from ..demo_stages.stage import Record
 from . import figures, pictures
-from .chart import STYLE, Chart
+from .chart import STYLE
 
 _STRONGEST = 0.98  # quantile of a picture's weights that is drawn in full colour
 
@@ -34,7 +34,7 @@ def write_report(records: Mapping[str, Record], summary: Mapping[str, Any], out:
     """
     numbers = {name: record.result.numbers for name, record in records.items() if record.result is not None}
     data = {name: record.result.data for name, record in records.items() if record.result is not None}
-    charts = draw_charts(data)
+    charts = {name: (chart, data[stage]) for name, (stage, chart) in figures.CHARTS.items() if stage in data}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -50,7 +50,7 @@ def write_report(records: Mapping[str, Record], summary: Mapping[str, Any], out:
     }
     text = environment.get_template("report.html.jinja").render(
         style=Markup(STYLE),
-        charts={name: Markup(chart.svg()) for name, chart in charts.items()},
+        charts={name: Markup(chart.svg(shown)) for name, (chart, shown) in charts.items()},
         pictures=_pictures(data["prompting"]["pictures"]) if "prompting" in data else None,
         methods=(ADAMW, TUNED, MULO, MULO_NORM),
         kinds={name: figures.NETWORK_KINDS[name][0] for name in SHOWN_SETS},
@@ -59,23 +59,8 @@ def write_report(records: Mapping[str, Record], summary: Mapping[str, Any], out:
         **{name: numbers.get(name) for name in ("zoo", "generator", "prompting", "optimizer", "join")},
     )
     write_file(out / "report.html", [text.encode()])
-    for name, chart in charts.items():
-        write_file(out / "figures" / f"{name}.svg", [chart.svg(standalone=True).encode()])
-
-
-def draw_charts(data: Mapping[str, Any]) -> dict[str, Chart]:
-    """The charts of the stages whose data there are, by name."""
-    charts = {}
-    if "zoo" in data:
-        charts["training"] = figures.training_fan(data["zoo"])
-    if "prompting" in data:
-        charts["prompts"] = figures.prompted_and_achieved(data["prompting"])
-        charts["distances"] = figures.distances(data["prompting"])
-    if "optimizer" in data:
-        charts["optimizers"] = figures.optimizer_curves(data["optimizer"])
-    if "join" in data:
-        charts["fine_tuning"] = figures.fine_tuning(data["join"])
-    return charts
+    for name, (chart, shown) in charts.items():
+        write_file(out / "figures" / f"{name}.svg", [chart.svg(shown, standalone=True).encode()])
 
 
 def _pictures(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from zoo.inspection import final_metric, metric_quantiles
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 
-from ..build_zoo import Report, build
+from ..build_report import Report
+from ..build_zoo import build
 from ..cli import console
 from ..plain_loop import PlainLoop
 from .stage import StageResult

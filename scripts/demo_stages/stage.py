@@ -1,4 +1,4 @@
-"""A demo in stages: what is finished is kept, what was interrupted goes on, what was made otherwise is refused.
+"""A demo in stages: what is finished is kept, what was interrupted is resumed, what was made otherwise is refused.
 
 A stage's record, `<out>/stages/<name>.json`, is begun before the stage and completed after it. It holds the settings
 that decide the stage's numbers, its time over all sessions, the numbers for the summary, and data for pictures.
@@ -15,7 +15,10 @@ from typing import Any, Final
 
 from omegaconf import DictConfig, OmegaConf
 
+from zoo.settings import require_same
 from zoo.storage.durable import write_file
+
+from ..cli import default_config
 
 _NO_NUMBERS: Final = ("out", "zoo", "executor", "device", "trainer", "num_threads", "plain_loop_seconds")
 _OWN_SECTIONS: Final = ("prompting", "optimizer", "join")
@@ -102,18 +105,17 @@ def run_stage(stage: Stage, stages: Mapping[str, Stage], config: DictConfig) -> 
     """The stage's record: of an earlier session if it was finished then, otherwise of running it now.
 
     Raises:
-        ValueError: if the folder holds the stage with other settings.
+        SettingsMismatchError: if the folder holds the stage with other settings.
     """
     _check_counts(stage, config)
     path = record_path(config, stage.name)
     settings = settings_of(stage, stages, config)
     begun = Record.read(path)
     record = begun or Record(settings)
-    if record.settings != settings:
-        raise ValueError(
-            f"{path} belongs to other settings: {_difference(record.settings, settings)}; choose another out, "
-            f"or remove {config.out}"
-        )
+    if begun:
+        defaults = settings_of(stage, stages, default_config("demo"))
+        remedy = f"give the old values, choose another out=..., or remove {config.out}"
+        require_same(begun.settings, settings, f"stage {stage.name!r} in {path}", defaults=defaults, remedy=remedy)
     if record.result is not None:
         return record
     record.write(path)
@@ -143,8 +145,7 @@ def settings_of(stage: Stage, stages: Mapping[str, Stage], config: DictConfig) -
         settings |= settings_of(stages[needed], stages, config)
     section = OmegaConf.to_container(config[stage.name], resolve=True)
     assert isinstance(section, dict)
-    kept = {key: value for key, value in section.items() if key not in _NO_NUMBERS}
-    return settings | {stage.name: json.loads(json.dumps(kept))}
+    return settings | {stage.name: {key: value for key, value in section.items() if key not in _NO_NUMBERS}}
 
 
 def _names(config: DictConfig, key: str) -> list[str]:
@@ -161,12 +162,3 @@ def _check_counts(stage: Stage, config: DictConfig) -> None:
             is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
             if str(key).startswith(("num_", "batch_size")) and not is_count:
                 raise ValueError(f"{stage.name}.{key} must be a positive integer, got {value!r}")
-
-
-def _difference(old: object, new: object, name: str = "") -> str:
-    """The first setting that differs, in words."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *new]:
-            if old.get(key) != new.get(key):
-                return _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-    return f"{name} was {old}, is now {new}"

@@ -1,9 +1,8 @@
 """A demo at tiny sizes, run once for all tests that look at it."""
 
-import hydra
 import pytest
 
-from scripts import demo
+from scripts import cli, demo
 
 TINY = [
     "zoo.num_runs=80",
@@ -34,8 +33,7 @@ TINY = [
 
 
 def compose(folder, *overrides):
-    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
-        return hydra.compose("demo", [f"out='{folder}'", *TINY, *overrides])
+    return cli.compose("demo", [f"out='{folder}'", *TINY, *overrides])
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,10 +44,25 @@ def test_finished_stages_are_kept_and_no_display_is_needed(demo_folder, tiny_dem
 
 
 def test_other_settings_are_refused_with_the_setting(demo_folder, compose_demo):
-    with pytest.raises(ValueError, match=r"generator\.optimization\.num_steps was 6, is now 9"):
+    with pytest.raises(ValueError, match=r"generator\.optimization\.num_steps: begun with 6, now 9"):
         demo.main(compose_demo(demo_folder, "generator.generator.optimization.num_steps=9"))
-    with pytest.raises(ValueError, match="seed was 0, is now 1"):
+    with pytest.raises(ValueError, match="seed: begun with 0, now 1"):
         demo.main(compose_demo(demo_folder, "seed=1"))
+
+
+def test_records_of_a_release_that_had_fewer_settings_are_kept(demo_folder, compose_demo, tmp_path):
+    shutil.copytree(demo_folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "stages" / "zoo.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["zoo"]["optimizer"]["eps"], record["settings"]["zoo"]["num_snapshots"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"zoo\.num_snapshots: begun with 21, now 4"):
+        demo.main(compose_demo(tmp_path, "stages=[zoo]"))
+    record["settings"]["zoo"]["num_snapshots"] = 4
+    path.write_text(json.dumps(record))
+    demo.main(compose_demo(tmp_path, "stages=[zoo]"))
+    with pytest.raises(ValueError, match=r"zoo\.optimizer\.eps: begun with 1e-08, now 0\.1"):
+        demo.main(compose_demo(tmp_path, "stages=[zoo]", "zoo.optimizer.eps=0.1"))
 
 
 def test_stages_can_be_chosen_and_skipped(tmp_path, compose_demo):

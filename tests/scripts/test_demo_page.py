@@ -43,9 +43,11 @@ def test_the_page_needs_nothing_else(demo_folder):
     assert page.open == []
     assert page.num_charts == 5
     assert page.sources
-    assert all(source.startswith("data:") for source in page.sources)
+    assert all(source.startswith(("data:", "#")) for source in page.sources)
     assert "<script" not in text
-    assert not re.search(r"@import|url\((?!data:)", text)
+    assert not re.search(r"@import|url\((?!data:|#)", text)
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert len(set(ids)) == len(ids)
     assert "prefers-color-scheme: dark" in text
     assert "None" not in text
     assert "nan" not in re.sub(r"data:[^\"]*", "", text)

@@ -2,20 +2,18 @@ import json
 import subprocess
 import sys
 
-import hydra
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from generator import ParameterPipeline
-from scripts import sample_params, train_generator
+from scripts import cli, sample_params, train_generator
 from zoo.building.build import build_zoo
 from zoo.tasks.registry import get_task
 
 
 def compose(name, *overrides):
-    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
-        return hydra.compose(name, list(overrides))
+    return cli.compose(name, overrides)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def test_a_generator_is_trained_sampled_and_loaded(zoo, tmp_path):
     assert (out / "checkpoints" / "last.ckpt").exists()
 
     sample = tmp_path / "x.safetensors"
-    options = [f"pipeline={out / 'pipeline'}", f"out={sample}", "num_inference_steps=2"]
+    options = [f"pipeline={out}", f"out={sample}", "num_inference_steps=2"]
     sample_params.main(compose("sample_params", *options, "prompt.loss=2.25", "num_samples=2"))
     module = get_task("digits", hidden=(4,)).make_model()
     module.load_state_dict(load_file(tmp_path / "x_1.safetensors"))
@@ -60,7 +58,7 @@ def test_a_generator_that_looks_at_functions_is_sampled_with_its_zoo(zoo, tmp_pa
     assert set(calibration) == {"start"}
     start, sample = tmp_path / "start.safetensors", tmp_path / "x.safetensors"
     save_file(get_task("digits", hidden=(4,)).make_model().state_dict(), start)
-    options = [f"pipeline={out / 'pipeline'}", f"out={sample}", f"start={start}", "prompt.loss=2.25"]
+    options = [f"pipeline={out}", f"out={sample}", f"start={start}", "prompt.loss=2.25"]
     with pytest.raises(ValueError, match="zoo=PATH"):
         sample_params.main(compose("sample_params", *options))
     sample_params.main(compose("sample_params", *options, f"zoo={zoo}"))

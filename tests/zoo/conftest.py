@@ -61,10 +61,10 @@ class ToyZoo:
         """Begin or finish the zoo at `path`."""
         writer = ZooWriter.create(path, spec or cls.spec())
         for block in writer.pending_blocks():
-            claim = writer.claim(block)
-            if claim is not None:
-                with claim:
-                    writer.write_block(block, **cls.contents(writer.spec, block), claim=claim)
+            lock = writer.lock(block)
+            if lock is not None:
+                with lock:
+                    writer.write_block(block, **cls.contents(writer.spec, block), lock=lock)
         return Zoo.open(path)
 
 
@@ -88,7 +88,7 @@ def forked():
 
 
 def stored_bytes(path):
-    """Contents of all files of a zoo's arrays, without claims and partial files."""
+    """Contents of all files of a zoo's arrays, without locks and partial files."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and "claims" not in file.parts)
     return {str(file.relative_to(path)): file.read_bytes() for file in files if not file.name.endswith(".partial")}
 

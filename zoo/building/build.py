@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Unpack
 
 import numpy as np
+import torch
 
 from zoo.building.executors import Executor, InProcess
-from zoo.building.plan import BuildPlan
-from zoo.storage.claims import ClaimLostError
+from zoo.building.plan import BuildPlan, BuildSettings
+from zoo.storage.locks import LockLostError
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
@@ -24,6 +26,7 @@ from zoo.tasks.task import Task
 from zoo.training.population import train_population
 
 _POLL_SECONDS: Final = 1.0
+_NUM_TRIED: Final = 8  # runs, and examples
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,12 @@ def build_zoo(
     *,
     executor: Executor | None = None,
     progress: Callable[[Progress], None] | None = None,
-    **settings: object,
+    **settings: Unpack[BuildSettings],
 ) -> Zoo:
-    """Train a zoo, or finish one of the same settings that was begun at that path.
+    """Train a zoo, or finish one of the same settings that was begun at that path, or add runs to it.
 
     Several builders may work on one zoo at once, from any machines that share the folder: each block is built by one.
-    Blocks that are damaged are built anew.
+    Blocks that are damaged are built again.
 
     Args:
         path: folder of the zoo.
@@ -72,28 +75,59 @@ def build_zoo(
     Raises:
         ValueError: for settings that are not possible.
         FileExistsError: if the path holds something that is no zoo.
-        ZooMismatchError: if it holds a zoo with other settings.
+        SettingsMismatchError: if it holds a zoo with other settings.
         ZooWriteError: if it cannot be written; what was committed stays.
     """
-    plan = BuildPlan(task=task, **settings)  # type: ignore[arg-type]
-    return run_plan(Path(path), plan, executor=executor or InProcess(), progress=progress or (lambda state: None))
-
-
-def run_plan(path: Path, plan: BuildPlan, *, executor: Executor, progress: Callable[[Progress], None]) -> Zoo:
-    """`build_zoo` with its settings as one object."""
-    writer = ZooWriter.create(path, plan.spec())
+    path, plan = Path(path), BuildPlan(task=task, **settings)
+    executor, progress = executor or InProcess(), progress or (lambda state: None)
+    if plan.block_size is None and (path / "zarr.json").is_file():
+        plan = replace(plan, block_size=ZooWriter.open(path).spec.block_size)  # a larger number of runs asks for more
+    check_initial_loss(plan)
+    writer = ZooWriter.create(path, plan.spec(), defaults=plan.defaults)
     discard_damaged_blocks(writer)
     pending = writer.pending_blocks()
     progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))
     while pending:
-        reports = executor.run(BlockBuilder(path, plan), pending)
+        reports = executor.run(BlockBuilder(writer.path, plan), pending)
         for report in filter(None, reports):
             progress(Progress(report, writer.num_blocks - len(writer.pending_blocks()), writer.num_blocks))
         pending = writer.pending_blocks()
-        if pending:  # other builders have them; should those die, their claims expire
+        if pending:  # other builders have them; should those die, their locks expire
             progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))
             time.sleep(_POLL_SECONDS)
-    return Zoo.open(path)
+    zoo = Zoo.open(path)
+    num_diverged = int((zoo.status == RunStatus.DIVERGED).sum())
+    if 2 * num_diverged > plan.num_runs:
+        count = "all" if num_diverged == plan.num_runs else f"{num_diverged:,} of"
+        warnings.warn(
+            f"{count} {plan.num_runs:,} runs of {path} diverged: their loss exceeded max_loss = {plan.max_loss:g} or "
+            "was not finite; try a smaller learning rate or init_scale",
+            stacklevel=3,
+        )
+    return zoo
+
+
+def check_initial_loss(plan: BuildPlan) -> None:
+    """Raise ValueError if networks would count as diverged before they are trained.
+
+    That is so where regression targets come in large units, or the initial scale is far too large.
+    """
+    runs = range(min(plan.num_runs, _NUM_TRIED))
+    task = plan.task.for_runs(runs)
+    params = task.init_runs(plan.seeds(runs), plan.init_scales(runs))
+    batch = task.batch(torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device), len(runs))
+    with torch.no_grad():
+        losses = task.loss(params, batch)
+    if (losses <= plan.max_loss).any():
+        return
+    targets = task.dataset.train.targets
+    hint = "lower init_scale"
+    if targets.is_floating_point() and not task.plays_episodes:
+        hint = f"standardise the targets (mean {targets.mean():.4g}, standard deviation {targets.std():.4g})"
+    raise ValueError(
+        f"expected a loss of untrained networks of at most max_loss = {plan.max_loss:g}, got {losses.median():.4g}: "
+        f"every run would count as diverged; {hint}, or raise max_loss"
+    )
 
 
 def discard_damaged_blocks(writer: ZooWriter) -> list[int]:
@@ -119,10 +153,10 @@ class BlockBuilder:
         """Train, evaluate and commit a block; None if it is committed already, or another process has it."""
         started = time.perf_counter()
         writer = ZooWriter.open(self.path)
-        claim = writer.claim(block)
-        if claim is None:
+        lock = writer.lock(block)
+        if lock is None:
             return None
-        with claim:
+        with lock:
             runs = writer.block_runs(block)
             params, metrics, alive = self._train(runs)
             try:
@@ -133,9 +167,9 @@ class BlockBuilder:
                     metrics,
                     {"seed": np.array(self.plan.seeds(runs)), **self.plan.columns(runs)},
                     np.where(alive, RunStatus.COMPLETE, RunStatus.DIVERGED),
-                    claim=claim,
+                    lock=lock,
                 )
-            except ClaimLostError:
+            except LockLostError:
                 return None
         num_diverged = len(runs) - int(alive.sum())
         seconds = time.perf_counter() - started

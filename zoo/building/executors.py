@@ -1,7 +1,7 @@
 """Where the blocks of a zoo are built: in this process, in local processes, or on a Ray cluster.
 
 An executor only calls a function for each block and hands back what it returns. That the function may be called twice
-for one block, or its process killed, is harmless: blocks are claimed and committed in the store.
+for one block, or its process killed, is harmless: blocks are locked and committed in the store.
 """
 
 from __future__ import annotations

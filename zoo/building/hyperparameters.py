@@ -11,26 +11,36 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from zoo.networks.initialization import derive_seed
+from zoo.settings import Json
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, CompilableOptimizer, Sgd
 from zoo.training.schedules import Schedule
 
 OPTIMIZERS: Final[dict[str, type[Sgd | Adam | Muon]]] = {"sgd": Sgd, "adam": Adam, "muon": Muon}
 RANGES: Final = ("uniform", "log_uniform", "choice")
+_SCHEDULE_OPTIONS: Final = {"schedule": "name", "warmup_steps": "warmup_steps", "final_factor": "final_factor"}
 
 
-def make_optimizer(config: Mapping[str, object], seeds: Sequence[int]) -> tuple[CompilableOptimizer, dict[str, Tensor]]:
+def _default_options(name: str) -> dict[str, Json]:
+    own = {field.name: field.default for field in fields(OPTIMIZERS[name]) if field.name != "schedule"}
+    return {"name": name, **own, **{key: getattr(Schedule(), field) for key, field in _SCHEDULE_OPTIONS.items()}}
+
+
+OPTIMIZER_DEFAULTS: Final[dict[str, dict[str, Json]]] = {name: _default_options(name) for name in OPTIMIZERS}
+
+
+def make_optimizer(config: Mapping[str, Any], seeds: Sequence[int]) -> tuple[CompilableOptimizer, dict[str, Tensor]]:
     """Optimizer of a population, and those of its hyperparameters that differ between runs, each (N,) float64.
 
     Args:
-        config: `name`, one of OPTIMIZERS; its hyperparameters, numbers or ranges; `schedule`, `warmup_steps` and
-            `final_factor` of its Schedule.
+        config: `name`, one of OPTIMIZERS, and some of its options in OPTIMIZER_DEFAULTS: hyperparameters, which may be
+            ranges, and `schedule`, `warmup_steps` and `final_factor` of its Schedule.
         seeds: N seeds, one a run.
 
     Raises:
@@ -39,16 +49,14 @@ def make_optimizer(config: Mapping[str, object], seeds: Sequence[int]) -> tuple[
     name = config.get("name")
     if not isinstance(name, str) or name not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {sorted(OPTIMIZERS)}, got {name!r}")
-    kind = OPTIMIZERS[name]
-    schedule_keys = {"schedule": "name", "warmup_steps": "warmup_steps", "final_factor": "final_factor"}
-    known = [field.name for field in fields(kind)] + list(schedule_keys)
-    unknown = sorted(set(config) - set(known) - {"name"})
+    unknown = sorted(set(config) - set(OPTIMIZER_DEFAULTS[name]))
     if unknown:
-        raise ValueError(f"optimizer {name!r} has the options {sorted(set(known))}, got {unknown}")
-    schedule = Schedule(**{schedule_keys[key]: value for key, value in config.items() if key in schedule_keys})  # type: ignore[arg-type]
-    own = {key: value for key, value in config.items() if key not in ("name", *schedule_keys)}
+        known = sorted(set(OPTIMIZER_DEFAULTS[name]) - {"name"})
+        raise ValueError(f"optimizer {name!r} has the options {known}, got {unknown}")
+    schedule = Schedule(**{_SCHEDULE_OPTIONS[key]: config[key] for key in config if key in _SCHEDULE_OPTIONS})
+    own = {key: value for key, value in config.items() if key not in ("name", *_SCHEDULE_OPTIONS)}
     drawn = {key: draw(value, seeds, key) for key, value in own.items() if isinstance(value, Mapping)}
-    return kind(schedule=schedule, **(own | drawn)), drawn  # type: ignore[arg-type]
+    return OPTIMIZERS[name](schedule=schedule, **(own | drawn)), drawn
 
 
 def draw(spec: Mapping[str, Sequence[float]] | float, seeds: Sequence[int], name: str) -> Tensor:

@@ -9,14 +9,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, cast
+from typing import Final, Required, TypedDict, cast
 
 import numpy as np
 import torch
 
-from zoo.building.hyperparameters import draw, make_optimizer
+from zoo.building.hyperparameters import OPTIMIZER_DEFAULTS, draw, make_optimizer
 from zoo.networks.initialization import run_seed
-from zoo.storage.schema import Json, ZooSpec
+from zoo.settings import Json
+from zoo.storage.schema import ZooSpec
 from zoo.storage.splits import SplitRule
 from zoo.tasks.label_subsets import NUM_CLASSES
 from zoo.tasks.registry import get_task
@@ -24,13 +25,39 @@ from zoo.tasks.task import Task
 from zoo.training.batches import check_batch_size
 from zoo.training.inner_step import should_compile
 from zoo.training.optimizers import InnerOptimizer
-from zoo.training.population import DEFAULT_MAX_LOSS, check_repeatable, check_snapshot_steps, quadratic_steps
+from zoo.training.population import (
+    DEFAULT_MAX_LOSS,
+    DEFAULT_NUM_SNAPSHOTS,
+    check_repeatable,
+    check_snapshot_steps,
+    quadratic_steps,
+)
 
 DEFAULT_OPTIMIZER: Final[Mapping[str, Json]] = {"name": "adam", "lr": 0.01}
 EVALUATED_SPLITS: Final = ("train", "val", "test")
 BLOCK_MEMORY: Final = 256 * 2**20  # bytes that a block of default size holds
 MAX_BLOCK_RUNS: Final = 256  # populations of this size train at full speed
 _TRAINING_COPIES: Final = 8  # parameters, gradient, optimizer state and temporaries, in units of N * P
+
+
+class BuildSettings(TypedDict, total=False):
+    """The fields of a `BuildPlan`, without its task: the keyword arguments of `build_zoo`."""
+
+    optimizer: Mapping[str, Json] | InnerOptimizer
+    optimizer_config: Mapping[str, Json] | None
+    num_runs: Required[int]
+    num_steps: Required[int]
+    seed: int
+    batch_size: int
+    shared_batches: bool
+    init_scale: float | Mapping[str, Sequence[float]]
+    num_snapshots: int
+    snapshot_steps: Sequence[int] | None
+    evaluated_splits: Sequence[str]
+    max_loss: float
+    block_size: int | None
+    dtype: str
+    split_fractions: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +74,8 @@ class BuildPlan:
         batch_size: examples in a minibatch.
         shared_batches: all runs of the zoo see the same minibatches, which is much faster than own ones.
         init_scale: factor on initial matrices, a number or a range as in `zoo.building.hyperparameters`.
-        snapshot_steps: None for 21, quadratically spaced.
+        num_snapshots: S, quadratically spaced from the initial to the final network.
+        snapshot_steps: after which snapshots are taken instead; None for `num_snapshots`.
         evaluated_splits: whose loss and error are recorded at each snapshot.
         max_loss: beyond which a run has diverged.
         block_size: runs trained and written together; None for what fits BLOCK_MEMORY, at most MAX_BLOCK_RUNS.
@@ -64,6 +92,7 @@ class BuildPlan:
     batch_size: int = 64
     shared_batches: bool = True
     init_scale: float | Mapping[str, Sequence[float]] = 1.0
+    num_snapshots: int = DEFAULT_NUM_SNAPSHOTS
     snapshot_steps: Sequence[int] | None = None
     evaluated_splits: Sequence[str] = EVALUATED_SPLITS
     max_loss: float = DEFAULT_MAX_LOSS
@@ -98,7 +127,9 @@ class BuildPlan:
     @property
     def steps(self) -> tuple[int, ...]:
         """(S,) training steps at which snapshots are taken."""
-        return quadratic_steps(self.num_steps) if self.snapshot_steps is None else tuple(self.snapshot_steps)
+        if self.snapshot_steps is None:
+            return quadratic_steps(self.num_steps, self.num_snapshots)
+        return tuple(self.snapshot_steps)
 
     def spec(self) -> ZooSpec:
         """The zoo that this plan fills.
@@ -131,6 +162,12 @@ class BuildPlan:
             data_hash=self.task.dataset.data_hash,
             extra={"training": training},
         )
+
+    @property
+    def defaults(self) -> dict[str, Json]:
+        """What options have that the plan, or the attributes of a zoo, leave out."""
+        name = self.optimizer.get("name") if isinstance(self.optimizer, Mapping) else None
+        return {"optimizer": OPTIMIZER_DEFAULTS.get(str(name), {})}
 
     @property
     def default_block_size(self) -> int:

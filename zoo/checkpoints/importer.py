@@ -1,6 +1,4 @@
-"""Networks in and out of a zoo: checkpoints of other tools become runs, a snapshot becomes a safetensors file.
-
-Both directions are exact to the bit. What may be imported is described in `zoo.checkpoints.runs`.
+"""Checkpoints of other tools become runs of a zoo, exact to the bit; `zoo.checkpoints.runs` says what may be imported.
 
 Legend: R runs, S snapshots, P numbers of one network, G runs of one block.
 """
@@ -8,11 +6,11 @@ Legend: R runs, S snapshots, P numbers of one network, G runs of one block.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,19 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.inferred_layout import layout_of_state_dict
-from zoo.checkpoints.runs import Row, RunFiles, SnapshotFile, find_runs
+from zoo.checkpoints.runs import RunFiles, SnapshotFile, find_runs
+from zoo.checkpoints.tables import Row
 from zoo.checkpoints.tensors import CheckpointError, read_tensors
-from zoo.networks.layout import LayoutMismatchError, ParamLayout
-from zoo.storage.durable import sync_directory
+from zoo.networks.layout import ParamLayout
+from zoo.networks.wrappers import unwrapped
+from zoo.storage.durable import rename_directory
 from zoo.storage.precision import from_stored, to_stored
 from zoo.storage.schema import METRICS, Json, RunStatus, ZooSpec
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
 
-__all__ = ["CheckpointError", "export", "import_checkpoints", "layout_of_state_dict"]
-
 _BLOCK_BYTES: Final = 2**28
 _MAX_BLOCK_RUNS: Final = 64
+_MAX_REMARKS: Final = 8
 # What gives an adapter's tensors their meaning; other settings, such as the path of the base model, may differ.
 _ADAPTER_KEYS: Final = (
     "peft_type",
@@ -60,6 +59,9 @@ def import_checkpoints(
 ) -> Zoo:
     """A new zoo of checkpoints that were trained elsewhere; all or nothing is written.
 
+    What looks like weights and is left out is named in one warning. Names of tensors lose what wrappers put into them,
+    see `zoo.networks.wrappers`.
+
     Args:
         paths: a folder, each child of which is a run, or one path for each run; see `zoo.checkpoints.runs`.
         out: folder of the zoo, which must not exist or be empty.
@@ -80,12 +82,12 @@ def import_checkpoints(
         FileExistsError: if there is something at `out`.
         ZooWriteError: if it cannot be written.
     """
-    out = Path(out)
+    out = Path(out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(f"{out} is not empty; choose another path for the zoo")
-    runs = find_runs(paths, metrics)
+    runs, remarks = find_runs(paths, metrics)
     first = runs[0].snapshots[0]
-    source = _Source(_layout_of(model, first, state_key), first.path, state_key, dtype, keep_nonfinite)
+    source = _Source(_layout_of(model, first, state_key), state_key, dtype, keep_nonfinite)
     spec = _spec_of(runs, source, task_config)
     _check_adapters(runs)
     staged = out.with_name(f".{out.name}.{secrets.token_hex(6)}.import")
@@ -93,28 +95,28 @@ def import_checkpoints(
         writer = ZooWriter.create(staged, spec)
         for block in range(spec.num_blocks):
             _write_block(writer, block, runs, source)
-        os.replace(staged, out)
-        sync_directory(out.parent)
+        rename_directory(staged, out)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
+    remarks += [
+        f"{what} of {len(files)} files such as {files[0]} was left out" for what, files in source.left_out.items()
+    ]
+    if remarks:
+        more = f"; and {len(remarks) - _MAX_REMARKS} more" if len(remarks) > _MAX_REMARKS else ""
+        warnings.warn(f"imported into {out}, but {'; '.join(remarks[:_MAX_REMARKS])}{more}", stacklevel=2)
     return Zoo.open(out)
-
-
-def export(zoo: Zoo, run: int, snapshot: int, path: str | Path) -> None:
-    """Write one network as a safetensors file, and what is known about it as JSON beside it; see `Zoo.export`."""
-    zoo.export(run, snapshot, path)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """How checkpoint files become vectors."""
+    """How checkpoint files become vectors, and what of them was left out: files by what it was."""
 
     layout: ParamLayout
-    first: Path
     state_key: str | None
     dtype: str | None
     keep_nonfinite: bool
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     @property
     def stored_dtype(self) -> str:
@@ -128,21 +130,24 @@ class _Source:
         Raises:
             CheckpointError: if it does not fit the layout, is not finite, or would lose precision.
         """
-        tensors = read_tensors(path, self.state_key)
-        for slot in self.layout:
-            name = next((name for name in slot.aliases if name in tensors), None)
-            if slot.name not in tensors and name is not None:  # tied tensors may be saved under any of their names
-                tensors[slot.name] = tensors[name]
-            got = str(tensors[slot.name].dtype).removeprefix("torch.") if slot.name in tensors else slot.dtype
-            if got != slot.dtype:
-                raise CheckpointError(f"{path}: {slot.name!r} is {got}, in the zoo's layout it is {slot.dtype}")
+        saved, other_keys = read_tensors(path, self.state_key)
         try:
+            tensors = unwrapped(saved, self.layout)
             exact = self.layout.flatten(tensors)
-        except LayoutMismatchError as error:
-            raise CheckpointError(f"{path} is of another layout than {self.first}: {error}") from error
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
+        if exact.ndim > 1:
+            raise CheckpointError(
+                f"{path} holds {exact.shape[0]} networks stacked along a leading axis; save each to a file of its own: "
+                "{name: value[i].clone() for name, value in stacked.items()}"
+            )
+        for slot in self.layout:
+            got = next(tensors[name].dtype for name in (slot.name, *slot.aliases) if name in tensors)
+            if got != slot.torch_dtype:
+                raise CheckpointError(f"{path}: {slot.name!r} is {got}, in the zoo's layout it is {slot.dtype}")
         self._check_values(path, exact)
+        for what in [*(f"entry {key!r}" for key in other_keys), *(["n_averaged"] if len(tensors) < len(saved) else [])]:
+            self.left_out.setdefault(what, []).append(path)
         return exact.float().numpy()
 
     def _check_values(self, path: Path, exact: Tensor) -> None:
@@ -162,25 +167,32 @@ class _Source:
 
 
 def _layout_of(model: nn.Module | ParamLayout | None, first: SnapshotFile, state_key: str | None) -> ParamLayout:
-    tensors = read_tensors(first.path, state_key)
-    if isinstance(model, ParamLayout):
-        layout = model
-    elif model is not None:
-        layout = ParamLayout.of(model)
-    elif "layout" in first.sidecar:
-        try:
+    """The layout of the networks, with the dtypes of the first checkpoint."""
+    saved = read_tensors(first.path, state_key).tensors
+    try:
+        if isinstance(model, ParamLayout):
+            layout = model
+        elif isinstance(model, nn.Module):
+            layout = ParamLayout.of(model)
+        elif model is not None:
+            raise TypeError(f"model must be a module or a ParamLayout, got {type(model).__name__}")
+        elif "layout" in first.sidecar:
             layout = ParamLayout.from_json(json.dumps(first.sidecar["layout"]))
-        except ValueError as error:
-            raise CheckpointError(f"the layout beside {first.path} cannot be read: {error}") from error
-    else:
-        return layout_of_state_dict(tensors)
+        else:
+            return layout_of_state_dict(unwrapped(saved))
+        tensors = unwrapped(saved, layout)
+    except ValueError as error:
+        raise CheckpointError(f"no layout for {first.path}: {error}") from error
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-    slots = tuple(replace(slot, dtype=dtypes.get(slot.name, slot.dtype)) for slot in layout)
-    return replace(layout, slots=slots)
+    slots = []
+    for slot in layout:
+        name = next((name for name in (slot.name, *slot.aliases) if name in dtypes), None)
+        slots.append(slot if name is None else replace(slot, dtype=dtypes[name]))
+    return replace(layout, slots=tuple(slots))
 
 
 def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str, Json] | None) -> ZooSpec:
-    steps = [tuple(run.steps) for run in runs]
+    steps = [tuple(snapshot.inner_step for snapshot in run.snapshots) for run in runs]
     names = {name for run in runs for snapshot in run.snapshots for name in snapshot.metrics}
     first = runs[0].snapshots[0]
     num_snapshots = max(map(len, steps))

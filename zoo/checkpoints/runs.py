@@ -1,44 +1,51 @@
-"""Checkpoints as other tools save them: which files make up a run, at which steps, and what is known about them.
+"""Checkpoints as other tools save them: which files make up a run, and at which steps.
 
-A *snapshot* is a file (.safetensors, .pt, .pth, .bin, .ckpt) or a folder that a library saved one model into
-(adapter_model.safetensors with adapter_config.json, model.safetensors, pytorch_model.bin). A *run* is one snapshot, or
-a folder of several: its trajectory.
+A *snapshot* is a file (.safetensors, .pt, .pth, .bin, .ckpt, .pth.tar) or a folder that a library saved one model into
+(adapter_model.safetensors with adapter_config.json, model.safetensors, pytorch_model.bin, or one of these cut into
+several files with an index). A *run* is one snapshot, or a folder of several: its trajectory. A folder may be both, as
+the output of Hugging Face's Trainer is: then it is a run of its checkpoint folders and its own, final model.
 
-What is known about snapshots stands in a table `metrics.csv` or `metrics.json` in the run's folder or the folder above,
-or beside a snapshot file in a JSON file of the same name, as `Zoo.export` writes it. A table has a row for each
-snapshot: `file` (relative to the table), and if known `inner_step` (or `step`), `seed`, and any metrics. As JSON it is
-a list of such rows, or a mapping from file to row.
+Steps come from tables and JSON files (see `zoo.checkpoints.tables`), or from names: the number after `step`, `iter`,
+`checkpoint` or `epoch`, the first of these words that all of a run have, else the last number; `init` is step 0, and so
+is a run's only snapshot whose step is not known.
+
+Hidden files, among them the `._` files of macOS, and what a training keeps beside its weights (optimizer.pt,
+scheduler.pt, training_args.bin and the like) are no checkpoints. Whatever else looks like weights and is not taken is
+reported.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple
 
-from zoo.checkpoints.tensors import SUFFIXES, CheckpointError
-
-Row: TypeAlias = Mapping[str, object]
+from zoo.checkpoints.tables import Known, Row, Table, json_object
+from zoo.checkpoints.tensors import INDEX_SUFFIX, SUFFIXES, CheckpointError, natural_key
 
 _FOLDER_FILES: Final = ("adapter_model.safetensors", "model.safetensors", "adapter_model.bin", "pytorch_model.bin")
-_TABLES: Final = ("metrics.csv", "metrics.json")
-_STEP_NAMES: Final = ("inner_step", "step")
+_NO_WEIGHTS: Final = re.compile(r"(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states).*", re.I)
+_SHARD: Final = re.compile(r"-\d+-of-\d+\.")
+_FOREIGN_SUFFIXES: Final = (".distcp", ".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".pickle", ".pkl")
+_STEP_WORDS: Final = tuple(
+    re.compile(rf"(?:{word})s?[-_=]?(\d+)", re.I) for word in ("step", "iter|iteration", "checkpoint|ckpt", "epoch")
+)
+_LAST_NUMBER: Final = re.compile(r"(\d+)(?!.*\d)")
+_FINAL: Final = re.compile(r"(?:^|[-_.])(?:last|latest|final|best)(?:$|[-_.])", re.I)
+_INITIAL: Final = re.compile(r"(?:^|[-_.])init(?:ial)?(?:$|[-_.])", re.I)
 
 
 @dataclass(frozen=True)
 class SnapshotFile:
-    """One snapshot: the file of its tensors, and what is known about it.
+    """One snapshot: the file of its tensors (or the index of several), and what is known about it.
 
     `sidecar` is the content of the JSON file beside it, `adapter_config` that of an adapter's adapter_config.json.
     """
 
     path: Path
-    inner_step: int | None
+    inner_step: int
     metrics: Mapping[str, float]
     seed: int | None = None
     sidecar: Mapping = field(default_factory=dict)
@@ -47,19 +54,20 @@ class SnapshotFile:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run: its name, and its snapshots in the order of their steps, which are all known."""
+    """A run: its name, and its snapshots in the order of their steps."""
 
     name: str
     snapshots: tuple[SnapshotFile, ...]
 
-    @property
-    def steps(self) -> list[int]:
-        return [snapshot.inner_step for snapshot in self.snapshots if snapshot.inner_step is not None]
+
+class FoundRuns(NamedTuple):
+    """Runs, and in words what was left out or guessed."""
+
+    runs: list[RunFiles]
+    remarks: list[str]
 
 
-def find_runs(
-    paths: str | Path | Iterable[str | Path], table: str | Path | Sequence[Row] | None = None
-) -> list[RunFiles]:
+def find_runs(paths: str | Path | Iterable[str | Path], table: str | Path | Sequence[Row] | None = None) -> FoundRuns:
     """The runs that paths stand for.
 
     Args:
@@ -68,145 +76,159 @@ def find_runs(
         table: a table to use instead of those beside the checkpoints: its file, or rows whose `file` is a path.
 
     Raises:
-        CheckpointError: if there is no checkpoint, or a table is unreadable or lacks a snapshot.
+        CheckpointError: if there is no checkpoint; a table is unreadable or lacks a snapshot; or it cannot be told
+            which of several files is the snapshot, or at which step one was taken.
     """
+    search = _Search(None if table is None else Table.read(table))
     if not isinstance(paths, str | Path):
         entries = [Path(path) for path in paths]
-    elif (root := Path(paths)).is_dir() and not _weights_file(root):
-        entries = [child for child in sorted(root.iterdir(), key=_natural_key) if _members(child)]
+    elif (root := Path(paths)).is_dir() and not search.weights_of(root):
+        entries = [child for child in _visible(root) if search.snapshots_in(child)]
+        if len(entries) > 1 and len({_without_steps(child.name) for child in entries}) == 1:
+            search.remark(f"each child of {root} was taken for a run; if they are steps of one run, give [{root}]")
     else:
         entries = [root]
     if not entries:
         raise CheckpointError(f"no checkpoint in {paths}; expected files {SUFFIXES} or folders of them")
-    rows = None if table is None else _table_rows(table)
-    return [_run_of(entry, rows) for entry in entries]
+    resolved = [entry.resolve() for entry in entries]
+    if twice := {str(path) for path in resolved if resolved.count(path) > 1}:
+        raise CheckpointError(f"paths name {sorted(twice)} more than once; give each run once")
+    runs = [search.run_of(entry) for entry in entries]
+    for used in search.tables.values():
+        for row in used.unused:
+            search.remark(row)
+    return FoundRuns(runs, list(search.remarks))
 
 
-def _run_of(entry: Path, given: Mapping[Path, Row] | None) -> RunFiles:
-    members = _members(entry)
-    if not members:
-        raise CheckpointError(f"no checkpoint at {entry}; expected a file {SUFFIXES} or a folder of them")
-    if any(entry.glob("*.index.json")) and not _weights_file(entry):
-        raise CheckpointError(f"{entry} holds one model cut into several files; merge them into one first")
-    is_folder = members != [entry]
-    rows = given if given is not None else _rows_beside([entry, entry.parent] if is_folder else [entry.parent])
-    snapshots = [_snapshot(member, rows) for member in members]
-    if all(snapshot.inner_step is None for snapshot in snapshots):
-        steps = _steps_from_names(members) if is_folder else [0]
-        snapshots = [replace(snapshot, inner_step=step) for snapshot, step in zip(snapshots, steps, strict=True)]
-    for snapshot in snapshots:
-        if snapshot.inner_step is None or snapshot.inner_step < 0:
-            raise CheckpointError(f"{snapshot.path} needs an inner_step of at least 0, got {snapshot.inner_step}")
-    snapshots.sort(key=lambda snapshot: snapshot.inner_step or 0)
-    run = RunFiles(entry.name if is_folder else entry.stem, tuple(snapshots))
-    if len(set(run.steps)) < len(members):
-        raise CheckpointError(f"snapshots of {entry} must have different inner steps, got {run.steps}")
-    return run
+@dataclass
+class _Search:
+    """The tables and remarks of one search; `given` is the table that goes before those beside the checkpoints."""
+
+    given: Table | None
+    tables: dict[Path, Table] = field(init=False)
+    remarks: dict[str, None] = field(default_factory=dict)  # in order, each once
+
+    def __post_init__(self) -> None:
+        self.tables = {} if self.given is None else {Path(self.given.name): self.given}
+
+    def remark(self, text: str) -> None:
+        self.remarks[text] = None
+
+    def run_of(self, entry: Path) -> RunFiles:
+        """The run that a path stands for."""
+        members = self.snapshots_in(entry)
+        if not members:
+            raise CheckpointError(f"no checkpoint at {entry}; expected a file {SUFFIXES} or a folder of them")
+        folders = [entry.parent] if members == [entry] else [entry, entry.parent]
+        table = self.given or Table.beside(folders, self.tables)
+        files = {member: self.weights_of(member) or member for member in members}
+        known = {member: Known.of(path, table.row_of(member, path) if table else {}) for member, path in files.items()}
+        steps = {member: one.inner_step for member, one in known.items()}
+        if all(step is None for step in steps.values()):
+            steps = self.steps_from_names(entry, files)
+        snapshots = []
+        for member, step in steps.items():
+            path, one = files[member], known[member]
+            if step is None or step < 0:
+                raise CheckpointError(f"{path} needs an inner_step of at least 0, got {step}")
+            config = json_object(path.parent / "adapter_config.json") if path.name.startswith("adapter_model.") else {}
+            snapshots.append(SnapshotFile(path, step, one.metrics, one.seed, one.sidecar, config))
+        snapshots.sort(key=lambda snapshot: snapshot.inner_step)
+        taken = [snapshot.inner_step for snapshot in snapshots]
+        if len(set(taken)) < len(taken):
+            raise CheckpointError(f"snapshots of {entry} must have different inner steps, got {taken}")
+        return RunFiles(entry.name if entry.is_dir() else entry.stem, tuple(snapshots))
+
+    def snapshots_in(self, entry: Path) -> list[Path]:
+        """The snapshots of a run: the path itself, or the children of a folder, or both; none if it is no run."""
+        own = self.weights_of(entry)
+        if not entry.is_dir():
+            if own is None and _looks_like_weights(entry):
+                self.remark(f"{entry} was left out: it is of a kind that cannot be read")
+            return [] if own is None else [entry]
+        children = [child for child in _visible(entry) if child != own and self.weights_of(child)]
+        shards = [child for child in children if _SHARD.search(child.name)]
+        if own is None:
+            if shards:
+                raise CheckpointError(f"{shards[0]} is a part of a model whose index *{INDEX_SUFFIX} is missing")
+            taken = members = children
+        else:
+            steps = [child for child in children if any(word.search(child.name) for word in _STEP_WORDS)]
+            members = [*(child for child in steps if child not in shards), entry]
+            taken = [own, *members, *shards, *(entry / name for name in _FOLDER_FILES)]
+        for child in _visible(entry):
+            below = [child, *child.rglob("*")] if child.is_dir() else [child]
+            if child not in taken and any(_looks_like_weights(file) for file in below):
+                self.remark(f"{child} was left out: by its name it is no snapshot")
+        return members
+
+    def weights_of(self, path: Path) -> Path | None:
+        """The file with a snapshot's tensors, or None if the path is no snapshot.
+
+        Raises:
+            CheckpointError: if a folder holds two models.
+        """
+        if not path.is_dir():
+            is_there = path.is_file() and path.name.endswith(SUFFIXES)
+            return path if is_there and not _NO_WEIGHTS.fullmatch(path.name) else None
+        names = [name for file in _FOLDER_FILES for name in (file, file + INDEX_SUFFIX)]
+        found = [path / name for name in names if (path / name).is_file()]
+        kinds = {file.name.partition(".")[0].replace("pytorch_model", "model") for file in found}
+        formats = {file.name.removesuffix(INDEX_SUFFIX) for file in found}
+        if len(kinds) > 1 or len(formats) < len(found):
+            both = " and ".join(file.name for file in found)
+            raise CheckpointError(f"{path} holds {both}; keep one, or give its path")
+        for other in found[1:]:
+            self.remark(f"{other} was left out: there is {found[0].name}")
+        return found[0] if found else None
+
+    def steps_from_names(self, entry: Path, files: Mapping[Path, Path]) -> dict[Path, int | None]:
+        """Step of each snapshot, given its file; a final model of unknown step, or another's step, is left out."""
+        final = [member for member in files if member == entry or _FINAL.search(member.name)]
+        if len(final) == len(files) > 1:
+            final = [member for member in final if member == entry]
+        initial = [member for member in files if member not in final and _INITIAL.search(member.name)]
+        steps: dict[Path, int | None] = dict.fromkeys(initial, 0)
+        numbered = [member for member in files if member not in steps and member not in final]
+        for pattern in (*_STEP_WORDS, _LAST_NUMBER):
+            values = [int(found[-1]) for member in numbered if (found := pattern.findall(member.name))]
+            if len(values) == len(numbered) == len({*values, *steps.values()}) - len(steps):
+                steps |= dict(zip(numbered, values, strict=True))
+                break
+        else:
+            self.remark(f"steps of {entry} are not in the names of its snapshots, which were numbered in their order")
+            return {member: i for i, member in enumerate(files)}
+        for member in final:
+            step = _trainer_step(member)
+            if step is None and (found := _STEP_WORDS[0].findall(member.name)):
+                step = int(found[-1])
+            if step is None and len(files) == 1:
+                step = 0
+            if step is None or step in steps.values():
+                why = "its step is not known" if step is None else f"another snapshot is of step {step}"
+                self.remark(f"{files[member]} was left out: {why}; a metrics.csv with inner steps takes it in")
+            else:
+                steps[member] = step
+        return steps
 
 
-def _members(entry: Path) -> list[Path]:
-    """The snapshots of a run: the path itself, or the children of a folder; none if it is no run."""
-    if _weights_file(entry):
-        return [entry]
-    return sorted(filter(_weights_file, entry.iterdir()), key=_natural_key) if entry.is_dir() else []
+def _trainer_step(member: Path) -> int | None:
+    """Step of a model that Hugging Face's Trainer saved, if it is noted beside it."""
+    step = json_object(member / "trainer_state.json").get("global_step") if member.is_dir() else None
+    return step if isinstance(step, int) else None
 
 
-def _weights_file(path: Path) -> Path | None:
-    """The file with a snapshot's tensors, or None if the path is no snapshot."""
-    if path.is_file():
-        return path if path.suffix in SUFFIXES else None
-    return next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
+def _without_steps(name: str) -> str:
+    for word in _STEP_WORDS:
+        name = word.sub("", name)
+    return name
 
 
-def _snapshot(member: Path, rows: Mapping[Path, Row] | None) -> SnapshotFile:
-    path = _weights_file(member) or member
-    sidecar = _json_object(path.with_suffix(".json"))
-    row: Row = {}
-    if rows is not None:
-        found = [rows[key] for key in (member.resolve(), path.resolve()) if key in rows]
-        if not found:
-            raise CheckpointError(f"the table of metrics has no row for {member}; add one, if need be without metrics")
-        row = found[0]
-    known = {**_section(sidecar, "run"), **sidecar, **{name: value for name, value in row.items() if value != ""}}
-    step = next((known[name] for name in _STEP_NAMES if name in known), None)
-    columns = {name: value for name, value in row.items() if name not in ("file", "seed", *_STEP_NAMES)}
-    metrics = {**_section(sidecar, "metrics"), **columns}
-    return SnapshotFile(
-        path=path,
-        inner_step=None if step is None else _integer(step, path, "inner_step"),
-        metrics={name: _number(value, path, name) for name, value in metrics.items()},
-        seed=None if known.get("seed") is None else _integer(known["seed"], path, "seed"),
-        sidecar=sidecar,
-        adapter_config=_json_object(path.parent / "adapter_config.json") if path.stem == "adapter_model" else {},
-    )
+def _visible(folder: Path) -> list[Path]:
+    children = (child for child in folder.iterdir() if not child.name.startswith("."))
+    return sorted(children, key=lambda child: natural_key(child.name))
 
 
-def _steps_from_names(members: Sequence[Path]) -> list[int]:
-    """The last number of each name, if all have one and all are different; else the position."""
-    numbers = [re.findall(r"\d+", member.name if member.is_dir() else member.stem) for member in members]
-    steps = [int(found[-1]) for found in numbers if found]
-    return steps if len(set(steps)) == len(members) else list(range(len(members)))
-
-
-def _rows_beside(folders: Iterable[Path]) -> dict[Path, Row] | None:
-    tables = [folder / name for folder in folders for name in _TABLES if (folder / name).is_file()]
-    return _table_rows(tables[0]) if tables else None
-
-
-def _table_rows(table: str | Path | Sequence[Row]) -> dict[Path, Row]:
-    """Rows of a table by the resolved path of their file."""
-    if isinstance(table, str | Path):
-        base = Path(table).parent
-        rows = _read_table(Path(table))
-    else:
-        base, rows = Path(), list(table)
-    if not all(isinstance(row, Mapping) and row.get("file") for row in rows):
-        raise CheckpointError(f"each row of the table {table} must name its `file`")
-    return {(base / str(row["file"])).resolve(): row for row in rows}
-
-
-def _read_table(path: Path) -> list[Row]:
-    try:
-        if path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                return list(csv.DictReader(file))
-        content = json.loads(path.read_text())
-        return [{"file": name, **row} for name, row in content.items()] if isinstance(content, dict) else list(content)
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise CheckpointError(f"cannot read the table {path}: {error}") from error
-
-
-def _json_object(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _section(sidecar: Mapping, name: str) -> Mapping:
-    section = sidecar.get(name)
-    return section if isinstance(section, Mapping) else {}
-
-
-def _number(value: object, path: Path, name: str) -> float:
-    if value is None or value == "":
-        return math.nan
-    try:
-        return float(str(value))
-    except ValueError:
-        raise CheckpointError(f"{name} of {path} must be a number, got {value!r}") from None
-
-
-def _integer(value: object, path: Path, name: str) -> int:
-    number = _number(value, path, name)
-    if not number.is_integer():
-        raise CheckpointError(f"{name} of {path} must be an integer, got {value!r}")
-    return int(str(value)) if str(value).lstrip("-").isdigit() else int(number)
-
-
-def _natural_key(path: Path) -> list[tuple[bool, int, str]]:
-    """Sorts step_9 before step_10."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", path.name)]
+def _looks_like_weights(path: Path) -> bool:
+    known = path.name.endswith((*SUFFIXES, *_FOREIGN_SUFFIXES)) and not path.name.startswith(".")
+    return known and path.is_file() and not _NO_WEIGHTS.fullmatch(path.name)

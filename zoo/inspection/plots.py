@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.inspection.summary import final_metric, last_snapshots, metric_families, metric_quantiles, usable_runs
+from zoo.inspection.summary import final_metric, last_snapshots, metric_families, metric_quantiles
 from zoo.networks.alignment import align
 from zoo.networks.metrics import matched_distances
 from zoo.networks.symmetry import apply
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Blue and vermilion of Okabe and Ito's palette, distinguishable with any colour vision; magnitudes in cividis.
-BLUE: Final = "#0072B2"
+_BLUE: Final = "#0072B2"
 _CLASSIFICATIONS: Final = ("digits", "digits_subset", "mnist5k", "mnist1d", "python_source")
-VERMILION: Final = "#D55E00"
-GREY: Final = "#666666"
-COLORMAP: Final = "cividis"
+_VERMILION: Final = "#D55E00"
+_GREY: Final = "#666666"
+_COLORMAP: Final = "cividis"
 _MAX_BYTES: Final = 2**28
 _STYLE: Final[dict] = {
     "font.size": 9,
@@ -54,7 +54,7 @@ def draw_zoo(zoo: Zoo, out: Path) -> list[Path]:
     from matplotlib import rc_context
 
     pictures: dict[str, Callable[[Zoo], Figure]] = {}
-    runs = usable_runs(zoo)
+    runs = zoo.usable_runs()
     if len(runs) and zoo.spec.metric_names:
         pictures["final_metrics"] = draw_final_metrics
         if zoo.num_snapshots > 1:
@@ -78,12 +78,12 @@ def draw_trajectories(zoo: Zoo) -> Figure:
     figure, panels = _panels(len(families))
     for axes, (what, members) in zip(panels, families.items(), strict=True):
         steps, quantiles = metric_quantiles(zoo, members[0], (0.05, 0.25, 0.5, 0.75, 0.95))
-        axes.fill_between(steps, quantiles[0], quantiles[4], color=BLUE, alpha=0.18, linewidth=0, label="5-95%")
-        axes.fill_between(steps, quantiles[1], quantiles[3], color=BLUE, alpha=0.35, linewidth=0, label="25-75%")
-        axes.plot(steps, quantiles[2], color=BLUE, linewidth=1.6, label=f"{members[0]}, median")
+        axes.fill_between(steps, quantiles[0], quantiles[4], color=_BLUE, alpha=0.18, linewidth=0, label="5-95%")
+        axes.fill_between(steps, quantiles[1], quantiles[3], color=_BLUE, alpha=0.35, linewidth=0, label="25-75%")
+        axes.plot(steps, quantiles[2], color=_BLUE, linewidth=1.6, label=f"{members[0]}, median")
         for other, dash in zip(members[1:], ("--", ":"), strict=False):
             median = metric_quantiles(zoo, other, (0.5,))[1][0]
-            axes.plot(steps, median, color=VERMILION, linewidth=1.2, linestyle=dash, label=f"{other}, median")
+            axes.plot(steps, median, color=_VERMILION, linewidth=1.2, linestyle=dash, label=f"{other}, median")
         _scale_steps(axes, steps)
         _scale_values(axes, quantiles)
         axes.set(xlabel="inner step", ylabel=_label(zoo, what))
@@ -100,9 +100,9 @@ def draw_final_metrics(zoo: Zoo) -> Figure:
         values = final_metric(zoo, members[0])
         is_wide = _spans_decades(values)
         if values.size:
-            axes.hist(values, bins=_bins(values, is_logarithmic=is_wide), color=BLUE, alpha=0.8)
+            axes.hist(values, bins=_bins(values, is_logarithmic=is_wide), color=_BLUE, alpha=0.8)
             median = float(np.median(values))
-            axes.axvline(median, color=VERMILION, linewidth=1.4, label=f"median {median:.3g}")
+            axes.axvline(median, color=_VERMILION, linewidth=1.4, label=f"median {median:.3g}")
             axes.legend()
         if is_wide:
             axes.set_xscale("log")
@@ -131,7 +131,7 @@ def draw_distances(zoo: Zoo, max_runs: int = 48) -> Figure:
     off_diagonal = matched[pairs[0], pairs[1]]
     image = left.imshow(
         matched.fill_diagonal_(torch.nan).numpy(),
-        cmap=COLORMAP,
+        cmap=_COLORMAP,
         vmin=float(off_diagonal.min()),
         vmax=float(off_diagonal.max()),
     )
@@ -139,8 +139,8 @@ def draw_distances(zoo: Zoo, max_runs: int = 48) -> Figure:
     left.set(xlabel=label, ylabel=label, title="distance with units matched")
     figure.colorbar(image, ax=left, label="Euclidean distance", shrink=0.85)
     bins = list(np.histogram_bin_edges(torch.cat([stored, off_diagonal]).numpy(), bins=40))
-    right.hist(off_diagonal.numpy(), bins=bins, color=BLUE, alpha=0.8, label="units matched")
-    right.hist(stored.numpy(), bins=bins, histtype="step", color=VERMILION, linewidth=1.4, label="as stored")
+    right.hist(off_diagonal.numpy(), bins=bins, color=_BLUE, alpha=0.8, label="units matched")
+    right.hist(stored.numpy(), bins=bins, histtype="step", color=_VERMILION, linewidth=1.4, label="as stored")
     right.set(xlabel="Euclidean distance", ylabel="number of pairs", title=f"all pairs of {len(runs)} final networks")
     right.grid(visible=False, axis="x")
     right.legend()
@@ -163,11 +163,11 @@ def draw_trajectory_pca(zoo: Zoo, max_runs: int = 48) -> Figure:
             paths[..., 0] *= -1
         for path, exists in zip(paths, present, strict=True):
             xs, ys = path[exists].numpy().T
-            axes.plot(xs, ys, color=GREY, linewidth=0.6, alpha=0.45)
-            axes.plot(xs[0], ys[0], "o", color=BLUE, markersize=3.5)
-            axes.plot(xs[-1], ys[-1], "^", color=VERMILION, markersize=4)
-        axes.plot([], [], "o", color=BLUE, markersize=4, label="first snapshot")
-        axes.plot([], [], "^", color=VERMILION, markersize=4.5, label="last snapshot")
+            axes.plot(xs, ys, color=_GREY, linewidth=0.6, alpha=0.45)
+            axes.plot(xs[0], ys[0], "o", color=_BLUE, markersize=3.5)
+            axes.plot(xs[-1], ys[-1], "^", color=_VERMILION, markersize=4)
+        axes.plot([], [], "o", color=_BLUE, markersize=4, label="first snapshot")
+        axes.plot([], [], "^", color=_VERMILION, markersize=4.5, label="last snapshot")
         axes.set(
             xlabel=f"first component ({shares[0]:.1%} of the variance)",
             ylabel=f"second component ({shares[1]:.1%})",
@@ -189,7 +189,7 @@ def principal_plane(points: Tensor) -> tuple[Tensor, tuple[float, float]]:
 
 def _choose_runs(zoo: Zoo, max_runs: int, num_snapshots: int) -> np.ndarray:
     """Usable runs, evenly spaced over the zoo, not more than memory allows."""
-    runs = usable_runs(zoo)
+    runs = zoo.usable_runs()
     runs = runs[last_snapshots(zoo)[runs] >= 0]
     affordable = max(2, _MAX_BYTES // (4 * num_snapshots * zoo.layout.num_params))
     count = min(len(runs), max_runs, affordable)
@@ -231,18 +231,18 @@ def _spans_decades(values: np.ndarray) -> bool:
 
 def _bins(values: np.ndarray, *, is_logarithmic: bool, max_bins: int = 40) -> list[float]:
     """Edges of a histogram; one bar for each value where there are few, as for errors on a small data set."""
-    distinct = np.unique(values)
-    gap = float(np.diff(distinct).min()) if len(distinct) > 1 else 1.0
-    if not is_logarithmic and (distinct[-1] - distinct[0]) / gap <= max_bins:
-        return list(np.arange(distinct[0] - gap / 2, distinct[-1] + gap, gap))
     count = min(max_bins, max(8, int(2 * len(values) ** 0.5)))
     if is_logarithmic:
-        return list(np.exp(np.histogram_bin_edges(np.log(values), bins=count)))
-    return list(np.histogram_bin_edges(values, bins=count))
+        return list(np.geomspace(values.min(), values.max(), count + 1))
+    distinct = np.unique(values)
+    gap = float(np.diff(distinct).min()) if len(distinct) > 1 else 1.0
+    if (distinct[-1] - distinct[0]) / gap <= max_bins:
+        return list(np.arange(distinct[0] - gap / 2, distinct[-1] + gap, gap))
+    return list(np.linspace(distinct[0], distinct[-1], count + 1))
 
 
 def _count(zoo: Zoo) -> str:
-    num_usable = len(usable_runs(zoo))
+    num_usable = len(zoo.usable_runs())
     num_diverged = int((zoo.status == RunStatus.DIVERGED).sum())
     return f"{num_usable:,} runs" + (f"; {num_diverged:,} diverged left out" if num_diverged else "")
 

@@ -20,11 +20,7 @@ from zoo.storage.zoo import Zoo
 LEVELS: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _SPLITS: Final = ("val", "train", "test")  # the first that a metric has stands for it
 _MAX_ROWS: Final = 9
-
-
-def usable_runs(zoo: Zoo) -> np.ndarray:
-    """Indices of the runs that are there and did not diverge."""
-    return np.flatnonzero(np.isin(zoo.status, (RunStatus.COMPLETE, RunStatus.IMPORTED)))
+_LOOK: Final[dict] = {"title_justify": "left", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
 
 
 def last_snapshots(zoo: Zoo) -> np.ndarray:
@@ -50,14 +46,14 @@ def metric_quantiles(zoo: Zoo, name: str, levels: Sequence[float] = LEVELS) -> t
     Returns:
         (S,) inner step, the median one where runs differ, and (Q, S) quantiles; NaN where no run has a value.
     """
-    runs = usable_runs(zoo)
+    runs = zoo.usable_runs()
     steps = _columnwise(np.where(zoo.inner_step >= 0, zoo.inner_step, np.nan)[runs], (0.5,))[0]
     return steps, _columnwise(zoo.metric(name)[runs], levels)
 
 
 def final_metric(zoo: Zoo, name: str) -> np.ndarray:
     """Values of a metric at the last snapshot of each usable run, without those that are not finite."""
-    runs = usable_runs(zoo)
+    runs = zoo.usable_runs()
     values = zoo.metric(name)[runs, last_snapshots(zoo)[runs]]
     return values[np.isfinite(values)]
 
@@ -108,7 +104,8 @@ def summary_tables(summary: Mapping[str, Json]) -> list[Table]:
     for name, trajectory in cast("dict[str, dict[str, list]]", summary["trajectories"]).items():
         columns = [trajectory["inner_step"], *trajectory["quantiles"]]
         chosen = np.unique(np.linspace(0, len(columns[0]) - 1, _MAX_ROWS).round().astype(int))
-        rows_of_steps = [[_step(columns[0][i]), *(column[i] for column in columns[1:])] for i in chosen]
+        steps = ["-" if step is None else f"{step:g}" for step in columns[0]]
+        rows_of_steps = [[steps[i], *(column[i] for column in columns[1:])] for i in chosen]
         tables.append(_number_table(f"{name} over the snapshots", ["inner step", *headers], rows_of_steps))
     return tables
 
@@ -133,9 +130,7 @@ def _facts_table(summary: Mapping[str, Json]) -> Table:
         "task": ", ".join(f"{name}={value}" for name, value in task.items()) or "unknown",
         "software": ", ".join(f"{name} {value}" for name, value in cast("dict", summary["software"]).items()),
     }
-    table = Table(
-        title=str(summary["zoo"]), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False
-    )
+    table = Table(title=str(summary["zoo"]), show_header=False, **_LOOK)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
@@ -144,16 +139,12 @@ def _facts_table(summary: Mapping[str, Json]) -> Table:
 
 
 def _number_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> Table:
-    table = _table(title)
+    table = Table(title=title, **_LOOK)
     for i, header in enumerate(headers):
         table.add_column(header, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*("-" if value is None else value if isinstance(value, str) else f"{value:.3g}" for value in row))
     return table
-
-
-def _table(title: str, *, show_header: bool = True) -> Table:
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=show_header)
 
 
 def _columnwise(values: np.ndarray, levels: Sequence[float]) -> np.ndarray:
@@ -186,7 +177,3 @@ def _size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"
-
-
-def _step(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"

@@ -1,4 +1,4 @@
-"""Networks brought to a common order of units: matched to a reference, or to a canonical form of their own.
+"""Networks brought to the order of units that a reference has.
 
 Legend: N networks, P numbers of one network, U units of a group, K numbers that one unit owns in a slot.
 
@@ -9,8 +9,8 @@ Source: Ainsworth et al. 2022 (arXiv 2209.04836), section 3.2, "Matching weights
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -18,22 +18,20 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from zoo.networks.layout import GroupAxis, ParamLayout, ParamSlot, SymmetryGroup
-from zoo.networks.symmetry import Permutations, Scales, apply, apply_scales, compose, grouped_axes, identity
+from zoo.networks.symmetry import Permutations, apply, compose, grouped_axes, identity
 
-MAX_SWEEPS = 100
-_BALANCE_TOLERANCE = 1e-7  # on the natural logarithm of a scale
-_GAIN_TOLERANCE = 1e-12  # relative to the similarity, so that rounding cannot keep the descent going
-_WEYL_STEP = (5**0.5 - 1) / 2
+_MAX_SWEEPS: Final = 100
+_GAIN_TOLERANCE: Final = 1e-12  # relative to the similarity, so that rounding cannot keep the descent going
 
 
 class Alignment(NamedTuple):
-    """How networks were transformed, and the transformed networks (N, P)."""
+    """How units were permuted, and the networks (N, P) with their units so."""
 
     permutations: Permutations
     params: Tensor
 
 
-def align(layout: ParamLayout, params: Tensor, reference: Tensor, *, rescale: bool = False) -> Alignment:
+def align(layout: ParamLayout, params: Tensor, reference: Tensor) -> Alignment:
     """Networks with their units permuted so that they are as close to a reference as can be found.
 
     Minimises the Euclidean distance over trainable parameters by coordinate descent over the groups; each step is a
@@ -46,10 +44,9 @@ def align(layout: ParamLayout, params: Tensor, reference: Tensor, *, rescale: bo
         layout: layout of the networks.
         params: (N, P) networks to permute.
         reference: (P,) one network for all, or (N, P).
-        rescale: balance the scales of both sides first (ReLU networks), see `balance`.
 
     Returns:
-        The permutations, for `symmetry.apply`, and the aligned (and, if asked, balanced) networks (N, P).
+        The permutations, for `symmetry.apply`, and the aligned networks (N, P).
 
     Raises:
         LayoutMismatchError: if vectors do not fit the layout.
@@ -60,83 +57,15 @@ def align(layout: ParamLayout, params: Tensor, reference: Tensor, *, rescale: bo
     if params.ndim != 2 or (reference.ndim != 1 and reference.shape != params.shape):
         shapes = f"{tuple(params.shape)} and {tuple(reference.shape)}"
         raise ValueError(f"params must be (N, P) and reference (P,) or (N, P), got {shapes}")
-    _check_finite(params, "params")
-    _check_finite(reference, "reference")
-    if rescale:
-        params = balance(layout, params)[1]
-        reference = balance(layout, reference.expand_as(params))[1]
+    for name, value in (("params", params), ("reference", reference)):
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name} must be finite to be matched; leave diverged networks out")
     target = reference.expand_as(params)
     permutations = _descend(layout, params, target, identity(layout, len(params), params.device))
     if not groups_are_independent(layout):
         other = _descend(layout, params, target, _match_in_order(layout, params, target))
         permutations = _nearer(layout, params, target, permutations, other)
     return Alignment(permutations, apply(layout, params, permutations))
-
-
-def canonical(layout: ParamLayout, params: Tensor, *, rescale: bool = False) -> Alignment:
-    """Networks in an order of units that depends on nothing but the network up to permutation.
-
-    The groups are sorted one after another by a key per unit: the inner product of the unit's numbers with a fixed
-    generic vector, over the entries whose other axes are fixed or sorted already. All permutations of a network have
-    one canonical form, bit for bit, and the canonical form is its own, provided that no two units of a group share a
-    key without being equal (a network at random or trained initialisation does not).
-
-    Args:
-        layout: layout of the networks.
-        params: (N, P).
-        rescale: balance the scales first (ReLU networks), see `balance`; then equal up to rounding.
-
-    Raises:
-        LayoutMismatchError: if a vector does not fit the layout.
-        ValueError: if numbers are not finite.
-    """
-    layout.check_vector(params)
-    _check_finite(params, "params")
-    if rescale:
-        params = balance(layout, params)[1]
-    permutations = identity(layout, len(params), params.device)
-    for i, group in enumerate(layout.groups):
-        settled = [other.name for other in layout.groups[:i]]
-        ordered = apply(layout, params, permutations)
-        key = torch.zeros(len(params), group.size, dtype=torch.float64, device=params.device)
-        for _, units in unit_blocks(layout, group, ordered, settled):  # (N, U, K)
-            key += units.double() @ _weyl_sequence(units.shape[-1]).to(params.device)
-        permutations[group.name] = key.argsort(dim=1, stable=True)
-    return Alignment(permutations, apply(layout, params, permutations))
-
-
-def balance(layout: ParamLayout, params: Tensor) -> tuple[Scales, Tensor]:
-    """The equivalent networks whose units read and write with equal norms, and the scales that lead there.
-
-    Of all positive scalings of a ReLU network this is the one with the least sum of squared weights; the problem is
-    convex in the logarithms of the scales, so cyclic descent over the groups finds it. Units without incoming or
-    outgoing weights keep their scale.
-
-    Args:
-        layout: layout of the networks.
-        params: (N, P).
-
-    Raises:
-        LayoutMismatchError: if a vector does not fit the layout.
-        ValueError: if numbers are not finite, or a scale power of the layout is not -1, 0 or 1.
-
-    Source: Stock et al. 2019 (arXiv 1902.10416), section 3.
-    """
-    layout.check_vector(params)
-    _check_finite(params, "params")
-    groups = [group for group in layout.groups if group.scalable]
-    scales = {group.name: params.new_ones(len(params), group.size, dtype=torch.float64) for group in groups}
-    balanced = params.double()
-    for _ in range(MAX_SWEEPS):
-        largest_change = 0.0
-        for group in groups:
-            factor = _balancing_factor(layout, group, balanced)  # (N, U)
-            balanced = apply_scales(layout, balanced, {group.name: factor})
-            scales[group.name] *= factor
-            largest_change = max(largest_change, factor.log().abs().max().item())
-        if largest_change < _BALANCE_TOLERANCE:
-            break
-    return scales, apply_scales(layout, params, scales)
 
 
 def groups_are_independent(layout: ParamLayout) -> bool:
@@ -146,15 +75,15 @@ def groups_are_independent(layout: ParamLayout) -> bool:
 
 def unit_blocks(
     layout: ParamLayout, group: SymmetryGroup, params: Tensor, settled: Collection[str] | None = None
-) -> Iterator[tuple[GroupAxis, Tensor]]:
-    """Each trainable axis of a group with its numbers by unit (N, U, K).
+) -> Iterator[Tensor]:
+    """Numbers by unit (N, U, K) of each trainable slot that the group indexes.
 
     Slots that also belong to a group outside `settled`, a collection of names, are left out; None leaves none out.
     """
     for slot, axis, others in _trainable_axes(layout, group):
         if settled is None or others <= set(settled):
             block = params[:, slot.span].view(len(params), *slot.shape).movedim(1 + axis.axis, 1)
-            yield axis, block.reshape(len(params), group.size, -1)
+            yield block.reshape(len(params), group.size, -1)
 
 
 def assign(similarity: Tensor) -> Tensor:
@@ -171,7 +100,7 @@ def _descend(layout: ParamLayout, params: Tensor, target: Tensor, start: Permuta
     """Coordinate descent from `start`; networks that no group improves any more drop out."""
     permutations = {name: permutation.clone() for name, permutation in start.items()}
     active = torch.arange(len(params), device=params.device)
-    for _ in range(MAX_SWEEPS):
+    for _ in range(_MAX_SWEEPS):
         improved = torch.zeros(len(active), dtype=torch.bool, device=params.device)
         for group in layout.groups:
             current = {name: permutation[active] for name, permutation in permutations.items()}
@@ -224,7 +153,7 @@ def _similarity(
     pairs = zip(
         unit_blocks(layout, group, params, settled), unit_blocks(layout, group, reference, settled), strict=True
     )
-    for (_, mine), (_, theirs) in pairs:
+    for mine, theirs in pairs:
         total += torch.bmm(mine.double(), theirs.double().transpose(1, 2))
     return total  # (N, U, U)
 
@@ -240,26 +169,3 @@ def _trainable_axes(layout: ParamLayout, group: SymmetryGroup) -> Iterator[tuple
                 f"group {group.name!r} indexes {slot.name!r} twice; matching it would be a quadratic assignment"
             )
         yield slot, mine[0], {owner.name for owner, _ in axes if owner.name != group.name}
-
-
-def _balancing_factor(layout: ParamLayout, group: SymmetryGroup, params: Tensor) -> Tensor:
-    """Scale (N, U) that makes the norms of what the units read and of what is read from them equal."""
-    squares: Mapping[int, Tensor] = {
-        power: params.new_zeros(len(params), group.size, dtype=torch.float64) for power in (-1, 0, 1)
-    }
-    for axis, units in unit_blocks(layout, group, params):
-        if axis.scale_power not in squares:
-            raise ValueError(f"scale power of {axis.slot!r} must be -1, 0 or 1 to balance, got {axis.scale_power}")
-        squares[axis.scale_power].add_(units.double().square().sum(-1))
-    ratio = (squares[-1] / squares[1]) ** 0.25
-    return torch.where((squares[-1] > 0) & (squares[1] > 0), ratio, torch.ones_like(ratio))
-
-
-def _weyl_sequence(length: int) -> Tensor:
-    """Fixed generic numbers in (-.5, .5): fractional parts of multiples of the golden ratio."""
-    return (torch.arange(1, length + 1, dtype=torch.float64) * _WEYL_STEP).frac() - 0.5
-
-
-def _check_finite(value: Tensor, what: str) -> None:
-    if not bool(value.isfinite().all()):
-        raise ValueError(f"{what} must be finite to be matched or balanced; leave diverged networks out")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.networks.parametrization import ROLES, fan_in, infer_roles
 
-LAYOUT_VERSION: Final = 1
+_VERSION: Final = 1
 _EXACT_INTEGERS: Final = 2**24  # integers up to here are exact in float32
 
 
@@ -62,7 +62,8 @@ class GroupAxis:
     """An axis of a slot that is indexed by the units of a symmetry group.
 
     Each unit owns `unit_size` neighbouring entries of the axis (the dims of an attention head, the pixels of a
-    flattened channel). Scaling a unit by s > 0 multiplies the slot by s ** scale_power along the axis.
+    flattened channel). Where units may also be scaled (ReLU networks), a factor s > 0 multiplies the slot by
+    s ** scale_power along the axis.
     """
 
     slot: str
@@ -78,11 +79,6 @@ class SymmetryGroup:
     name: str
     size: int
     axes: tuple[GroupAxis, ...]
-
-    @property
-    def scalable(self) -> bool:
-        """Whether positive scaling of the units is a symmetry too (ReLU networks)."""
-        return any(axis.scale_power for axis in self.axes)
 
 
 @runtime_checkable
@@ -139,7 +135,8 @@ class ParamLayout:
         tensors: dict[int, Tensor] = {}
         for name, value in module.state_dict(keep_vars=True).items():
             if not isinstance(value, Tensor) or value.is_complex():
-                raise ValueError(f"state {name!r} must be a real tensor, got {_describe(value)}")
+                got = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"state {name!r} must be a real tensor, got {got}")
             if id(value) not in held_names:
                 raise ValueError(
                     f"state {name!r} is made by a hook of the state dict: it is no parameter and no buffer"
@@ -185,19 +182,19 @@ class ParamLayout:
     def flatten(self, source: nn.Module | Mapping[str, Tensor]) -> Tensor:
         """Flat vector (..., P) of a module or of named tensors, which may share leading dims.
 
+        A tied tensor may have any of its names, or several if they hold the same.
         The dtype is float32, or float64 where a slot has that. Integer and boolean buffers are exact in it; a zoo that
         stores float16 or bfloat16 rounds them like everything else.
 
         Raises:
-            LayoutMismatchError: if tensors are missing, unexpected or misshapen.
+            LayoutMismatchError: if tensors are missing, unexpected or misshapen, or tied names hold different numbers.
             ValueError: if an integer is too large to be exact in float32.
         """
         tensors = source.state_dict() if isinstance(source, nn.Module) else source
-        lead = self._leading_dims(tensors)
+        values, lead = self._fitting(tensors)
         dtype = torch.float64 if any(slot.dtype == "float64" for slot in self.slots) else torch.float32
         parts = []
-        for slot in self.slots:
-            value = tensors[slot.name].detach() if isinstance(source, nn.Module) else tensors[slot.name]
+        for slot, value in zip(self.slots, values, strict=True):
             if not value.is_floating_point() and not _is_exact(value):
                 raise ValueError(f"integers in {slot.name!r} exceed 2**24 and would not be exact in float32")
             parts.append(value.reshape((*lead, slot.numel)).to(dtype))
@@ -210,7 +207,8 @@ class ParamLayout:
         """
         named = {}
         for slot, view in zip(self.slots, self.views(vector).values(), strict=True):
-            value = view if view.dtype == slot.torch_dtype else _cast(view, slot.torch_dtype)
+            value = view if slot.torch_dtype.is_floating_point else view.round()
+            value = value.to(slot.torch_dtype)
             for name in (slot.name, *slot.aliases):
                 named[name] = value
         return named
@@ -234,7 +232,7 @@ class ParamLayout:
         """JSON text from which `from_json` makes an equal layout."""
         slots = [asdict(slot) for slot in self.slots]
         groups = [asdict(group) for group in self.groups]
-        return json.dumps({"version": LAYOUT_VERSION, "slots": slots, "groups": groups})
+        return json.dumps({"version": _VERSION, "slots": slots, "groups": groups})
 
     @classmethod
     def from_json(cls, text: str) -> ParamLayout:
@@ -246,8 +244,8 @@ class ParamLayout:
         try:
             data = json.loads(text)
             version = data["version"]
-            if version > LAYOUT_VERSION:
-                raise ValueError(f"layout has version {version}, this release reads up to {LAYOUT_VERSION}; upgrade")
+            if version > _VERSION:
+                raise ValueError(f"layout has version {version}, this release reads up to {_VERSION}; upgrade")
             slots = tuple(
                 ParamSlot(**{**slot, "shape": tuple(slot["shape"]), "aliases": tuple(slot["aliases"])})
                 for slot in data["slots"]
@@ -260,25 +258,36 @@ class ParamLayout:
             raise ValueError(f"not a layout: {error!r}") from error
         return cls(slots, groups)
 
-    def _leading_dims(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-        names = {name for slot in self.slots for name in (slot.name, *slot.aliases)}
-        problems = [f"missing {slot.name!r} {slot.shape}" for slot in self.slots if slot.name not in tensors]
-        problems += [f"unexpected {name!r}" for name in tensors if name not in names]
+    def _fitting(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+        """The tensor of each slot, and the leading dims that all share."""
+        problems = []
+        values: list[Tensor] = []
         lead: tuple[int, ...] | None = None
         for slot in self.slots:
-            if slot.name not in tensors:
+            names = [name for name in (slot.name, *slot.aliases) if name in tensors]
+            if not names:
+                problems.append(f"missing {slot.name!r} {slot.shape}")
                 continue
-            shape = tuple(tensors[slot.name].shape)
+            value = tensors[names[0]]
+            values.append(value)
+            untied = [name for name in names[1:] if not _is_same(tensors[name], value)]
+            problems += [
+                f"{name!r} is tied to {names[0]!r}, but holds other numbers; use a module without the tie"
+                for name in untied
+            ]
+            shape = tuple(value.shape)
             split = len(shape) - len(slot.shape)
             if split < 0 or shape[split:] != slot.shape or (lead is not None and shape[:split] != lead):
                 expected = (*(lead or ()), *slot.shape)
                 problems.append(f"{slot.name!r} must be {expected}, got {shape}")
             elif lead is None:
                 lead = shape[:split]
+        known = {name for slot in self.slots for name in (slot.name, *slot.aliases)}
+        problems += [f"unexpected {name!r}" for name in tensors if name not in known]
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise LayoutMismatchError(f"tensors do not fit the layout: {shown}")
-        return lead or ()
+        return values, lead or ()
 
 
 def _check_group(group: SymmetryGroup, slots: Mapping[str, ParamSlot]) -> None:
@@ -301,9 +310,11 @@ def _is_exact(integers: Tensor) -> bool:
     return bool(low >= -_EXACT_INTEGERS) and bool(high <= _EXACT_INTEGERS)
 
 
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if dtype.is_floating_point else value.round().to(dtype)
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same bits."""
+    if first is second:
+        return True
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    bits = (value.detach().reshape(-1).contiguous().view(torch.uint8) for value in (first, second))
+    return torch.equal(*bits)

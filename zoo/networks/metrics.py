@@ -9,18 +9,19 @@ Legend: N and M networks of two populations, P numbers of one network, E example
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
-from scipy.stats import rankdata
+from scipy.stats import ConstantInputWarning, spearmanr
 from torch import Tensor
 
 from zoo.networks.alignment import align, assign, groups_are_independent, unit_blocks
 from zoo.networks.layout import ParamLayout
 
 LOSS_FLOOR: Final = 1e-3  # nats; keeps examples of vanishing loss from deciding a correlation of logarithms
-LOG_PROB_FLOOR: Final = -12.0  # nats; probabilities below e^-12 count as that
+_LOG_PROB_FLOOR: Final = -12.0  # nats; probabilities below e^-12 count as that
 LOG_RANGE: Final = (-8.0, 4.0)  # natural logarithms of a metric outside count as the bound, NaN as the upper one
 _MAX_BLOCK_BYTES: Final = 2**26
 
@@ -136,14 +137,14 @@ def loss_correlation(losses: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def log_prob_distance(log_probs: Tensor, others: Tensor | None = None) -> Tensor:
-    """Root mean square difference (N, M) in nats between log-probabilities, floored at LOG_PROB_FLOOR.
+    """Root mean square difference (N, M) in nats between log-probabilities, floored at -12.
 
     Args:
         log_probs: (N, E, K).
         others: (M, E, K); default `log_probs`.
     """
-    mine = log_probs.double().clamp(min=LOG_PROB_FLOOR).flatten(1)
-    theirs = mine if others is None else others.double().clamp(min=LOG_PROB_FLOOR).flatten(1)
+    mine = log_probs.double().clamp(min=_LOG_PROB_FLOOR).flatten(1)
+    theirs = mine if others is None else others.double().clamp(min=_LOG_PROB_FLOOR).flatten(1)
     return euclidean_distances(mine, theirs) / mine.shape[1] ** 0.5
 
 
@@ -203,8 +204,10 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     """Rank correlation of two tensors of equal numel, ties at their mean rank; NaN if one of them is constant."""
     if first.numel() != second.numel():
         raise ValueError(f"rank correlation needs two tensors of one size, got {first.numel()} and {second.numel()}")
-    ranks = [torch.from_numpy(rankdata(value.detach().cpu().flatten().numpy())) for value in (first, second)]
-    return torch.corrcoef(torch.stack(ranks))[0, 1]
+    values = [value.detach().cpu().flatten().numpy() for value in (first, second)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        return torch.tensor(spearmanr(*values).statistic, dtype=torch.float64)
 
 
 def bootstrap_interval(
@@ -214,6 +217,7 @@ def bootstrap_interval(
     *,
     level: float = 0.95,
     num_resamples: int = 2000,
+    nested: bool = False,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic over independent units.
 
@@ -223,6 +227,7 @@ def bootstrap_interval(
         statistic: function of resampled rows (N, ...) -> scalar; for paired data put both into one row.
         level: coverage, in (0, 1).
         num_resamples: number of resamples.
+        nested: values are (N, S, ...), and the S entries of each drawn row (seeds of a task, say) are drawn again too.
 
     Raises:
         ValueError: if there is no value, or `level` is outside (0, 1).
@@ -231,8 +236,13 @@ def bootstrap_interval(
     """
     if not len(values) or not 0 < level < 1:
         raise ValueError(f"need values and a level in (0, 1), got {len(values)} values and level {level}")
-    index = torch.randint(len(values), (num_resamples, len(values)), generator=rng).to(values.device)
-    results = torch.stack([statistic(values[row]) for row in index]).double()
+    rows = torch.randint(len(values), (num_resamples, len(values)), generator=rng).to(values.device)
+    if nested:
+        entries = torch.randint(values.shape[1], (num_resamples, *values.shape[:2]), generator=rng).to(values.device)
+        samples = (values[row.unsqueeze(1), own] for row, own in zip(rows, entries, strict=True))
+    else:
+        samples = (values[row] for row in rows)
+    results = torch.stack([statistic(sample) for sample in samples]).double()
     tail = (1 - level) / 2
     low, high = results.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64, device=values.device)).tolist()
     return low, high
@@ -245,8 +255,8 @@ def _separable_distances(layout: ParamLayout, params: Tensor, others: Tensor | N
     norms = [value[:, : layout.num_trainable].double().square().sum(1) for value in (params, theirs)]
     products = params[:, fixed].double() @ theirs[:, fixed].double().T  # (N, M)
     for group in layout.groups:
-        mine = torch.cat([units for _, units in unit_blocks(layout, group, params)], -1).double()  # (N, U, K)
-        columns = torch.cat([units for _, units in unit_blocks(layout, group, theirs)], -1).double()
+        mine = torch.cat(list(unit_blocks(layout, group, params)), -1).double()  # (N, U, K)
+        columns = torch.cat(list(unit_blocks(layout, group, theirs)), -1).double()
         num_rows = max(1, _MAX_BLOCK_BYTES // max(1, 8 * len(theirs) * group.size**2))
         for start in range(0, len(params), num_rows):
             first = start if others is None else 0  # pairs of one population are needed once

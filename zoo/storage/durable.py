@@ -82,11 +82,6 @@ def rename_directory(source: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the creation, renaming and removal of entries of a folder durable."""
-    _sync(path)
-
-
 def _make_parents(path: Path) -> list[Path]:
     """Create the missing folders above a path; returns those that got a new entry."""
     changed = []

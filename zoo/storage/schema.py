@@ -5,13 +5,13 @@ Legend: R runs, S snapshots, P numbers of one network, G runs of one block.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import Final, TypeAlias
+from functools import partial
+from numbers import Integral
+from typing import Any, Final
 
 import google_crc32c
 import numpy as np
@@ -20,16 +20,15 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from zoo.networks.layout import ParamLayout
+from zoo.settings import Json, installed_software, require_same
 from zoo.storage.splits import SplitRule
-
-Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 FORMAT: Final = "weightfoundry-zoo"
 FORMAT_VERSION: Final = 1
 METRICS: Final = tuple(f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "error"))
-STORED_DTYPES: Final = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
-COLUMN_DTYPES: Final = ("float64", "int64")
-RESERVED_COLUMNS: Final = {"seed": "int64", "checksum": "uint32", "status": "uint8"}
+_STORED_DTYPES: Final = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+_COLUMN_DTYPES: Final = ("float64", "int64")
+_RESERVED_COLUMNS: Final = {"seed": "int64", "checksum": "uint32", "status": "uint8"}
 _FILL: Final[dict[str, float | int]] = {"float64": np.nan, "float32": np.nan, "float16": np.nan, "int64": -1}
 _BFLOAT16_NAN: Final = 0x7FC0
 _NOT_COMPARED: Final = ("software", "format_version", "checksum", "task.path")  # of files, the data's hash is compared
@@ -46,21 +45,6 @@ class RunStatus(IntEnum):
 
 class ZooFormatError(ValueError):
     """Something that is no zoo, is damaged, or is of a version that this release does not know."""
-
-
-class ZooMismatchError(ValueError):
-    """A zoo that was begun with other settings than those given now."""
-
-
-def installed_software() -> dict[str, str]:
-    """Versions of what computes and writes the numbers."""
-    versions = {"python": platform.python_version()}
-    for name in ("weightfoundry", "torch", "numpy", "zarr"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "unknown"
-    return versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,32 +81,28 @@ class ZooSpec:
     seed: int = 0
     splits: SplitRule = field(default_factory=SplitRule)
     data_hash: str = ""
-    software: Mapping[str, str] = field(default_factory=installed_software)
+    software: Mapping[str, str] = field(default_factory=partial(installed_software, "numpy", "zarr"))
     extra: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.snapshot_steps is not None:
-            steps = tuple(int(step) for step in self.snapshot_steps)
+            steps = tuple(_integer("each of snapshot_steps", step) for step in self.snapshot_steps)
             object.__setattr__(self, "snapshot_steps", steps)
             if self.num_snapshots not in (None, len(steps)):
                 raise ValueError(f"num_snapshots is {self.num_snapshots}, but there are {len(steps)} snapshot_steps")
             object.__setattr__(self, "num_snapshots", len(steps))
         object.__setattr__(self, "metric_names", tuple(self.metric_names))
-        for name, value in (
-            ("num_runs", self.num_runs),
-            ("block_size", self.block_size),
-            ("num_snapshots (or snapshot_steps)", self.num_snapshots),
-            ("layout.num_params", self.layout.num_params),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if self.dtype not in STORED_DTYPES:
-            raise ValueError(f"dtype must be one of {sorted(STORED_DTYPES)}, got {self.dtype!r}")
+        object.__setattr__(self, "seed", _integer("seed", self.seed))
+        for name in ("num_runs", "block_size", "num_snapshots"):
+            object.__setattr__(self, name, _integer(name, getattr(self, name), at_least=1))
+        _integer("layout.num_params", self.layout.num_params, at_least=1)
+        if self.dtype not in _STORED_DTYPES:
+            raise ValueError(f"dtype must be one of {sorted(_STORED_DTYPES)}, got {self.dtype!r}")
         for name, dtype in self.columns.items():
-            if dtype not in COLUMN_DTYPES or name in RESERVED_COLUMNS:
+            if dtype not in _COLUMN_DTYPES or name in _RESERVED_COLUMNS:
                 raise ValueError(
-                    f"column {name!r} of dtype {dtype!r} is not possible: the dtype must be one of {COLUMN_DTYPES} "
-                    f"and the name none of {list(RESERVED_COLUMNS)}"
+                    f"column {name!r} of dtype {dtype!r} is not possible: the dtype must be one of {_COLUMN_DTYPES} "
+                    f"and the name none of {list(_RESERVED_COLUMNS)}"
                 )
         for name in (*self.metric_names, *self.columns):
             if not name.isidentifier():
@@ -142,12 +122,12 @@ class ZooSpec:
     @property
     def stored_dtype(self) -> np.dtype:
         """NumPy type of the bytes in a shard, little-endian."""
-        return np.dtype(STORED_DTYPES[self.dtype]).newbyteorder("<")
+        return np.dtype(_STORED_DTYPES[self.dtype]).newbyteorder("<")
 
     @property
     def run_columns(self) -> dict[str, str]:
         """All arrays under runs/ and their dtypes."""
-        return {**RESERVED_COLUMNS, **self.columns}
+        return {**_RESERVED_COLUMNS, **self.columns}
 
     def block_runs(self, block: int) -> range:
         """Runs of a block.
@@ -161,25 +141,12 @@ class ZooSpec:
 
     def to_attributes(self) -> dict[str, Json]:
         """Attributes of the Zarr group, checksum included."""
-        attributes: dict[str, Json] = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "num_runs": self.num_runs,
-            "num_snapshots": self.num_snapshots,
-            "snapshot_steps": None if self.snapshot_steps is None else list(self.snapshot_steps),
-            "block_size": self.block_size,
-            "dtype": self.dtype,
-            "metrics": list(self.metric_names),
-            "columns": dict(self.columns),
-            "task": dict(self.task_config),
-            "optimizer": dict(self.optimizer_config),
-            "seed": self.seed,
-            "splits": self.splits.to_dict(),
-            "data_hash": self.data_hash,
-            "software": dict(self.software),
-            "extra": dict(self.extra),
-            "layout": json.loads(self.layout.to_json()),
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "layout"}
+        values |= {"splits": self.splits.to_dict(), "layout": json.loads(self.layout.to_json())}
+        named = {
+            _ATTRIBUTES[name]: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()
         }
+        attributes: dict[str, Json] = {"format": FORMAT, "format_version": FORMAT_VERSION, **named}
         try:
             attributes = json.loads(json.dumps(attributes, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -204,24 +171,38 @@ class ZooSpec:
                 "upgrade weightfoundry"
             )
         try:
-            return cls(**_spec_fields(attributes))
+            values: dict[str, Any] = {field: attributes[name] for field, name in _ATTRIBUTES.items()}
+            values["splits"] = SplitRule.from_dict(values["splits"])
+            values["layout"] = ParamLayout.from_json(json.dumps(values["layout"]))
+            return cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ZooFormatError(
                 f"the attributes in zarr.json are damaged: {error!r}; restore the file from a copy"
             ) from error
 
-    def require_same(self, other: ZooSpec, where: str) -> None:
-        """Raise ZooMismatchError, naming each differing key, unless `other` continues the same zoo."""
-        differences = [
-            f"{key}: the zoo has {_shorten(here)}, now given {_shorten(there)}"
-            for key, here, there in _differences(self.to_attributes(), other.to_attributes())
-            if not {key, key.split(".")[0]} & set(_NOT_COMPARED)
-        ]
-        if differences:
-            raise ZooMismatchError(
-                f"{where} holds a zoo with other settings ({'; '.join(differences)}); "
-                "continue with its settings or choose another path"
-            )
+    def require_same(self, now: ZooSpec, where: object, *, defaults: Json = None) -> None:
+        """Raise SettingsMismatchError, naming each field that differs, unless `now` continues the same zoo.
+
+        Args:
+            now: the settings given now.
+            where: the zoo, for the message.
+            defaults: what fields have that either side lacks.
+        """
+        require_same(self.to_attributes(), now.to_attributes(), where, defaults=defaults, free=_NOT_COMPARED)
+
+
+# the attribute of each field
+_ATTRIBUTES: Final = {one.name: one.name for one in fields(ZooSpec)} | {
+    "metric_names": "metrics",
+    "task_config": "task",
+    "optimizer_config": "optimizer",
+}
+
+
+def block_name(spec: ZooSpec, block: int) -> str:
+    """For instance "block 3 (runs 192 to 255)"."""
+    runs = spec.block_runs(block)
+    return f"block {block} (runs {runs.start} to {runs.stop - 1})"
 
 
 def array_metadata(spec: ZooSpec) -> dict[str, bytes]:
@@ -230,19 +211,21 @@ def array_metadata(spec: ZooSpec) -> dict[str, bytes]:
     runs, snapshots, params = spec.shape
     block = spec.block_size
     root = zarr.create_group(MemoryStore(files), attributes=spec.to_attributes())
-    fill = _BFLOAT16_NAN if spec.dtype == "bfloat16" else np.nan
+    encoding: dict[str, Any] = {
+        "filters": None,
+        "serializer": BytesCodec(endian="little"),
+        "compressors": [Crc32cCodec()],
+    }
     root.create_array(
         "params",
         shape=(runs, snapshots, params),
         shards=(block, snapshots, params),
         chunks=(1, 1, params),
-        dtype=STORED_DTYPES[spec.dtype],
-        fill_value=fill,
+        dtype=_STORED_DTYPES[spec.dtype],
+        fill_value=_BFLOAT16_NAN if spec.dtype == "bfloat16" else np.nan,
         attributes={"dtype": spec.dtype},
         dimension_names=("run", "snapshot", "param"),
-        filters=None,
-        serializer=BytesCodec(endian="little"),
-        compressors=[Crc32cCodec()],
+        **encoding,
     )
     for name, dtype in small_arrays(spec).items():
         dims = ("run",) if name.startswith("runs/") else ("run", "snapshot")
@@ -253,9 +236,7 @@ def array_metadata(spec: ZooSpec) -> dict[str, bytes]:
             dtype=dtype,
             fill_value=fill_value(dtype),
             dimension_names=dims,
-            filters=None,
-            serializer=BytesCodec(endian="little"),
-            compressors=[Crc32cCodec()],
+            **encoding,
         )
     return {name: value.to_bytes() for name, value in files.items()}
 
@@ -264,7 +245,8 @@ def small_arrays(spec: ZooSpec) -> dict[str, str]:
     """Names and dtypes of all arrays but params, status last."""
     names = {"inner_step": "int64"}
     names |= {f"metrics/{name}": "float32" for name in spec.metric_names}
-    return names | {f"runs/{name}": dtype for name, dtype in sorted(spec.run_columns.items(), key=_status_last)}
+    columns = sorted(spec.run_columns, key=lambda name: (name == "status", name == "checksum", name))
+    return names | {f"runs/{name}": spec.run_columns[name] for name in columns}
 
 
 def fill_value(dtype: str) -> float | int:
@@ -274,70 +256,13 @@ def fill_value(dtype: str) -> float | int:
 
 def attributes_checksum(attributes: Mapping[str, Json]) -> str:
     """CRC32C, in hexadecimal, of the format's own attributes as canonical JSON; those added by users do not count."""
-    own = {name: attributes.get(name) for name in _OWN_ATTRIBUTES}
+    own = {name: attributes.get(name) for name in ("format", "format_version", *_ATTRIBUTES.values())}
     text = json.dumps(own, sort_keys=True, separators=(",", ":"))
     return f"{google_crc32c.value(text.encode()):08x}"
 
 
-_OWN_ATTRIBUTES: Final = (
-    "format",
-    "format_version",
-    "num_runs",
-    "num_snapshots",
-    "snapshot_steps",
-    "block_size",
-    "dtype",
-    "metrics",
-    "columns",
-    "task",
-    "optimizer",
-    "seed",
-    "splits",
-    "data_hash",
-    "software",
-    "extra",
-    "layout",
-)
-
-
-def _spec_fields(attributes: Mapping) -> dict:
-    steps = attributes["snapshot_steps"]
-    same_name = (
-        "num_runs",
-        "num_snapshots",
-        "block_size",
-        "dtype",
-        "columns",
-        "seed",
-        "data_hash",
-        "software",
-        "extra",
-    )
-    return {
-        **{name: attributes[name] for name in same_name},
-        "snapshot_steps": None if steps is None else tuple(steps),
-        "metric_names": tuple(attributes["metrics"]),
-        "task_config": attributes["task"],
-        "optimizer_config": attributes["optimizer"],
-        "splits": SplitRule.from_dict(attributes["splits"]),
-        "layout": ParamLayout.from_json(json.dumps(attributes["layout"])),
-    }
-
-
-def _differences(here: Json, there: Json, prefix: str = "") -> list[tuple[str, Json, Json]]:
-    if isinstance(here, dict) and isinstance(there, dict):
-        found = []
-        for key in {**here, **there}:
-            path = f"{prefix}.{key}" if prefix else key
-            found += _differences(here.get(key), there.get(key), path)
-        return found
-    return [] if here == there else [(prefix, here, there)]
-
-
-def _shorten(value: Json) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _status_last(item: tuple[str, str]) -> tuple[bool, bool, str]:
-    return item[0] == "status", item[0] == "checksum", item[0]
+def _integer(name: str, value: object, *, at_least: int | None = None) -> int:
+    """A plain integer, also from one of NumPy's."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and (at_least is None or int(value) >= at_least):
+        return int(value)
+    raise ValueError(f"{name} must be {'an' if at_least is None else 'a positive'} integer, got {value!r}")

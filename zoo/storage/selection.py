@@ -20,11 +20,12 @@ class SelectedZoo(Zoo):
 
     Args:
         zoo: open zoo.
-        runs: numbers of the runs that belong to splits; default all.
+        runs: which runs are usable and belong to splits: their numbers, or a mask (R,); default all.
         keep: (R, S) which snapshots are seen; default all.
 
     Raises:
         ValueError: if `keep` is not of shape (R, S).
+        IndexError: for runs that the zoo does not have.
     """
 
     def __init__(self, zoo: Zoo, *, runs: np.ndarray | None = None, keep: np.ndarray | None = None) -> None:
@@ -35,7 +36,7 @@ class SelectedZoo(Zoo):
             raise ValueError(f"keep must be of shape {shape}, runs x snapshots, got {keep.shape}")
         keep = keep & (zoo.inner_step >= 0)
         self._zoo = zoo
-        self._runs = np.arange(shape[0]) if runs is None else np.unique(runs)
+        self._runs = np.arange(shape[0]) if runs is None else np.unique(np.arange(shape[0])[runs])
         self._order = np.argsort(~keep, axis=1, kind="stable")  # snapshots that are kept come first
         self._is_there = np.arange(shape[1]) < keep.sum(1, keepdims=True)
 
@@ -46,8 +47,8 @@ class SelectedZoo(Zoo):
     def metric(self, name: str) -> np.ndarray:
         return self._selected(self._zoo.metric(name), np.nan)
 
-    def split(self, name: str, *, include_diverged: bool = False) -> np.ndarray:
-        return np.intersect1d(self._zoo.split(name, include_diverged=include_diverged), self._runs)
+    def usable_runs(self, *, include_diverged: bool = False) -> np.ndarray:
+        return np.intersect1d(self._zoo.usable_runs(include_diverged=include_diverged), self._runs)
 
     def read(self, pairs: np.ndarray | Tensor | list) -> np.ndarray:
         pairs = self._checked_pairs(np.asarray(pairs))

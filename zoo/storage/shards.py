@@ -15,11 +15,11 @@ Legend: G runs of one block, S snapshots, P numbers of one network.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import google_crc32c
 import numpy as np
@@ -128,66 +128,50 @@ class Shard:
         return size != len(self.raw) or not np.array_equal(starts, expected)
 
 
-class ShardSource(Protocol):
-    """Where the shards of a zoo come from."""
-
-    def open(self, block: int) -> Shard:
-        """The shard of a block; ShardError if it is missing or damaged."""
-        ...
-
-
-class MappedShards:
-    """Shards in a local folder, mapped into memory; the most recent ones stay open.
+class Shards:
+    """The shards of a zoo, of which the most recent stay open.
 
     Args:
-        folder: of the params array.
-        shape: of its shards.
+        fetch: the bytes of a block's file, uint8; ShardError if it is missing.
+        shape: of the shards.
+        num_kept: how many stay open.
     """
 
-    def __init__(self, folder: Path, shape: ShardShape) -> None:
-        self.folder = folder
-        self.shape = shape
-        self.open = lru_cache(_NUM_MAPPED)(self._open)
+    def __init__(self, fetch: Callable[[int], np.ndarray], shape: ShardShape, num_kept: int) -> None:
+        self._settings = (fetch, shape, num_kept)
+        self.open = lru_cache(num_kept)(lambda block: Shard(fetch(block), shape))
 
     def __reduce__(self) -> tuple:
-        return MappedShards, (self.folder, self.shape)
-
-    def _open(self, block: int) -> Shard:
-        path = self.folder / shard_key(block)
-        try:
-            with open(path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            raise ShardError(f"missing: {path}") from None
-        except ValueError:
-            raise ShardError(f"truncated: {path} is empty") from None
-        return Shard(np.frombuffer(mapped, np.uint8), self.shape)
+        return Shards, self._settings
 
 
-class FetchedShards:
-    """Shards of any Zarr store, fetched whole; the most recent few are kept.
+def mapped_shards(folder: Path, shape: ShardShape) -> Shards:
+    """Shards in the local folder of the params array, mapped into memory."""
+    return Shards(partial(_map, folder), shape, _NUM_MAPPED)
 
-    Args:
-        store: that holds the zoo.
-        prefix: key of the params array.
-        shape: of its shards.
-    """
 
-    def __init__(self, store: Store, prefix: str, shape: ShardShape) -> None:
-        self.store = store
-        self.prefix = prefix
-        self.shape = shape
-        self.open = lru_cache(_NUM_FETCHED)(self._open)
+def fetched_shards(store: Store, prefix: str, shape: ShardShape) -> Shards:
+    """Shards of any Zarr store under the key of the params array, fetched whole."""
+    return Shards(partial(_fetch, store, prefix), shape, _NUM_FETCHED)
 
-    def __reduce__(self) -> tuple:
-        return FetchedShards, (self.store, self.prefix, self.shape)
 
-    def _open(self, block: int) -> Shard:
-        key = f"{self.prefix}/{shard_key(block)}".lstrip("/")
-        value = sync(self.store.get(key, default_buffer_prototype()))
-        if value is None:
-            raise ShardError(f"missing: {key} in {self.store}")
-        return Shard(np.frombuffer(value.to_bytes(), np.uint8), self.shape)
+def _map(folder: Path, block: int) -> np.ndarray:
+    path = folder / shard_key(block)
+    try:
+        with open(path, "rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except FileNotFoundError:
+        raise ShardError(f"missing: {path}") from None
+    except ValueError:
+        raise ShardError(f"truncated: {path} is empty") from None
+
+
+def _fetch(store: Store, prefix: str, block: int) -> np.ndarray:
+    key = f"{prefix}/{shard_key(block)}".lstrip("/")
+    value = sync(store.get(key, default_buffer_prototype()))
+    if value is None:
+        raise ShardError(f"missing: {key} in {store}")
+    return np.frombuffer(value.to_bytes(), np.uint8)
 
 
 def shard_key(block: int) -> str:

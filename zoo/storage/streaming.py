@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from zoo.storage.zoo import Zoo
 
 Example: TypeAlias = dict[str, Tensor]
-UNITS: Final = ("snapshot", "run")
+_UNITS: Final = ("snapshot", "run")
 
 
 class StreamingZooDataset(IterableDataset[Example]):
@@ -46,6 +46,10 @@ class StreamingZooDataset(IterableDataset[Example]):
         seed: of the order.
         include_diverged: also runs whose training failed.
         rank, world_size: this process and their number in a distributed run.
+
+    Raises:
+        ValueError: for settings out of range, or if there is no run to stream.
+        KeyError: for a split that the zoo does not declare.
     """
 
     def __init__(
@@ -62,8 +66,8 @@ class StreamingZooDataset(IterableDataset[Example]):
         world_size: int = 1,
     ) -> None:
         super().__init__()
-        if unit not in UNITS:
-            raise ValueError(f"unit must be one of {UNITS}, got {unit!r}")
+        if unit not in _UNITS:
+            raise ValueError(f"unit must be one of {_UNITS}, got {unit!r}")
         if buffer_size < 1:
             raise ValueError(f"buffer_size must be positive, got {buffer_size}")
         if not 0 <= rank < world_size:
@@ -80,6 +84,9 @@ class StreamingZooDataset(IterableDataset[Example]):
             if split is None
             else zoo.split(split, include_diverged=include_diverged)
         )
+        if not len(self.runs):
+            where = "the zoo" if split is None else f"split {split!r}"
+            raise ValueError(f"{where} has no run to stream that is there and did not diverge")
         # shared with the workers of a DataLoader, which see a change although they were started before it
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

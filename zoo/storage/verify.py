@@ -15,8 +15,8 @@ from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from zoo.storage.precision import is_finite
-from zoo.storage.schema import Json, RunStatus, ZooSpec, array_metadata, attributes_checksum, small_arrays
-from zoo.storage.shards import Shard, ShardError, ShardSource, run_checksums
+from zoo.storage.schema import Json, RunStatus, ZooSpec, array_metadata, attributes_checksum, block_name, small_arrays
+from zoo.storage.shards import Shard, ShardError, Shards, run_checksums
 
 _NOT_BUILT: Final = "build again into the same path to finish"
 
@@ -39,7 +39,7 @@ class Finding:
         return f"[{self.kind}] {self.message}"
 
 
-def verify_zoo(group: zarr.Group, spec: ZooSpec, shards: ShardSource, blocks: Iterable[int]) -> list[Finding]:
+def verify_zoo(group: zarr.Group, spec: ZooSpec, shards: Shards, blocks: Iterable[int]) -> list[Finding]:
     """All findings of a zoo, empty when it is sound; see `Zoo.verify`.
 
     Args:
@@ -52,12 +52,6 @@ def verify_zoo(group: zarr.Group, spec: ZooSpec, shards: ShardSource, blocks: It
     if not findings:  # blocks cannot be judged by arrays of another shape
         findings = [f for block in blocks for f in _check_block(arrays, spec, shards, block)]
     return [*_check_attributes(group), *findings]
-
-
-def block_name(spec: ZooSpec, block: int) -> str:
-    """For instance "block 3 (runs 192 to 255)"."""
-    runs = spec.block_runs(block)
-    return f"block {block} (runs {runs.start} to {runs.stop - 1})"
 
 
 def repair_of(spec: ZooSpec) -> str:
@@ -105,7 +99,7 @@ def _has_group(group: zarr.Group, name: str) -> bool:
         return False
 
 
-def _check_block(arrays: Mapping[str, zarr.Array], spec: ZooSpec, shards: ShardSource, block: int) -> Iterator[Finding]:
+def _check_block(arrays: Mapping[str, zarr.Array], spec: ZooSpec, shards: Shards, block: int) -> Iterator[Finding]:
     """Findings of one block."""
     name, runs, repair = block_name(spec, block), spec.block_runs(block), repair_of(spec)
     values: dict[str, np.ndarray] = {}

@@ -14,13 +14,15 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from zoo.storage.claims import DEFAULT_EXPIRY, Claim, remove_claims, try_claim
+from zoo.settings import Json, warn_of_other_software
 from zoo.storage.durable import remove_file, remove_partials, rename_directory, write_file, write_files
+from zoo.storage.locks import DEFAULT_EXPIRY, BlockLock, remove_locks, try_lock
 from zoo.storage.precision import is_finite, to_stored
 from zoo.storage.schema import (
     RunStatus,
@@ -28,12 +30,13 @@ from zoo.storage.schema import (
     ZooSpec,
     array_metadata,
     attributes_checksum,
+    block_name,
     fill_value,
     small_arrays,
 )
 from zoo.storage.shards import ShardShape, checked, run_checksums, shard_key, shard_parts
 
-_CLAIMS: Final = Path("runs/status/claims")
+_LOCKS: Final = Path("runs/status/claims")  # a name of the format
 
 
 class ZooWriteError(OSError):
@@ -52,25 +55,29 @@ class ZooWriter:
         self._shard_shape = ShardShape(spec.block_size, spec.shape[1], spec.shape[2], spec.stored_dtype)
 
     @classmethod
-    def create(cls, path: str | os.PathLike, spec: ZooSpec) -> ZooWriter:
-        """Begin a zoo, or continue the one of equal settings that is there.
+    def create(cls, path: str | os.PathLike, spec: ZooSpec, *, defaults: Json = None) -> ZooWriter:
+        """Begin a zoo, or continue the one of equal settings that is there, which may have fewer runs.
+
+        Runs are added by more blocks. If the last block was not full, it becomes pending and must be written again.
 
         Args:
             path: a folder that does not exist, is empty, or holds this very zoo.
             spec: its settings.
+            defaults: what settings have that the zoo's attributes or `spec` leave out.
 
         Raises:
             FileExistsError: if the path holds something that is no zoo.
-            ZooMismatchError: if it holds a zoo with other settings; the message names them.
+            SettingsMismatchError: if it holds a zoo with other settings; the message names them.
             ZooFormatError: if it holds a damaged zoo.
             ZooWriteError: if it cannot be written.
         """
-        path = Path(path)
+        path = Path(path).absolute()
         if not _is_free(path):
             writer = cls.open(path)
-            writer.spec.require_same(spec, str(path))
-            _warn_of_other_software(writer.spec, spec)
-            return writer
+            wanted = replace(writer.spec, num_runs=max(writer.spec.num_runs, spec.num_runs))
+            wanted.require_same(spec, f"the zoo {path}", defaults=defaults)
+            warn_of_other_software(writer.spec.software, spec.software, f"the zoo {path}")
+            return writer if wanted == writer.spec else writer._extended(wanted)
         staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         try:
             write_files({staged / name: [content] for name, content in array_metadata(spec).items()})
@@ -78,7 +85,7 @@ class ZooWriter:
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another builder was faster
-                return cls.create(path, spec)
+                return cls.create(path, spec, defaults=defaults)
             raise ZooWriteError(error.errno, f"cannot create a zoo at {path}: {error.strerror}") from error
         return cls(path, spec)
 
@@ -91,7 +98,7 @@ class ZooWriter:
             FileExistsError: if the path holds something that is no zoo.
             ZooFormatError: if its attributes are damaged or of a newer version.
         """
-        path = Path(path)
+        path = Path(path).absolute()
         spec = ZooSpec.from_attributes(read_attributes(path))
         for name, content in array_metadata(spec).items():
             file = path / name
@@ -123,14 +130,14 @@ class ZooWriter:
             status[: len(self.block_runs(block))].all()
         )
 
-    def claim(self, block: int, *, expiry: float = DEFAULT_EXPIRY) -> Claim | None:
+    def lock(self, block: int, *, expiry: float = DEFAULT_EXPIRY) -> BlockLock | None:
         """Exclusive right to write a block, or None if it is committed or another living process has it.
 
-        Use it as a context: `with claim: ... writer.write_block(...)`.
+        Use it as a context: `with lock: ... writer.write_block(...)`.
 
         Args:
-            block: to claim.
-            expiry: seconds after which the claim of a process that has vanished, on another machine, is void.
+            block: to lock.
+            expiry: seconds after which the lock of a process that has vanished, on another machine, is void.
 
         Raises:
             ZooWriteError: if the zoo cannot be written.
@@ -139,14 +146,14 @@ class ZooWriter:
         if self.is_committed(block):
             return None
         try:
-            claim = try_claim(self.path / _CLAIMS, block, expiry)
+            lock = try_lock(self.path / _LOCKS, block, expiry)
         except OSError as error:
             raise self._write_error(block, error) from error
-        if claim is not None and self.is_committed(block):  # by whom had the claim until a moment ago
-            claim.release()
-            remove_claims(self.path / _CLAIMS, block)
+        if lock is not None and self.is_committed(block):  # by whom had the lock until a moment ago
+            lock.release()
+            remove_locks(self.path / _LOCKS, block)
             return None
-        return claim
+        return lock
 
     def discard_block(self, block: int) -> None:
         """Make a block pending again, because it is damaged; its numbers stay until they are replaced."""
@@ -162,7 +169,7 @@ class ZooWriter:
         runs: Mapping[str, np.ndarray],
         status: np.ndarray,
         *,
-        claim: Claim | None = None,
+        lock: BlockLock | None = None,
     ) -> None:
         """Write and commit all of a block.
 
@@ -173,12 +180,12 @@ class ZooWriter:
             metrics: the zoo's metrics, each (g, S).
             runs: seed and the zoo's columns, each (g,).
             status: (g,) of RunStatus, none EMPTY; only DIVERGED runs may have numbers that are not finite.
-            claim: if given, it must still be held when the block is committed.
+            lock: if given, it must still be held when the block is committed.
 
         Raises:
             ValueError: for arrays that do not fit, names that are missing or unknown, or numbers that are not finite.
             ZooWriteError: if the disk is full or read-only; nothing committed is lost, and the block stays pending.
-            ClaimLostError: if another process took the block over.
+            LockLostError: if another process took the block over.
         """
         arrays = self._checked_block(block, inner_step, metrics, runs, status)
         present = arrays["inner_step"] >= 0
@@ -190,12 +197,30 @@ class ZooWriter:
             shard = self.path / "params" / shard_key(block)
             chunks = {self._file(name, block): checked(self._padded(values)) for name, values in arrays.items()}
             self._write({shard: shard_parts(stored, present, self._shard_shape), **chunks})
-            if claim is not None:
-                claim.require_held()
+            if lock is not None:
+                lock.require_held()
             self._write({self._file("runs/status", block): checked(self._padded(marker))})
-            remove_claims(self.path / _CLAIMS, block)
+            remove_locks(self.path / _LOCKS, block)
         except OSError as error:
             raise self._write_error(block, error) from error
+
+    def _extended(self, spec: ZooSpec) -> ZooWriter:
+        """The same zoo with room for more runs."""
+        last = self.num_blocks - 1
+        if self.spec.num_runs % spec.block_size and self.is_committed(last):
+            warnings.warn(
+                f"{block_name(self.spec, last)} of the zoo {self.path} was not full: its runs are computed again, "
+                "together with the first of those that are added",
+                stacklevel=4,
+            )
+        file = self.path / "zarr.json"
+        content = json.loads(file.read_bytes())
+        content["attributes"] |= spec.to_attributes()  # and those that users added stay
+        try:
+            write_file(file, [json.dumps(content, indent=2).encode()])
+            return ZooWriter.open(self.path)  # which writes the metadata of arrays by the attributes
+        except OSError as error:
+            raise ZooWriteError(error.errno, f"cannot extend the zoo {self.path}: {error.strerror}") from error
 
     def _checked_block(
         self,
@@ -297,13 +322,3 @@ def read_attributes(path: Path) -> dict:
 
 def _is_free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
-
-def _warn_of_other_software(begun: ZooSpec, now: ZooSpec) -> None:
-    changed = [
-        f"{name} {begun.software.get(name)} -> {now.software.get(name)}"
-        for name in now.software
-        if begun.software.get(name) != now.software.get(name)
-    ]
-    if changed:
-        warnings.warn(f"the zoo was begun with other software ({', '.join(changed)}): runs may differ", stacklevel=3)

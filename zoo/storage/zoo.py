@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
-from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -23,10 +23,11 @@ from zarr.storage import LocalStore, StorePath
 
 from zoo.networks.layout import ParamLayout
 from zoo.storage.export import write_checkpoint
+from zoo.storage.params_view import ParamsView
 from zoo.storage.precision import from_stored
-from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec, attributes_checksum
-from zoo.storage.shards import FetchedShards, MappedShards, ShardError, ShardShape, ShardSource
-from zoo.storage.verify import Finding, block_name, repair_of, verify_zoo
+from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec, attributes_checksum, block_name
+from zoo.storage.shards import ShardError, Shards, ShardShape, fetched_shards, mapped_shards
+from zoo.storage.verify import Finding, repair_of, verify_zoo
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -47,7 +48,7 @@ class Zoo:
         shards: source of the parameters.
     """
 
-    def __init__(self, group: zarr.Group, spec: ZooSpec, shards: ShardSource) -> None:
+    def __init__(self, group: zarr.Group, spec: ZooSpec, shards: Shards) -> None:
         self.group = group
         self.spec = spec
         self.shards = shards
@@ -83,7 +84,7 @@ class Zoo:
         spec = ZooSpec.from_attributes(attributes)
         if attributes.get("checksum") != attributes_checksum(attributes):
             warnings.warn(f"the attributes of {source} were changed; verify() says what no longer fits", stacklevel=2)
-        return cls(group, spec, _shard_source(group, spec))
+        return cls(group, spec, _shards_of(group, spec))
 
     @property
     def layout(self) -> ParamLayout:
@@ -119,17 +120,17 @@ class Zoo:
     @cached_property
     def inner_step(self) -> np.ndarray:
         """(R, S) int64 training step of each snapshot; -1 where a run has none."""
-        return self.array("inner_step")
+        return self._array("inner_step")
 
     @cached_property
     def runs(self) -> Mapping[str, np.ndarray]:
         """Columns of the runs, each (R,): seed, status, checksum and the hyperparameters."""
-        return {name: self.array(f"runs/{name}") for name in self.spec.run_columns}
+        return {name: self._array(f"runs/{name}") for name in self.spec.run_columns}
 
     @cached_property
     def status(self) -> np.ndarray:
         """(R,) of RunStatus."""
-        return self.array("runs/status")
+        return self._array("runs/status")
 
     def metric(self, name: str) -> np.ndarray:
         """(R, S) float32 metric of each snapshot, NaN where there is none.
@@ -139,7 +140,7 @@ class Zoo:
         """
         if name not in self.spec.metric_names:
             raise KeyError(f"no metric {name!r}; the zoo has {list(self.spec.metric_names)}")
-        return self.array(f"metrics/{name}")
+        return self._array(f"metrics/{name}")
 
     def read(self, pairs: np.ndarray | Tensor | list) -> np.ndarray:
         """Parameters of any (run, snapshot) pairs; each network's checksum is checked.
@@ -169,30 +170,33 @@ class Zoo:
                 shard = self.shards.open(block)
                 absent += shard.copy_rows(entries[start:stop], order[start:stop], target)
             except ShardError as error:
-                raise self._damaged(block, error) from error
+                where = block_name(self.spec, block)
+                raise DamagedZooError(f"{where}: {error}; {repair_of(self.spec)}") from error
         params = from_stored(stored, self.spec.dtype)
         if absent:
             params[absent] = np.nan
         return params
-
-    def read_block(self, block: int) -> np.ndarray:
-        """(g, S, P) float32 parameters of all runs of a block, in one pass over its shard."""
-        runs = self.spec.block_runs(block)
-        pairs = np.stack(np.meshgrid(runs, range(self.num_snapshots), indexing="ij"), axis=-1)
-        return self.read(pairs.reshape(-1, 2)).reshape(len(runs), self.num_snapshots, -1)
 
     def blocks(self) -> Iterator[tuple[range, np.ndarray]]:
         """Runs and parameters (g, S, P) of each committed block: a scan in bounded memory."""
         for block in range(self.num_blocks):
             runs = self.spec.block_runs(block)
             if self.status[runs.start]:
-                yield runs, self.read_block(block)
+                yield runs, self.params[runs.start : runs.stop]
 
     def state_dict(self, run: int, snapshot: int) -> dict[str, Tensor]:
-        """Tensors of one network as `load_state_dict` takes them."""
-        if self.inner_step[run, snapshot] < 0:
-            raise IndexError(f"run {run} has no snapshot {snapshot}")
-        return self.layout.unflatten(torch.from_numpy(self.params[run, snapshot]))
+        """Tensors of one network as `load_state_dict` takes them.
+
+        Args:
+            run: index of the run; negative ones count from the end.
+            snapshot: index of the snapshot; negative ones count from the end of the zoo's snapshots.
+
+        Raises:
+            IndexError: if the zoo has no such run, or the run no such snapshot.
+            TypeError: if they are not integers.
+        """
+        run, snapshot = self._place(run, snapshot)
+        return self.layout.unflatten(torch.from_numpy(self.read([(run, snapshot)])[0]))
 
     def split(self, name: str, *, include_diverged: bool = False) -> np.ndarray:
         """Runs of a declared split that are there, in ascending order.
@@ -224,38 +228,25 @@ class Zoo:
         except (ValueError, KeyError, TypeError, OSError) as error:
             return [Finding(None, "attributes", f"zarr.json cannot be read: {error!r}; restore it from a copy")]
         chosen = range(self.num_blocks) if blocks is None else blocks
-        return verify_zoo(group, self.spec, _shard_source(group, self.spec), chosen)
+        return verify_zoo(group, self.spec, _shards_of(group, self.spec), chosen)
 
     def export(self, run: int, snapshot: int, path: str | os.PathLike) -> None:
         """Write one network as a safetensors file for `load_state_dict`, and what is known about it as JSON beside it.
 
         Args:
-            run: index of the run.
-            snapshot: index of the snapshot; negative ones count from the end of the zoo's snapshots.
-            path: ends in .safetensors; the JSON file has the same name with .json.
+            run, snapshot: which one, as for `state_dict`.
+            path: ends in .safetensors; the JSON file has the same name with .json. Missing folders are made, files that
+                are there replaced.
 
         Raises:
-            IndexError: if the zoo has no such run or snapshot.
+            IndexError: if the zoo has no such run, or the run no such snapshot.
             ValueError: if the path has another suffix.
+            OSError: if the file cannot be written.
         """
-        snapshot = range(self.num_snapshots)[snapshot]
-        write_checkpoint(
-            Path(path),
-            self.state_dict(run, snapshot),
-            layout=self.layout,
-            inner_step=int(self.inner_step[run, snapshot]),
-            metrics={name: float(self.metric(name)[run, snapshot]) for name in self.spec.metric_names},
-            run={name: column[run] for name, column in self.runs.items() if name != "checksum"},
-            task_config=self.spec.task_config,
-            optimizer_config=self.spec.optimizer_config,
-        )
+        write_checkpoint(self, *self._place(run, snapshot), Path(path))
 
-    def array(self, name: str) -> np.ndarray:
-        """A whole array of the zoo other than the parameters, for instance "metrics/val_loss".
-
-        Raises:
-            DamagedZooError: if it is missing or a chunk does not have its checksum.
-        """
+    def _array(self, name: str) -> np.ndarray:
+        """A whole array other than the parameters; DamagedZooError if it is missing or lacks its checksum."""
         try:
             return np.asarray(cast("zarr.Array", self.group[name])[...])
         except (KeyError, ValueError, OSError) as error:
@@ -281,54 +272,29 @@ class Zoo:
             raise IndexError(f"run {run} is not there yet: its block is not committed")
         return pairs
 
-    def _damaged(self, block: int, error: Exception) -> DamagedZooError:
-        return DamagedZooError(f"{block_name(self.spec, block)}: {error}; {repair_of(self.spec)}")
-
-
-class ParamsView:
-    """Array-like view (R, S, P) of a zoo's parameters; only what is asked for is read."""
-
-    def __init__(self, zoo: Zoo) -> None:
-        self._zoo = zoo
-        self.shape = zoo.spec.shape
-        self.dtype = np.dtype(np.float32)
-
-    def __getitem__(self, key: object) -> np.ndarray:
-        """Parameters by run and snapshot (integers, slices, arrays, as in NumPy), and entries of the vector after them.
-
-        Raises:
-            IndexError: outside the zoo, or for arrays of entries beside arrays of runs or snapshots.
-        """
-        parts = _without_ellipsis(key if isinstance(key, tuple) else (key,), len(self.shape))
-        picks_entries = len(parts) > 2 and not isinstance(parts[2], slice | Integral)
-        if picks_entries and not all(isinstance(part, slice) for part in parts[:2]):
-            raise IndexError("an array of entries stands beside slices of runs and snapshots alone; index in two steps")
-        grid = self.shape[:2]
-        runs = np.broadcast_to(np.arange(grid[0])[:, None], grid)[parts[:2]]
-        snapshots = np.broadcast_to(np.arange(grid[1]), grid)[parts[:2]]
-        rows = self._zoo.read(np.stack([runs, snapshots], axis=-1).reshape(-1, 2))
-        return rows.reshape(*np.shape(runs), self.shape[2])[(..., *parts[2:])]
-
-
-def _without_ellipsis(parts: tuple, ndim: int) -> tuple:
-    """An index whose ellipsis, if there is one, is replaced by the slices that it stands for."""
-    at = [i for i, part in enumerate(parts) if part is Ellipsis]
-    if len(at) > 1 or len(parts) - len(at) > ndim:
-        raise IndexError(f"an index has at most {ndim} parts and one ellipsis, got {len(parts)} parts")
-    if not at:
-        return parts
-    missing = (slice(None),) * (ndim - len(parts) + 1)
-    return (*parts[: at[0]], *missing, *parts[at[0] + 1 :])
+    def _place(self, run: int, snapshot: int) -> tuple[int, int]:
+        """Run and snapshot counted from the start, if the run has that snapshot."""
+        if any(isinstance(number, bool | np.bool_) for number in (run, snapshot)):
+            raise TypeError(f"run and snapshot must be integers, got {run!r} and {snapshot!r}")
+        for name, number, size in (("run", run, self.num_runs), ("snapshot", snapshot, self.num_snapshots)):
+            if not -size <= index(number) < size:
+                raise IndexError(f"{name} must be in 0..{size - 1}, or negative from the end, got {number}")
+        run, snapshot = index(run) % self.num_runs, index(snapshot) % self.num_snapshots
+        if self.inner_step[run, snapshot] < 0:
+            raise IndexError(f"run {run} has no snapshot {snapshot}, or is not there yet")
+        return run, snapshot
 
 
 def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> Store:
+    if isinstance(source, LocalStore):
+        return LocalStore(source.root.absolute(), read_only=True)  # a process may change its folder
     if isinstance(source, Store):
         return source
     text = os.fspath(source)
     if "://" not in text:
         if not Path(text).is_dir():
             raise FileNotFoundError(f"there is no folder, and so no zoo, at {text}")
-        return LocalStore(text, read_only=True)
+        return LocalStore(Path(text).absolute(), read_only=True)
     try:
         from obstore.store import from_url
         from zarr.storage import ObjectStore
@@ -340,9 +306,9 @@ def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> S
     return ObjectStore(from_url(text, config=config, client_options={"allow_http": plain_http}), read_only=True)
 
 
-def _shard_source(group: zarr.Group, spec: ZooSpec) -> ShardSource:
+def _shards_of(group: zarr.Group, spec: ZooSpec) -> Shards:
     shape = ShardShape(spec.block_size, spec.shape[1], spec.shape[2], spec.stored_dtype)
     place: StorePath = group.store_path
     if isinstance(place.store, LocalStore):
-        return MappedShards(place.store.root / place.path / "params", shape)
-    return FetchedShards(place.store, f"{place.path}/params".lstrip("/"), shape)
+        return mapped_shards(place.store.root / place.path / "params", shape)
+    return fetched_shards(place.store, f"{place.path}/params".lstrip("/"), shape)

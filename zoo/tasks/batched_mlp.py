@@ -1,4 +1,4 @@
-"""Forward and backward pass of N multilayer perceptrons at once, written out by hand.
+"""N multilayer perceptrons at once, their forward and backward pass written out by hand.
 
 Activities are kept with units before examples, so that no product needs a transposed copy, and so that the first layer
 of all networks is one matrix product where they see the same minibatch. This is why training a population costs little
@@ -11,16 +11,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoo.networks.architectures import ACTIVATIONS
 from zoo.networks.layout import ParamLayout
+from zoo.tasks.objectives import Objective
 
 _SELU_SCALE: Final = 1.0507009873554805
 _SELU_ALPHA: Final = 1.6732632423543772
+
+
+@dataclass(frozen=True)
+class BatchedMLP:
+    """A Backend for `zoo.networks.architectures.MLP`.
+
+    Attributes:
+        layout: of an MLP.
+        activation: one of ACTIVATIONS.
+        objective: whose losses are taken.
+        input_ndim: dims of inputs that all networks share; own ones have one more.
+    """
+
+    layout: ParamLayout
+    activation: str
+    objective: Objective
+    input_ndim: int
+    is_compilable: ClassVar[bool] = True
+
+    def to(self, device: torch.device | str) -> BatchedMLP:
+        return self
+
+    def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
+        return mlp_forward(self.layout, params, self._flat(inputs), self.activation)[0]
+
+    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self.objective.loss(self.outputs(params, inputs), targets)
+
+    def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = self._flat(inputs)
+        outputs, saved = mlp_forward(self.layout, params, inputs, self.activation)
+        loss, output_grad = self.objective.loss_and_grad(outputs, targets)
+        return loss, mlp_backward(self.layout, params, inputs, self.activation, saved=saved, output_grad=output_grad)
+
+    def _flat(self, inputs: Tensor) -> Tensor:
+        return inputs.flatten(2 if inputs.ndim > self.input_ndim else 1)  # (B, D) or (N, B, D)
 
 
 class MLPActivities(NamedTuple):

@@ -1,7 +1,7 @@
 """Binary tasks "is the digit in this subset of the classes?", all of them trainable as one population.
 
 A subset is a mask whose bit c tells whether class c belongs to it. A mask and its complement are nearly the same task
-(the sign of the logit), so no split may separate them.
+(the sign of the logit), so no split may separate them (see `zoo.storage.splits`).
 
 Legend: N networks, B examples, M masks.
 """
@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,9 +42,9 @@ class SubsetTask(Task):
         config: Mapping[str, object] | None = None,
         masks: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(name, dataset, build, objective, parametrization=parametrization, config=config)
         self.masks = torch.tensor(masks or ALL_MASKS)
         self._runs: tuple[int, ...] | None = None
+        super().__init__(name, dataset, build, objective, parametrization=parametrization, config=config)
 
     def for_runs(self, runs: Sequence[int]) -> SubsetTask:
         bound = copy.copy(self)
@@ -62,24 +61,3 @@ class SubsetTask(Task):
             raise ValueError(f"the task is bound to {len(self._runs)} runs, got {num_networks} networks")
         masks = self.run_attributes(self._runs or range(num_networks))["mask"].to(targets.device)
         return (masks[:, None] >> targets) & 1
-
-
-def split_masks(*, val: float, test: float, seed: int) -> dict[str, tuple[int, ...]]:
-    """Masks of "train", "val" and "test", in increasing order, mask and complement always on the same side.
-
-    Args:
-        val, test: shares of the 511 pairs.
-        seed: of the order in which pairs are dealt.
-
-    Raises:
-        ValueError: if the shares are negative or leave nothing to train on.
-    """
-    if min(val, test) < 0 or val + test >= 1:
-        raise ValueError(f"val and test must be shares >= 0 of less than 1 together, got {val} and {test}")
-    whole = 2**NUM_CLASSES - 1
-    pairs = [(mask, whole - mask) for mask in ALL_MASKS if mask < whole - mask]
-    order = np.random.RandomState(seed).permutation(len(pairs))
-    num_val, num_test = round(val * len(pairs)), round(test * len(pairs))
-    dealt = np.split(order, [num_val, num_val + num_test])
-    named = zip(("val", "test", "train"), dealt, strict=True)
-    return {name: tuple(sorted(mask for i in part for mask in pairs[i])) for name, part in named}

@@ -7,7 +7,7 @@ Legend: N networks, B examples, L symbols of a sequence (absent for plain exampl
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,6 +39,24 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksTargets(Protocol):
+    """An objective that tells data that it cannot score from such that it can, before anything is trained."""
+
+    def check_targets(self, outputs: Tensor, targets: Tensor, num_classes: int) -> None:
+        """Raise ValueError unless targets (n, ...) of so many classes fit outputs (B, ..., K) of one network."""
+        ...
+
+
+@runtime_checkable
+class Probabilistic(Protocol):
+    """An objective that reads outputs as probabilities."""
+
+    def log_probs(self, outputs: Tensor) -> Tensor:
+        """Log-probabilities (..., number of outcomes) of outputs (..., K)."""
+        ...
+
+
 class CrossEntropy:
     """Cross-entropy in nats of K logits; error is the fraction of wrong predictions."""
 
@@ -46,6 +64,16 @@ class CrossEntropy:
 
     def num_outputs(self, num_classes: int, targets: Tensor) -> int:
         return num_classes
+
+    def check_targets(self, outputs: Tensor, targets: Tensor, num_classes: int) -> None:
+        if num_classes and outputs.shape[-1] != num_classes:
+            raise ValueError(f"expected {num_classes} outputs, one for each class, got {outputs.shape[-1]}")
+        if targets.dtype != torch.int64:
+            raise ValueError(f"expected labels of int64, got {_dtype(targets)}; convert them with .long()")
+        _check_classes(outputs, targets, outputs.shape[-1])
+
+    def log_probs(self, outputs: Tensor) -> Tensor:
+        return F.log_softmax(outputs, dim=-1)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.shape[-1] > _FEW_CLASSES:
@@ -72,6 +100,14 @@ class BinaryCrossEntropy:
     def num_outputs(self, num_classes: int, targets: Tensor) -> int:
         return 1
 
+    def check_targets(self, outputs: Tensor, targets: Tensor, num_classes: int) -> None:
+        if outputs.shape[-1] != 1:
+            raise ValueError(f"expected one output (a logit) per label, got {outputs.shape[-1]}")
+        _check_classes(outputs, targets, 2)
+
+    def log_probs(self, outputs: Tensor) -> Tensor:
+        return F.logsigmoid(torch.cat((outputs, -outputs), dim=-1))
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.loss_and_grad(outputs, targets)[0]
 
@@ -92,6 +128,16 @@ class SquaredError:
 
     def num_outputs(self, num_classes: int, targets: Tensor) -> int:
         return targets.shape[-1]
+
+    def check_targets(self, outputs: Tensor, targets: Tensor, num_classes: int) -> None:
+        if targets.dtype != outputs.dtype:
+            raise ValueError(f"expected targets of {_dtype(outputs)}, as outputs are, got {_dtype(targets)}")
+        if targets.shape[1:] != outputs.shape[1:]:
+            hint = "; use targets.unsqueeze(-1)" if targets.shape[1:] == outputs.shape[1:-1] else ""
+            raise ValueError(
+                f"expected targets (n{_dims(outputs.shape[1:])}) as the outputs have, "
+                f"got (n{_dims(targets.shape[1:])}){hint}"
+            )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return _mean((outputs - targets).square())
@@ -115,6 +161,9 @@ class PolicyGradient:
 
     def num_outputs(self, num_classes: int, targets: Tensor) -> int:
         return targets.shape[-1]
+
+    def log_probs(self, outputs: Tensor) -> Tensor:
+        return F.log_softmax(outputs, dim=-1)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.loss_and_grad(outputs, targets)[0]
@@ -141,6 +190,38 @@ def probabilities(outputs: Tensor) -> Tensor:
     """Softmax over the last dim, fast where it is short."""
     _, exponentials, total = _softmax_parts(outputs)
     return exponentials / total
+
+
+def _check_classes(outputs: Tensor, targets: Tensor, num_classes: int) -> None:
+    """Raise ValueError unless targets (n, ...) are classes, one for each vector of logits in outputs (B, ..., K)."""
+    if targets.is_floating_point() or targets.is_complex():
+        raise ValueError(f"expected labels that are integers, got {_dtype(targets)}; convert them with .long()")
+    if targets.shape[1:] != outputs.shape[1:-1]:
+        hint = ""
+        if targets.shape[1:] == (*outputs.shape[1:-1], 1):
+            hint = "; use labels.squeeze(-1)"
+        elif targets.shape[1:] == outputs.shape[1:]:
+            hint = "; use labels.argmax(-1) if they are one-hot"
+        raise ValueError(
+            f"expected labels (n{_dims(outputs.shape[1:-1])}) for outputs (n{_dims(outputs.shape[1:])}), "
+            f"got (n{_dims(targets.shape[1:])}){hint}"
+        )
+    outside = (targets < 0) | (targets >= num_classes)
+    if outside.any():
+        found = ", ".join(map(str, targets[outside].unique().tolist()[:4]))
+        raise ValueError(
+            f"expected labels from 0 to {num_classes - 1}, got {found} in {int(outside.sum()):,} of "
+            f"{targets.numel():,} places; number the classes from 0, leave out what has no label, or give an "
+            "objective of your own that weighs it with 0"
+        )
+
+
+def _dims(shape: torch.Size) -> str:
+    return "".join(f", {size}" for size in shape) or ","
+
+
+def _dtype(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
 
 
 def _softmax_parts(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -77,6 +77,7 @@ class PolicyTask(Task):
 
     metric_names = ("return", "error")
     max_train_evaluated = 128
+    plays_episodes = True
     is_compilable = False  # how long episodes last depends on the policies
 
     def __init__(
@@ -89,9 +90,9 @@ class PolicyTask(Task):
         parametrization: str = "sp",
         config: Mapping[str, object] | None = None,
     ) -> None:
+        self.environment = environment
         objective = OBJECTIVES["policy_gradient"]
         super().__init__(name, dataset, build, objective, parametrization=parametrization, config=config)
-        self.environment = environment
 
     def loss(self, params: Tensor, batch: Batch) -> Tensor:
         """Losses (N,) from 0 to 1, through which the policy gradient flows to `params` (N, P)."""
@@ -124,6 +125,22 @@ class PolicyTask(Task):
         size = self.networks_at_once(len(data), memory_budget)
         lengths = torch.cat([self._play(some, Batch(data.inputs, data.targets)).lengths for some in params.split(size)])
         return {"return": lengths.mean(1), "error": (lengths < horizon).to(lengths.dtype).mean(1)}
+
+    def trial_batch(self, *, own: bool = False) -> Batch:
+        """Initial states, in each of which one action is to be made likelier."""
+        states = self.dataset.train.inputs[self._tried]
+        num_actions = self.environment.num_actions
+        actions = torch.arange(len(states), device=states.device) % num_actions
+        advantages = F.one_hot(actions, num_actions).to(states.dtype)  # (B, K)
+        parts = (states, advantages)
+        return Batch(*(torch.stack((part, part.flip(0))) for part in parts)) if own else Batch(*parts)
+
+    def check_fit(self, outputs: Tensor) -> None:
+        if outputs.shape[1:] != (self.environment.num_actions,):
+            raise ValueError(
+                f"expected {self.environment.num_actions} outputs, one for each action of "
+                f"{self.environment.name!r}, got (n, {', '.join(map(str, outputs.shape[1:]))})"
+            )
 
     def draw_examples(self, num_examples: int, rng: torch.Generator, splits: Sequence[str] = ("train",)) -> Batch:
         """Random states of the environment, whatever the splits; no action is right there, so targets are zeros."""

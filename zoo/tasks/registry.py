@@ -12,14 +12,11 @@ from typing import Final
 from torch import nn
 
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
-from zoo.networks.initialization import run_seed
 from zoo.tasks.datasets import DATASETS, Dataset, dataset_options, get_dataset
-from zoo.tasks.label_subsets import ALL_MASKS, SubsetTask, split_masks
+from zoo.tasks.label_subsets import ALL_MASKS, SubsetTask
 from zoo.tasks.objectives import OBJECTIVES, Objective
 from zoo.tasks.policies import ENVIRONMENTS, PolicyTask
-from zoo.tasks.task import Batch, Task
-
-__all__ = ["ARCHITECTURES", "TASK_NAMES", "Batch", "Task", "TaskFamily", "get_task", "get_task_family", "run_seed"]
+from zoo.tasks.task import Task
 
 TASK_NAMES: Final = (*DATASETS, "digits_subset")
 
@@ -62,54 +59,6 @@ def get_task(name: str, *, architecture: str | None = None, parametrization: str
         return Task(name, dataset, build, objective, parametrization=parametrization, config=config)
     config["masks"] = masks
     return SubsetTask(name, dataset, build, objective, parametrization=parametrization, config=config, masks=masks)
-
-
-class TaskFamily:
-    """All binary tasks that ask whether a digit belongs to a subset of the ten classes.
-
-    Args:
-        name: "digits_subset".
-        **options: those of `get_task`, without `masks`.
-    """
-
-    def __init__(
-        self, name: str, *, architecture: str | None = None, parametrization: str = "sp", **options: object
-    ) -> None:
-        if name != "digits_subset":
-            raise ValueError(f"task family must be 'digits_subset', got {name!r}")
-        self.name = name
-        self.masks: tuple[int, ...] = ALL_MASKS
-        self._architecture = architecture
-        self._parametrization = parametrization
-        self._options = options
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def task(self, mask: int) -> Task:
-        """The one task of that mask, whose bit c tells whether class c belongs to the subset."""
-        return self.population([mask])
-
-    def population(self, masks: Sequence[int]) -> Task:
-        """One task for a population whose network j trains on `masks[j % len(masks)]`."""
-        options = {**self._options, "masks": list(masks)}
-        return get_task(self.name, architecture=self._architecture, parametrization=self._parametrization, **options)
-
-    def split(self, *, val: float = 0.05, test: float = 0.05, seed: int = 0) -> dict[str, tuple[int, ...]]:
-        """Masks of the splits "train", "val" and "test"; a mask and its complement always fall on the same side.
-
-        Args:
-            val, test: shares of the 511 pairs.
-            seed: of the order in which pairs are dealt.
-        """
-        return split_masks(val=val, test=test, seed=seed)
-
-
-def get_task_family(
-    name: str, *, architecture: str | None = None, parametrization: str = "sp", **options: object
-) -> TaskFamily:
-    """Task family of that name, its tasks with the options of `get_task`."""
-    return TaskFamily(name, architecture=architecture, parametrization=parametrization, **options)
 
 
 def _mlp(

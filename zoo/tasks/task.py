@@ -1,7 +1,7 @@
 """Tasks: a data set, a module and a loss, executed for N networks at once.
 
-A task is defined by one ordinary module. Populations of it run through `torch.func`, MLPs through the hand-batched
-functions of `zoo.tasks.batched_mlp`; the tests hold both to the module.
+A task is defined by one ordinary module. What runs populations of it is a `zoo.tasks.backend.Backend`, chosen when the
+task is made and held to the module.
 
 Legend: N networks, P numbers of one network (T of them trainable), B examples, K outputs.
 """
@@ -9,26 +9,23 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zoo.networks.architectures import MLP
 from zoo.networks.initialization import PARAMETRIZATIONS, init_mup, init_runs
 from zoo.networks.layout import ParamLayout
-from zoo.tasks.batched_mlp import mlp_backward, mlp_forward
-from zoo.tasks.datasets import Dataset, Split
+from zoo.tasks.agreement import choose_backend, examples_to_try, why_not_a_population
+from zoo.tasks.backend import Backend, first_line, seeded_module
+from zoo.tasks.checks import check_fit, check_module, check_splits, trial_outputs
+from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
+from zoo.tasks.evaluation import activation_bytes, evenly_chosen, mean_loss_and_error, pairs_at_once
+from zoo.tasks.identity import behaviour, structure
 from zoo.tasks.objectives import Objective
-
-# Bytes of activations in one chunk of an evaluation, by kind of device: on a CPU what its caches hold.
-_MEMORY_BUDGETS: Final = {"cpu": 4 * 2**20}
-_OTHER_MEMORY_BUDGET: Final = 256 * 2**20
 
 
 class Batch(NamedTuple):
@@ -47,7 +44,9 @@ class Task:
     Attributes:
         metric_names: what `evaluate` gives, and zoos record of each split.
         max_train_evaluated: examples of the training split that `evaluate` looks at.
-        is_compilable: whether a training step is the same program whatever the parameters.
+        plays_episodes: whether networks are scored by what they do in an environment, not on examples alone.
+        layout: of the networks.
+        backend: what runs them.
 
     Args:
         name: for people.
@@ -56,11 +55,14 @@ class Task:
         objective: loss and error.
         parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `init_mup`).
         config: JSON-able options from which `get_task(**config)` makes this task again; empty for a task of your own.
+
+    Raises:
+        ValueError: if data, module and objective do not fit together, or the module cannot be run.
     """
 
     metric_names: tuple[str, ...] = ("loss", "error")
     max_train_evaluated = 2048
-    is_compilable = True
+    plays_episodes = False
 
     def __init__(
         self,
@@ -80,45 +82,69 @@ class Task:
         self.parametrization = parametrization
         self.config = dict(config or {})
         self._build = build
-        with torch.random.fork_rng(devices=[]):
-            self._template = build().eval()
-        frozen = [name for name, param in self._template.named_parameters() if not param.requires_grad]
-        if frozen:
-            raise ValueError(f"a task trains all parameters; {frozen} do not require gradients: make them buffers")
-        self._training_template = copy.deepcopy(self._template).train()
-        self.layout = ParamLayout.of(self._template)
-        self._is_mlp = type(self._template) is MLP
-        self.compiled: dict[tuple[object, ...], Callable] = {}  # programs of zoo.inner_loop, by kind of optimizer
-        self._input_ndim = dataset.train.inputs.ndim
-        self._target_ndim = dataset.train.targets.ndim
+        try:
+            self.layout, self.backend, slow = self._prepared()
+        except ValueError as error:
+            raise ValueError(f"task {name!r}: {error}") from error
+        if slow:
+            warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)
+        self.compiled: dict[tuple[object, ...], Callable] = {}  # programs of zoo.training.inner_step
+
+    def _prepared(self) -> tuple[ParamLayout, Backend, str | None]:
+        """Layout, backend, and why that is a slow one, once data, module and objective have been seen to fit."""
+        check_splits(self.dataset)
+        module = seeded_module(self._build, 0)
+        check_module(self._build, module)
+        layout = ParamLayout.of(module)
+        train = self.dataset.train
+        self._tried = examples_to_try(module, train.inputs)
+        self.check_fit(trial_outputs(module.to(self.device), train.inputs[self._tried]))
+        backend, slow = choose_backend(
+            self._build,
+            layout,
+            self.objective,
+            batches=(self.trial_batch(), self.trial_batch(own=True)),
+            input_ndim=train.inputs.ndim,
+            target_ndim=train.targets.ndim,
+        )
+        return layout, backend, slow
 
     @property
     def device(self) -> torch.device:
         return self.dataset.train.inputs.device
 
     @property
+    def is_compilable(self) -> bool:
+        """Whether a training step is the same program whatever the parameters."""
+        return self.backend.is_compilable
+
+    @property
     def description(self) -> dict[str, object]:
         """What a zoo records of the task: its config, or what tells a task of your own from others of its layout."""
-        module = f"sha256:{hashlib.sha256(repr(self._template).encode()).hexdigest()}"
-        own = {"name": self.name, "objective": self.objective.name, "parametrization": self.parametrization}
-        return self.config or {**own, "module": module}
+        return self.config or self._own_description
 
     @cached_property
-    def is_repeatable(self) -> bool:
-        """Whether training draws no random numbers, as dropout does: else runs do not follow from their seeds."""
-        inputs = self.dataset.train.inputs[:2].cpu()
-        model = copy.deepcopy(self._training_template).cpu()
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            before = torch.random.get_rng_state()
-            model(inputs)
-            return torch.equal(before, torch.random.get_rng_state())
+    def _own_description(self) -> dict[str, object]:
+        train = self.dataset.train
+        inputs, targets = train.inputs[self._tried].cpu(), self.targets_for(train.targets[self._tried], 1).cpu()
+        return {
+            "name": self.name,
+            "objective": self.objective.name,
+            "parametrization": self.parametrization,
+            "module": structure(seeded_module(self._build, 0)),
+            "behaviour": behaviour(self._build, self.layout, self.objective, inputs, targets),
+        }
+
+    @cached_property
+    def flaw(self) -> str | None:
+        """Why populations would not be what their seeds and parameters say, in words; None for a sound module."""
+        return why_not_a_population(self._build, self.dataset.train.inputs[self._tried])
 
     def to(self, device: torch.device | str) -> Task:
         """This task with its data on another device."""
         moved = copy.copy(self)
         moved.dataset = self.dataset.to(device)
-        moved._template = copy.deepcopy(self._template).to(device)
-        moved._training_template = copy.deepcopy(self._training_template).to(device)
+        moved.backend = self.backend.to(device)
         moved.compiled = {}
         moved.__dict__.pop("_evaluated_train", None)
         return moved
@@ -163,6 +189,21 @@ class Task:
         data = self.dataset.split(split)
         return Batch(data.inputs[indices], self.targets_for(data.targets[indices], num_networks))
 
+    def trial_batch(self, *, own: bool = False) -> Batch:
+        """A few training examples, always the same, on which modules are tried: shared, or two networks' own."""
+        return self.batch(torch.stack((self._tried, self._tried.flip(0))) if own else self._tried, 2)
+
+    def check_fit(self, outputs: Tensor) -> None:
+        """Raise ValueError unless the objective can score the module's outputs (B, ..., K) on the data."""
+        for name in SPLIT_NAMES:
+            targets = self.dataset.split(name).targets
+            taken = self.targets_for(targets, 1)
+            taken = taken[0] if taken.ndim > targets.ndim else taken
+            try:
+                check_fit(self.objective, outputs, taken, self.dataset.num_classes)
+            except Exception as error:  # of an objective of the user's own, any
+                raise ValueError(f"{name} split: {first_line(error)}") from error
+
     def draw_examples(self, num_examples: int, rng: torch.Generator, splits: Sequence[str] = ("train",)) -> Batch:
         """Random examples of some splits together, on which networks can be compared by what they compute."""
         parts = [self.dataset.split(name) for name in splits]
@@ -192,39 +233,17 @@ class Task:
             inputs: (B, ...) shared by all networks, or (N, B, ...).
         """
         self.layout.check_vector(params)
-        if self._is_mlp:
-            return mlp_forward(self.layout, params, self._flat_inputs(inputs), self._activation)[0]
-        return self._module_outputs(params, inputs, training=False)[0]
+        return self.backend.outputs(params, inputs)
 
     def loss(self, params: Tensor, batch: Batch) -> Tensor:
         """Losses (N,) in training mode, differentiable in `params` (N, P); buffers are left as they are."""
         self.layout.check_vector(params)
-        if self._is_mlp:
-            outputs = self.predict(params, batch.inputs)
-        else:
-            outputs = self._module_outputs(params, batch.inputs, training=True)[0]
-        return self.objective.loss(outputs, batch.targets)
+        return self.backend.loss(params, *batch)
 
     def loss_and_grad(self, params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses (N,) and their gradients (N, T); buffers in `params` (BatchNorm statistics) advance in place."""
         self.layout.check_vector(params)
-        if self._is_mlp:
-            inputs = self._flat_inputs(batch.inputs)
-            outputs, saved = mlp_forward(self.layout, params, inputs, self._activation)
-            loss, output_grad = self.objective.loss_and_grad(outputs, batch.targets)
-            return loss, mlp_backward(
-                self.layout, params, inputs, self._activation, saved=saved, output_grad=output_grad
-            )
-
-        def total(params: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
-            outputs, buffers = self._module_outputs(params, batch.inputs, training=True)
-            losses = self.objective.loss(outputs, batch.targets)
-            return losses.sum(), (losses, buffers)
-
-        grads, (_, (losses, buffers)) = grad_and_value(total, has_aux=True)(params)
-        for name, value in buffers.items():
-            params[:, self.layout[name].span] = value.reshape(len(params), -1).to(params.dtype)
-        return losses.detach(), grads[:, : self.layout.num_trainable]
+        return self.backend.loss_and_grad(params, *batch)
 
     @torch.no_grad()
     def evaluate(self, params: Tensor, split: str = "test", memory_budget: int | None = None) -> dict[str, Tensor]:
@@ -236,92 +255,25 @@ class Task:
             memory_budget: bytes of activations that may exist at once; by default 4 MiB on a CPU, 256 MiB elsewhere.
         """
         self.layout.check_vector(params)
-        data = self.evaluated_examples(split)
-        example_chunk = min(len(data), self._pairs_at_once(memory_budget))
-        results = [
-            self._evaluate_chunk(part, data, example_chunk, first, len(params))
-            for first, part in _chunks(params, self.networks_at_once(example_chunk, memory_budget))
-        ]
-        loss, error = (torch.cat(parts) for parts in zip(*results, strict=True))
+        pairs = pairs_at_once(self.bytes_per_example, self.device, memory_budget)
+        loss, error = mean_loss_and_error(
+            params, self.evaluated_examples(split), self.predict, self.targets_for, self.objective, pairs=pairs
+        )
         return {"loss": loss, "error": error}
 
     def evaluated_examples(self, split: str) -> Split:
         """What `evaluate` looks at: a whole split, of "train" at most `max_train_evaluated` examples."""
         return self._evaluated_train if split == "train" else self.dataset.split(split)
 
-    def networks_at_once(self, num_examples: int, memory_budget: int | None = None) -> int:
-        """How many networks to run together on so many examples each; see `evaluate` for the budget."""
-        return max(1, self._pairs_at_once(memory_budget) // num_examples)
-
-    def _evaluate_chunk(
-        self, params: Tensor, data: Split, example_chunk: int, first: int, num_networks: int
-    ) -> tuple[Tensor, Tensor]:
-        loss, error = params.new_zeros(len(params)), params.new_zeros(len(params))
-        for start, inputs in _chunks(data.inputs, example_chunk):
-            targets = self.targets_for(data.targets[start : start + example_chunk], num_networks)
-            if targets.ndim > self._target_ndim:
-                targets = targets[first : first + len(params)]
-            outputs = self.predict(params, inputs)
-            share = len(inputs) / len(data)
-            loss += share * self.objective.loss(outputs, targets)
-            error += share * self.objective.error(outputs, targets)
-        return loss, error
-
-    def _module_outputs(self, params: Tensor, inputs: Tensor, *, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs (N, B, ..., K) through vmap, and the buffers by name as the forward pass has left them."""
-        tensors = self.layout.unflatten(params)
-        named = {slot.name: tensors[slot.name] for slot in self.layout}  # tied ones under one of their names
-        buffers = {slot.name: named[slot.name].detach().clone() for slot in self.layout if slot.kind == "buffer"}
-        named |= buffers
-        template = self._training_template if training else self._template
-
-        def forward(named: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            return functional_call(template, named, (inputs,))
-
-        input_dim = 0 if inputs.ndim > self._input_ndim else None
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
-            outputs = vmap(forward, in_dims=(0, input_dim), randomness="different")(named, inputs)
-        return outputs, buffers
-
-    def _flat_inputs(self, inputs: Tensor) -> Tensor:
-        return inputs.flatten(2 if inputs.ndim > self._input_ndim else 1)  # (B, D) or (N, B, D)
-
-    @property
-    def _activation(self) -> str:
-        return str(self._template.activation)
-
     @cached_property
     def _evaluated_train(self) -> Split:
-        train, most = self.dataset.train, self.max_train_evaluated
-        if len(train) <= most:
-            return train
-        chosen = torch.linspace(0, len(train) - 1, most, dtype=torch.float64, device=self.device).long()
-        return Split(train.inputs[chosen], train.targets[chosen])
+        return evenly_chosen(self.dataset.train, self.max_train_evaluated)
 
-    def _pairs_at_once(self, memory_budget: int | None) -> int:
-        """How many networks, times examples, to run together so that activations fit the budget."""
-        if memory_budget is None:
-            memory_budget = _MEMORY_BUDGETS.get(self.device.type, _OTHER_MEMORY_BUDGET)
-        return max(1, memory_budget // self.bytes_per_example)
+    def networks_at_once(self, num_examples: int, memory_budget: int | None = None) -> int:
+        """How many networks to run together on so many examples each; see `evaluate` for the budget."""
+        return max(1, pairs_at_once(self.bytes_per_example, self.device, memory_budget) // num_examples)
 
     @cached_property
     def bytes_per_example(self) -> int:
-        """Size of all activations of one network on one example, counted by running the module once."""
-        sizes: list[int] = []
-
-        def count(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                sizes.append(output.numel() * output.element_size())
-
-        hooks = [module.register_forward_hook(count) for module in self._template.modules()]
-        self._template(self.dataset.train.inputs[:1])
-        for hook in hooks:
-            hook.remove()
-        return max(1, sum(sizes))
-
-
-def _chunks(values: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    start = 0
-    for part in values.split(size):
-        yield start, part
-        start += len(part)
+        """Size of all activations of one network on one example."""
+        return activation_bytes(seeded_module(self._build, 0).eval(), self.dataset.train.inputs[:1].cpu())

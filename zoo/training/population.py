@@ -145,12 +145,9 @@ def _snapshots(
 
 
 def check_repeatable(task: Task) -> None:
-    """Raise ValueError if training draws random numbers that do not follow from the runs' seeds."""
-    if not task.is_repeatable:
-        raise ValueError(
-            f"the module of task {task.name!r} draws random numbers while it trains (dropout?), so its runs would not "
-            "follow from their seeds; leave that out"
-        )
+    """Raise ValueError unless runs of the task follow from their seeds and parameters alone."""
+    if task.flaw is not None:
+        raise ValueError(f"the module of task {task.name!r} cannot be a population: {task.flaw}")
 
 
 def check_snapshot_steps(steps: Sequence[int], num_steps: int) -> None:

@@ -26,10 +26,10 @@ def study(
     generator: Sampler,
     testbed: Testbed,
     *,
+    max_adam_steps: int,
+    num_tuning_starts: int,
     others: Mapping[str, Sampler] | None = None,
     config: EvaluationConfig | None = None,
-    max_adam_steps: int = 1000,
-    num_tuning_starts: int = 32,
     report: Callable[[str], None] = print,
 ) -> Study:
     """Evaluate a generator on starts that it has not seen.
@@ -37,10 +37,10 @@ def study(
     Args:
         generator: to evaluate.
         testbed: task, its training runs, unseen runs.
-        others: more samplers by name for the same tables.
-        config: sizes.
         max_adam_steps: most steps of tuned Adam.
         num_tuning_starts: training starts on which Adam and its extrapolation are tuned.
+        others: more samplers by name for the same tables.
+        config: sizes.
         report: told what is done next.
     """
     config = config or EvaluationConfig()

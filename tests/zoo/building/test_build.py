@@ -4,6 +4,8 @@ import random
 import signal
 import threading
 import time
+from dataclasses import MISSING, fields
+from typing import Required, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ import torch
 
 from zoo.building.build import BlockBuilder, build_zoo
 from zoo.building.executors import InProcess, LocalProcesses, RayExecutor
-from zoo.building.plan import BuildPlan
+from zoo.building.hyperparameters import OPTIMIZER_DEFAULTS
+from zoo.building.plan import BuildPlan, BuildSettings
 from zoo.networks.initialization import run_seed
-from zoo.storage.schema import RunStatus, ZooMismatchError
+from zoo.settings import SettingsMismatchError
+from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
 from zoo.tasks.registry import get_task
@@ -113,10 +117,27 @@ def test_other_settings_do_not_continue_a_zoo(path, task):
         ({"seed": 1}, "seed"),
         ({"batch_size": 32}, r"extra\.training\.batch_size"),
     ]:
-        with pytest.raises((ZooMismatchError, ValueError), match=key):
+        with pytest.raises((SettingsMismatchError, ValueError), match=key):
             build_zoo(path, task, **(SETTINGS | changes))
-    with pytest.raises(ZooMismatchError, match=r"task\.hidden"):
+    with pytest.raises(SettingsMismatchError, match=r"task\.hidden"):
         build_zoo(path, get_task("digits", hidden=[5]), **SETTINGS)
+
+
+def test_options_left_out_are_those_with_their_defaults(path, task):
+    spelled_out = OPTIMIZER_DEFAULTS["adam"] | SETTINGS["optimizer"]
+    states = []
+    build_zoo(path, task, progress=states.append, **(SETTINGS | {"optimizer": spelled_out}))
+    assert [state.report for state in states] == [None]
+    with pytest.raises(SettingsMismatchError, match=r"optimizer\.eps: begun with 1e-08, now 0\.1"):
+        build_zoo(path, task, **(SETTINGS | {"optimizer": spelled_out | {"eps": 0.1}}))
+
+
+def test_keyword_arguments_are_the_fields_of_a_plan():
+    plan, settings = get_type_hints(BuildPlan), get_type_hints(BuildSettings)
+    assert settings == {name: hint for name, hint in plan.items() if name != "task"}
+    required = {one.name for one in fields(BuildPlan) if one.default is one.default_factory is MISSING}
+    annotated = get_type_hints(BuildSettings, include_extras=True)
+    assert {name for name, hint in annotated.items() if get_origin(hint) is Required} == required - {"task"}
 
 
 @pytest.mark.parametrize(
@@ -139,6 +160,7 @@ def test_other_settings_do_not_continue_a_zoo(path, task):
         ({"snapshot_steps": [0, 3, 2]}, "snapshot_steps must increase"),
         ({"snapshot_steps": [0, 1000]}, "snapshot_steps must increase"),
         ({"snapshot_steps": []}, "snapshot_steps must increase"),
+        ({"snapshot_steps": None, "num_snapshots": 1}, "num_snapshots"),
         ({"max_loss": -1.0}, "max_loss must be a number above 0"),
         ({"init_scale": "large"}, "init_scale must be a number or one of .* got 'large'"),
         ({"init_scale": -1.0}, "init_scale must not be negative"),
@@ -164,7 +186,7 @@ def test_a_zoo_goes_on_when_its_data_have_moved_but_not_when_they_have_changed(t
         np.savez(tmp_path / f"{name}.npz", x=inputs, y=y)
     build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "old.npz"), hidden=[2]), **settings)
     build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "new.npz"), hidden=[2]), **settings)
-    with pytest.raises(ZooMismatchError, match="data_hash"):
+    with pytest.raises(SettingsMismatchError, match="data_hash"):
         build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "other.npz"), hidden=[2]), **settings)
 
 
@@ -173,6 +195,26 @@ def test_unknown_settings_are_refused(tmp_path, task):
         build_zoo(tmp_path / "zoo", task, learning_rate=1, **SETTINGS)
 
 
+def test_targets_in_large_units_are_refused_before_a_zoo_is_begun(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 6))
+    np.savez(tmp_path / "prices.npz", x=x, y=200_000 + 50_000 * x[:, 0])
+    task = get_task("arrays", path=str(tmp_path / "prices.npz"), hidden=[4])
+    message = r"of at most max_loss = 10000, got .*standardise the targets \(mean .*e\+05, standard deviation .*\)"
+    with pytest.raises(ValueError, match=message):
+        build_zoo(tmp_path / "zoo", task, num_runs=4, num_steps=10, batch_size=8)
+    assert not (tmp_path / "zoo").exists()
+    settings = {"num_runs": 4, "num_steps": 10, "batch_size": 8, "max_loss": 1e12}
+    assert (build_zoo(tmp_path / "zoo", task, **settings).status == RunStatus.COMPLETE).all()
+
+
+def test_a_zoo_whose_runs_diverged_says_so(tmp_path, task):
+    settings = SETTINGS | {"num_runs": 4, "optimizer": {"name": "sgd", "lr": 1e9}}
+    with pytest.warns(UserWarning, match="all 4 runs of .* diverged: their loss exceeded max_loss = 10000"):
+        build_zoo(tmp_path / "zoo", task, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.* runs of .* diverged")
 def test_diverged_runs_are_kept_and_labelled(tmp_path, task):
     optimizer = {"name": "sgd", "lr": {"choice": [0.1, 1e9]}}
     zoo = build_zoo(tmp_path / "zoo", task, **(SETTINGS | {"optimizer": optimizer, "num_runs": 8, "block_size": 8}))
@@ -282,15 +324,26 @@ def test_a_killed_ray_worker_costs_nothing(tmp_path, task):
 def test_a_builder_waits_for_the_blocks_of_another(path, tmp_path, task):
     plan = BuildPlan(task=task, **SETTINGS)
     writer = ZooWriter.create(tmp_path / "zoo", plan.spec())
-    claim = writer.claim(1)
+    lock = writer.lock(1)
     assert BlockBuilder(tmp_path / "zoo", plan)(1) is None
     states = []
 
     def let_go(state):
         states.append(state)
         if state.num_done == 2 and state.report is None:
-            claim.release()
+            lock.release()
 
     zoo = build_zoo(tmp_path / "zoo", task, progress=let_go, **SETTINGS)
     assert zoo.verify() == []
     assert [state.report.block for state in states if state.report] == [0, 2, 1]
+
+
+def test_runs_added_to_a_zoo_are_those_that_a_larger_one_has(tmp_path, task):
+    settings = SETTINGS | {"num_runs": 4, "block_size": None}
+    first = build_zoo(tmp_path / "zoo", task, **settings)
+    zoo = build_zoo(tmp_path / "zoo", task, **(settings | {"num_runs": 10}))
+    assert (zoo.num_runs, zoo.spec.block_size, zoo.verify()) == (10, 4, [])
+    assert np.array_equal(zoo.params[:4], first.params[:])
+    whole = build_zoo(tmp_path / "whole", task, **(settings | {"num_runs": 10}))
+    assert np.array_equal(zoo.runs["seed"], whole.runs["seed"])
+    np.testing.assert_allclose(zoo.params[:], whole.params[:], rtol=1e-3, atol=1e-4)

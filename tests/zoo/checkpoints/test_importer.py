@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zoo.checkpoints.importer import export, import_checkpoints
+from zoo.checkpoints.importer import import_checkpoints
 from zoo.checkpoints.tensors import CheckpointError
 from zoo.networks.architectures import CNN, MLP
 from zoo.networks.layout import ParamLayout
@@ -44,7 +44,7 @@ def test_round_trip_is_exact_and_loads_into_the_module(tmp_path):
     assert zoo.layout == ParamLayout.of(CNN(1, (4, 6), 3))
     assert (zoo.status == RunStatus.IMPORTED).all()
     for run, state in enumerate(saved):
-        export(zoo, run, -1, tmp_path / "out.safetensors")
+        zoo.export(run, -1, tmp_path / "out.safetensors")
         back = load_file(tmp_path / "out.safetensors")
         assert_same_bits(state, back)
         CNN(1, (4, 6), 3).load_state_dict(back)
@@ -62,7 +62,7 @@ def test_every_finite_bit_pattern_survives(tmp_path, dtype):
     for name, tensors in {"alone": {"w": values}, "with integers": {"w": values, "n": torch.tensor(2**24)}}.items():
         save_file(tensors, tmp_path / "a.safetensors")
         zoo = import_checkpoints([tmp_path / "a.safetensors"], tmp_path / name)
-        export(zoo, 0, 0, tmp_path / "b.safetensors")
+        zoo.export(0, 0, tmp_path / "b.safetensors")
         assert_same_bits(tensors, load_file(tmp_path / "b.safetensors"))
 
 
@@ -82,7 +82,7 @@ def test_an_export_comes_back_with_layout_steps_metrics_and_settings(tmp_path):
     )
     (tmp_path / "out").mkdir()
     for run in range(3):
-        export(first, run, 0, tmp_path / f"out/{run}.safetensors")
+        first.export(run, 0, tmp_path / f"out/{run}.safetensors")
     second = import_checkpoints(tmp_path / "out", tmp_path / "b")
     assert second.layout == first.layout
     assert second.task_config == config
@@ -102,10 +102,77 @@ def test_tied_tensors_are_found_under_any_of_their_names(tmp_path):
     model = Tied()
     save_file({"head.weight": model.head.weight.detach()}, tmp_path / "a.safetensors")
     zoo = import_checkpoints(tmp_path / "a.safetensors", tmp_path / "zoo", model=model)
-    export(zoo, 0, 0, tmp_path / "b.safetensors")
+    zoo.export(0, 0, tmp_path / "b.safetensors")
     fresh = Tied()
     fresh.load_state_dict(load_file(tmp_path / "b.safetensors"))
     assert torch.equal(fresh.embedding.weight, model.embedding.weight)
+
+
+def test_tied_names_that_hold_different_numbers_are_refused(tmp_path):
+    tensors = {name: torch.randn(2, 2) for name in ("0.weight", "1.weight")}
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: .*'1\.weight' is tied to '0\.weight'"):
+        import_checkpoints(tmp_path / "a.safetensors", tmp_path / "zoo", model=model)
+    assert_same_bits(import_checkpoints(tmp_path / "a.safetensors", tmp_path / "zoo").state_dict(0, 0), tensors)
+
+
+@pytest.mark.filterwarnings("error")
+def test_wrapped_and_plain_checkpoints_mix(tmp_path):
+    saved = states(3)
+    for i, prefix in enumerate(("module._orig_mod.", "", "model._forward_module.module.")):
+        torch.save({prefix + name: value for name, value in saved[i].items()}, tmp_path / f"{i}.pt")
+    for model in (None, MLP(4, (3,), 2)):
+        zoo = import_checkpoints(tmp_path, tmp_path.parent / f"{tmp_path.name}-{model is None}", model=model)
+        for run, state in enumerate(saved):
+            assert_same_bits(zoo.state_dict(run, 0), state)
+
+
+def test_an_average_loses_its_counter_with_a_word(tmp_path):
+    model = MLP(4, (3,), 2)
+    for i in range(2):
+        torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), tmp_path / f"{i}.pt")
+    with pytest.warns(UserWarning, match=r"n_averaged of 2 files such as .*0\.pt was left out"):
+        zoo = import_checkpoints(tmp_path, tmp_path / "zoo", model=model)
+    assert_same_bits(zoo.state_dict(1, 0), model.state_dict())
+
+
+def test_other_networks_in_a_file_are_named(tmp_path):
+    first, second = states(2)
+    torch.save({"state_dict": first, "ema": second}, tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match=r"entry 'ema' of 1 files such as .*a\.pt was left out"):
+        assert_same_bits(import_checkpoints(tmp_path / "a.pt", tmp_path / "zoo").state_dict(0, 0), first)
+
+
+def test_stacked_networks_are_refused(tmp_path):
+    stacked = {name: torch.stack([state[name] for state in states(5)]) for name in states(1)[0]}
+    save_file(stacked, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"5 networks stacked along a leading axis; save each"):
+        import_checkpoints(tmp_path / "a.safetensors", tmp_path / "zoo", model=MLP(4, (3,), 2))
+
+
+@pytest.mark.filterwarnings("error")
+def test_models_cut_into_files_stand_beside_whole_ones(tmp_path):
+    early, late = states(2)
+    folder = tmp_path / "in/run/checkpoint-5"
+    folder.mkdir(parents=True)
+    places = {name: f"model-{i}-of-{len(early)}.safetensors" for i, name in enumerate(early, 1)}
+    for name, place in places.items():
+        save_file({name: early[name]}, folder / place)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (tmp_path / "in/run/checkpoint-9").mkdir()
+    save_file(late, tmp_path / "in/run/checkpoint-9/model.safetensors")
+    zoo = import_checkpoints(tmp_path / "in", tmp_path / "zoo", model=MLP(4, (3,), 2))
+    assert zoo.inner_step.tolist() == [[5, 9]]
+    assert_same_bits(zoo.state_dict(0, 0), early)
+    assert_same_bits(zoo.state_dict(0, 1), late)
+
+
+def test_the_model_must_be_one(tmp_path):
+    save_all(tmp_path / "in", states(1))
+    with pytest.raises(TypeError, match="must be a module or a ParamLayout, got type"):
+        import_checkpoints(tmp_path / "in", tmp_path / "zoo", model=MLP)
 
 
 def test_truth_values_and_unsigned_integers_are_kept(tmp_path):
@@ -140,7 +207,7 @@ def test_trajectories_of_different_length_are_kept(tmp_path):
     assert zoo.verify() == []
     assert zoo.attributes["extra"]["run_names"] == ["a", "b"]
     with pytest.raises(IndexError, match="no snapshot"):
-        export(zoo, 1, 2, tmp_path / "x.safetensors")
+        zoo.export(1, 2, tmp_path / "x.safetensors")
 
 
 def adapter(folder, rank=4, alpha=8, seed=0):
@@ -163,7 +230,7 @@ def test_adapters_are_runs_or_checkpoints_of_a_run(tmp_path):
     np.testing.assert_array_equal(zoo.inner_step, [[10, 200], [10, 200]])
     assert zoo.attributes["extra"]["adapter_config"]["lora_alpha"] == 8
     assert [group.size for group in zoo.layout.groups] == [4, 4]
-    export(zoo, 1, 0, tmp_path / "b.safetensors")
+    zoo.export(1, 0, tmp_path / "b.safetensors")
     assert_same_bits(originals[2], load_file(tmp_path / "b.safetensors"))
     adapter(tmp_path / "in/run2/checkpoint-10", alpha=16)
     with pytest.raises(CheckpointError, match="lora_alpha 16 and 8"):
@@ -207,7 +274,7 @@ def damaged(state, how):
         ("missing", r"missing 'layers\.0\.bias' \(3,\)"),
         ("extra", "unexpected 'stray'"),
         ("misshapen", r"'layers\.0\.weight' must be \(3, 4\), got \(5, 4\)"),
-        ("dtype", "is float16, in the zoo's layout it is float32"),
+        ("dtype", r"is torch\.float16, in the zoo's layout it is float32"),
         ("infinite", r"infinities or NaN in \['layers\.0\.weight'\]"),
     ],
 )
@@ -224,7 +291,7 @@ def test_nonfinite_runs_are_kept_on_request_and_marked(tmp_path):
     folder = save_all(tmp_path / "in", [first, damaged(second, "infinite")])
     zoo = import_checkpoints(folder, tmp_path / "zoo", keep_nonfinite=True)
     assert zoo.status.tolist() == [RunStatus.IMPORTED, RunStatus.DIVERGED]
-    export(zoo, 1, 0, tmp_path / "b.safetensors")
+    zoo.export(1, 0, tmp_path / "b.safetensors")
     assert_same_bits(damaged(second, "infinite"), load_file(tmp_path / "b.safetensors"))
 
 
@@ -260,6 +327,6 @@ def test_many_runs_fill_several_blocks(tmp_path, monkeypatch):
 def test_the_export_path_must_say_what_it_is(tmp_path):
     zoo = import_checkpoints(save_all(tmp_path / "in", states(1)), tmp_path / "zoo")
     with pytest.raises(ValueError, match=r"end in \.safetensors"):
-        export(zoo, 0, 0, tmp_path / "net.pt")
+        zoo.export(0, 0, tmp_path / "net.pt")
     with pytest.raises(IndexError):
-        export(zoo, 1, 0, tmp_path / "net.safetensors")
+        zoo.export(1, 0, tmp_path / "net.safetensors")

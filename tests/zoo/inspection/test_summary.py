@@ -16,7 +16,6 @@ from zoo.inspection.summary import (
     metric_quantiles,
     summarize,
     summary_tables,
-    usable_runs,
 )
 from zoo.storage.schema import ZooSpec
 from zoo.storage.writer import ZooWriter
@@ -49,7 +48,7 @@ def test_the_summary_is_json_without_nan(small_zoo):
 
 
 def test_quantiles_are_over_the_runs_that_did_not_diverge(small_zoo):
-    runs = usable_runs(small_zoo)
+    runs = small_zoo.usable_runs()
     assert runs.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     steps, quantiles = metric_quantiles(small_zoo, "val_loss")
     assert steps.tolist() == [0, 1, 4, 40, 400]

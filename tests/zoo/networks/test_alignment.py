@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from zoo.networks import symmetry
-from zoo.networks.alignment import align, balance, canonical
+from zoo.networks.alignment import align
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.networks.layout import GroupAxis, ParamLayout, SymmetryGroup
 
@@ -41,15 +41,6 @@ def test_align_undoes_a_random_permutation_exactly(networks):
     permutations, aligned = align(layout, permuted, params)
     assert torch.equal(aligned, params)
     assert torch.equal(symmetry.apply(layout, permuted, permutations), aligned)
-
-
-def test_align_undoes_permutation_and_scaling_up_to_rounding(networks):
-    layout, params = networks
-    rng = torch.Generator().manual_seed(1)
-    changed = symmetry.apply(layout, params, symmetry.sample(layout, len(params), rng))
-    changed = symmetry.apply_scales(layout, changed, symmetry.sample_scales(layout, len(params), rng))
-    aligned = align(layout, changed, params, rescale=True).params
-    torch.testing.assert_close(aligned, balance(layout, params)[1], rtol=1e-4, atol=1e-5)
 
 
 def test_align_never_moves_networks_apart(networks):
@@ -89,46 +80,6 @@ def test_networks_are_aligned_independently_of_their_batch(networks):
     for n in range(len(params)):
         alone = align(layout, params[n : n + 1], params.flip(0)[n]).params
         assert torch.equal(alone[0], together[n])
-
-
-def test_all_permutations_of_a_network_have_one_canonical_form(networks):
-    layout, params = networks
-    rng = torch.Generator().manual_seed(1)
-    permuted = symmetry.apply(layout, params, symmetry.sample(layout, len(params), rng))
-    form = canonical(layout, params).params
-    assert torch.equal(canonical(layout, permuted).params, form)
-    assert torch.equal(canonical(layout, form).params, form)
-    assert torch.equal(symmetry.apply(layout, params, canonical(layout, params).permutations), form)
-
-
-def test_the_canonical_form_with_scaling_forgets_scales_too(networks):
-    layout, params = networks
-    rng = torch.Generator().manual_seed(1)
-    changed = symmetry.apply(layout, params, symmetry.sample(layout, len(params), rng))
-    changed = symmetry.apply_scales(layout, changed, symmetry.sample_scales(layout, len(params), rng))
-    form = canonical(layout, params, rescale=True).params
-    torch.testing.assert_close(canonical(layout, changed, rescale=True).params, form, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(canonical(layout, form, rescale=True).params, form, rtol=1e-5, atol=1e-6)
-
-
-def test_balanced_units_read_and_write_with_equal_norms():
-    layout, params = initialised(lambda: MLP(12, (16, 8), 5), 3)
-    scales, balanced = balance(layout, params)
-    torch.testing.assert_close(symmetry.apply_scales(layout, params, scales), balanced)
-    views = layout.views(balanced)
-    for i in range(2):
-        reads = views[f"layers.{i}.weight"].square().sum(-1) + views[f"layers.{i}.bias"].square()
-        writes = views[f"layers.{i + 1}.weight"].square().sum(-2)
-        torch.testing.assert_close(reads, writes, rtol=1e-5, atol=1e-6)
-    assert (balanced.norm(dim=1) < params.norm(dim=1)).all()
-
-
-def test_dead_units_keep_their_scale():
-    layout, params = initialised(lambda: MLP(4, (3,), 2), 1)
-    layout.views(params)["layers.1.weight"][..., 1] = 0
-    scales, balanced = balance(layout, params)
-    assert scales["hidden.0"][0, 1] == 1
-    assert balanced.isfinite().all()
 
 
 def test_bad_input_is_refused():

@@ -170,6 +170,14 @@ def test_bootstrap_interval_of_a_paired_statistic_repeats_with_its_rng():
         metrics.bootstrap_interval(pairs, torch.Generator(), level=95)
 
 
+def test_nested_bootstrap_draws_the_entries_of_each_row_too():
+    values = torch.randn(1, 400, generator=torch.Generator().manual_seed(0)).double()
+    low, high = metrics.bootstrap_interval(values, torch.Generator().manual_seed(0))
+    assert low == pytest.approx(high)  # a single unit says nothing about others
+    low, high = metrics.bootstrap_interval(values, torch.Generator().manual_seed(0), nested=True)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std().item() / 20, rel=0.1)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4,)])
 def test_mean_over_pairs_needs_pairs(shape):
     with pytest.raises(ValueError, match="must be"):

@@ -90,11 +90,17 @@ def test_permutations_leave_outputs_unchanged(network):
     )
 
 
-def test_scales_leave_outputs_unchanged(network):
+def test_units_may_be_scaled_as_the_layout_says(network):
     module, inputs, layout, params = network
-    scales = symmetry.sample_scales(layout, 4, torch.Generator().manual_seed(0))
-    scaled = symmetry.apply_scales(layout, params, scales)
-    assert torch.equal(scaled, params) == (not scales)
+    rng = torch.Generator().manual_seed(0)
+    scaled = params.clone()
+    for group in layout.groups:
+        factors = (0.5 * torch.randn(group.size, generator=rng)).exp()
+        for axis in group.axes:
+            factor = factors.pow(axis.scale_power).repeat_interleave(axis.unit_size)
+            shape = [-1 if i == axis.axis else 1 for i in range(len(layout[axis.slot].shape))]
+            layout.views(scaled)[axis.slot].mul_(factor.view(shape))
+    assert torch.equal(scaled, params) == (not any(axis.scale_power for group in layout.groups for axis in group.axes))
     torch.testing.assert_close(
         outputs(module, inputs, layout, scaled), outputs(module, inputs, layout, params), rtol=1e-4, atol=1e-5
     )
@@ -131,14 +137,10 @@ def test_every_network_has_its_own_permutation_and_all_its_snapshots_share_it():
     rng = torch.Generator().manual_seed(0)
     params = torch.randn(3, 2, 5, layout.num_params, generator=rng)
     permutations = symmetry.sample(layout, 3, rng)
-    scales = symmetry.sample_scales(layout, 3, rng)
     together = symmetry.apply(layout, params, permutations)
-    scaled = symmetry.apply_scales(layout, params, scales)
     for n in range(3):
         own = {name: value[n : n + 1].expand(10, -1) for name, value in permutations.items()}
-        own_scales = {name: value[n : n + 1].expand(10, -1) for name, value in scales.items()}
         assert torch.equal(symmetry.apply(layout, params[n].flatten(0, 1), own), together[n].flatten(0, 1))
-        assert torch.equal(symmetry.apply_scales(layout, params[n].flatten(0, 1), own_scales), scaled[n].flatten(0, 1))
 
 
 def test_a_permutation_agrees_with_indexing_the_named_tensors():
@@ -150,16 +152,6 @@ def test_a_permutation_agrees_with_indexing_the_named_tensors():
     assert torch.equal(new["layers.0.weight"], old["layers.0.weight"][first])
     assert torch.equal(new["layers.1.weight"], old["layers.1.weight"][second][:, first])
     assert torch.equal(new["layers.2.weight"], old["layers.2.weight"][:, second])
-
-
-def test_scaling_by_powers_of_two_is_undone_exactly(network):
-    _, _, layout, params = network
-    scales = {
-        name: 2.0 ** scale.log2().round()
-        for name, scale in symmetry.sample_scales(layout, 4, torch.Generator().manual_seed(0), std=2.0).items()
-    }
-    scaled = symmetry.apply_scales(layout, params, scales)
-    assert torch.equal(symmetry.apply_scales(layout, scaled, symmetry.invert_scales(scales)), params)
 
 
 def test_samples_are_uniform():
@@ -184,19 +176,6 @@ def test_what_is_no_permutation_is_refused(permutations, message):
     layout = ParamLayout.of(MLP(2, (4,), 2))
     with pytest.raises(ValueError, match=message):
         symmetry.apply(layout, torch.zeros(1, layout.num_params), permutations)
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
-def test_scales_must_be_positive(scale):
-    layout = ParamLayout.of(MLP(2, (4,), 2))
-    with pytest.raises(ValueError, match="positive and finite"):
-        symmetry.apply_scales(layout, torch.zeros(1, layout.num_params), {"hidden.0": torch.full((1, 4), scale)})
-
-
-def test_smooth_activations_cannot_be_scaled():
-    layout = ParamLayout.of(MLP(2, (4,), 2, "gelu"))
-    with pytest.raises(ValueError, match=r"allows it for \[\]"):
-        symmetry.apply_scales(layout, torch.zeros(1, layout.num_params), {"hidden.0": torch.ones(1, 4)})
 
 
 def test_one_axis_belongs_to_one_group():

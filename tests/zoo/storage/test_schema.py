@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import zarr
 
+from zoo.settings import SettingsMismatchError
 from zoo.storage.schema import (
     FORMAT_VERSION,
     ZooFormatError,
-    ZooMismatchError,
     ZooSpec,
     array_metadata,
     attributes_checksum,
@@ -82,11 +82,11 @@ def test_a_missing_attribute_is_named(toy):
 
 def test_every_differing_key_is_named(toy):
     other = toy.spec(num_runs=11, task_config={"name": "toy", "hidden": [8]}, software={"torch": "0.1"})
-    with pytest.raises(ZooMismatchError) as error:
+    with pytest.raises(SettingsMismatchError) as error:
         toy.spec().require_same(other, "out/zoo")
     assert "out/zoo" in str(error.value)
-    assert "num_runs: the zoo has 10, now given 11" in str(error.value)
-    assert "task.hidden: the zoo has [4], now given [8]" in str(error.value)
+    assert "num_runs: begun with 10, now 11" in str(error.value)
+    assert "task.hidden: begun with [4], now [8]" in str(error.value)
     assert "software" not in str(error.value)
 
 

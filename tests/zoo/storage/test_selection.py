@@ -75,3 +75,11 @@ def test_a_selection_of_a_selection(zoo):
 def test_a_mask_of_another_shape_is_refused(zoo):
     with pytest.raises(ValueError, match=r"keep must be of shape \(6, 4\).*got \(6, 3\)"):
         SelectedZoo(zoo, keep=np.ones((6, 3), bool))
+
+
+def test_runs_are_chosen_by_numbers_or_by_a_mask(zoo):
+    for runs in ([1, 3, -1], np.array([False, True, False, True, False, True])):
+        assert SelectedZoo(zoo, runs=runs).usable_runs().tolist() == [1, 3, 5]
+    for runs in ([6], np.ones(5, bool)):
+        with pytest.raises(IndexError):
+            SelectedZoo(zoo, runs=runs)

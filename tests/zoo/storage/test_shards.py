@@ -4,7 +4,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from zoo.storage.shards import FetchedShards, MappedShards, Shard, ShardError, ShardShape, shard_parts
+from zoo.storage.shards import Shard, ShardError, ShardShape, fetched_shards, mapped_shards, shard_parts
 
 SHAPE = ShardShape(num_runs=5, num_snapshots=3, num_params=7, dtype=np.dtype("<f4"))
 
@@ -72,7 +72,7 @@ def test_mapped_and_fetched_shards_are_the_same(tmp_path, params, present):
     (tmp_path / "c/4/0").mkdir(parents=True)
     (tmp_path / "c/4/0/0").write_bytes(content)
     store = MemoryStore({"zoo/params/c/4/0/0": zarr.buffer.default_buffer_prototype().buffer.from_bytes(content)})
-    for source in (MappedShards(tmp_path, SHAPE), FetchedShards(store, "zoo/params", SHAPE)):
+    for source in (mapped_shards(tmp_path, SHAPE), fetched_shards(store, "zoo/params", SHAPE)):
         shard = source.open(4)
         assert source.open(4) is shard
         expected = np.where(present[..., None], params, np.nan).reshape(15, 7)

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from zoo.storage.schema import RunStatus
+from zoo.storage.selection import SelectedZoo
 from zoo.storage.streaming import StreamingZooDataset
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
@@ -153,6 +154,13 @@ def bucket():
     client.create_bucket(Bucket="zoos")
     yield client, endpoint
     server.stop()
+
+
+def test_nothing_to_stream_is_refused(zoo):
+    with pytest.raises(ValueError, match=r"split 'val' has no run to stream"):
+        StreamingZooDataset(SelectedZoo(zoo, runs=zoo.split("train")), split="val")
+    with pytest.raises(ValueError, match=r"the zoo has no run to stream"):
+        StreamingZooDataset(SelectedZoo(zoo, runs=[]))
 
 
 @pytest.fixture(scope="module")

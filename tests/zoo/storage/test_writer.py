@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import random
 import resource
@@ -10,8 +11,9 @@ import pytest
 import zarr
 
 import zoo.storage.durable
-from zoo.storage.claims import ClaimLostError
-from zoo.storage.schema import RunStatus, ZooFormatError, ZooMismatchError
+from zoo.settings import SettingsMismatchError
+from zoo.storage.locks import LockLostError
+from zoo.storage.schema import RunStatus, ZooFormatError
 from zoo.storage.writer import ZooWriteError, ZooWriter
 from zoo.storage.zoo import Zoo
 
@@ -22,11 +24,11 @@ def test_a_zoo_is_continued_by_equal_settings_alone(tmp_path, toy):
     for changes, key in [
         ({"task_config": {"name": "toy", "hidden": [8]}}, r"task\.hidden"),
         ({"optimizer_config": {"name": "sgd", "lr": 0.1}}, r"optimizer\.name"),
-        ({"num_runs": 12}, "num_runs"),
+        ({"num_runs": 9}, "num_runs"),
         ({"dtype": "float16"}, "dtype"),
         ({"seed": 4}, "seed"),
     ]:
-        with pytest.raises(ZooMismatchError, match=key):
+        with pytest.raises(SettingsMismatchError, match=key):
             ZooWriter.create(tmp_path / "zoo", toy.spec(**changes))
 
 
@@ -119,33 +121,33 @@ def test_numbers_too_large_for_the_dtype_are_refused(tmp_path, toy):
         writer.write_block(0, **contents)
 
 
-def test_a_block_committed_while_it_is_claimed_leaves_no_claim(tmp_path, toy, monkeypatch):
+def test_a_block_committed_while_it_is_locked_leaves_no_lock(tmp_path, toy, monkeypatch):
     writer = ZooWriter.create(tmp_path / "zoo", toy.spec(num_runs=40))
     answers = iter([False, True])  # another process commits between the two questions
     monkeypatch.setattr(ZooWriter, "is_committed", lambda self, block: next(answers))
-    assert writer.claim(0) is None
+    assert writer.lock(0) is None
     assert not list((tmp_path / "zoo/runs/status/claims").iterdir())
 
 
-def test_committed_blocks_are_not_claimed_and_discarded_ones_are(tmp_path, toy):
+def test_committed_blocks_are_not_locked_and_discarded_ones_are(tmp_path, toy):
     toy.fill(tmp_path / "zoo")
     writer = ZooWriter.open(tmp_path / "zoo")
-    assert writer.claim(1) is None
+    assert writer.lock(1) is None
     writer.discard_block(1)
     assert writer.pending_blocks() == [1]
-    with writer.claim(1) as claim:
-        assert writer.claim(1) is None
-        writer.write_block(1, **toy.contents(writer.spec, 1), claim=claim)
+    with writer.lock(1) as lock:
+        assert writer.lock(1) is None
+        writer.write_block(1, **toy.contents(writer.spec, 1), lock=lock)
     assert Zoo.open(tmp_path / "zoo").verify() == []
 
 
 def test_a_builder_that_lost_its_block_does_not_commit_it(tmp_path, toy):
     writer = ZooWriter.create(tmp_path / "zoo", toy.spec())
-    late = writer.claim(0)
+    late = writer.lock(0)
     os.utime(late.path, (0, 0))
-    assert writer.claim(0) is not None
-    with pytest.raises(ClaimLostError):
-        writer.write_block(0, **toy.contents(writer.spec, 0), claim=late)
+    assert writer.lock(0) is not None
+    with pytest.raises(LockLostError):
+        writer.write_block(0, **toy.contents(writer.spec, 0), lock=late)
     assert not writer.is_committed(0)
 
 
@@ -268,8 +270,8 @@ def test_killed_at_every_use_of_the_disk(tmp_path, toy, forked, bytes_of):
 def build_and_exit(toy, path, spec):
     writer = ZooWriter.create(path, spec)
     for block in writer.pending_blocks():
-        with writer.claim(block) as claim:
-            writer.write_block(block, **toy.contents(spec, block), claim=claim)
+        with writer.lock(block) as lock:
+            writer.write_block(block, **toy.contents(spec, block), lock=lock)
     os._exit(0)
 
 
@@ -299,8 +301,8 @@ def kill_at_random(toy, tmp_path, forked, bytes_of, *, num_kills):
             finished += 1
             committed = set()
             path.rename(tmp_path / f"finished {finished}")
-    for claim in path.rglob("claims/*"):  # one killed before it could sign its claim leaves that until it expires
-        os.utime(claim, (0, 0))
+    for lock in path.rglob("claims/*"):  # one killed before it could sign its lock leaves that until it expires
+        os.utime(lock, (0, 0))
     toy.fill(path, spec)
     assert bytes_of(path) == want
     assert Zoo.open(path).verify() == []
@@ -323,3 +325,43 @@ def test_several_writers_share_the_work(toy, tmp_path, forked, bytes_of):
         assert process.exitcode == 0
     assert bytes_of(tmp_path / "zoo") == bytes_of(tmp_path / "undisturbed")
     assert not list((tmp_path / "zoo/runs/status/claims").iterdir())
+
+
+def test_runs_are_added_to_a_finished_zoo(tmp_path, toy):
+    toy.fill(tmp_path / "zoo", toy.spec(num_runs=8))
+    before = Zoo.open(tmp_path / "zoo")
+    zarr.open_group(tmp_path / "zoo", mode="r+").attrs["note"] = "mine"
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "zoo").rglob("c/**/*") if file.is_file()}
+    writer = ZooWriter.create(tmp_path / "zoo", toy.spec(num_runs=10))
+    assert writer.pending_blocks() == [2]
+    assert before.params[:].shape[0] == 8
+    writer.write_block(2, **toy.contents(writer.spec, 2))
+    zoo = Zoo.open(tmp_path / "zoo")
+    assert zoo.verify() == []
+    assert zoo.attributes["note"] == "mine"
+    assert np.array_equal(zoo.params[:], toy.params(toy.spec()))
+    assert np.array_equal(zoo.params[:8], before.params[:])
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
+    with pytest.raises(SettingsMismatchError, match="num_runs: begun with 10, now 8"):
+        ZooWriter.create(tmp_path / "zoo", toy.spec(num_runs=8))
+
+
+def test_a_block_that_was_not_full_is_written_again_with_the_runs_added(tmp_path, toy):
+    toy.fill(tmp_path / "zoo", toy.spec(num_runs=6))
+    with pytest.warns(UserWarning, match=r"block 1 \(runs 4 to 5\) .* was not full: its runs are computed again"):
+        writer = ZooWriter.create(tmp_path / "zoo", toy.spec(num_runs=10))
+    assert writer.pending_blocks() == [1, 2]
+    for block in (1, 2):
+        writer.write_block(block, **toy.contents(writer.spec, block))
+    assert Zoo.open(tmp_path / "zoo").verify() == []
+
+
+def test_an_extension_that_was_cut_short_is_finished(tmp_path, toy):
+    toy.fill(tmp_path / "zoo", toy.spec(num_runs=8))
+    file = tmp_path / "zoo/zarr.json"
+    content = json.loads(file.read_text())
+    content["attributes"] |= toy.spec().to_attributes()  # and the metadata of the arrays are as before
+    file.write_text(json.dumps(content))
+    zoo = toy.fill(tmp_path / "zoo")
+    assert zoo.verify() == []
+    assert np.array_equal(zoo.params[:], toy.params(toy.spec()))

@@ -1,3 +1,4 @@
+import json
 import pickle
 import zipfile
 
@@ -6,7 +7,7 @@ import pytest
 import tensorstore
 import torch
 import zarr
-from zarr.storage import MemoryStore, ZipStore
+from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from zoo.networks.architectures import MLP
 from zoo.storage.schema import RunStatus, ZooFormatError
@@ -43,6 +44,85 @@ def test_what_was_written_is_read(zoo, toy, want):
     assert (zoo.status == RunStatus.COMPLETE).all()
     assert (zoo.num_runs, zoo.num_snapshots, zoo.num_blocks) == (10, 3, 3)
     assert zoo.task_config == {"name": "toy", "hidden": [4]}
+
+
+def test_the_parameters_are_an_array(zoo, want):
+    assert len(zoo.params) == 10
+    assert zoo.params.ndim == 3
+    assert np.array_equal(np.asarray(zoo.params), want)
+    assert np.array(zoo.params, dtype=np.float64).dtype == np.float64
+    assert np.isclose(np.mean(zoo.params), want.mean())
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(zoo.params, want, strict=True))
+    with pytest.raises(ValueError, match="copy=False"):
+        np.array(zoo.params, copy=False)
+
+
+RUNS, PAIRS = np.arange(10) % 3 == 0, np.arange(30).reshape(10, 3) % 4 == 0
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(np.int64(-1), (np.int32(2), np.uint8(1)), (-3, -1), (slice(2, None, 3), slice(None, None, -1))),
+        *([], ([], -1), [1, -2], ([4, 0, 4], 1), (np.array([1, 2]), np.array([0, 2])), np.array(5)),
+        *(RUNS, (RUNS, -1), RUNS.tolist(), PAIRS, (PAIRS, slice(3, 5)), (PAIRS, 4), (slice(None), [True, False, True])),
+        *((..., 3), (2, ...), (slice(None), slice(None), [1, 5]), (slice(None), slice(None), np.arange(26) > 20)),
+    ],
+    ids=str,
+)
+def test_they_are_indexed_as_in_numpy(zoo, want, key):
+    assert np.array_equal(zoo.params[key], want[key])
+    if isinstance(key, np.ndarray):
+        assert np.array_equal(zoo.params[torch.from_numpy(key)], want[key])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [None, (None, 0, 0), True, (0, False), 1.0, "0", 10, (0, -4), (0, 0, 26), [10], (0, 0, 0, 0), RUNS[:9]],
+    ids=str,
+)
+def test_what_is_no_index_is_refused(zoo, key):
+    with pytest.raises(IndexError):
+        zoo.params[key]
+
+
+def test_networks_are_counted_from_either_end(zoo, want, tmp_path):
+    for run, snapshot in [(-1, -1), (np.int64(9), np.int64(2)), (torch.tensor(9), 2)]:
+        assert torch.equal(zoo.layout.flatten(zoo.state_dict(run, snapshot)), torch.from_numpy(want[9, 2]))
+        zoo.export(run, snapshot, tmp_path / "new/folder/net.safetensors")
+        assert json.loads((tmp_path / "new/folder/net.json").read_text())["run"]["seed"] == 1009
+    for run, snapshot in [(10, 0), (-11, 0), (0, 3), (0, -4)]:
+        with pytest.raises(IndexError, match="must be in 0"):
+            zoo.state_dict(run, snapshot)
+    for run in (True, 1.0, None, slice(2)):
+        with pytest.raises(TypeError):
+            zoo.export(run, 0, tmp_path / "x.safetensors")
+    assert zoo.read([]).shape == (0, zoo.layout.num_params)
+
+
+def test_an_export_that_cannot_be_written_says_where(zoo, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write .*file/net\.safetensors"):
+        zoo.export(0, 0, tmp_path / "file/net.safetensors")
+
+
+@pytest.mark.parametrize("as_store", [False, True])
+def test_a_relative_path_outlives_a_change_of_folder(path, want, tmp_path, monkeypatch, as_store):
+    monkeypatch.chdir(path.parent)
+    zoo = Zoo.open(LocalStore(path.name, read_only=True) if as_store else path.name)
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(zoo.params[7], want[7])
+    assert zoo.metric("val_loss").shape == (10, 3)
+    assert zoo.verify() == []
+
+
+def test_a_writer_outlives_a_change_of_folder(tmp_path, toy, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    writer = ZooWriter.create("zoo", toy.spec(num_runs=np.int64(4)))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    writer.write_block(0, **toy.contents(writer.spec, 0))
+    assert Zoo.open(tmp_path / "zoo").verify() == []
 
 
 def test_plain_zarr_reads_the_same(path, zoo, want):

@@ -1,13 +1,9 @@
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from zoo.tasks.objectives import OBJECTIVES
-from zoo.tasks.registry import get_task, get_task_family
-from zoo.tasks.task import Batch, Task
-from zoo.training.optimizers import Adam
-from zoo.training.population import train_population
+from zoo.tasks.registry import get_task
+from zoo.tasks.task import Batch
 
 CONFIGS = {
     "mlp": {"name": "digits", "hidden": (6, 5)},
@@ -172,8 +168,7 @@ def test_regression_on_arrays(tmp_path):
 
 def test_subset_tasks_train_one_target_per_network():
     masks = [0b0000000001, 0b1111111110, 0b0101010101]
-    family = get_task_family("digits_subset", hidden=(5,))
-    task = family.population(masks)
+    task = get_task("digits_subset", hidden=(5,), masks=masks)
     params = task.init_runs(SEEDS)
     indices = torch.arange(30)
     batch = task.batch(indices, 3)
@@ -189,7 +184,8 @@ def test_subset_tasks_train_one_target_per_network():
     (autograd,) = torch.autograd.grad(task.loss(leaf, batch).sum(), leaf)
     torch.testing.assert_close(grads, autograd)
     metrics = task.evaluate(params, "test", memory_budget=1)
-    single = [family.task(mask).evaluate(params[[i]], "test") for i, mask in enumerate(masks)]
+    alone = [get_task("digits_subset", hidden=(5,), masks=[mask]) for mask in masks]
+    single = [task.evaluate(params[[i]], "test") for i, task in enumerate(alone)]
     torch.testing.assert_close(metrics["error"], torch.cat([value["error"] for value in single]))
 
 
@@ -210,19 +206,6 @@ def test_targets_are_what_the_objective_takes():
     bound = get_task("digits_subset").for_runs([0, 1])  # the tasks "is it 0" and "is it 1"
     assert bound.targets_for(classes, 2).tolist() == [[1, 0, 0], [0, 1, 0]]
     assert bound.targets_for(classes.expand(2, 3), 2).tolist() == [[1, 0, 0], [0, 1, 0]]
-
-
-def test_mask_and_complement_are_never_separated():
-    family = get_task_family("digits_subset")
-    assert len(family) == 1022
-    splits = family.split(val=0.1, test=0.5, seed=3)
-    assert sorted(mask for part in splits.values() for mask in part) == list(family.masks)
-    assert len(splits["test"]) == 2 * round(0.5 * 511)
-    for part in splits.values():
-        assert {1023 - mask for mask in part} == set(part)
-    assert splits != family.split(val=0.1, test=0.5, seed=4)
-    with pytest.raises(ValueError, match="shares"):
-        family.split(val=0.6, test=0.6)
 
 
 def test_ordinary_tasks_are_the_same_for_all_runs():
@@ -260,64 +243,3 @@ def test_bad_vectors_and_splits_are_refused():
         task.loss(torch.zeros(2, 7), Batch(task.dataset.train.inputs[:4], task.dataset.train.targets[:4]))
     with pytest.raises(ValueError, match="split must be one of"):
         task.evaluate(task.init_runs([0]), "holdout")
-
-
-def own_task(build, **options):
-    return Task("own", get_task("digits").dataset, build, OBJECTIVES["cross_entropy"], **options)
-
-
-class Tied(nn.Module):
-    """The same matrix twice, and a mask that is a buffer of truth values."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
-        self.second.weight = self.first.weight
-        self.register_buffer("mask", torch.arange(64) % 2 == 0)
-
-    def forward(self, x):
-        return self.head(self.second(self.first(x.flatten(1)).relu() * self.mask))
-
-
-def test_tied_weights_and_boolean_buffers_train_as_the_module_does():
-    task = own_task(Tied)
-    params = task.init_runs(SEEDS)
-    batch = task.batch(torch.arange(20), len(params))
-    losses, grads = task.loss_and_grad(params.clone(), batch)
-    for i, model in enumerate(modules(task, params)):
-        loss = F.cross_entropy(model(batch.inputs), batch.targets)
-        loss.backward()
-        named = dict(model.named_parameters())
-        expected = torch.cat([named[slot.name].grad.flatten() for slot in task.layout if slot.kind == "param"])
-        torch.testing.assert_close(losses[i], loss.detach())
-        torch.testing.assert_close(grads[i], expected, rtol=1e-4, atol=1e-6)
-        assert model.mask.dtype == torch.bool
-
-
-def test_modules_whose_runs_would_not_repeat_are_refused():
-    task = own_task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10)))
-    with pytest.raises(ValueError, match="'own' draws random numbers while it trains"):
-        train_population(task, Adam(), SEEDS, num_steps=2)
-    assert own_task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.0))).is_repeatable
-
-
-def test_frozen_parameters_are_refused():
-    def build():
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 10))
-        model[1].requires_grad_(False)
-        return model
-
-    with pytest.raises(ValueError, match=r"\['1.weight', '1.bias'\] do not require gradients"):
-        own_task(build)
-
-
-def test_own_tasks_of_one_layout_are_told_apart():
-    def build(activation):
-        return lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), activation(), nn.Linear(8, 10))
-
-    first = own_task(build(nn.Tanh)).description
-    assert first == own_task(build(nn.Tanh)).description
-    assert first != own_task(build(nn.ReLU)).description
-    assert first != own_task(build(nn.Tanh), parametrization="mup").description
-    named = get_task("digits")
-    assert named.description == named.config

@@ -1,9 +1,9 @@
-"""Exclusive claims on the blocks of a zoo, held by living processes only.
+"""Exclusive locks on the blocks of a zoo, held by living processes only.
 
-A claim is a file BLOCK.GENERATION made by exclusive creation, which every file system does for one process alone.
-The highest generation counts. Its holder touches the file while it works; a claim not touched for the time of
+A lock is a file BLOCK.GENERATION made by exclusive creation, which every file system does for one process alone.
+The highest generation counts. Its holder touches the file while it works; a lock not touched for the time of
 expiry, released, or of a process that is known to be gone is stale, and whoever creates the next generation first
-has the block. Claims are never replaced or renamed, so no two processes can both take over a stale one.
+has the block. Locks are never replaced or renamed, so no two processes can both take over a stale one.
 
 A process that was stopped for longer than the expiry may wake up while another works on its block. That is harmless:
 both write the same numbers, every file is replaced whole, and the late one notices before it commits.
@@ -27,16 +27,16 @@ DEFAULT_EXPIRY: Final = 120.0
 _BEATS_PER_EXPIRY: Final = 6
 
 
-class ClaimLostError(RuntimeError):
-    """The claim expired and another process took the block over."""
+class LockLostError(RuntimeError):
+    """The lock expired and another process took the block over."""
 
 
-class Claim:
-    """A block that this process may write, as a context that ends the claim.
+class BlockLock:
+    """The right of this process to write a block, as a context that ends it.
 
     Args:
         path: of the file that this process has just created.
-        expiry: seconds after which others regard an untouched claim as stale.
+        expiry: seconds after which others regard an untouched lock as stale.
     """
 
     def __init__(self, path: Path, expiry: float) -> None:
@@ -45,7 +45,7 @@ class Claim:
         self._thread = threading.Thread(target=self._beat, args=(expiry / _BEATS_PER_EXPIRY,), daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> BlockLock:
         return self
 
     def __exit__(
@@ -54,30 +54,30 @@ class Claim:
         self.release()
 
     def require_held(self) -> None:
-        """Raise ClaimLostError if another process has taken the block over."""
+        """Raise LockLostError if another process has taken the block over."""
         block, generation = _parse(self.path)
         if not self.path.exists() or max(_generations(self.path.parent, block), default=-1) != generation:
-            raise ClaimLostError(f"another builder took over block {block} while this one stood still; its work stands")
+            raise LockLostError(f"another builder took over block {block} while this one stood still; its work stands")
 
     def release(self) -> None:
-        """Let others claim the block at once; harmless when done before."""
+        """Let others lock the block at once; harmless when done before."""
         self._stop.set()
         self._thread.join()
-        with suppress(OSError):  # without a disk to write to, or removed by another: then the claim expires
+        with suppress(OSError):  # without a disk to write to, or removed by another: then the lock expires
             os.utime(self.path, (0, 0))
 
     def _beat(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
-            with suppress(OSError):  # a disk that fails for a moment; if it goes on, the claim expires
+            with suppress(OSError):  # a disk that fails for a moment; if it goes on, the lock expires
                 os.utime(self.path)
 
 
-def try_claim(folder: Path, block: int, expiry: float = DEFAULT_EXPIRY) -> Claim | None:
-    """Claim of a block, or None while another living process has it.
+def try_lock(folder: Path, block: int, expiry: float = DEFAULT_EXPIRY) -> BlockLock | None:
+    """The lock of a block, or None while another living process has it.
 
     Args:
-        folder: where claims are kept.
-        block: to claim.
+        folder: where locks are kept.
+        block: to lock.
         expiry: seconds; clocks of the machines that share the folder must agree to much less.
 
     Raises:
@@ -93,17 +93,17 @@ def try_claim(folder: Path, block: int, expiry: float = DEFAULT_EXPIRY) -> Claim
     except FileExistsError:
         return None
     with open(descriptor, "w") as file:
-        json.dump({"host": host_identity(), "pid": os.getpid(), "time": time.time()}, file)
-    return Claim(path, expiry)
+        json.dump({"host": _host_identity(), "pid": os.getpid(), "time": time.time()}, file)
+    return BlockLock(path, expiry)
 
 
-def remove_claims(folder: Path, block: int) -> None:
-    """Remove all claims on a block, which must be committed: they have done their duty."""
+def remove_locks(folder: Path, block: int) -> None:
+    """Remove all locks on a block, which must be committed: they have done their duty."""
     for generation in sorted(_generations(folder, block)):
         _path(folder, block, generation).unlink(missing_ok=True)
 
 
-def host_identity() -> str:
+def _host_identity() -> str:
     """Name of the machine, boot and process namespace in which this process's id has a meaning."""
     parts = [socket.gethostname()]
     try:
@@ -124,7 +124,7 @@ def _is_stale(path: Path, expiry: float) -> bool:
         return True
     try:
         owner = json.loads(text)
-        return owner["host"] == host_identity() and not _is_alive(owner["pid"])
+        return owner["host"] == _host_identity() and not _is_alive(owner["pid"])
     except (ValueError, KeyError, TypeError):
         return False  # its creator is still writing it, or died before it could: then it expires
 

@@ -1,0 +1,40 @@
+"""How a build shows itself in the terminal."""
+
+from __future__ import annotations
+
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from zoo.building.build import Progress as BuildState
+
+from .cli import console
+
+
+class Report:
+    """Shows a build's progress: blocks, runs and model-steps per second, time left.
+
+    Attributes:
+        runs, model_steps: built so far.
+        speeds: model-steps per second of each block.
+        bar: to show while building.
+    """
+
+    def __init__(self) -> None:
+        self.runs = self.model_steps = 0
+        self.speeds: list[float] = []
+        self._started = time.perf_counter()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"))
+        times = (TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.bar = Progress(*columns, *times, console=console, speed_estimate_period=600)
+        self._row = self.bar.add_task("building", total=None, speed="")
+
+    def __call__(self, state: BuildState) -> None:
+        self.bar.update(self._row, completed=state.num_done, total=state.num_blocks)
+        if state.report is not None:
+            self.runs += state.report.num_runs
+            self.model_steps += state.report.model_steps
+            self.speeds.append(state.report.model_steps / state.report.seconds)
+            seconds = time.perf_counter() - self._started
+            speed = f"{self.runs / seconds:,.1f} runs/s, {self.model_steps / seconds:,.0f} model-steps/s"
+            self.bar.update(self._row, speed=speed)

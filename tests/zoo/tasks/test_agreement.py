@@ -1,0 +1,317 @@
+"""Modules of all kinds: their populations do what they do in a plain loop of torch.optim, or they are refused."""
+
+import pickle
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn import utils
+
+from zoo.tasks.batched_mlp import BatchedMLP
+from zoo.tasks.datasets import Dataset, Split, get_dataset
+from zoo.tasks.looped_module import LoopedModule
+from zoo.tasks.objectives import OBJECTIVES
+from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
+from zoo.tasks.vmapped_module import VmappedModule
+from zoo.training.batches import own_indices, shared_indices
+from zoo.training.optimizers import Sgd
+from zoo.training.population import train_population
+
+SEEDS = [3, 2**61 + 1]
+CPU = torch.device("cpu")
+
+
+def tokens(num_examples, seed):
+    """Six symbols, the last two of them padding in every second example."""
+    inputs = torch.randint(1, 12, (num_examples, 6), generator=torch.Generator().manual_seed(seed))
+    inputs[1::2, 4:] = 0
+    return Split(inputs, (inputs.sum(1) > 24).long())
+
+
+def sequences(num_examples, seed):
+    inputs = torch.randn(num_examples, 6, 8, generator=torch.Generator().manual_seed(seed))
+    return Split(inputs, (inputs.sum((1, 2)) > 0).long())
+
+
+DATA = {
+    "digits": get_dataset("digits"),
+    "tokens": Dataset("tokens", tokens(64, 0), tokens(16, 1), tokens(16, 2), 2, "tokens-1"),
+    "sequences": Dataset("sequences", sequences(64, 0), sequences(16, 1), sequences(16, 2), 2, "sequences-1"),
+}
+
+
+def with_layer(layer):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), layer, nn.Linear(8, 10))
+
+
+def wrapped(wrap):
+    return nn.Sequential(nn.Flatten(), wrap(nn.Linear(64, 8)), nn.ReLU(), nn.Linear(8, 10))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.rnn, self.head = kind(8, 5, **({"batch_first": True} | options)), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+class StepByStep(nn.Module):
+    """Fills a fresh tensor in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.step, self.head = nn.Linear(8, 4), nn.Linear(24, 2)
+
+    def forward(self, x):
+        out = torch.zeros(x.shape[0], 6, 4)
+        for t in range(6):
+            out[:, t] = torch.tanh(self.step(x[:, t]))
+        return self.head(out.flatten(1))
+
+
+class Embedded(nn.Module):
+    def __init__(self, *, tied=False, **options):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(12, 5, **options), nn.Linear(12 if tied else 5, 2)
+        if tied:
+            self.decoder = nn.Linear(5, 12, bias=False)
+            self.decoder.weight = self.embedding.weight
+
+    def forward(self, x):
+        x = self.embedding(x).tanh().mean(1)
+        return self.head(self.decoder(x) if hasattr(self, "decoder") else x)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.encoder(x).mean(1))
+
+
+class HalfFrozenByHook(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+        self.head.weight.register_hook(lambda grad: grad * (torch.arange(64) % 2))
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+class Logits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return {"logits": self.head(x.flatten(1)), "hidden": x}
+
+
+TRAINABLE = {
+    "batch norm": ("digits", lambda: with_layer(nn.BatchNorm1d(8)), VmappedModule),
+    "cumulative batch norm": ("digits", lambda: with_layer(nn.BatchNorm1d(8, momentum=None)), LoopedModule),
+    "rnn": ("sequences", lambda: Recurrent(nn.RNN), LoopedModule),
+    "gru": ("sequences", lambda: Recurrent(nn.GRU, num_layers=2), LoopedModule),
+    "lstm": ("sequences", lambda: Recurrent(nn.LSTM), LoopedModule),
+    "in place": ("sequences", StepByStep, LoopedModule),
+    "attention": ("sequences", Attention, VmappedModule),
+    "weight norm": ("digits", lambda: wrapped(utils.parametrizations.weight_norm), VmappedModule),
+    "weight norm by hook": ("digits", lambda: wrapped(utils.weight_norm), VmappedModule),
+    "spectral norm": ("digits", lambda: wrapped(utils.parametrizations.spectral_norm), LoopedModule),
+    "spectral norm by hook": ("digits", lambda: wrapped(utils.spectral_norm), LoopedModule),
+    "padding": ("tokens", lambda: Embedded(padding_idx=0), VmappedModule),
+    "tied padding": ("tokens", lambda: Embedded(padding_idx=0, tied=True), LoopedModule),
+    "embedding of bounded norm": ("tokens", lambda: Embedded(max_norm=0.5), LoopedModule),
+    "gradient hook": ("digits", HalfFrozenByHook, LoopedModule),
+    "logits in a dictionary": ("digits", Logits, VmappedModule),
+}
+
+
+def make_task(data, build):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Task("own", DATA[data], build, OBJECTIVES["cross_entropy"])
+
+
+def plainly_trained(task, seed, indices, num_steps):
+    torch.manual_seed(seed)
+    module = task.make_model().train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.3)
+    for _ in range(num_steps):
+        chosen = next(indices)
+        optimizer.zero_grad()
+        outputs = module(task.dataset.train.inputs[chosen])
+        outputs = outputs["logits"] if isinstance(outputs, dict) else outputs
+        F.cross_entropy(outputs, task.dataset.train.targets[chosen]).backward()
+        optimizer.step()
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # said by torch.func where it is slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_populations_do_what_the_module_does_in_a_plain_loop(name):
+    data, build, kind = TRAINABLE[name]
+    task = make_task(data, build)
+    assert type(task.backend) is kind
+    num_train = len(task.dataset.train)
+    for shared in (True, False):
+        options = {"num_steps": 4, "batch_size": 8, "snapshot_steps": (4,), "shared_batches": shared}
+        (last,) = train_population(task, Sgd(lr=0.3), SEEDS, **options)
+        for i, seed in enumerate(SEEDS):
+            own = (order[0] for order in own_indices([seed], num_train, 8, CPU))
+            module = plainly_trained(task, seed, shared_indices(0, num_train, 8, CPU) if shared else own, 4)
+            torch.testing.assert_close(last.params[i], task.layout.flatten(module), rtol=1e-3, atol=1e-5)
+            outputs = module.eval()(task.dataset.val.inputs)
+            outputs = outputs["logits"] if isinstance(outputs, dict) else outputs
+            evaluated = task.evaluate(last.params, "val")["loss"][i]
+            torch.testing.assert_close(evaluated, F.cross_entropy(outputs, task.dataset.val.targets))
+
+
+def test_own_architectures_run_as_they_always_do():
+    assert type(get_task("digits").backend) is BatchedMLP
+    assert type(get_task("digits", architecture="cnn").backend) is VmappedModule
+
+
+def test_what_runs_slowly_says_so_in_one_line():
+    with pytest.warns(UserWarning, match=r"task 'own' runs .* one after another.* cannot run .*lstm") as caught:
+        Task("own", DATA["sequences"], lambda: Recurrent(nn.LSTM), OBJECTIVES["cross_entropy"])
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Task("own", DATA["digits"], lambda: with_layer(nn.ReLU()), OBJECTIVES["cross_entropy"])
+
+
+class DropsLayers(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.head, self.draw = nn.Linear(64, 10), draw
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.head(x if self.training and self.draw() < 0.5 else x.tanh())
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.count = nn.Linear(64, 10), 0
+
+    def forward(self, x):
+        self.count += self.training
+        return self.head(x.flatten(1)) / (1 + self.count)
+
+
+class Centres(nn.Module):
+    """Keeps a mean that is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+        self.register_buffer("mean", torch.zeros(64), persistent=False)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return self.head(x - self.mean)
+
+
+class RandomFeatures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.features = nn.Linear(32, 10), torch.randn(64, 32)
+
+    def forward(self, x):
+        return self.head((x.flatten(1) @ self.features).cos())
+
+
+def drawn_by_numpy():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    module[1].bias.data = torch.from_numpy(np.random.rand(10).astype(np.float32))
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:task 'own' runs")
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: with_layer(nn.Dropout(0.5)), "draws random numbers while it trains"),
+        (lambda: DropsLayers(random.random), "draws random numbers while it trains"),
+        (lambda: DropsLayers(np.random.rand), "draws random numbers while it trains"),
+        (lambda: DropsLayers(np.random.default_rng(0).random), "hooks, or random numbers of its own"),
+        (Counts, r"depends on more than its parameters and persistent buffers \('count'\)"),
+        (Centres, r"persistent buffers \('mean'\)"),
+        (RandomFeatures, r"persistent buffers \('features'\)"),
+        (drawn_by_numpy, "initial values do not follow from torch.manual_seed"),
+    ],
+    ids=["dropout", "random", "numpy", "own generator", "counter", "buffer", "features", "initial values"],
+)
+def test_modules_whose_runs_would_not_repeat_are_refused(build, message):
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
+    task = Task("own", DATA["digits"], build, OBJECTIVES["cross_entropy"])
+    with pytest.raises(ValueError, match=f"task 'own' cannot be a population: .*{message}"):
+        train_population(task, Sgd(), SEEDS, num_steps=2)
+    if build is not drawn_by_numpy:
+        assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
+
+
+def test_no_dropout_is_no_reason_to_refuse():
+    assert make_task("digits", lambda: with_layer(nn.Dropout(0.0))).flaw is None
+
+
+def test_dropout_may_be_evaluated():
+    task = make_task("digits", lambda: with_layer(nn.Dropout(0.5)))
+    params = task.init_runs(SEEDS)
+    assert torch.equal(task.evaluate(params)["loss"], task.evaluate(params)["loss"])
+
+
+SHARED = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def frozen():
+    module = with_layer(nn.ReLU())
+    module[3].requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("data", "build", "message"),
+    [
+        ("digits", lambda: SHARED, "build must make a new module each time"),
+        ("digits", frozen, r"\['3.weight', '3.bias'\] do not require gradients"),
+        ("digits", lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "'1.weight', .* have no size"),
+        ("digits", lambda: nn.Linear(3, 10), r"cannot be run on inputs float32 \(n, 1, 8, 8\)"),
+        ("sequences", lambda: Recurrent(nn.LSTM, batch_first=False), "depend on the others"),
+        ("digits", lambda: with_layer(nn.BatchNorm1d(8, track_running_stats=False)), "depend on the others"),
+        ("sequences", lambda: nn.LSTM(8, 2), r"must return one tensor, .* got tuple of 2"),
+    ],
+)
+def test_modules_that_cannot_be_run_are_refused_in_one_line(data, build, message):
+    with pytest.raises(ValueError, match=f"^task 'own': .*{message}[^\n]*$"):
+        Task("own", DATA[data], build, OBJECTIVES["cross_entropy"])
+
+
+def make_recurrent():
+    return Recurrent(nn.LSTM)
+
+
+def test_a_loop_over_networks_is_differentiable_and_travels_to_other_processes():
+    task = pickle.loads(pickle.dumps(make_task("sequences", make_recurrent)))
+    params, batch = task.init_runs(SEEDS), task.batch(torch.arange(10), 2)
+    leaf = params.clone().requires_grad_()
+    (grads,) = torch.autograd.grad(task.loss(leaf, batch).sum(), leaf)
+    torch.testing.assert_close(grads, task.loss_and_grad(params, batch)[1])
+    torch.testing.assert_close(task.predict(params, batch.inputs), task.predict(leaf, batch.inputs).detach())

@@ -1,0 +1,73 @@
+"""What runs N networks of one task at once: the interface of its three implementations, and what they share.
+
+MLPs run through functions that are written out by hand (`zoo.tasks.batched_mlp`), other modules through `torch.func`
+(`zoo.tasks.vmapped_module`), and what `torch.func` cannot run one after another (`zoo.tasks.looped_module`).
+`zoo.tasks.agreement` chooses.
+
+Legend: N networks, P numbers of one network (T of them trainable), B examples, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Backend(Protocol):
+    """Networks (N, P) of one layout on inputs (B, ...) and targets that all share, or with N in front."""
+
+    @property
+    def is_compilable(self) -> bool:
+        """Whether `torch.compile` makes one program of a training step."""
+        ...
+
+    def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs (N, B, ..., K) in evaluation mode, differentiable in `params`."""
+        ...
+
+    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses (N,) in training mode, differentiable in `params`; buffers are left as they are."""
+        ...
+
+    def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (N,) and their gradients (N, T); buffers in `params` (BatchNorm statistics) advance in place."""
+        ...
+
+    def to(self, device: torch.device | str) -> Backend:
+        """The same for networks on another device."""
+        ...
+
+
+def seeded_module(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The module that `build` makes under a seed; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def output_tensor(output: object) -> Tensor:
+    """The one tensor that a forward pass gives: what it returns, or what is called `logits` in that.
+
+    Raises:
+        ValueError: if there is no such tensor, or several.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    content = f" of {list(output)}" if isinstance(output, Mapping) else ""
+    content = f" of {len(output)}" if isinstance(output, tuple | list) else content
+    raise ValueError(
+        f"the module must return one tensor, or something that holds one called 'logits'; got {type(output).__name__}"
+        f"{content}; return only what the objective takes"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first sentence of an error message, which those of torch.func put their pages after."""
+    line = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+    return line if len(line) <= 300 else f"{line[:297]}..."

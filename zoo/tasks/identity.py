@@ -1,0 +1,73 @@
+"""What tells a task of one's own from others: what its module is made of, and what module and objective compute.
+
+Two modules may look alike and compute different things: a changed `forward`, another function in a closure, other
+numbers in an objective. So a fixed network is run on fixed examples in float64, whose results have all the digits that
+are kept here in common on all machines.
+
+Legend: P numbers of one network, B examples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.networks.layout import ParamLayout
+from zoo.tasks.backend import output_tensor, seeded_module
+from zoo.tasks.objectives import Objective
+
+
+def structure(module: nn.Module) -> str:
+    """Hash of the module's representation, that is of the kinds and sizes of its parts."""
+    return f"sha256:{hashlib.sha256(repr(module).encode()).hexdigest()}"
+
+
+@torch.no_grad()
+def behaviour(
+    build: Callable[[], nn.Module], layout: ParamLayout, objective: Objective, inputs: Tensor, targets: Tensor
+) -> str:
+    """A line of numbers: mean size of initial parameters, root mean square of outputs, loss and error.
+
+    Args:
+        build: makes the module.
+        layout: of the module.
+        objective: loss and error.
+        inputs: (B, ...) examples.
+        targets: theirs, as the objective takes them.
+    """
+    initial = layout.flatten(seeded_module(build, 0)).double()
+    fixed = initial.clone()
+    stream = np.random.RandomState(0)  # which never changes
+    for slot in layout:
+        if slot.kind == "param" and len(slot.shape) > 1:  # vectors keep their zeros and ones
+            fixed[slot.span] = torch.from_numpy(stream.uniform(-1, 1, slot.numel)) * slot.fan_in**-0.5
+    module = seeded_module(build, 0).eval()
+    module.load_state_dict(layout.unflatten(fixed))
+    digits = 6
+    try:
+        computed = _results(module.double(), objective, _doubled(inputs), _doubled(targets))
+    except (RuntimeError, TypeError):  # a module that insists on float32
+        digits = 3
+        computed = _results(module.float(), objective, inputs, targets)
+    trainable = initial[: layout.num_trainable]
+    size = trainable.abs().mean().item() if len(trainable) else 0.0
+    named = {"init": f"{size:.4g}"}
+    named |= {name: f"{0.0 if abs(value) < 1e-9 else value:.{digits}g}" for name, value in computed.items()}
+    return ", ".join(f"{name} {value}" for name, value in named.items())
+
+
+def _results(module: nn.Module, objective: Objective, inputs: Tensor, targets: Tensor) -> dict[str, float]:
+    outputs = output_tensor(module(inputs))[None]
+    return {
+        "outputs": outputs.double().square().mean().sqrt().item(),
+        "loss": objective.loss(outputs, targets).item(),
+        "error": objective.error(outputs, targets).item(),
+    }
+
+
+def _doubled(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values

@@ -1,0 +1,107 @@
+"""N networks of any module, one after another: slow, but the module itself in an ordinary forward and backward pass.
+
+Legend: N networks, P numbers of one network (T of them trainable), B examples, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from zoo.networks.layout import ParamLayout
+from zoo.tasks.backend import output_tensor, seeded_module
+from zoo.tasks.objectives import Objective
+
+
+class LoopedModule:
+    """A Backend that loads each network into the module. Its results can be differentiated once.
+
+    Args:
+        build: makes the module.
+        layout: of the module.
+        objective: whose losses are taken.
+        input_ndim, target_ndim: dims of inputs and targets that all networks share; own ones have one more.
+        device: of the networks.
+    """
+
+    is_compilable = False
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        layout: ParamLayout,
+        objective: Objective,
+        *,
+        input_ndim: int,
+        target_ndim: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._build = build
+        self._layout = layout
+        self._objective = objective
+        self._input_ndim = input_ndim
+        self._target_ndim = target_ndim
+        self._module = seeded_module(build, 0).to(device)
+        named = dict(self._module.named_parameters())
+        self._params = [named[slot.name] for slot in layout if slot.kind == "param"]
+
+    def to(self, device: torch.device | str) -> LoopedModule:
+        ndims = {"input_ndim": self._input_ndim, "target_ndim": self._target_ndim}
+        return LoopedModule(self._build, self._layout, self._objective, device=device, **ndims)
+
+    def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
+        return _Outputs.apply(params, inputs, self, False)
+
+    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self._objective.loss(_Outputs.apply(params, inputs, self, True), targets)
+
+    @torch.enable_grad()
+    def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        own_targets = targets.ndim > self._target_ndim
+        losses, grads = [], []
+        for i, outputs in enumerate(self.each_output(params, inputs, training=True)):
+            loss = self._objective.loss(outputs[None], targets[i : i + 1] if own_targets else targets)
+            grads.append(self.gradient(loss.sum()))
+            losses.append(loss.detach())
+            with torch.no_grad():  # buffers, and what a forward pass does to its parameters (embeddings of max_norm)
+                params[i] = self._layout.flatten(self._module)
+        return torch.cat(losses), torch.stack(grads).to(params.dtype)
+
+    def each_output(self, params: Tensor, inputs: Tensor, *, training: bool) -> Iterator[Tensor]:
+        """Outputs (B, ..., K) of one network after another, each with its graph to the module's own parameters."""
+        self._module.train(training)
+        for i in range(len(params)):
+            self._module.load_state_dict(self._layout.unflatten(params[i].detach()))
+            yield output_tensor(self._module(inputs[i] if inputs.ndim > self._input_ndim else inputs))
+
+    def gradient(self, value: Tensor, output_grad: Tensor | None = None) -> Tensor:
+        """Gradient (T,) of a value by the parameters of the network that the module holds."""
+        self._module.zero_grad()
+        value.backward(output_grad)
+        grads = [param.grad if param.grad is not None else torch.zeros_like(param) for param in self._params]
+        return torch.cat([grad.flatten() for grad in grads])
+
+
+class _Outputs(torch.autograd.Function):
+    """Outputs (N, B, ..., K); the backward pass runs the networks once more, so that memory is that of one."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, params: Tensor, inputs: Tensor, backend: LoopedModule, training: bool) -> Tensor:
+        ctx.save_for_backward(params, inputs)
+        ctx.backend, ctx.training = backend, training  # type: ignore[attr-defined]
+        return torch.stack([output.detach() for output in backend.each_output(params, inputs, training=training)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        params, inputs = ctx.saved_tensors  # type: ignore[attr-defined]
+        backend: LoopedModule = ctx.backend  # type: ignore[attr-defined]
+        with torch.enable_grad():
+            outputs = backend.each_output(params, inputs, training=ctx.training)  # type: ignore[attr-defined]
+            grads = [backend.gradient(output, grad) for output, grad in zip(outputs, output_grads, strict=True)]
+        padded = torch.zeros_like(params)  # buffers have no gradient
+        padded[:, : grads[0].shape[0]] = torch.stack(grads)
+        return padded, None, None, None

@@ -1,0 +1,101 @@
+"""N networks of any module as one batched program, by `torch.func`.
+
+Legend: N networks, P numbers of one network (T of them trainable), B examples, K outputs, V symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from zoo.networks.layout import ParamLayout
+from zoo.tasks.backend import output_tensor, seeded_module
+from zoo.tasks.objectives import Objective
+
+
+class VmappedModule:
+    """A Backend: one vmap over the networks of a functional call of the module.
+
+    Args:
+        build: makes the module.
+        layout: of the module.
+        objective: whose losses are taken.
+        input_ndim: dims of inputs that all networks share; own ones have one more.
+        device: of the networks.
+    """
+
+    is_compilable = True
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        layout: ParamLayout,
+        objective: Objective,
+        *,
+        input_ndim: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._build = build
+        self._layout = layout
+        self._objective = objective
+        self._input_ndim = input_ndim
+        self._template = seeded_module(build, 0).to(device).eval()
+        self._training_template = seeded_module(build, 0).to(device).train()
+        self._padding_rows = _padding_rows(self._template, layout)
+
+    def to(self, device: torch.device | str) -> VmappedModule:
+        return VmappedModule(self._build, self._layout, self._objective, input_ndim=self._input_ndim, device=device)
+
+    def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoder's, without derivative or batching rule
+        try:
+            return self._run(self._template, params, inputs)[0]
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self._objective.loss(self._run(self._training_template, params, inputs)[0], targets)
+
+    def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        def total(params: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+            outputs, buffers = self._run(self._training_template, params, inputs)
+            losses = self._objective.loss(outputs, targets)
+            return losses.sum(), (losses, buffers)
+
+        grads, (_, (losses, buffers)) = grad_and_value(total, has_aux=True)(params)
+        for name, value in buffers.items():
+            params[:, self._layout[name].span] = value.reshape(len(params), -1).to(params.dtype)
+        return losses.detach(), grads[:, : self._layout.num_trainable]
+
+    def _run(self, template: nn.Module, params: Tensor, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs (N, B, ..., K), and the buffers by name as the forward pass has left them."""
+        tensors = self._layout.unflatten(params)
+        named = {slot.name: tensors[slot.name] for slot in self._layout}  # tied ones under one of their names
+        buffers = {slot.name: named[slot.name].detach().clone() for slot in self._layout if slot.kind == "buffer"}
+        named |= buffers
+        has_own_inputs = inputs.ndim > self._input_ndim
+        if has_own_inputs:  # the batching rule of embeddings then forgets that padding has no gradient
+            for name, row in self._padding_rows.items():
+                is_padding = torch.arange(named[name].shape[1], device=params.device) == row  # (V,)
+                named[name] = torch.where(is_padding[:, None], named[name].detach(), named[name])
+
+        def forward(named: dict[str, Tensor], inputs: Tensor) -> Tensor:
+            return output_tensor(functional_call(template, named, (inputs,)))
+
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
+            outputs = vmap(forward, in_dims=(0, 0 if has_own_inputs else None), randomness="different")(named, inputs)
+        return outputs, buffers
+
+
+def _padding_rows(module: nn.Module, layout: ParamLayout) -> dict[str, int]:
+    """Index of the row of padding in each embedding that nothing else uses, by the name of its slot."""
+    rows: dict[str, int] = {}
+    for prefix, owner in module.named_modules():
+        if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.padding_idx is not None:
+            rows[f"{prefix}.weight" if prefix else "weight"] = owner.padding_idx
+    return {slot.name: rows[slot.name] for slot in layout if slot.name in rows and not slot.aliases}
