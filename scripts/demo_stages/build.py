@@ -46,8 +46,14 @@ def run(config: DictConfig) -> StageResult:
         "final_test_accuracy": 1 - float(np.median(final_metric(zoo, "test_error"))),
         "splits": {name: len(zoo.split(name)) for name in zoo.spec.splits.fractions},
     }
-    console.print(_sentence(numbers))
-    return StageResult(numbers, {"steps": steps.tolist(), "levels": list(LEVELS), "val_loss": _rounded(losses)})
+    said = "all blocks were there already"
+    if speed:
+        said = (
+            f"{speed:,.0f} model-steps/s, evaluated and written; a plain loop makes {plain:,.0f}: "
+            f"{speed / plain:.0f} times as fast"
+        )
+    console.print(said)
+    return StageResult(numbers, {"steps": steps, "levels": LEVELS, "val_loss": losses})
 
 
 def plain_loop_speed(task: Task, seconds: float) -> float:
@@ -65,16 +71,3 @@ def plain_loop_speed(task: Task, seconds: float) -> float:
 
 def open_zoo(config: DictConfig) -> Zoo:
     return Zoo.open(str(config.zoo.out))
-
-
-def _sentence(numbers: dict) -> str:
-    if numbers["speedup"] is None:
-        return "all blocks were there already"
-    return (
-        f"{numbers['model_steps_per_second']:,.0f} model-steps/s, evaluated and written; a plain loop makes "
-        f"{numbers['plain_loop_steps_per_second']:,.0f}: {numbers['speedup']:.0f} times as fast"
-    )
-
-
-def _rounded(values: np.ndarray) -> list:
-    return np.vectorize(lambda value: float(f"{value:.4g}"))(values).tolist()

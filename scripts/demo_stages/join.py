@@ -51,7 +51,11 @@ def run(config: DictConfig) -> StageResult:
                 measured.append(testbed.task.evaluate(snapshot.params, "test"))
                 progress.advance(bar)
             curves[kind] = {name: torch.stack([one[name] for one in measured], 1) for name in ("loss", "error")}
-    return StageResult(_numbers(steps, curves, testbed.floor), _data(steps, curves))
+    levels = torch.tensor(QUANTILES)
+    quantiles = {
+        kind: {name: values.quantile(levels, dim=0) for name, values in one.items()} for kind, one in curves.items()
+    }
+    return StageResult(_numbers(steps, curves, testbed.floor), {"steps": steps, "levels": QUANTILES, **quantiles})
 
 
 def fine_tune(task: Task, networks: Tensor, config: DictConfig) -> Iterator[Snapshot]:
@@ -88,14 +92,3 @@ def _numbers(steps: tuple[int, ...], curves: dict[str, dict[str, Tensor]], floor
         "accuracy_after_training": {kind: one[:, -1].mean().item() for kind, one in accuracy.items()},
         "lowest_median_loss": {kind: one["loss"].median(0).values.min().item() for kind, one in curves.items()},
     }
-
-
-def _data(steps: tuple[int, ...], curves: dict[str, dict[str, Tensor]]) -> dict:
-    quantiles = {
-        kind: {
-            name: [[float(f"{v:.4g}") for v in row] for row in values.quantile(torch.tensor(QUANTILES), dim=0).tolist()]
-            for name, values in one.items()
-        }
-        for kind, one in curves.items()
-    }
-    return {"steps": list(steps), "levels": list(QUANTILES), **quantiles}

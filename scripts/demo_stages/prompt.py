@@ -58,10 +58,10 @@ def run(config: DictConfig) -> StageResult:
         "collapse": {name: {"generated": one.generated, "real": one.real} for name, one in collapse.items()},
     }
     data = {
-        "prompts": _rounded(prompts),
-        "levels": list(LEVELS),
-        "achieved": {name: _quantiles(one.val["loss"]) for name, one in alignments.items()},
-        "distances": {name: _rounded(novelty.sets[name].distances) for name in SHOWN_SETS},
+        "prompts": prompts,
+        "levels": LEVELS,
+        "achieved": {name: one.val["loss"].quantile(torch.tensor(LEVELS), dim=0) for name, one in alignments.items()},
+        "distances": {name: novelty.sets[name].distances for name in SHOWN_SETS},
         "pictures": pictures(testbed, held_out, generated),
     }
     return StageResult(numbers, data)
@@ -114,19 +114,18 @@ def pictures(testbed: Testbed, starts: Tensor, generated: Tensor) -> dict[str, A
     trained = testbed.real_at(testbed.val_loss(made))
     networks = {"start": start, "generated": made, "trained": trained}
     first_layer = task.layout.slots[0].name
-    weights = {name: task.layout.unflatten(params[0])[first_layer] for name, params in networks.items()}
     test = task.dataset.test
     predicted = {name: task.predict(params, test.inputs)[0].argmax(-1) for name, params in networks.items()}
     wrong = (predicted["generated"] != test.targets).nonzero().flatten()
     return {
         "image_shape": list(test.inputs.shape[-2:]),
-        "weights": {name: _rounded(value) for name, value in weights.items()},
+        "weights": {name: task.layout.unflatten(params[0])[first_layer] for name, params in networks.items()},
         "num_test": len(test),
         "num_wrong": {name: int((predicted[name] != test.targets).sum()) for name in ("generated", "trained")},
         "num_both_wrong": int(((predicted["trained"] != test.targets)[wrong]).sum()),
         "wrong": [
             {
-                "image": _rounded(test.inputs[i, 0]),
+                "image": test.inputs[i, 0],
                 "class": int(test.targets[i]),
                 "generated": int(predicted["generated"][i]),
                 "trained": int(predicted["trained"][i]),
@@ -165,27 +164,17 @@ def _figures(alignment: Alignment) -> dict[str, float]:
 
 
 def _novelty_numbers(report: NoveltyReport) -> dict[str, Any]:
-    sets = {
-        name: {
-            "distance": one.distances.mean().item(),
-            "overlap": one.overlaps.mean().item(),
-            "accuracy": one.accuracies.mean().item(),
-        }
-        for name, one in report.sets.items()
-    }
     verdicts = {"distance": report.distance, "overlap": report.overlap}
     return {
         "num_networks": len(report.sets[GENERATED].distances),
-        "sets": sets,
+        "sets": {
+            name: {
+                "distance": one.distances.mean().item(),
+                "overlap": one.overlaps.mean().item(),
+                "accuracy": one.accuracies.mean().item(),
+            }
+            for name, one in report.sets.items()
+        },
         "passed": {name: verdict.passed for name, verdict in verdicts.items()},
         "verdicts": {name: verdict.text for name, verdict in verdicts.items()},
     }
-
-
-def _quantiles(values: Tensor) -> list:
-    """(levels, K) over starts."""
-    return _rounded(values.quantile(torch.tensor(LEVELS), dim=0))
-
-
-def _rounded(values: Tensor) -> list:
-    return torch.tensor([float(f"{v:.3g}") for v in values.flatten().tolist()]).reshape(values.shape).tolist()

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.settings import require_same
@@ -30,7 +32,7 @@ class StageResult:
 
     Attributes:
         numbers: JSON-able, for the summary.
-        data: JSON-able, for pictures.
+        data: for pictures; tensors and arrays are recorded as lists, numbers with four significant digits.
     """
 
     numbers: dict[str, Any]
@@ -46,12 +48,14 @@ class Stage:
         title: for people.
         needs: names of the stages whose outputs it reads.
         run: does it, in whatever state an earlier session left its folder.
+        on_one_thread: at the sizes of most stages a second thread costs more than it gives.
     """
 
     name: str
     title: str
     needs: tuple[str, ...]
     run: Callable[[DictConfig], StageResult]
+    on_one_thread: bool = True
 
 
 @dataclass
@@ -80,7 +84,10 @@ class Record:
             raise ValueError(f"{path} is damaged; remove it to run the stage again ({error})") from error
 
     def write(self, path: Path) -> None:
-        write_file(path, [json.dumps(asdict(self), indent=1).encode()])
+        values = asdict(self)
+        if self.result is not None:
+            values["result"]["data"] = _recorded(self.result.data)
+        write_file(path, [json.dumps(values, indent=1).encode()])
 
 
 def choose_stages(stages: Mapping[str, Stage], config: DictConfig) -> list[Stage]:
@@ -120,6 +127,8 @@ def run_stage(stage: Stage, stages: Mapping[str, Stage], config: DictConfig) -> 
         return record
     record.write(path)
     began, cpu_began = time.perf_counter(), time.process_time()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1 if stage.on_one_thread else num_threads)
     try:
         record.result = stage.run(config)
     except Exception:
@@ -127,6 +136,7 @@ def run_stage(stage: Stage, stages: Mapping[str, Stage], config: DictConfig) -> 
             path.unlink()  # settings with which it fails must not keep others out
         raise
     finally:
+        torch.set_num_threads(num_threads)
         record.seconds += time.perf_counter() - began
         record.cpu_seconds += time.process_time() - cpu_began
         if path.exists():
@@ -153,6 +163,16 @@ def _names(config: DictConfig, key: str) -> list[str]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError(f"{key} must be a list such as [zoo,generator], got {value!r}")
     return [str(name) for name in value]
+
+
+def _recorded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _recorded(one) for name, one in value.items()}
+    if isinstance(value, torch.Tensor | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_recorded(one) for one in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _check_counts(stage: Stage, config: DictConfig) -> None:
