@@ -94,6 +94,10 @@ def _of_tensors(
     start: nn.Module | Mapping[str, Tensor], known: Sequence[ParamLayout], layout: ParamLayout | None
 ) -> tuple[ParamLayout, Tensor]:
     tensors = start.state_dict() if isinstance(start, nn.Module) else start
+    try:
+        tensors = {name: torch.as_tensor(value) for name, value in tensors.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"start must hold tensors by name, as a state dict does: {error}") from error
     if layout is not None:
         return layout, layout.flatten(unwrapped(tensors, layout))
     fitting: list[tuple[ParamLayout, Tensor]] = []

@@ -29,6 +29,7 @@ FORMS = {
     "state dict of DDP": lambda: prefixed("module."),
     "state dict of a Lightning module": lambda: prefixed("model._orig_mod."),
     "state dict in float64": lambda: {name: value.double() for name, value in MODULE.state_dict().items()},
+    "state dict of arrays": lambda: {name: value.numpy() for name, value in MODULE.state_dict().items()},
     "vector": lambda: VECTOR,
     "vectors": lambda: VECTOR[None],
     "array": VECTOR.numpy,
@@ -64,6 +65,7 @@ def test_a_wrapped_module_of_another_width_keeps_its_own_layout():
     [
         ("network.pt", "got str"),
         ([], "at least one network"),
+        ({"model": MODULE.state_dict()}, "tensors by name"),
         (torch.zeros(0, LAYOUT.num_params), "at least one network"),
         (VECTOR * float("nan"), "finite"),
         ([MODULE, MLP(8, (5,), 3)], "one architecture"),

@@ -67,6 +67,14 @@ def test_calls_are_seeded_and_batched(pipe):
     assert len(out) == 2
 
 
+def test_more_networks_than_one_pass_holds_are_generated_in_order(pipe):
+    prompts, module = torch.linspace(0.2, 2.0, 300), MLP(8, (6,), 3)
+    out = pipe(module, {"loss": prompts}, num_samples=300, num_inference_steps=1, generator=seeded()).params
+    first = pipe(module, {"loss": prompts[:256]}, num_samples=256, num_inference_steps=1, generator=seeded()).params
+    assert out.shape[0] == 300
+    torch.testing.assert_close(out[:256], first)
+
+
 def test_counters_are_copied_from_the_start():
     module = CNN(1, (4, 6), 3)
     module.norms[0].num_batches_tracked.fill_(123)

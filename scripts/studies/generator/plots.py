@@ -18,7 +18,6 @@ from generator.evaluation.novelty import COPIES, GENERATED, HELD_OUT, NoveltyRep
 from generator.evaluation.protocol import GENERATOR, Evaluation
 from generator.evaluation.verdict import Verdict
 
-from .controls import BandReport, HalvesReport
 from .study import Study
 
 if TYPE_CHECKING:
@@ -146,43 +145,6 @@ def plot_overlaps(report: NoveltyReport) -> Figure:
             axes.annotate(name.split()[-1], (x, y), fontsize=7, xytext=(4, -9), textcoords="offset points")
     axes.set(xlabel="largest wrong-prediction IoU with a training network", ylabel="test accuracy")
     axes.legend(fontsize=8, loc="lower right")
-    return figure
-
-
-def plot_halves(report: HalvesReport) -> Figure:
-    """(C): distances between two generators' networks and to their training sets."""
-    figure, axes = _axes("(C) Two generators from disjoint halves of the runs", report.verdict)
-    axes.scatter(report.to_training, report.mutual, s=14, color=BLUE, alpha=0.7, lw=0, label="one start")
-    axes.scatter(
-        report.to_training, report.across, s=14, marker="^", color=ORANGE, alpha=0.7, lw=0, label="different starts"
-    )
-    distances = torch.cat((report.to_training, report.mutual, report.across))
-    low, high = 0.95 * distances.min().item(), 1.05 * distances.max().item()
-    axes.plot([low, high], [low, high], color="black", lw=1, ls="--", label="equal")
-    axes.set(
-        xlabel="distance to the nearest training network of the own half",
-        ylabel="distance of the two generators' networks",
-    )
-    axes.legend(fontsize=8)
-    return figure
-
-
-def plot_band(report: BandReport) -> Figure:
-    """(E): prompted against achieved losses inside the withheld band."""
-    figure, axes = _axes("(E) Losses that no training network had", report.verdict)
-    low, high = report.band
-    axes.axhspan(low, high, color=YELLOW, alpha=0.3, lw=0, label="withheld in training")
-    axes.plot([low, high], [low, high], color="black", lw=1, ls="--", label="identity")
-    edges = torch.where(report.prompts.log() - torch.tensor(low).log() < report.outside + 1e-6, low, high)
-    axes.scatter(report.prompts, edges, color=VERMILLION, marker="_", s=80, label="best answer from outside")
-    middle = _log_mean(report.achieved)
-    spread = report.achieved.quantile(torch.tensor([0.1, 0.9]), dim=0)
-    errors = torch.stack((middle - spread[0], spread[1] - middle)).clamp(min=0)
-    axes.errorbar(
-        report.prompts, middle, errors, color=BLUE, marker="o", ms=5, capsize=2, label="generator, 10% to 90% of starts"
-    )
-    axes.set(xscale="log", yscale="log", xlabel="prompted val loss [nats]", ylabel="achieved val loss [nats]")
-    axes.legend(fontsize=8, loc="best")
     return figure
 
 
