@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 _SYNCHRONIZING = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero")
 _MAY_MIX = ("copy", "aten.index.", "aten.index_put")  # copies between devices, and indices that are moved
@@ -46,6 +46,16 @@ class SimTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
+
+
+class _Backend(_DummyBackendModule):
+    """`torch.sim`: random numbers are drawn on the CPU, so that the device has no state of them."""
+
+    def get_rng_state(self, device: object = None) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        pass
 
 
 class _Dispatch(TorchDispatchMode):
@@ -77,7 +87,7 @@ class _Constructors(TorchFunctionMode):
 def pretended_device() -> Iterator[torch.device]:
     """While it lasts, the device "sim" exists."""
     if not _state["registered"]:
-        _setup_privateuseone_for_python_backend("sim")
+        _setup_privateuseone_for_python_backend("sim", backend_module=_Backend())
         _state["registered"] = True
     with _Constructors(), _Dispatch():
         yield torch.device("sim", 0)

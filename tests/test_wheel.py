@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"zoo": "zoo", "generator": "generator", "learned_opt": "learned_opt", "scripts": "weightfoundry"}
-LEFT_OUT = ("scripts/bench", "scripts/studies", "zoo/README.md")  # what only a clone has
+LEFT_OUT = ("scripts/bench", "zoo/README.md")  # what only a clone has
 
 TRAIN = """
 import torch

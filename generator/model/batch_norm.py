@@ -12,6 +12,7 @@ Legend: N networks, P numbers of one network, R runs, S snapshots, B examples, K
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -20,6 +21,7 @@ from torch.func import functional_call, vmap
 
 from generator.trajectories import Trajectories
 from zoo.networks.layout import ParamLayout
+from zoo.tasks.backend import seeded_module
 from zoo.tasks.task import Task
 
 NUM_EXAMPLES: Final = 256  # loss and accuracy of real networks are then those with statistics of all images
@@ -43,11 +45,7 @@ def run_in_batch_mode(task: Task, params: Tensor, inputs: Tensor) -> tuple[Tenso
     Returns:
         Outputs, and networks (N, P) that are `params` but for their running statistics, detached.
     """
-    with torch.device("meta"):  # the values come from `params`, and no random number is drawn
-        model = task.make_model().train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
+    model = _template(task, params.device)
     named = task.layout.unflatten(params)
     buffers = {slot.name: torch.zeros_like(named[slot.name]) for slot in task.layout if slot.kind == "buffer"}
     outputs = vmap(lambda values: functional_call(model, values, (inputs,)), randomness="different")(named | buffers)
@@ -56,6 +54,16 @@ def run_in_batch_mode(task: Task, params: Tensor, inputs: Tensor) -> tuple[Tenso
         if slot.role in _STATISTICS:
             updated[:, slot.span] = buffers[slot.name].reshape(len(params), -1)
     return outputs, updated
+
+
+@lru_cache(2)
+def _template(task: Task, device: torch.device) -> nn.Module:
+    """The task's module in batch mode; its parameters do not matter."""
+    model = seeded_module(task.make_model, 0).to(device).train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    return model
 
 
 @torch.no_grad()

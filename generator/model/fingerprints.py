@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.networks.architectures import ACTIVATIONS, CNN, MLP
-from zoo.tasks.batched_mlp import DERIVATIVES, mlp_forward
+from zoo.networks.architectures import HasHiddenLayers
+from zoo.tasks.evaluation import evenly_chosen
+from zoo.tasks.objectives import CrossEntropy
 from zoo.tasks.task import Batch, Task
 
 NUM_EXAMPLES: Final = 192
@@ -30,9 +31,9 @@ def num_fingerprints(task: Task) -> int:
     """F for networks of that task.
 
     Raises:
-        ValueError: if the task is not a classification by MLPs or CNNs.
+        ValueError: if the task is not a classification by networks whose hidden layers can be looked into.
     """
-    if not isinstance(task.make_model(), MLP | CNN) or task.objective.name != "cross_entropy":
+    if not isinstance(task.make_model(), HasHiddenLayers) or not isinstance(task.objective, CrossEntropy):
         raise ValueError(
             f"fingerprints are defined for MLPs and CNNs that classify, not for task {task.name!r}; switch them off"
         )
@@ -51,63 +52,29 @@ def unit_fingerprints(task: Task, params: Tensor, examples: Batch) -> dict[str, 
         examples: B labelled training examples.
     """
     model = task.make_model()
+    assert isinstance(model, HasHiddenLayers)
     one_hot = F.one_hot(examples.targets, task.dataset.num_classes).to(params.dtype)  # (B, K)
     class_mean = one_hot / one_hot.sum(0).clamp(min=1)  # (B, K): averages the examples of each class
-    if isinstance(model, CNN):
-        return _channel_fingerprints(task, params, examples, class_mean)
-    assert isinstance(model, MLP)
-    inputs = examples.inputs.flatten(1)
-    with torch.no_grad():
-        outputs, saved = mlp_forward(task.layout, params, inputs, model.activation)
-        grad = (outputs.softmax(-1) - one_hot).mT  # (N, K, B)
-        views = task.layout.views(params)
-        features: dict[str, Tensor] = {}
-        for layer in reversed(range(len(saved.sums))):
-            sums = saved.sums[layer]  # (N, n, B)
-            grad = torch.bmm(views[f"layers.{layer + 1}.weight"].mT, grad) * DERIVATIVES[model.activation](sums)
-            features[f"hidden.{layer}"] = _layer_features(sums, ACTIVATIONS[model.activation](sums), grad, class_mean)
+    with torch.enable_grad():
+        views = task.layout.views(params.detach().requires_grad_())
+        outputs, layers = model.hidden_layers(views, examples.inputs)  # (N, B, K)
+        loss = len(examples.targets) * task.objective.loss(outputs, examples.targets)  # sums over examples
+        grads = torch.autograd.grad(loss.sum(), [layer.sums for layer in layers.values()])
+    features = {}
+    for (group, layer), grad in zip(layers.items(), grads, strict=True):
+        sums, activity = layer.sums.detach().mean(3), layer.activities.detach().mean(3)  # (B, N, n)
+        in_order = (values.permute(1, 2, 0) for values in (sums, activity, grad.sum(3)))  # (N, n, B)
+        features[group] = _layer_features(*in_order, class_mean=class_mean)
     return features
 
 
 def fixed_examples(task: Task) -> Batch:
     """Training examples for generation, always the same."""
-    train = task.dataset.train
-    count = min(NUM_EXAMPLES, len(train))
-    chosen = torch.linspace(0, len(train) - 1, count, dtype=torch.float64).long().to(train.inputs.device)
-    return Batch(train.inputs[chosen], train.targets[chosen])
+    examples = evenly_chosen(task.dataset.train, NUM_EXAMPLES)
+    return Batch(examples.inputs, examples.targets)
 
 
-def _channel_fingerprints(task: Task, params: Tensor, examples: Batch, class_mean: Tensor) -> dict[str, Tensor]:
-    """Features (N, n, F) of the channels of each convolution; the population runs as one CNN of N groups."""
-    views, num_networks = task.layout.views(params.detach()), len(params)
-    sums: list[Tensor] = []
-    with torch.enable_grad():
-        h, groups = examples.inputs, 1
-        while (layer := len(sums)) < len(task.layout.groups):
-            kernel, bias = views[f"convs.{layer}.weight"].flatten(0, 1), views[f"convs.{layer}.bias"].flatten()
-            h = F.conv2d(h, kernel, bias, stride=2, padding=1, groups=groups)  # (B, N * n, h, w)
-            gain, shift = (views[f"norms.{layer}.{name}"].flatten() for name in ("weight", "bias"))
-            h = F.batch_norm(h, None, None, gain, shift, training=True)
-            sums.append(h if sums else h.requires_grad_())
-            h, groups = F.relu(sums[-1]), num_networks
-        pooled = h.mean((2, 3)).unflatten(1, (num_networks, -1)).transpose(0, 1)  # (N, B, n)
-        outputs = pooled @ views["head.weight"].mT + views["head.bias"][:, None]  # (N, B, K)
-        targets = examples.targets.repeat(num_networks)
-        grads = torch.autograd.grad(F.cross_entropy(outputs.flatten(0, 1), targets, reduction="sum"), sums)
-    features = {}
-    for group, value, grad in zip(task.layout.groups, sums, grads, strict=True):
-        maps = (
-            value.detach().flatten(2).mT,
-            F.relu(value.detach()).flatten(2).mT,
-            grad.flatten(2).mT,
-        )  # (B, h * w, N * n)
-        means = maps[0].mean(1), maps[1].mean(1), maps[2].sum(1)
-        mean, activity, slope = (one.unflatten(1, (num_networks, -1)).permute(1, 2, 0) for one in means)  # (N, n, B)
-        features[group.name] = _layer_features(mean, activity, slope, class_mean)
-    return features
-
-
-def _layer_features(sums: Tensor, activity: Tensor, grad: Tensor, class_mean: Tensor) -> Tensor:
+def _layer_features(sums: Tensor, activity: Tensor, grad: Tensor, *, class_mean: Tensor) -> Tensor:
     """(N, n, F) from (N, n, B) sums, activities and gradients."""
     spread = activity.flatten(1).std(1)[:, None, None] + 1e-3
     by_class = (activity @ class_mean - activity.mean(2, keepdim=True)) / spread  # (N, n, K)

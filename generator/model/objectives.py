@@ -18,9 +18,8 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from zoo.tasks.policies import PolicyTask
+from zoo.tasks.objectives import Probabilistic
 from zoo.tasks.task import Task
 
 PREDICTIONS: Final = ("sample", "v_prediction", "flow")
@@ -140,7 +139,7 @@ def log_loss_gap(achieved: Tensor, reference: Tensor) -> Tensor:
     return ((achieved + LOSS_FLOOR).log() - (reference + LOSS_FLOOR).log()).abs()
 
 
-def return_gap(task: PolicyTask, predicted: Tensor, real: Tensor, num_episodes: int, rng: torch.Generator) -> Tensor:
+def return_gap(task: Task, predicted: Tensor, real: Tensor, num_episodes: int, rng: torch.Generator) -> Tensor:
     """Function-space loss (B,) of policies: difference of the shares of the horizon that are lost in the same episodes.
 
     Its gradient is the policy gradient, towards or away from longer episodes. Returns are read as they are, and so are
@@ -161,8 +160,5 @@ def return_gap(task: PolicyTask, predicted: Tensor, real: Tensor, num_episodes: 
 
 def comparable_outputs(task: Task, outputs: Tensor) -> Tensor:
     """What the energy score on outputs compares: log-probabilities of classes or actions, else the outputs."""
-    if task.objective.name in ("cross_entropy", "policy_gradient"):
-        return F.log_softmax(outputs, dim=-1).clamp(min=_LOG_PROB_FLOOR)
-    if task.objective.name == "binary_cross_entropy":
-        return F.logsigmoid(torch.cat((outputs, -outputs), dim=-1)).clamp(min=_LOG_PROB_FLOOR)
-    return outputs
+    objective = task.objective
+    return objective.log_probs(outputs).clamp(min=_LOG_PROB_FLOOR) if isinstance(objective, Probabilistic) else outputs

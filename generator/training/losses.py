@@ -29,7 +29,6 @@ from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer
 from generator.tokens.windows import to_windows
 from generator.trajectories import PairBatch
-from zoo.tasks.policies import PolicyTask
 
 
 def training_losses(
@@ -138,7 +137,7 @@ def _function_losses(
         real_outputs = context.outputs(task, batch.target, examples.inputs).contiguous()  # softmax is slow on views
     losses: dict[str, Tensor] = {}
     if config.function_weight:
-        if isinstance(task, PolicyTask):
+        if task.plays_episodes:
             one_each = predicted[: len(batch.target)]  # of the samples; episodes are slow to play
             gap = return_gap(task, one_each, batch.target, config.function_episodes, rng)
         else:

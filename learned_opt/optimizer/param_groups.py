@@ -1,6 +1,7 @@
-"""Parameter groups that carry the role of each tensor, made from a model or from what torch takes as parameters.
+"""Parameter groups that carry what a rule must know of each tensor, made from a model or from what torch takes.
 
-Roles, fan_ins and depth are kept in plain types, so that any checkpoint can hold them.
+A group describes its tensors in plain types, so that any checkpoint can hold it: "roles", "fan_ins" and "axes" are
+lists beside "params", "depth" and "reads_tokens" are of the model.
 """
 
 from __future__ import annotations
@@ -10,73 +11,108 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from learned_opt.rules.rule import TensorSpec
-from learned_opt.rules.tensor_specs import NamedParam, guessed_specs, tensor_specs, unwrapped
+from learned_opt.rules.tensor_specs import NamedParam, guessed_roles, model_roles, unwrapped
+from zoo.networks.roles import TensorRole
 
 UNDECAYED_ROLES: Final = ("bias", "norm")
+DESCRIPTION: Final = ("roles", "fan_ins", "axes", "depth", "reads_tokens")
 
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
 def groups_of_model(
-    model: nn.Module, roles: Mapping[str, str] | None, depth: int | None, weight_decay: float
+    model: nn.Module, roles: Mapping[str, str] | None, depth: int | None, weight_decay: float | None
 ) -> list[dict[str, Any]]:
     """One group, or with weight decay a second one of the tensors that do not decay."""
-    specs = tensor_specs(model, roles=roles, depth=depth)
+    _refuse_flattened(model)
     named = list(unwrapped(model).named_parameters())
     if not named:
         raise ValueError(f"{type(model).__name__} has no parameters to optimize")
+    for name, param in named:
+        if isinstance(param, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{name} of a lazy module has no shape yet; run a batch through the model first")
+    known, depth = model_roles(model, roles, depth)
+    reads_tokens = any(role.role == "embedding" for role in known.values())
     if not weight_decay:
-        return [_described(named, [specs[name] for name, _ in named])]
+        return [_described(named, [known[name] for name, _ in named], depth, reads_tokens)]
     sides: tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]] = ([], [])
     for name, param in named:
-        sides[specs[name].role in UNDECAYED_ROLES].append((name, param))
-    decayed, undecayed = (_described(side, [specs[name] for name, _ in side]) for side in sides)
+        sides[known[name].role in UNDECAYED_ROLES].append((name, param))
+    decayed, undecayed = (_described(side, [known[n] for n, _ in side], depth, reads_tokens) for side in sides)
     return [group for group in (decayed, {**undecayed, "weight_decay": 0.0}) if group["params"]]
 
 
-def groups_of_params(params: Iterable[Any], depth: int | None) -> list[dict[str, Any]]:
-    """Groups with roles, from what torch takes as parameters."""
+def groups_of_params(
+    params: Iterable[Any], depth: int | None = None, beside: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """Groups with roles, from what torch takes as parameters.
+
+    Args:
+        params: tensors, pairs of name and tensor, or groups of either.
+        depth: residual branches or hidden layers, default counted.
+        beside: groups that the optimizer has already.
+
+    Raises:
+        TypeError, ValueError, KeyError: as torch.optim, for what it does not take.
+    """
     if isinstance(params, Tensor):
         raise TypeError("params must be a model or an iterable of parameters or groups, got a single tensor")
     entries = list(params)
     if not entries:
         raise ValueError("got an empty list of parameters")
     groups = entries if isinstance(entries[0], dict) else [{"params": entries}]
-    groups = [{**group, "params": _as_list(group["params"])} for group in groups]
+    groups = [{**group, "params": _as_list(group)} for group in groups]
     flat = [
-        NamedParam(*_name_and_param(entry, f"group {g}, tensor {i}"), group.get("role"))
-        for g, group in enumerate(groups)
+        _named_param(entry, f"group {g}, tensor {i}", group.get("role"))
+        for g, group in enumerate(groups, start=len(beside))
         for i, entry in enumerate(group["params"])
     ]
-    specs = iter(guessed_specs(flat, depth=depth))
+    known, depth = guessed_roles(flat, depth=depth, beside=[role for group in beside for role in group["roles"]])
+    reads_tokens = any(role.role == "embedding" for role in known) or any(group["reads_tokens"] for group in beside)
+    remaining = iter(known)
     return [
         {
-            **{k: v for k, v in group.items() if k != "role"},
-            **_described(group["params"], [next(specs) for _ in group["params"]]),
+            **{key: value for key, value in group.items() if key != "role"},
+            **_described(group["params"], [next(remaining) for _ in group["params"]], depth, reads_tokens),
         }
         for group in groups
     ]
 
 
-def _described(params: Sequence[Any], specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Group of parameters with what `TensorSpec` needs."""
+def tensors_of(group: Mapping[str, Any]) -> list[Tensor]:
+    """Parameters of a group, named or not."""
+    return [entry[1] if isinstance(entry, tuple) else entry for entry in group["params"]]
+
+
+def _described(params: Sequence[Any], known: Sequence[TensorRole], depth: int, reads_tokens: bool) -> dict[str, Any]:
     return {
         "params": list(params),
-        "roles": [spec.role for spec in specs],
-        "fan_ins": [spec.fan_in for spec in specs],
-        "depth": specs[0].depth if specs else 1,
+        "roles": [role.role for role in known],
+        "fan_ins": [role.fan_in for role in known],
+        "axes": [role.axes for role in known],
+        "depth": depth,
+        "reads_tokens": reads_tokens,
     }
 
 
-def _as_list(params: Any) -> list[Any]:
+def _as_list(group: Mapping[str, Any]) -> list[Any]:
+    if "params" not in group:
+        raise KeyError(f'a parameter group needs "params", got one with {sorted(group)}')
+    params = group["params"]
+    if isinstance(params, set):
+        raise TypeError("parameters of a group must have an order, got a set; use a list")
     return [params] if isinstance(params, Tensor) else list(params)
 
 
-def _name_and_param(entry: Any, default: str) -> tuple[str, Tensor]:
-    return entry if isinstance(entry, tuple) else (default, entry)
+def _named_param(entry: Any, default: str, role: str | None) -> NamedParam:
+    name, param = entry if isinstance(entry, tuple) and len(entry) == 2 else (default, entry)
+    if not isinstance(param, Tensor):
+        raise TypeError(f"optimizer can only optimize Tensors, but one of the params is {type(param).__name__}")
+    return NamedParam(name, param, role, named=isinstance(entry, tuple))
 
 
-def tensors_of(group: Mapping[str, Any]) -> list[Tensor]:
-    """Parameters of a group, named or not."""
-    return [_name_and_param(entry, "")[1] for entry in group["params"]]
+def _refuse_flattened(model: nn.Module) -> None:
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ValueError(
+            "FSDP1 flattens parameters into vectors, of which a rule cannot know rows and columns; use DDP"
+        )

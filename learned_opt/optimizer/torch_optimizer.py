@@ -3,15 +3,17 @@
     opt = MuLO(model)                                  # no learning rate to choose
     opt = MuLO(model, num_training_steps=10_000)       # better, where the length of the run is known
 
-`lr` multiplies the rule's own step and is 1 unless one wishes otherwise; any `lr_scheduler` works on it. Weight decay
-is decoupled and in units of the rule's base step, so that the usual values (0.01 to 0.1) are sensible.
+`lr` multiplies the rule's own step and is 1 unless one wishes otherwise; any `lr_scheduler` works on it, those that
+cycle a momentum too, though the momentum of a learned rule stays its own. Weight decay is decoupled and in units of the
+rule's base step, so that the usual values (0.01 to 0.1) are sensible.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -19,13 +21,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from learned_opt.optimizer.checks import check_options, check_param, checked_horizon
+from learned_opt.optimizer.gradients import Pending, gradients_of, largest_entries, used_part
+from learned_opt.optimizer.loading import complete_group, restore_float32
 from learned_opt.optimizer.param_groups import Params, groups_of_model, groups_of_params, tensors_of
 from learned_opt.pretrained.files import Pretrained, load_pretrained
-from learned_opt.rules.rule import RuleState, TensorSpec
+from learned_opt.rules.rule import RuleState
+from learned_opt.rules.tensor_specs import matrix_view
 
 WITHOUT_HORIZON: Final = "mulo"
 WITH_HORIZON: Final = "mulo-norm"
-NONFINITE: Final = ("skip", "raise")
+SKIPS_BEFORE_WARNING: Final = 10  # more than a GradScaler needs to find its scale
+
+# Kept in every parameter group, where any way of saving optimizers finds them.
+_COUNTERS: Final = ("inner_step", "num_training_steps", "num_skipped_steps", "theta_hash")
 
 
 class ThetaMismatchError(ValueError):
@@ -36,37 +45,31 @@ class NonFiniteGradientError(RuntimeError):
     """Gradients held infinities or NaN, and the optimizer was asked to raise."""
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A parameter with a gradient, and what the rule needs to update it."""
-
-    param: Tensor
-    grad: Tensor
-    spec: TensorSpec
-    lr: float
-    weight_decay: float
-
-
 class LearnedOptimizer(Optimizer):
     """An update rule with its meta-parameters, as a torch optimizer.
 
+    A tensor without a gradient, or with one that is zero everywhere (an expert without tokens, a parameter that a step
+    of DDP did not use), stays as it is, and nothing of it enters the updates of others. Under `torch.compile` a step
+    runs as it does without.
+
     Args:
-        params: a model, whose tensors' roles are inferred; or parameters, named parameters or groups as torch takes
-            them, whose roles are guessed unless a group has a "role" (see `zoo.networks.parametrization.PARAM_ROLES`).
+        params: a model, whose tensors' roles are inferred (see `zoo.networks.roles`); or parameters, named parameters
+            or groups as torch takes them, whose roles are guessed unless a group has a "role".
         theta: a name of `available()`, a file, or a `Pretrained`.
-        num_training_steps: horizon T of the run. Steps beyond it keep the last step size, with one warning.
+        num_training_steps: horizon T of the run; infinity is no horizon. Steps beyond it keep the last step size, with
+            one warning.
         lr: multiplier of the update.
-        weight_decay: decoupled, in units of the rule's base step. Given a model, biases and norms are in a second
-            group without it.
+        weight_decay: decoupled, in units of the rule's base step; default the learned decay of the rule, 0 is none.
+            Given a model, biases and norms are in a second group without it.
         maximize: ascend instead of descend.
         nonfinite: what to do with infinite or NaN gradients: "skip" the whole step and count it in
             `num_skipped_steps`, or "raise".
-        roles: roles by parameter name that override the inferred ones; only with a model.
+        roles: roles by parameter name or pattern ("blocks.*.mlp.*") that override the inferred ones; only with a model.
         depth: residual branches or hidden layers, default inferred.
 
     Raises:
-        ValueError: for bad options, no parameters, or complex ones.
-        zoo.parametrization.UnknownRoleError: if the role of a model's tensor cannot be inferred.
+        TypeError: for parameters that are no tensors.
+        ValueError: for bad options, no parameters, or complex, sharded or flattened ones.
     """
 
     def __init__(
@@ -74,30 +77,32 @@ class LearnedOptimizer(Optimizer):
         params: Params,
         theta: str | Path | Pretrained = WITH_HORIZON,
         *,
-        num_training_steps: int | None = None,
-        lr: float = 1.0,
-        weight_decay: float = 0.0,
+        num_training_steps: float | None = None,
+        lr: float | Tensor = 1.0,
+        weight_decay: float | None = None,
         maximize: bool = False,
         nonfinite: str = "skip",
         roles: Mapping[str, str] | None = None,
         depth: int | None = None,
     ) -> None:
-        _check_options(lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, num_training_steps=num_training_steps)
+        check_options(lr=lr, weight_decay=weight_decay, nonfinite=nonfinite)
+        horizon = checked_horizon(num_training_steps)
         self.pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
         self.nonfinite = nonfinite
-        self.num_skipped_steps = 0
-        self._inner_step = 0
-        self._num_training_steps = num_training_steps
-        self._warned_beyond_horizon = False
         self._thetas: dict[torch.device, Tensor] = {}
+        self._warned: set[str] = set()
+        self._num_skipped_in_a_row = 0
+        self._loading: Mapping[str, Any] | None = None
         if isinstance(params, nn.Module):
             groups = groups_of_model(params, roles, depth, weight_decay)
         elif roles is not None:
             raise ValueError('roles needs the model itself; parameter groups carry {"params": ..., "role": ...}')
         else:
             groups = groups_of_params(params, depth)
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
-        if num_training_steps is None and self.pretrained.rule.uses_horizon:
+        options = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "momentum": None}
+        counters = (0, horizon, 0, self.pretrained.hash)
+        super().__init__(groups, options | dict(zip(_COUNTERS, counters, strict=True)))
+        if horizon is None and self.pretrained.rule.uses_horizon:
             warnings.warn(
                 "num_training_steps is not given, so the step stays constant; give it, or decay lr by a scheduler, "
                 "to end lower",
@@ -107,31 +112,37 @@ class LearnedOptimizer(Optimizer):
     @property
     def num_training_steps(self) -> int | None:
         """Horizon T; it may be changed at any time."""
-        return self._num_training_steps
+        return self.param_groups[0]["num_training_steps"]
 
     @num_training_steps.setter
-    def num_training_steps(self, value: int | None) -> None:
-        _check_options(num_training_steps=value)
-        self._num_training_steps = value
-        self._warned_beyond_horizon = False
+    def num_training_steps(self, value: float | None) -> None:
+        self._set("num_training_steps", checked_horizon(value))
+        self._warned.discard("horizon")
 
     @property
     def inner_step(self) -> int:
         """Updates made so far."""
-        return self._inner_step
+        return self.param_groups[0]["inner_step"]
+
+    @property
+    def num_skipped_steps(self) -> int:
+        """Steps skipped so far because gradients were not finite."""
+        return self.param_groups[0]["num_skipped_steps"]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; roles come from its "role" or are guessed."""
+        """Add a group; roles come from its "role" or are guessed, names are made up where the others have some."""
         if "roles" not in param_group:
-            (param_group,) = groups_of_params([param_group], None)
+            (param_group,) = groups_of_params([param_group], beside=self.param_groups)
         for param in tensors_of(param_group):
-            if param.is_complex():
-                raise ValueError(f"complex parameters are not supported, got one of shape {tuple(param.shape)}")
-            if _is_sharded(param):
-                raise ValueError("sharded parameters (DTensor) are not supported; use DDP")
+            check_param(param)
+        if self.param_groups:
+            param_group |= {key: self.param_groups[0][key] for key in _COUNTERS}
+            entries, place = param_group["params"], len(self.param_groups)
+            if "param_names" in self.param_groups[0] and not any(isinstance(entry, tuple) for entry in entries):
+                param_group["params"] = [(f"group{place}.{i}", entry) for i, entry in enumerate(entries)]
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        _check_options(lr=float(group["lr"]), weight_decay=group["weight_decay"])
+        check_options(lr=group["lr"], weight_decay=group["weight_decay"])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -139,156 +150,157 @@ class LearnedOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @torch._disable_dynamo  # kernels in C, and state that appears when a tensor has its first gradient
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient.
+        """Update every parameter that has a gradient; where none has, nothing changes.
 
         Returns:
             What the closure returned, None without one.
 
         Raises:
-            RuntimeError: if no parameter has a gradient.
             NonFiniteGradientError: if a gradient is not finite and `nonfinite` is "raise".
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        pending = list(self._pending())
-        if not pending:
-            raise RuntimeError("no parameter has a gradient; call loss.backward() before step()")
-        if not self._check_finite([entry.grad for entry in pending]):
+        pending = [entry for group in self.param_groups for entry in gradients_of(group)]
+        largest = largest_entries([entry.grad for entry in pending])
+        if not self._check_finite(pending, largest):
             return loss
-        self._warn_beyond_horizon()
-        for device in dict.fromkeys(entry.param.device for entry in pending):
-            self._update(device, [entry for entry in pending if entry.param.device == device])
-        self._inner_step += 1
+        for entry in pending:  # also of zero gradients: that is how torch.distributed.checkpoint asks for state
+            if not self.state[entry.param]:
+                self._init_state(entry)
+        pending = [used for entry, sizes in zip(pending, largest, strict=True) if (used := used_part(entry, sizes))]
+        if not pending:
+            return loss
+        self._warn_of_settings()
+        together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
+        for entry in pending:
+            num_networks = len(entry.grad) if entry.rows is None else len(entry.rows)
+            together[entry.param.device, num_networks].append(entry)
+        for (device, _), entries in together.items():
+            self._update(device, entries)
+        self._set("inner_step", self.inner_step + 1)
         return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """As torch's; each group also holds the number of updates, the horizon and the hash of the meta-parameters."""
-        state = super().state_dict()
-        for group in state["param_groups"]:
-            group["inner_step"] = self._inner_step
-            group["num_training_steps"] = self._num_training_steps
-            group["num_skipped_steps"] = self.num_skipped_steps
-            group["theta_hash"] = self.pretrained.hash
-        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit for bit where `state_dict()` was taken.
 
-        The horizon given to the constructor, if any, goes before the saved one.
+        The horizon given to the constructor, if any, and the roles go before the saved ones.
 
         Raises:
             ThetaMismatchError: if the state is of other meta-parameters.
         """
-        first = state_dict["param_groups"][0]
-        if first.get("theta_hash") != self.pretrained.hash:
-            raise ThetaMismatchError(
-                f"the saved optimizer used meta-parameters {first.get('theta_hash')}, this one has "
-                f"{self.pretrained.hash} ({self.pretrained.name or self.pretrained.rule.name}); "
-                "make it with the same theta"
-            )
-        super().load_state_dict(state_dict)
-        self._inner_step = first["inner_step"]
-        self.num_skipped_steps = first["num_skipped_steps"]
-        if self._num_training_steps is None:
-            self._num_training_steps = first["num_training_steps"]
-        for group in self.param_groups:
-            for key in ("inner_step", "num_training_steps", "num_skipped_steps", "theta_hash"):
-                group.pop(key, None)
-        self._restore_float32(state_dict)
+        handle = self.register_load_state_dict_pre_hook(_note_loading)  # after the user's hooks, which may replace it
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("pretrained", "nonfinite", "num_skipped_steps", "_inner_step", "_num_training_steps")
-        kept = {name: getattr(self, name) for name in (*own, "_warned_beyond_horizon")}
-        return {**super().__getstate__(), **kept, "_thetas": {}}
+        own = ("pretrained", "nonfinite", "_warned", "_num_skipped_in_a_row", "_loading")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_thetas": {}}
 
-    def _pending(self) -> Iterator[_Pending]:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        loading = self.__dict__.get("_loading")
+        if loading is not None:  # before the user's hooks that run after loading
+            for group, own in zip(state["param_groups"], self.param_groups, strict=True):
+                complete_group(group, own)
+            restore_float32(state, loading)
+        super().__setstate__(state)
+
+    def _set(self, counter: str, value: int | None) -> None:
         for group in self.param_groups:
-            described = zip(group["params"], group["roles"], group["fan_ins"], strict=True)
-            for i, (param, role, fan_in) in enumerate(described):
-                if param.grad is None:
-                    continue
-                grad = param.grad.to_dense() if param.grad.is_sparse else param.grad
-                name = group["param_names"][i] if "param_names" in group else f"params.{i}"
-                spec = TensorSpec(name, role, fan_in, tuple(param.shape), group["depth"])
-                yield _Pending(
-                    param, -grad if group["maximize"] else grad, spec, float(group["lr"]), group["weight_decay"]
-                )
+            group[counter] = value
 
-    def _check_finite(self, grads: list[Tensor]) -> bool:
-        largest = nn.utils.get_total_norm([grad for grad in grads if grad.numel()], norm_type=float("inf"))
-        if bool(torch.isfinite(largest)):
+    def _check_finite(self, pending: Sequence[Pending], largest: Sequence[Sequence[float]]) -> bool:
+        if math.isfinite(sum(map(sum, largest))):
+            self._num_skipped_in_a_row = 0
             return True
+        finite = [all(map(math.isfinite, sizes)) for sizes in largest]
+        bad = [entry.spec.name for entry, is_finite in zip(pending, finite, strict=True) if not is_finite][:8]
         if self.nonfinite == "raise":
             raise NonFiniteGradientError(
-                f"gradients are not finite at step {self._inner_step}; parameters are unchanged"
+                f"gradients of {bad} are not finite at step {self.inner_step}; parameters are unchanged"
             )
-        self.num_skipped_steps += 1
+        self._set("num_skipped_steps", self.num_skipped_steps + 1)
+        self._num_skipped_in_a_row += 1
+        if self._num_skipped_in_a_row >= SKIPS_BEFORE_WARNING:
+            self._warn_once(
+                "skips",
+                f"the last {SKIPS_BEFORE_WARNING} steps were skipped, because gradients of {bad} are not finite; "
+                'nothing is trained. nonfinite="raise" stops at the first one',
+            )
         return False
 
-    def _update(self, device: torch.device, pending: Sequence[_Pending]) -> None:
-        """Run the rule on the tensors of one device, as one network."""
-        rule = self.pretrained.rule
-        specs = [entry.spec for entry in pending]
-        params = [entry.param.detach().to(torch.float32).unsqueeze(0) for entry in pending]
-        state = self._state_of(pending, params)
+    def _update(self, device: torch.device, pending: Sequence[Pending]) -> None:
+        """Run the rule on the tensors of one device that are equally many matrices, as one model."""
+        whole = [matrix_view(entry.param.detach(), entry.axes) for entry in pending]
+        parts = [entry.used(view) for entry, view in zip(pending, whole, strict=True)]
+        params = [part.to(torch.float32) for part in parts]
+        before = [param if part is param else param.clone() for part, param in zip(parts, params, strict=True)]
+        grads = [entry.used(entry.grad) for entry in pending]
+        state: RuleState = defaultdict(list)
+        for entry in pending:
+            for key, kept in self.state[entry.param].items():
+                state[key].append(entry.used(kept if entry.is_stack else kept.unsqueeze(0)))
         if device not in self._thetas:
             self._thetas[device] = self.pretrained.theta.to(device)
-        before = [
-            None if entry.param.dtype == torch.float32 else p.clone() for entry, p in zip(pending, params, strict=True)
-        ]
-        rule.update(
+        self.pretrained.rule.update(
             self._thetas[device],
-            specs,
+            [entry.spec for entry in pending],
             params,
-            [entry.grad.to(torch.float32).unsqueeze(0) for entry in pending],
+            [(-g if entry.group["maximize"] else g).to(torch.float32) for g, entry in zip(grads, pending, strict=True)],
             state,
-            inner_step=self._inner_step,
-            num_steps=self._num_training_steps,
-            lr=[entry.lr for entry in pending],
-            weight_decay=[entry.weight_decay for entry in pending],
+            inner_step=self.inner_step,
+            num_steps=self.num_training_steps,
+            lr=[float(entry.group["lr"]) for entry in pending],
+            weight_decay=[entry.group["weight_decay"] for entry in pending],
         )
-        for i, (entry, start) in enumerate(zip(pending, before, strict=True)):
-            self.state[entry.param].update({key: tensors[i].squeeze(0) for key, tensors in state.items()})
-            if start is not None:  # the rule worked on a float32 copy
-                entry.param.add_((params[i] - start).squeeze(0).to(entry.param.dtype))
-            elif params[i].data_ptr() != entry.param.data_ptr():  # the rule put a new tensor into the list
-                entry.param.copy_(params[i].squeeze(0))
+        for i, entry in enumerate(pending):
+            is_float32 = parts[i].dtype == torch.float32
+            new = params[i] if is_float32 else parts[i] + (params[i] - before[i]).to(parts[i].dtype)
+            if entry.rows is not None:
+                whole[i][entry.rows] = new
+            elif new.data_ptr() != whole[i].data_ptr():  # otherwise the rule has changed the parameter itself
+                whole[i].copy_(new)
+            self._keep(entry, {key: tensors[i] for key, tensors in state.items()})
 
-    def _state_of(self, pending: Sequence[_Pending], params: Sequence[Tensor]) -> RuleState:
-        """The rule's state of these tensors, made at their first update."""
-        state: RuleState = {}
-        for entry, param in zip(pending, params, strict=True):
-            kept = self.state[entry.param]
-            if not kept:
-                fresh = self.pretrained.rule.init_state([entry.spec], [param])
-                kept.update({key: tensors[0].squeeze(0) for key, tensors in fresh.items()})
-            for key, tensor in kept.items():
-                state.setdefault(key, []).append(tensor.unsqueeze(0))
-        return state
+    def _init_state(self, entry: Pending) -> None:
+        fresh = self.pretrained.rule.init_state([entry.spec], [matrix_view(entry.param.detach(), entry.axes)])
+        self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
 
-    def _restore_float32(self, saved: Mapping[str, Any]) -> None:
-        """Undo torch's cast of the state to the parameters' dtype."""
-        saved_ids = [i for group in saved["param_groups"] for i in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for i, param in zip(saved_ids, params, strict=True):
-            if i in saved["state"] and param.dtype != torch.float32:
-                copies = {key: value.to(param.device, copy=True) for key, value in saved["state"][i].items()}
-                self.state[param] = copies
+    def _keep(self, entry: Pending, state: Mapping[str, Tensor]) -> None:
+        """Store the state (N, ...) of the used matrices of a parameter, without the dim N unless it has one itself."""
+        kept = self.state[entry.param]
+        if entry.rows is not None:
+            for key, tensor in state.items():
+                kept[key][entry.rows] = tensor
+        else:
+            kept.update(state if entry.is_stack else {key: tensor.squeeze(0) for key, tensor in state.items()})
 
-    def _warn_beyond_horizon(self) -> None:
-        total = self._num_training_steps
-        if total is None or self._inner_step < total or self._warned_beyond_horizon:
-            return
-        self._warned_beyond_horizon = True
-        warnings.warn(
-            f"step {self._inner_step} is beyond num_training_steps={total}; the step size stays that of the last step. "
-            "Set optimizer.num_training_steps to train longer",
-            stacklevel=4,
-        )
+    def _warn_of_settings(self) -> None:
+        total = self.num_training_steps
+        if total is not None and self.inner_step >= total:
+            self._warn_once(
+                "horizon",
+                f"step {self.inner_step} is beyond num_training_steps={total}; the step size stays that of the last "
+                "step. Set optimizer.num_training_steps to train longer",
+            )
+        if any(group["momentum"] is not None for group in self.param_groups):
+            self._warn_once(
+                "momentum",
+                "a scheduler cycles the momentum, but that of a learned optimizer is one of its meta-parameters and "
+                "stays as it is; only lr is cycled. cycle_momentum=False says so",
+            )
+
+    def _warn_once(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(message, stacklevel=7)  # through step and what torch wraps around it
 
 
 class MuLO(LearnedOptimizer):
@@ -297,7 +309,7 @@ class MuLO(LearnedOptimizer):
     Args:
         params: as of `LearnedOptimizer`.
         theta: other meta-parameters.
-        num_training_steps: horizon T of the run.
+        num_training_steps: horizon T of the run; infinity is no horizon.
         options: as of `LearnedOptimizer`.
     """
 
@@ -306,33 +318,21 @@ class MuLO(LearnedOptimizer):
         params: Params,
         theta: str | Path | Pretrained | None = None,
         *,
-        num_training_steps: int | None = None,
+        num_training_steps: float | None = None,
         **options: Any,
     ) -> None:
-        recommended = WITHOUT_HORIZON if num_training_steps is None else WITH_HORIZON
+        recommended = WITHOUT_HORIZON if checked_horizon(num_training_steps) is None else WITH_HORIZON
         super().__init__(params, theta or recommended, num_training_steps=num_training_steps, **options)
 
 
-def _is_sharded(param: Tensor) -> bool:
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(param, DTensor)
-
-
-def _check_options(
-    *,
-    lr: float = 1.0,
-    weight_decay: float = 0.0,
-    nonfinite: str = "skip",
-    num_training_steps: int | None = None,
-) -> None:
-    if not lr >= 0:
-        raise ValueError(f"lr must be at least 0, got {lr}")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
-    if nonfinite not in NONFINITE:
-        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
-    if num_training_steps is not None and num_training_steps < 1:
-        raise ValueError(f"num_training_steps must be positive, got {num_training_steps}")
+def _note_loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Refuse the state of other meta-parameters, and keep it for `__setstate__`."""
+    assert isinstance(optimizer, LearnedOptimizer)
+    saved, mine = state_dict["param_groups"][0].get("theta_hash"), optimizer.pretrained
+    if saved != mine.hash:
+        of = f"used meta-parameters {saved}" if saved else "is of another kind, without meta-parameters"
+        raise ThetaMismatchError(
+            f"the saved optimizer {of}, this one has {mine.hash} ({mine.name or mine.rule.name}); "
+            "make it with the same theta"
+        )
+    optimizer._loading = state_dict

@@ -103,7 +103,7 @@ class Celo2Rule:
         inner_step: StepCount,
         num_steps: StepCount | None,
         lr: Sequence[float] | float = 1.0,
-        weight_decay: Sequence[float] | float = 0.0,
+        weight_decay: Sequence[float | None] | float | None = None,
     ) -> None:
         """Put new tensors into `params` and `state`, see `UpdateRule.update`; time is not used."""
         if not params:
@@ -123,7 +123,7 @@ class Celo2Rule:
             else:
                 step = features.uncanonical(_adam_step(new, age), spec.shape)
             size = lrs[i] * STEP_SIZE
-            params[i].copy_((1 - size * decay_rates[i]) * params[i] - size * step)
+            params[i].copy_((1 - size * (decay_rates[i] or 0.0)) * params[i] - size * step)
             for key in _STATE_KEYS:
                 state[key][i].copy_(getattr(new, key))
             state["age"][i].copy_(age)

@@ -18,14 +18,12 @@ import torch
 from torch import Tensor
 
 from learned_opt.rules.rule import TensorSpec
-from zoo.networks.parametrization import PARAM_ROLES
+from zoo.networks.roles import MATRIX_ROLES, PARAM_ROLES
 
 REFERENCE_HORIZON: Final = 400  # scales of the tasks for which theta = 0 is meant
 REFERENCE_WIDTH: Final = 32
 REFERENCE_DEPTH: Final = 2
 WIDTH_POWER: Final = 0.5  # of 32 / width in the step of matrices: not learned, as narrow networks do not determine it
-
-MATRIX_ROLES: Final = ("input", "hidden", "output")
 
 FAST_WEIGHT: Final = 0.1
 SLOW_AGREEMENT_WEIGHT: Final = 0.02
@@ -244,16 +242,16 @@ class _Static(NamedTuple):
 @lru_cache(maxsize=64)
 def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
     role = torch.tensor([PARAM_ROLES.index(spec.role) for spec in specs])
-    width = torch.tensor([float(max(1, spec.width)) for spec in specs])
-    depth = torch.tensor([float(max(1, spec.depth)) for spec in specs])
-    is_matrix = torch.tensor([float(spec.role in MATRIX_ROLES) for spec in specs])
+    width = torch.tensor([max(1, spec.width) for spec in specs]).float()
+    depth = torch.tensor([max(1, spec.depth) for spec in specs]).float()
+    is_matrix = torch.tensor([spec.role in MATRIX_ROLES for spec in specs]).float()
     columns = _Static(
         role,
         torch.nn.functional.one_hot(role, len(PARAM_ROLES)).float(),
         is_matrix * (width / REFERENCE_WIDTH).log(),
         (depth / REFERENCE_DEPTH).log(),
         ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
-        torch.tensor(float(any(spec.role == "embedding" for spec in specs))),
+        torch.tensor(any(spec.reads_tokens or spec.role == "embedding" for spec in specs)).float(),
     )
     return _Static(*(column.to(device) for column in columns))
 

@@ -154,7 +154,7 @@ class MlpRule:
         inner_step: StepCount,
         num_steps: StepCount | None,
         lr: Sequence[float] | float = 1.0,
-        weight_decay: Sequence[float] | float = 0.0,
+        weight_decay: Sequence[float | None] | float | None = None,
     ) -> None:
         """Change `params` and `state` in place, see `UpdateRule.update`; the horizon `num_steps` is not used."""
         if not params:
@@ -168,7 +168,7 @@ class MlpRule:
                 continue
             base = lrs[i] * STEP_SIZES[self.parametrization]
             step_size = base * update_scale(spec.role, spec.width, self.parametrization)
-            shrink = 1 - base * decay_rates[i]
+            shrink = 1 - base * (decay_rates[i] or 0.0)
             param, grad = features.canonical(params[i], spec.shape), features.canonical(grads[i], spec.shape)
             momentum, square, row, column = (state[key][i] for key in STATE_KEYS)
             factored = features.factored_axes(spec.shape) is not None

@@ -11,14 +11,15 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
     W <- W - lr (1 - t/T)^p (exp(base + clamp(gamma rho + log_step + o1, -5, 4)) u + rate decay (T/400)^d W)
     base      = log rate + a log(T/400) + b log(L/2) + c[role] + 1/2 log(32/width) [matrices]
 
-Only matrices decay, and by what the user asks for on top. What agreement has done to log_step is forgotten over T / r
-steps: while steps are too long at first it shortens them, and it leaves the end of a run, where gradients are noise,
-to the schedule. A linear layer, 15 -> 3, on the statistics of the tensor adds o1, draws log_step to o2 (0 without it)
-and multiplies `nesterov` by exp(o3); networks with embeddings, whose hidden matrices disagree with their momentum at
-steps that serve them, add three numbers of their own to these outputs. The width is fan_in without the area of kernels;
-its power 1/2 is µP's spectral condition for orthogonalised updates of unit RMS in hidden matrices. For outputs, whose
-rows do not grow in number, the condition is 1; with 1/2 final losses were lower up to widths of 2,048 (tried before
-log_step was forgotten), though logits move more with width and mean losses at 2,048 were better with 3/4.
+Only matrices decay by themselves; what the user asks for, 0 included, goes before that. What agreement has done to
+log_step is forgotten over T / r steps: while steps are too long at first it shortens them, and it leaves the end of a
+run, where gradients are noise, to the schedule. A linear layer, 15 -> 3, on the statistics of the tensor adds o1, draws
+log_step to o2 (0 without it) and multiplies `nesterov` by exp(o3); networks with embeddings, whose hidden matrices
+disagree with their momentum at steps that serve them, add three numbers of their own to these outputs. The width is
+fan_in without the area of kernels; its power 1/2 is µP's spectral condition for orthogonalised updates of unit RMS in
+hidden matrices. For outputs, whose rows do not grow in number, the condition is 1; with 1/2 final losses were lower up
+to widths of 2,048 (tried before log_step was forgotten), though logits move more with width and mean losses at 2,048
+were better with 3/4.
 
 The state is that of Adam: 8 bytes for each parameter.
 
@@ -42,7 +43,6 @@ import torch
 from torch import Tensor
 
 from learned_opt.rules.controller import (
-    MATRIX_ROLES,
     NUM_NETWORK,
     NUM_STATISTICS,
     NUM_TOKENS,
@@ -65,6 +65,7 @@ from learned_opt.rules.rule import (
     per_tensor,
     register_rule,
 )
+from zoo.networks.roles import MATRIX_ROLES
 
 CONSTANT_FRACTION: Final = 0.5  # of the run, at which the step stays where the horizon is not known
 MAX_BATCH_NUMEL: Final = 2**22  # equally shaped tensors are orthogonalised together up to this many numbers
@@ -127,7 +128,7 @@ class NormalizedRule:
         inner_step: StepCount,
         num_steps: StepCount | None,
         lr: Sequence[float] | float = 1.0,
-        weight_decay: Sequence[float] | float = 0.0,
+        weight_decay: Sequence[float | None] | float | None = None,
     ) -> None:
         """Change `params` and `state`, see `UpdateRule.update`; without `num_steps` the step stays constant."""
         used = [i for i, param in enumerate(params) if param.numel()]
@@ -157,8 +158,9 @@ class NormalizedRule:
             scalars, controls.nesterov, specs=specs, grads=grads, state=state, columns=columns
         ):
             size = lrs[i] * controls.size[:, columns[i]]
-            decay = learned_decay + decay_rates[i] if specs[i].role in MATRIX_ROLES else decay_rates[i]
-            self._apply(params, i, update, size, 1 - lrs[i] * unit * decay)
+            asked = decay_rates[i]
+            own = learned_decay if specs[i].role in MATRIX_ROLES else 0.0
+            self._apply(params, i, update, size, 1 - lrs[i] * unit * (own if asked is None else asked))
 
     def _accumulate(
         self, scalars: Scalars, params: list[Tensor], grads: list[Tensor], state: RuleState, used: list[int]

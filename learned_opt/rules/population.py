@@ -23,12 +23,18 @@ class PopulationOptimizer:
         rule: the update rule.
         theta: (M,) shared by all networks, or (N, M).
         lr: multiplier of the rule's own step.
-        weight_decay: in units of the rule's base step.
+        weight_decay: in units of the rule's base step; None is the rule's own.
         depth: residual branches or hidden layers of the model, by default read from the layout.
     """
 
     def __init__(
-        self, rule: UpdateRule, theta: Tensor, *, lr: float = 1.0, weight_decay: float = 0.0, depth: int | None = None
+        self,
+        rule: UpdateRule,
+        theta: Tensor,
+        *,
+        lr: float = 1.0,
+        weight_decay: float | None = None,
+        depth: int | None = None,
     ) -> None:
         self.rule = rule
         self.theta = theta

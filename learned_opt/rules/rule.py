@@ -29,8 +29,9 @@ class TensorSpec:
         name: name in the model, for messages.
         role: one of `zoo.networks.parametrization.PARAM_ROLES`.
         fan_in: number of products summed into one output.
-        shape: of one network, without the batch dim.
+        shape: of one network, without the batch dim; of a matrix outputs first, then inputs, then the kernel.
         depth: residual branches of the model; hidden layers if it has no residual blocks.
+        reads_tokens: whether the model has embeddings, be this tensor one of them or not.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TensorSpec:
     fan_in: int
     shape: tuple[int, ...]
     depth: int = 1
+    reads_tokens: bool = False
 
     @property
     def width(self) -> int:
@@ -88,7 +90,7 @@ class UpdateRule(Protocol):
         inner_step: StepCount,
         num_steps: StepCount | None,
         lr: Sequence[float] | float = 1.0,
-        weight_decay: Sequence[float] | float = 0.0,
+        weight_decay: Sequence[float | None] | float | None = None,
     ) -> None:
         """Change `params` and `state` in place.
 
@@ -105,7 +107,7 @@ class UpdateRule(Protocol):
             num_steps: horizon of the training run, None if it is not known.
             lr: multiplier of the update, per tensor or for all.
             weight_decay: decoupled decay in units of the rule's base step, per tensor or for all: with a base
-                step s, weights shrink by the factor 1 - lr * s * weight_decay.
+                step s, weights shrink by the factor 1 - lr * s * weight_decay. None is the rule's own, if it has one.
         """
         ...
 
@@ -147,9 +149,12 @@ def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:
     return theta.expand(num_networks, -1)
 
 
-def per_tensor(value: Sequence[float] | float, num_tensors: int) -> list[float]:
-    """One float for each tensor."""
-    return [float(value)] * num_tensors if isinstance(value, int | float) else [float(v) for v in value]
+_Value = TypeVar("_Value", float, float | None)
+
+
+def per_tensor(value: Sequence[_Value] | _Value, num_tensors: int) -> list[_Value]:
+    """One value for each tensor."""
+    return list(value) if isinstance(value, Sequence) else [value] * num_tensors
 
 
 def per_network(count: StepCount, like: Tensor) -> Tensor:

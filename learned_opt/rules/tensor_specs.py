@@ -17,22 +17,20 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from learned_opt.rules.rule import TensorSpec
 from zoo.networks.layout import ParamLayout
-from zoo.networks.parametrization import PARAM_ROLES, fan_in, infer_roles
+from zoo.networks.roles import PARAM_ROLES, TensorRole, fan_in, guesses, infer_roles
+from zoo.networks.tensor_kinds import kind_of_named
 
 MIN_BLOCK_MATRICES: Final = 2  # modules with fewer matrices are layers
-
-_MATRIX_ROLES: Final = ("input", "hidden", "output")
-_EMBEDDING_NAMES: Final = ("embed", "wte", "wpe")
-_NORM_NAMES: Final = ("norm", "ln_")
 
 
 @dataclass(frozen=True)
 class NamedParam:
-    """A parameter without its model."""
+    """A parameter without its model; without a name of its own it is `named` for messages only."""
 
     name: str
     param: Tensor
     role: str | None = None
+    named: bool = True
 
 
 def tensor_specs(
@@ -42,28 +40,46 @@ def tensor_specs(
 
     Args:
         module: any module.
-        roles: roles by name, before what is inferred.
+        roles: roles by name or pattern ("blocks.*.mlp.*"), before what is inferred.
         depth: residual branches or hidden layers, default inferred.
 
     Raises:
-        zoo.parametrization.UnknownRoleError: if the role of a tensor cannot be inferred; it names the tensors.
-        ValueError: if `roles` names no tensor of the module, or no role.
+        ValueError: if `roles` matches no tensor of the module, or is no role.
+    """
+    known, depth = model_roles(module, roles, depth)
+    reads_tokens = any(role.role == "embedding" for role in known.values())
+    params = dict(unwrapped(module).named_parameters())
+    shapes = {name: tuple(matrix_view(params[name], role.axes).shape[1:]) for name, role in known.items()}
+    return {
+        name: TensorSpec(name, role.role, role.fan_in, shapes[name], depth, reads_tokens)
+        for name, role in known.items()
+    }
+
+
+def model_roles(
+    module: nn.Module, roles: Mapping[str, str] | None = None, depth: int | None = None
+) -> tuple[dict[str, TensorRole], int]:
+    """What is known of every parameter of a model by name, and its depth; arguments as of `tensor_specs`.
+
+    Warns once of what was guessed.
     """
     module = unwrapped(module)
-    inferred = infer_roles(module, roles, strict=True)
-    owners = dict(module.named_modules())
-    named = dict(module.named_parameters())
-    depth = depth or infer_depth(module) or _count_hidden_layers(inferred[name] for name in named)
-    return {
-        name: TensorSpec(
-            name,
-            inferred[name],
-            fan_in(inferred[name], tuple(param.shape), owners[name.rpartition(".")[0]]),
-            tuple(param.shape),
-            depth,
+    inferred = infer_roles(module, roles)
+    known = {name: inferred[name] for name, _ in module.named_parameters()}
+    if guessed := guesses(known):
+        warnings.warn(
+            f"roles were guessed from shapes or the order of registration ({guessed}); where one is wrong, give it: "
+            f'roles={{"name or pattern": role}} with one of {PARAM_ROLES}',
+            stacklevel=5,
         )
-        for name, param in named.items()
-    }
+    return known, depth or infer_depth(module) or _count_hidden_layers(role.role for role in known.values())
+
+
+def matrix_view(tensor: Tensor, axes: str) -> Tensor:
+    """View (N, outputs, inputs, *kernel) of a tensor: a stack of N matrices is N networks to a rule, all else one."""
+    if axes.startswith("e"):
+        return tensor if axes == "eoi" else tensor.transpose(1, 2)
+    return (tensor if axes == "oi" else tensor.transpose(0, 1)).unsqueeze(0)
 
 
 def specs_of(layout: ParamLayout, depth: int | None = None) -> tuple[TensorSpec, ...]:
@@ -81,40 +97,46 @@ def specs_of(layout: ParamLayout, depth: int | None = None) -> tuple[TensorSpec,
     return tuple(TensorSpec(slot.name, slot.role, slot.fan_in, slot.shape, depth) for slot in slots)
 
 
-def guessed_specs(params: Sequence[NamedParam], *, depth: int | None = None) -> list[TensorSpec]:
-    """Descriptions of parameters without their model, from given roles, names and the order of shapes.
+def guessed_roles(
+    params: Sequence[NamedParam], *, depth: int | None = None, beside: Sequence[str] = ()
+) -> tuple[list[TensorRole], int]:
+    """What can be known of parameters without their model, from given roles, names and the order of shapes; depth.
 
-    Among tensors with two or more axes the first counts as input (unless there is an embedding), the last as output,
-    all others as hidden. Warns about what was guessed.
+    Among matrices the first counts as input (unless there is an embedding), the last as output, all others as hidden.
+    Warns about what was guessed.
+
+    Args:
+        params: in the order in which they are used.
+        depth: residual branches or hidden layers; default the number of input and hidden matrices.
+        beside: roles of the parameters that are known already.
 
     Raises:
         ValueError: for an unknown role.
     """
-    roles = [entry.role or _role_by_name(entry) for entry in params]
-    matrices = [i for i, role in enumerate(roles) if role is None]
-    has_input = any(role in ("embedding", "input") for role in roles)
-    for place, i in enumerate(matrices):
-        is_first = place == 0 and len(matrices) > 1 and not has_input
-        is_last = place == len(matrices) - 1 and "output" not in roles
-        roles[i] = "input" if is_first else "output" if is_last else "hidden"
-    known = [role for role in roles if role is not None]
-    for entry, role in zip(params, known, strict=True):
+    kinds = [kind_of_named(entry.name if entry.named else "", entry.param) for entry in params]
+    roles = [entry.role or kind.name for entry, kind in zip(params, kinds, strict=True)]
+    matrices = [i for i, entry in enumerate(params) if entry.role is None and roles[i] == "matrix"]
+    has_input = any(role in ("embedding", "input") for role in (*roles, *beside))
+    has_output = "output" in (*roles, *beside)
+    for i in matrices:
+        is_first = i == matrices[0] and not has_input and (len(matrices) > 1 or has_output)
+        roles[i] = "input" if is_first else "output" if i == matrices[-1] and not has_output else "hidden"
+    for entry, role in zip(params, roles, strict=True):
         if role not in PARAM_ROLES:
             raise ValueError(f"role of {entry.name!r} must be one of {PARAM_ROLES}, got {role!r}")
+    known = [
+        TensorRole(role, fan_in(role, tuple(entry.param.shape), kind.axes), kind.axes, i in matrices)
+        for i, (entry, role, kind) in enumerate(zip(params, roles, kinds, strict=True))
+    ]
     if matrices:
-        guessed = ", ".join(f"{params[i].name}: {roles[i]}" for i in matrices[:8])
-        more = f" and {len(matrices) - 8} more" if len(matrices) > 8 else ""
+        guessed = guesses({entry.name: role for entry, role in zip(params, known, strict=True)})
         warnings.warn(
-            f"roles of matrices were guessed from their order ({guessed}{more}); pass the model itself, or groups "
-            '{"params": ..., "role": ...}, to be sure',
+            f"parameters do not tell their modules: roles of matrices were guessed from their order ({guessed}), a "
+            "table of embeddings counts as a matrix unless its name says so, and depth as the number of matrices; pass "
+            'the model itself, or groups {"params": ..., "role": ...}, to be sure',
             stacklevel=4,
         )
-    depth = depth or _count_hidden_layers(known)
-    shapes = [tuple(entry.param.shape) for entry in params]
-    return [
-        TensorSpec(entry.name, role, fan_in(role, shape), shape, depth)
-        for entry, role, shape in zip(params, known, shapes, strict=True)
-    ]
+    return known, depth or _count_hidden_layers((*roles, *beside))
 
 
 def infer_depth(module: nn.Module) -> int:
@@ -138,7 +160,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, DistributedDataParallel | DataParallel):
             module = module.module
-        elif hasattr(module, "_orig_mod"):
+        elif "_orig_mod" in module._modules:
             module = cast(nn.Module, module._orig_mod)
         else:
             return module
@@ -158,12 +180,3 @@ def _num_own_norms(block: nn.Module) -> int:
 
 def _count_hidden_layers(roles: Iterable[str]) -> int:
     return max(1, sum(role in ("input", "hidden") for role in roles))
-
-
-def _role_by_name(entry: NamedParam) -> str | None:
-    name = entry.name.lower()
-    if any(part in name for part in _EMBEDDING_NAMES):
-        return "embedding"
-    if entry.param.ndim >= 2:
-        return None
-    return "norm" if any(part in name for part in _NORM_NAMES) and not name.endswith("bias") else "bias"

@@ -96,7 +96,7 @@ def test_lr_zero_leaves_parameters_and_doubles_scale_the_first_update(rule):
 def test_weight_decay_shrinks_by_a_common_factor(rule):
     theta = random_theta(rule, 3)
     start = random_tensors(3, 0)
-    plain, _ = run(rule, theta, num_updates=1)
+    plain, _ = run(rule, theta, num_updates=1, weight_decay=0.0)
     decays = [0.0 if spec.role == "bias" else 5.0 for spec in SPECS]
     decayed, _ = run(rule, theta, num_updates=1, weight_decay=decays)
     for spec, p, a, b in zip(SPECS, start, plain, decayed, strict=True):

@@ -75,7 +75,8 @@ def import_checkpoints(
         task_config: settings of the task, recorded in the zoo; by default those beside an exported checkpoint.
 
     Returns:
-        The zoo, open for reading. Statuses are 3 (imported), or 2 (diverged) for runs with numbers that are not finite.
+        The zoo, open for reading. Statuses are 3 (imported), or 2 (diverged) for runs that were exported as diverged or
+        have numbers that are not finite.
 
     Raises:
         CheckpointError: if a checkpoint cannot be read, does not fit, or would lose precision; nothing is written.
@@ -88,7 +89,7 @@ def import_checkpoints(
     runs, remarks = find_runs(paths, metrics)
     first = runs[0].snapshots[0]
     source = _Source(_layout_of(model, first, state_key), state_key, dtype, keep_nonfinite)
-    spec = _spec_of(runs, source, task_config)
+    spec = _spec_of(runs, source, _noted(runs, "task", remarks) if task_config is None else task_config, remarks)
     _check_adapters(runs)
     staged = out.with_name(f".{out.name}.{secrets.token_hex(6)}.import")
     try:
@@ -191,7 +192,7 @@ def _layout_of(model: nn.Module | ParamLayout | None, first: SnapshotFile, state
     return replace(layout, slots=tuple(slots))
 
 
-def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str, Json] | None) -> ZooSpec:
+def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str, Json], remarks: list[str]) -> ZooSpec:
     steps = [tuple(snapshot.inner_step for snapshot in run.snapshots) for run in runs]
     names = {name for run in runs for snapshot in run.snapshots for name in snapshot.metrics}
     first = runs[0].snapshots[0]
@@ -209,20 +210,28 @@ def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str
             block_size=min(max(1, _BLOCK_BYTES // run_bytes), _MAX_BLOCK_RUNS, len(runs)),
             dtype=source.stored_dtype,
             metric_names=(*(name for name in METRICS if name in names), *sorted(names - set(METRICS))),
-            columns=dict.fromkeys(_common_columns(runs), "float64"),
-            task_config=first.sidecar.get("task", {}) if task_config is None else task_config,
-            optimizer_config=first.sidecar.get("optimizer", {}),
+            columns=dict.fromkeys(sorted({name for run in runs for name in _hyperparameters(run)}), "float64"),
+            task_config=task_config,
+            optimizer_config=_noted(runs, "optimizer", remarks),
             extra=extra,
         )
     except ValueError as error:
         raise CheckpointError(f"these checkpoints do not make a zoo: {error}") from error
 
 
-def _common_columns(runs: Sequence[RunFiles]) -> list[str]:
-    """Hyperparameters that the JSON beside every run's first snapshot gives."""
-    noted = [run.snapshots[0].sidecar.get("run", {}) for run in runs]
-    names = [name for name in noted[0] if all(isinstance(columns.get(name), int | float) for columns in noted)]
-    return sorted(set(names) - {"seed", "status", "checksum"})
+def _hyperparameters(run: RunFiles) -> dict[str, float]:
+    """Numbers of a run that the JSON beside its first snapshot gives."""
+    noted = run.snapshots[0].sidecar.get("run", {})
+    return {k: v for k, v in noted.items() if isinstance(v, int | float) and k not in ("seed", "status", "checksum")}
+
+
+def _noted(runs: Sequence[RunFiles], name: str, remarks: list[str]) -> Mapping[str, Json]:
+    """Settings that the JSON beside the checkpoints gives, if it is the same everywhere."""
+    settings = [snapshot.sidecar.get(name, {}) for run in runs for snapshot in run.snapshots]
+    if all(one == settings[0] for one in settings):
+        return settings[0]
+    remarks.append(f"the {name} noted beside the checkpoints differs between them, and was not recorded")
+    return {}
 
 
 def _check_adapters(runs: Sequence[RunFiles]) -> None:
@@ -242,18 +251,21 @@ def _write_block(writer: ZooWriter, block: int, runs: Sequence[RunFiles], source
     params = np.zeros((len(numbers), *spec.shape[1:]), np.float32)  # (G, S, P)
     inner_step = np.full(params.shape[:2], -1, np.int64)
     metrics = {name: np.full(params.shape[:2], np.nan, np.float32) for name in spec.metric_names}
-    columns = {name: np.zeros(len(numbers)) for name in spec.columns}
+    columns = {name: np.full(len(numbers), np.nan) for name in spec.columns}
     seeds = np.array(numbers, np.int64)
+    diverged = np.zeros(len(numbers), bool)
     for g, number in enumerate(numbers):
-        snapshots = runs[number].snapshots
-        for s, snapshot in enumerate(snapshots):
+        run = runs[number]
+        for s, snapshot in enumerate(run.snapshots):
             params[g, s] = source.vector(snapshot.path)
             inner_step[g, s] = snapshot.inner_step
             for name, value in snapshot.metrics.items():
                 metrics[name][g, s] = value
-        if snapshots[0].seed is not None:
-            seeds[g] = snapshots[0].seed
-        for name, column in columns.items():
-            column[g] = snapshots[0].sidecar["run"][name]
-    status = np.where(np.isfinite(params).all((1, 2)), RunStatus.IMPORTED, RunStatus.DIVERGED)
+        if run.seed is not None:
+            seeds[g] = run.seed
+        for name, value in _hyperparameters(run).items():
+            columns[name][g] = value
+        noted = run.snapshots[0].sidecar.get("run", {})
+        diverged[g] = noted.get("status") == RunStatus.DIVERGED or not np.isfinite(params[g]).all()
+    status = np.where(diverged, RunStatus.DIVERGED, RunStatus.IMPORTED)
     writer.write_block(block, params, inner_step, metrics, {"seed": seeds, **columns}, status)

@@ -24,7 +24,7 @@ from typing import Final
 from torch import Tensor
 
 from zoo.networks.layout import GroupAxis, ParamLayout, ParamSlot, SymmetryGroup
-from zoo.networks.parametrization import fan_in
+from zoo.networks.roles import PARAM_ROLES, fan_in
 
 _RUNNING: Final = ("running_mean", "running_var")
 _EMBEDDING: Final = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)
@@ -32,70 +32,58 @@ _NORM: Final = re.compile(r"norm|^bn|^ln|_bn|_ln", re.IGNORECASE)
 _LORA: Final = re.compile(r"(?:^|\.)lora_(?:embedding_)?[AB](?:\.|$)")
 
 
-def layout_of_state_dict(tensors: Mapping[str, Tensor], roles: Mapping[str, str] | None = None) -> ParamLayout:
+def layout_of_state_dict(tensors: Mapping[str, Tensor]) -> ParamLayout:
     """Layout of named tensors, with roles guessed from names and shapes as described above.
 
     Prefer `ParamLayout.of(module)` where there is a module: it knows roles and symmetry groups for certain.
 
     Args:
         tensors: real tensors by name, in the order of the state dict.
-        roles: roles by name that override the guessed ones.
 
     Raises:
-        ValueError: if there is no tensor, one is complex, or `roles` names one that there is not.
+        ValueError: if there is no tensor, or one is complex.
     """
-    roles = dict(roles or {})
     if not tensors:
         raise ValueError("a layout needs at least one tensor")
-    if unknown := roles.keys() - tensors.keys():
-        raise ValueError(f"roles names {sorted(unknown)}, which the tensors do not have; they are {list(tensors)}")
-    buffers = {name for name, tensor in tensors.items() if _is_buffer(name, tensor)}
-    guessed = {**_guess_roles(tensors, buffers), **roles}
+    roles = _guessed_roles(tensors)
     slots: list[ParamSlot] = []
     offset = 0
-    for kind in ("param", "buffer"):
-        for name, tensor in tensors.items():
-            if (name in buffers) != (kind == "buffer"):
-                continue
+    for kind, is_parameter in (("param", True), ("buffer", False)):
+        for name in (name for name, role in roles.items() if (role in PARAM_ROLES) == is_parameter):
+            tensor, role = tensors[name], roles[name]
             if tensor.is_complex():
                 raise ValueError(f"tensor {name!r} must be real, got {tensor.dtype}")
-            shape, role = tuple(tensor.shape), guessed[name]
             dtype = str(tensor.dtype).removeprefix("torch.")
-            slots.append(ParamSlot(name, shape, dtype, kind, role, _fan_in(name, role, tensors), offset))
+            width = _fan_in(name, role, tensors)
+            slots.append(ParamSlot(name, tuple(tensor.shape), dtype, kind, role, width, offset))
             offset += tensor.numel()
     return ParamLayout(tuple(slots), _lora_groups(tensors))
 
 
-def _is_buffer(name: str, tensor: Tensor) -> bool:
-    return name.rpartition(".")[2] in _RUNNING or not (tensor.is_floating_point() or tensor.is_complex())
-
-
-def _guess_roles(tensors: Mapping[str, Tensor], buffers: set[str]) -> dict[str, str]:
+def _guessed_roles(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     roles: dict[str, str] = {}
     matrices: list[str] = []
     for name, tensor in tensors.items():
-        parts = name.split(".")
-        if name in buffers:
-            roles[name] = parts[-1] if parts[-1] in _RUNNING else "counter"
-        elif tensor.ndim >= 2:
-            is_embedding = not _LORA.search(name) and any(_EMBEDDING.search(part) for part in parts)
-            roles[name] = "embedding" if is_embedding else "hidden"
-            if roles[name] == "hidden" and not _LORA.search(name):
-                matrices.append(name)
+        *owners, own = name.split(".")
+        is_norm = own == "weight" and any(_NORM.search(part) for part in owners)
+        if own in _RUNNING:
+            roles[name] = own
+        elif not (tensor.is_floating_point() or tensor.is_complex()):
+            roles[name] = "counter"
+        elif tensor.ndim < 2:
+            roles[name] = "norm" if is_norm or own.lower() in ("gamma", "scale") else "bias"
+        elif _LORA.search(name):
+            roles[name] = "hidden"
+        elif any(_EMBEDDING.search(part) for part in (*owners, own)):
+            roles[name] = "embedding"
         else:
-            roles[name] = "norm" if _is_norm_scale(parts) else "bias"
+            roles[name] = "hidden"
+            matrices.append(name)
     if matrices:
         if len(matrices) > 1 and "embedding" not in roles.values():
             roles[matrices[0]] = "input"
         roles[matrices[-1]] = "output"
     return roles
-
-
-def _is_norm_scale(parts: list[str]) -> bool:
-    own = parts[-1].lower()
-    if own in ("gamma", "scale"):
-        return True
-    return own == "weight" and any(_NORM.search(part) for part in parts[:-1])
 
 
 def _fan_in(name: str, role: str, tensors: Mapping[str, Tensor]) -> int:

@@ -17,8 +17,9 @@ reported.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -59,6 +60,10 @@ class RunFiles:
     name: str
     snapshots: tuple[SnapshotFile, ...]
 
+    @property
+    def seed(self) -> int | None:
+        return next((snapshot.seed for snapshot in self.snapshots if snapshot.seed is not None), None)
+
 
 class FoundRuns(NamedTuple):
     """Runs, and in words what was left out or guessed."""
@@ -90,10 +95,12 @@ def find_runs(paths: str | Path | Iterable[str | Path], table: str | Path | Sequ
         entries = [root]
     if not entries:
         raise CheckpointError(f"no checkpoint in {paths}; expected files {SUFFIXES} or folders of them")
-    resolved = [entry.resolve() for entry in entries]
-    if twice := {str(path) for path in resolved if resolved.count(path) > 1}:
-        raise CheckpointError(f"paths name {sorted(twice)} more than once; give each run once")
+    path, count = Counter(entry.resolve() for entry in entries).most_common(1)[0]
+    if count > 1:
+        raise CheckpointError(f"paths name {path} {count} times; give each run once")
     runs = [search.run_of(entry) for entry in entries]
+    if len({run.name for run in runs}) < len(runs):  # files of one name in several folders
+        runs = [replace(run, name=str(entry)) for run, entry in zip(runs, entries, strict=True)]
     for used in search.tables.values():
         for row in used.unused:
             search.remark(row)
@@ -135,6 +142,8 @@ class _Search:
             snapshots.append(SnapshotFile(path, step, one.metrics, one.seed, one.sidecar, config))
         snapshots.sort(key=lambda snapshot: snapshot.inner_step)
         taken = [snapshot.inner_step for snapshot in snapshots]
+        if len({snapshot.seed for snapshot in snapshots if snapshot.seed is not None}) > 1:
+            raise CheckpointError(f"snapshots of {entry} are of different seeds, so of different runs")
         if len(set(taken)) < len(taken):
             raise CheckpointError(f"snapshots of {entry} must have different inner steps, got {taken}")
         return RunFiles(entry.name if entry.is_dir() else entry.stem, tuple(snapshots))

@@ -3,14 +3,17 @@
 Each is an ordinary module that also answers `symmetry_groups()`. Any other module can be used in a zoo as well; it
 then has no symmetry groups unless it implements that method.
 
-Legend: N networks, B examples, D inputs, K outputs, L bytes, C channels, E embedding width, H heads.
+Those without residual connections also answer `hidden_layers(params, inputs)`: what their units compute in N networks.
+
+Legend: N networks, B examples, D inputs, K outputs, L bytes, C channels, E embedding width, H heads, n units of a
+layer, S positions in an image (1 elsewhere).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Final, cast
+from typing import Final, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,27 @@ ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+
+
+class HiddenLayer(NamedTuple):
+    """What the units of a layer compute: sums before the activation, and activities, each (B, N, n, S)."""
+
+    sums: Tensor
+    activities: Tensor
+
+
+@runtime_checkable
+class HasHiddenLayers(Protocol):
+    """An architecture whose layers of interchangeable units can be looked into, in N networks at once."""
+
+    def hidden_layers(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, dict[str, HiddenLayer]]:
+        """Outputs (N, B, K), and each hidden layer by the name of its symmetry group, all of one graph.
+
+        Args:
+            params: tensors (N, *shape) by slot name, such as `layout.views(params)`.
+            inputs: (B, ...) shared by all networks.
+        """
+        ...
 
 
 class MLP(nn.Module):
@@ -51,6 +75,18 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = ACTIVATIONS[self.activation](layer(x))  # (B, width)
         return self.layers[-1](x)  # (B, K)
+
+    def hidden_layers(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, dict[str, HiddenLayer]]:
+        """See HasHiddenLayers."""
+        layers: dict[str, HiddenLayer] = {}
+        x = inputs.flatten(1).mT  # (D, B), later (N, n, B)
+        for i in range(len(self.layers)):
+            x = params[f"layers.{i}.weight"] @ x + params[f"layers.{i}.bias"][..., None]
+            if i < len(self.layers) - 1:
+                sums = x.permute(2, 0, 1)[..., None]
+                layers[f"hidden.{i}"] = HiddenLayer(sums, ACTIVATIONS[self.activation](sums))
+                x = layers[f"hidden.{i}"].activities[..., 0].permute(1, 2, 0)
+        return x.mT, layers
 
     def symmetry_groups(self) -> tuple[SymmetryGroup, ...]:
         scale = int(self.activation == "relu")
@@ -92,6 +128,21 @@ class CNN(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))  # (B, C, h, w)
         return self.head(x.mean((2, 3)))  # (B, K)
+
+    def hidden_layers(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, dict[str, HiddenLayer]]:
+        """See HasHiddenLayers; normalised by the batch. The population runs as one CNN of N groups."""
+        layers: dict[str, HiddenLayer] = {}
+        x, num_networks, groups = inputs, len(params["head.weight"]), 1
+        for i in range(len(self.channels)):
+            kernel, bias = params[f"convs.{i}.weight"].flatten(0, 1), params[f"convs.{i}.bias"].flatten()
+            x = F.conv2d(x, kernel, bias, stride=2, padding=1, groups=groups)  # (B, N * n, h, w)
+            gain, shift = params[f"norms.{i}.weight"].flatten(), params[f"norms.{i}.bias"].flatten()
+            x = F.batch_norm(x, None, None, gain, shift, training=True)
+            sums = x.unflatten(1, (num_networks, -1)).flatten(3)
+            layers[f"channels.{i}"] = HiddenLayer(sums, F.relu(sums))
+            x, groups = layers[f"channels.{i}"].activities.view(x.shape), num_networks
+        pooled = x.mean((2, 3)).unflatten(1, (num_networks, -1)).transpose(0, 1)  # (N, B, n)
+        return pooled @ params["head.weight"].mT + params["head.bias"][:, None], layers
 
     def symmetry_groups(self) -> tuple[SymmetryGroup, ...]:
         groups = []

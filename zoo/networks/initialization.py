@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.layout import ParamLayout
+from zoo.networks.parametrization import init_std
 
 PARAMETRIZATIONS: Final = ("sp", "mup")
 _SCALED_ROLES: Final = ("input", "hidden", "output", "embedding")
@@ -69,9 +70,7 @@ def init_mup(module: nn.Module, layout: ParamLayout) -> None:
     """
     named = dict(module.named_parameters())
     for slot in layout:
-        if slot.role in ("input", "hidden"):
-            nn.init.normal_(named[slot.name], std=slot.fan_in**-0.5)
-        elif slot.role == "output":
-            nn.init.normal_(named[slot.name], std=1 / slot.fan_in)
+        if slot.role in ("input", "hidden", "output"):
+            nn.init.normal_(named[slot.name], std=init_std(slot.role, slot.fan_in, "mup"))
         elif slot.role == "bias":
             nn.init.zeros_(named[slot.name])

@@ -15,7 +15,7 @@ from typing import Final, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.parametrization import ROLES, fan_in, infer_roles
+from zoo.networks.roles import ROLES, infer_roles
 
 _VERSION: Final = 1
 _EXACT_INTEGERS: Final = 2**24  # integers up to here are exact in float32
@@ -122,7 +122,7 @@ class ParamLayout:
 
         Args:
             module: any module; tied tensors take one slot with aliases.
-            roles: roles by name that override the inferred ones.
+            roles: roles by name or pattern that override the inferred ones.
             groups: interchangeable units; default those of `module.symmetry_groups()` if it has that method.
 
         Raises:
@@ -143,17 +143,13 @@ class ParamLayout:
                 )
             tensors[id(value)] = value
             named.setdefault(id(value), []).append(name)
-        owners = dict(module.named_modules())
         slots: list[ParamSlot] = []
         offset = 0
         for key, value in sorted(tensors.items(), key=lambda item: not isinstance(item[1], nn.Parameter)):
-            name, *aliases = named[key]
-            held_name, shape = held_names[key], tuple(value.shape)
-            role, owner = inferred[held_name], owners.get(held_name.rpartition(".")[0])
+            (name, *aliases), known = named[key], inferred[held_names[key]]
             kind = "param" if isinstance(value, nn.Parameter) else "buffer"
-            dtype = str(value.dtype).removeprefix("torch.")
-            width = fan_in(role, shape, owner)
-            slots.append(ParamSlot(name, shape, dtype, kind, role, width, offset, tuple(aliases)))
+            shape, dtype = tuple(value.shape), str(value.dtype).removeprefix("torch.")
+            slots.append(ParamSlot(name, shape, dtype, kind, known.role, known.fan_in, offset, tuple(aliases)))
             offset += value.numel()
         if groups is None:
             groups = module.symmetry_groups() if isinstance(module, HasSymmetryGroups) else ()

@@ -40,6 +40,8 @@ def unwrapped(tensors: Mapping[str, Tensor], layout: ParamLayout | None = None) 
         LayoutMismatchError: if they hold the network more than once, such as a model beside its average.
     """
     known = set() if layout is None else {name for slot in layout for name in (slot.name, *slot.aliases)}
+    if tensors.keys() <= known:
+        return dict(tensors)
     own = [name for name in tensors if name in known or name.rpartition(".")[2] != _AVERAGED_COUNTER]
     if len(own) < len(tensors) and not any("module" in name.split(".")[:-1] for name in own):
         own = list(tensors)  # no AveragedModel: its network is its child `module`

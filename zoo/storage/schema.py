@@ -86,7 +86,7 @@ class ZooSpec:
 
     def __post_init__(self) -> None:
         if self.snapshot_steps is not None:
-            steps = tuple(_integer("each of snapshot_steps", step) for step in self.snapshot_steps)
+            steps = tuple(_integer("each of snapshot_steps", step, at_least=0) for step in self.snapshot_steps)
             object.__setattr__(self, "snapshot_steps", steps)
             if self.num_snapshots not in (None, len(steps)):
                 raise ValueError(f"num_snapshots is {self.num_snapshots}, but there are {len(steps)} snapshot_steps")
@@ -107,6 +107,8 @@ class ZooSpec:
         for name in (*self.metric_names, *self.columns):
             if not name.isidentifier():
                 raise ValueError(f"names of metrics and columns must be identifiers, got {name!r}")
+        if len(set(self.metric_names)) < len(self.metric_names):
+            raise ValueError(f"metric_names must be different names, got {self.metric_names}")
         if self.splits.key != "seed" and self.columns.get(self.splits.key) != "int64":
             raise ValueError(f"splits go by {self.splits.key!r}, which must be 'seed' or an int64 column")
 
@@ -265,4 +267,5 @@ def _integer(name: str, value: object, *, at_least: int | None = None) -> int:
     """A plain integer, also from one of NumPy's."""
     if isinstance(value, Integral) and not isinstance(value, bool) and (at_least is None or int(value) >= at_least):
         return int(value)
-    raise ValueError(f"{name} must be {'an' if at_least is None else 'a positive'} integer, got {value!r}")
+    kind = {None: "an integer", 1: "a positive integer"}.get(at_least, f"an integer of at least {at_least}")
+    raise ValueError(f"{name} must be {kind}, got {value!r}")

@@ -56,7 +56,7 @@ def verify_zoo(group: zarr.Group, spec: ZooSpec, shards: Shards, blocks: Iterabl
 
 def repair_of(spec: ZooSpec) -> str:
     """What to do about a damaged block: built ones are made anew, imported ones have to be imported again."""
-    if not spec.task_config:
+    if spec.extra.get("source") == "import":
         return "import the checkpoints again, into another path"
     return "build again into the same path: only this block is made anew"
 

@@ -213,6 +213,7 @@ class ZooWriter:
                 "together with the first of those that are added",
                 stacklevel=4,
             )
+            self.discard_block(last)
         file = self.path / "zarr.json"
         content = json.loads(file.read_bytes())
         content["attributes"] |= spec.to_attributes()  # and those that users added stay

@@ -13,6 +13,7 @@ K actions, D numbers of a state.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Final, NamedTuple, Protocol
 
 import torch
@@ -25,6 +26,7 @@ from zoo.tasks.objectives import OBJECTIVES, probabilities
 from zoo.tasks.task import Batch, Task
 
 _STEPS_BETWEEN_CHECKS: Final = 16  # for whether any episode goes on
+_NUM_DESCRIBED: Final = 64  # states by which an environment is known
 
 
 class Environment(Protocol):
@@ -126,7 +128,15 @@ class PolicyTask(Task):
         lengths = torch.cat([self._play(some, Batch(data.inputs, data.targets)).lengths for some in params.split(size)])
         return {"return": lengths.mean(1), "error": (lengths < horizon).to(lengths.dtype).mean(1)}
 
-    def trial_batch(self, *, own: bool = False) -> Batch:
+    @cached_property
+    def _own_description(self) -> dict[str, object]:
+        rng = torch.Generator().manual_seed(0)
+        states = self.environment.sample_states(_NUM_DESCRIBED, rng)
+        after = self.environment.advance(states, torch.zeros(len(states), dtype=torch.int64))
+        environment = f"{self.environment.name}: states {states.norm():.4g}, then {after.norm():.4g}"
+        return {**super()._own_description, "environment": environment}
+
+    def trial_batch(self, num_networks: int = 2, *, own: bool = False) -> Batch:
         """Initial states, in each of which one action is to be made likelier."""
         states = self.dataset.train.inputs[self._tried]
         num_actions = self.environment.num_actions

@@ -125,8 +125,7 @@ class Task:
 
     @cached_property
     def _own_description(self) -> dict[str, object]:
-        train = self.dataset.train
-        inputs, targets = train.inputs[self._tried].cpu(), self.targets_for(train.targets[self._tried], 1).cpu()
+        inputs, targets = (values.cpu() for values in self.trial_batch(1))
         return {
             "name": self.name,
             "objective": self.objective.name,
@@ -189,9 +188,9 @@ class Task:
         data = self.dataset.split(split)
         return Batch(data.inputs[indices], self.targets_for(data.targets[indices], num_networks))
 
-    def trial_batch(self, *, own: bool = False) -> Batch:
+    def trial_batch(self, num_networks: int = 2, *, own: bool = False) -> Batch:
         """A few training examples, always the same, on which modules are tried: shared, or two networks' own."""
-        return self.batch(torch.stack((self._tried, self._tried.flip(0))) if own else self._tried, 2)
+        return self.batch(torch.stack((self._tried, self._tried.flip(0))) if own else self._tried, num_networks)
 
     def check_fit(self, outputs: Tensor) -> None:
         """Raise ValueError unless the objective can score the module's outputs (B, ..., K) on the data."""

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from generator.model import batch_norm
@@ -17,7 +18,9 @@ from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
 from generator.training.losses import training_losses
 from generator.trajectories import PairConfig, Trajectories, batch_rng
+from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -49,6 +52,27 @@ def test_statistics_are_those_of_update_bn(task, networks, monkeypatch):
     for slot in task.layout:
         expected = theirs if slot.role in STATISTICS else networks[1]
         torch.testing.assert_close(ours[1, slot.span], expected[slot.span], rtol=1e-4, atol=1e-5)
+
+
+class ReadsNumbersWhileBuilt(nn.Module):
+    """As networks with a schedule of drop-path rates do; and holds a table that no state dict has."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.linspace(0, 0.1, 3)[-1].item()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 10)
+        self.register_buffer("shift", torch.ones(4, 1, 1), persistent=False)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x) * self.scale + self.shift).mean((2, 3)))
+
+
+def test_modules_that_read_numbers_while_they_are_built(task):
+    own = Task("own", task.dataset, ReadsNumbersWhileBuilt, OBJECTIVES["cross_entropy"])
+    networks = own.init(torch.Generator().manual_seed(0), 2)
+    inputs = task.dataset.train.inputs[:32]
+    outputs, _ = run_in_batch_mode(own, networks, inputs)
+    torch.testing.assert_close(outputs[1], module_of(own, networks[1]).train()(inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_batch_mode_is_the_module_in_training(task, networks):

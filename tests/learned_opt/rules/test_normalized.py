@@ -6,7 +6,7 @@ import torch
 from learned_opt.rules import controller
 from learned_opt.rules.normalized import NormalizedRule, newton_schulz
 from learned_opt.rules.rule import TensorSpec
-from zoo.networks.parametrization import PARAM_ROLES
+from zoo.networks.roles import PARAM_ROLES
 
 # Scalars and network of a rule that was meta-trained on small MLPs, rounded.
 SCALARS = {

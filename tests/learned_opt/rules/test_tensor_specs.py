@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from learned_opt.rules.tensor_specs import NamedParam, guessed_specs, infer_depth, tensor_specs
+from learned_opt.rules.tensor_specs import NamedParam, guessed_roles, infer_depth, matrix_view, tensor_specs
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 
 
@@ -48,6 +48,7 @@ class MixtureBlock(nn.Module):
         (nn.Sequential(MixtureBlock(4), MixtureBlock(4), nn.Linear(4, 2)), 4),
     ],
 )
+@pytest.mark.filterwarnings("ignore:roles were guessed")
 def test_depth_is_residual_branches_or_hidden_layers(model, depth):
     assert {spec.depth for spec in tensor_specs(model).values()} == {depth}
 
@@ -72,15 +73,55 @@ def test_wrappers_are_looked_through():
     assert tensor_specs(torch.compile(nn.DataParallel(model), backend="eager")) == tensor_specs(model)
 
 
+def test_a_stack_of_matrices_is_as_many_networks():
+    stack = torch.arange(24.0).reshape(2, 3, 4)
+    assert matrix_view(stack, "eoi").shape == (2, 3, 4)
+    assert torch.equal(matrix_view(stack, "eio")[1], stack[1].T)
+    assert torch.equal(matrix_view(stack[0], "io")[0], stack[0].T)
+    assert matrix_view(stack[0], "io").data_ptr() == stack.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("layer", "width", "shape"),
+    [
+        (nn.ConvTranspose2d(64, 3, 4), 64, (3, 64, 4, 4)),
+        (nn.ConvTranspose1d(64, 6, 4, groups=2), 32, (3, 64, 4)),
+        (nn.Conv2d(64, 6, 4, groups=2), 32, (6, 32, 4, 4)),
+    ],
+)
+def test_width_counts_inputs_whichever_axis_holds_them(layer, width, shape):
+    spec = tensor_specs(nn.Sequential(nn.Linear(8, 8), layer))["1.weight"]
+    assert (spec.width, spec.shape) == (width, shape)
+
+
+def test_every_tensor_knows_whether_the_model_reads_tokens():
+    assert all(spec.reads_tokens for spec in tensor_specs(ByteTransformer(num_blocks=1)).values())
+    assert not any(spec.reads_tokens for spec in tensor_specs(MLP(8, (6,), 3)).values())
+
+
 def test_guessing_uses_given_roles_names_and_order():
     shapes = {"embed.weight": (9, 4), "a": (4, 4), "norm.weight": (4,), "norm.bias": (4,), "b": (4, 4), "head": (2, 4)}
     params = [NamedParam(name, torch.zeros(shape)) for name, shape in shapes.items()]
     with pytest.warns(UserWarning, match=r"a: hidden, b: hidden, head: output"):
-        specs = guessed_specs(params)
-    assert [spec.role for spec in specs] == ["embedding", "hidden", "norm", "bias", "hidden", "output"]
+        roles, depth = guessed_roles(params)
+    assert [known.role for known in roles] == ["embedding", "hidden", "norm", "bias", "hidden", "output"]
+    assert depth == 2
+
+
+def test_new_norms_are_told_by_their_ones():
+    params = [NamedParam(str(i), p, named=False) for i, p in enumerate(nn.LayerNorm(4).parameters())]
+    assert [known.role for known in guessed_roles(params)[0]] == ["norm", "bias"]
+
+
+def test_parameters_beside_others_are_no_second_first_or_last_layer():
+    params = [NamedParam(str(i), torch.zeros(4, 4), named=False) for i in range(2)]
+    with pytest.warns(UserWarning, match="guessed"):
+        roles, depth = guessed_roles(params, beside=["input", "bias", "output"])
+    assert [known.role for known in roles] == ["hidden", "hidden"]
+    assert depth == 3
 
 
 def test_nothing_is_guessed_where_all_roles_are_given(recwarn):
     params = [NamedParam("a", torch.zeros(3, 4), "hidden"), NamedParam("b", torch.zeros(3), "bias")]
-    assert [spec.fan_in for spec in guessed_specs(params, depth=2)] == [4, 1]
+    assert [known.fan_in for known in guessed_roles(params, depth=2)[0]] == [4, 1]
     assert not recwarn.list

@@ -186,7 +186,7 @@ def test_truth_values_and_unsigned_integers_are_kept(tmp_path):
 
 def test_damage_of_an_imported_zoo_is_repaired_by_importing_again(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
-    import_checkpoints(tmp_path / "a.pt", tmp_path / "zoo")
+    import_checkpoints(tmp_path / "a.pt", tmp_path / "zoo", task_config={"name": "digits"})
     (shard,) = (path for path in (tmp_path / "zoo/params").rglob("*") if path.is_file() and path.suffix != ".json")
     content = bytearray(shard.read_bytes())
     content[0] ^= 1
@@ -330,3 +330,30 @@ def test_the_export_path_must_say_what_it_is(tmp_path):
         zoo.export(0, 0, tmp_path / "net.pt")
     with pytest.raises(IndexError):
         zoo.export(1, 0, tmp_path / "net.safetensors")
+
+
+def noted(folder, **files):
+    """Networks with JSON beside them."""
+    folder.mkdir()
+    for (name, known), state in zip(files.items(), states(len(files)), strict=True):
+        save_file(state, folder / f"{name}.safetensors")
+        (folder / f"{name}.json").write_text(json.dumps(known))
+    return folder
+
+
+def test_what_only_some_runs_note_is_kept(tmp_path):
+    folder = noted(tmp_path / "in", a={"run": {"lr": 0.1, "status": 2}}, b={"run": {"width": 3}})
+    zoo = import_checkpoints(folder, tmp_path / "zoo")
+    np.testing.assert_array_equal(zoo.runs["lr"], [0.1, np.nan])
+    np.testing.assert_array_equal(zoo.runs["width"], [np.nan, 3])
+    assert zoo.status.tolist() == [RunStatus.DIVERGED, RunStatus.IMPORTED]
+
+
+def test_settings_that_differ_between_checkpoints_are_not_recorded_as_the_first_ones(tmp_path):
+    same, other = (
+        {"task": {"name": "digits"}, "optimizer": {"lr": 1}},
+        {"task": {"name": "digits"}, "optimizer": {"lr": 2}},
+    )
+    with pytest.warns(UserWarning, match="the optimizer noted beside the checkpoints differs"):
+        zoo = import_checkpoints(noted(tmp_path / "in", a=same, b=other), tmp_path / "zoo")
+    assert (zoo.task_config, zoo.spec.optimizer_config) == ({"name": "digits"}, {})

@@ -131,9 +131,15 @@ def test_children_that_look_like_steps_of_one_run_are_pointed_out(tmp_path):
     assert remarks == []
 
 
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    touch(tmp_path, "a/model.safetensors", "b/model.safetensors")
+    paths = [str(tmp_path / name / "model.safetensors") for name in ("b", "a")]
+    assert [run.name for run in find_runs(paths).runs] == paths
+
+
 def test_a_run_is_given_once(tmp_path):
     touch(tmp_path, "a.pt")
-    with pytest.raises(CheckpointError, match="more than once"):
+    with pytest.raises(CheckpointError, match="2 times"):
         find_runs([tmp_path / "a.pt", f"{tmp_path}/../{tmp_path.name}/a.pt"])
 
 
@@ -194,6 +200,7 @@ def test_a_json_file_beside_a_snapshot_is_read(tmp_path):
         (("a.pt",), "file,acc\na.pt,high\n", "acc of .* must be a number"),
         (("r/a.pt", "r/b.pt"), "file,step\nr/a.pt,1\nr/b.pt,1\n", "different inner steps"),
         (("r/a.pt", "r/b.pt"), "file,step\nr/a.pt,1\nr/b.pt,\n", "needs an inner_step"),
+        (("r/a.pt", "r/b.pt"), "file,step,seed\nr/a.pt,1,5\nr/b.pt,2,6\n", "different seeds"),
         (("r/a.pt", "r/b.pt"), "file,step\nr/a.pt,1\nr/b.pt,2\nr/a.pt,2\n", "two rows for r/a.pt"),
         (("r/model-1-of-2.safetensors", "r/model-2-of-2.safetensors"), None, "whose index .* is missing"),
         (("r/model.safetensors", "r/model.safetensors.index.json"), None, "keep one, or give its path"),

@@ -35,6 +35,12 @@ def test_attributes_of_users_do_not_disturb_the_checksum(toy):
     [
         ({"num_runs": 0}, "num_runs must be a positive integer, got 0"),
         ({"num_runs": -3}, "num_runs"),
+        ({"num_runs": True}, "num_runs must be a positive integer, got True"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"snapshot_steps": (0, 0.5)}, r"each of snapshot_steps must be an integer of at least 0, got 0\.5"),
+        ({"snapshot_steps": (-1, 2)}, "at least 0, got -1"),
+        ({"metric_names": ("a", "b", "a")}, "different names"),
+        ({"metric_names": "val_loss"}, "different names"),
         ({"block_size": 0}, "block_size"),
         ({"snapshot_steps": ()}, "num_snapshots"),
         ({"snapshot_steps": None}, "num_snapshots"),
@@ -48,6 +54,11 @@ def test_attributes_of_users_do_not_disturb_the_checksum(toy):
 def test_impossible_settings_are_refused(toy, changes, message):
     with pytest.raises(ValueError, match=message):
         toy.spec(**changes)
+
+
+def test_integers_of_numpy_are_integers(toy):
+    spec = toy.spec(num_runs=np.int64(10), seed=np.uint8(3), snapshot_steps=np.array([0, 5, 20]))
+    assert spec.to_attributes() == toy.spec().to_attributes()
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()], ids=["nan", "set", "object"])

@@ -351,6 +351,10 @@ def test_a_block_that_was_not_full_is_written_again_with_the_runs_added(tmp_path
     with pytest.warns(UserWarning, match=r"block 1 \(runs 4 to 5\) .* was not full: its runs are computed again"):
         writer = ZooWriter.create(tmp_path / "zoo", toy.spec(num_runs=10))
     assert writer.pending_blocks() == [1, 2]
+    zoo = Zoo.open(tmp_path / "zoo")
+    assert zoo.usable_runs().tolist() == [0, 1, 2, 3]
+    assert [finding.kind for finding in zoo.verify()] == ["empty", "empty"]
+    assert [list(runs) for runs, _ in zoo.blocks()] == [[0, 1, 2, 3]]
     for block in (1, 2):
         writer.write_block(block, **toy.contents(writer.spec, block))
     assert Zoo.open(tmp_path / "zoo").verify() == []

@@ -6,6 +6,7 @@ from torch import nn
 
 from zoo import Zoo, build_zoo, get_task
 from zoo.building.hyperparameters import make_optimizer
+from zoo.tasks.cartpole import CartPole
 from zoo.tasks.datasets import Dataset, Split
 from zoo.tasks.policies import PolicyTask, leave_one_out_advantages
 from zoo.tasks.task import Batch
@@ -133,6 +134,20 @@ def test_an_episode_alone_has_no_baseline():
     assert leave_one_out_advantages(torch.tensor([[2.0, 1.0]]), 2).tolist() == [[[1, -1], [1, 0]]]
 
 
+def test_environments_of_ones_own_are_told_apart():
+    class Heavier(CartPole):
+        def advance(self, states, actions):
+            return super().advance(states, actions) * 0.9
+
+    data = get_task("cartpole", horizon=5).dataset
+    first, again, other = (
+        PolicyTask("own", data, make_own_policy, environment).description
+        for environment in (CartPole(), CartPole(), Heavier())
+    )
+    assert first == again
+    assert first != other
+
+
 def test_policies_learn_to_balance():
     task = get_task("cartpole", horizon=100)
     optimizer, _ = make_optimizer({"name": "adam", "lr": 0.03}, SEEDS)
@@ -154,6 +169,24 @@ def test_a_zoo_of_policies(tmp_path):
     torch.testing.assert_close(
         again.evaluate(params, "val")["return"], torch.from_numpy(zoo.metric("val_return")[:, -1])
     )
+
+
+def test_policies_that_torch_func_cannot_run_learn_one_after_another():
+    class Ring(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.GRU(4, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.rnn(x[:, None])[0][:, 0])
+
+    data = get_task("cartpole", horizon=20).dataset
+    with pytest.warns(UserWarning, match="one after another"):
+        task = PolicyTask("own", data, Ring, CartPole())
+    params, batch = task.init_runs(SEEDS), task.batch(torch.arange(6), 3)
+    leaf = params.clone().requires_grad_()
+    expected = torch.autograd.grad(task.loss(leaf, batch).sum(), leaf)[0]
+    torch.testing.assert_close(task.loss_and_grad(params, batch)[1], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_compiling_is_not_tried():

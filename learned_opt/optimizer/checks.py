@@ -1,0 +1,57 @@
+"""What the drop-in optimizers refuse, in words."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any, Final
+
+from torch import Tensor
+
+NONFINITE: Final = ("skip", "raise")
+
+
+def check_options(*, lr: float | Tensor, weight_decay: float | None = None, nonfinite: str = "skip") -> None:
+    """Raise ValueError for options out of range."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
+    if not float(lr) >= 0:
+        raise ValueError(f"lr must be at least 0, got {lr}")
+    if weight_decay is not None and not weight_decay >= 0:
+        raise ValueError(f"weight_decay must be at least 0, or None for the learned one, got {weight_decay}")
+    if nonfinite not in NONFINITE:
+        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
+
+
+def checked_horizon(value: Any) -> int | None:
+    """Number of training steps as a Python integer, None for none or infinity.
+
+    Raises:
+        ValueError: unless it is a positive whole number, of whatever numeric type.
+    """
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if number == math.inf:
+        return None
+    if not (number >= 1 and number == math.floor(number)):
+        raise ValueError(f"num_training_steps must be a positive whole number, infinity or None, got {value!r}")
+    return int(value)
+
+
+def check_param(param: Tensor) -> None:
+    """Raise ValueError for a parameter that no rule can update."""
+    shape = tuple(param.shape)
+    if param.is_complex():
+        raise ValueError(f"complex parameters are not supported, got one of shape {shape}; train view_as_real of it")
+    if getattr(param, "_fsdp_flattened", False):
+        raise ValueError(
+            f"FSDP1 flattened parameters into a vector of {param.numel():,}, of which a rule cannot know rows and "
+            "columns; use DDP"
+        )
+    sharding = sys.modules.get("torch.distributed.tensor")  # there is no sharded tensor before it is imported
+    if sharding is not None and isinstance(param, sharding.DTensor):
+        raise ValueError(f"sharded parameters (DTensor) are not supported, got one of shape {shape}; use DDP")
