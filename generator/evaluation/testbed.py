@@ -20,7 +20,7 @@ from torch import Tensor
 from generator.alignment import prompt_grid
 from generator.evaluation.generalization import RealCurves
 from generator.pipeline import ParameterPipeline
-from generator.training.inputs import task_of
+from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task

@@ -15,8 +15,7 @@ from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.pipeline import ParameterPipeline
 from generator.prompts.prompt import ALIASES, is_lower_better
 from generator.training.config import GeneratorConfig
-from generator.training.held_out_tasks import with_splits
-from generator.training.inputs import task_of
+from generator.training.tasks import task_of, with_splits
 from generator.trajectories import Trajectories
 from zoo.networks.metrics import r2
 from zoo.storage.zoo import Zoo
