@@ -64,7 +64,7 @@ def _as_tuple(key: object) -> tuple:
 
 def _parts(part: object) -> list:
     """One part of an index, or the two arrays that a mask of runs and snapshots stands for."""
-    if isinstance(part, slice) or part is Ellipsis:
+    if part is Ellipsis or (isinstance(part, slice | Integral) and not isinstance(part, bool)):
         return [part]
     array = np.asarray(part)
     if array.size == 0 and array.dtype == np.float64:  # an empty list
