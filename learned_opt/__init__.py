@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from learned_opt.pretrained.files import Pretrained, available, load_pretrained, save_theta
     from learned_opt.rules.mlp import MlpRule
     from learned_opt.rules.normalized import NormalizedRule
-    from learned_opt.rules.rule import TensorSpec, UpdateRule, get_rule
+    from learned_opt.rules.registry import get_rule
+    from learned_opt.rules.rule import TensorSpec, UpdateRule
     from learned_opt.rules.tensor_specs import tensor_specs
 else:
     __getattr__, __dir__ = lazy_surface(__name__)

@@ -13,9 +13,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.table import Table
 
-from learned_opt.evaluation.coordinate_check import check_pretrained, plot
-
 from .cli import console, run, save_run
+from .studies.optimizers.coordinate_check import check_pretrained, plot
 
 
 def main(config: DictConfig) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -33,9 +33,10 @@ def default_config(name: str) -> dict[str, Any]:
         ImportError: if nothing has.
     """
     owner, last = name.rpartition(".")[::2]
-    found = _find(name)
-    if found is None:
-        return {last: default_config(owner)[last]}
+    whole = _find(owner)
+    if callable(whole) and last in (known := defaults_of(whole)):
+        return {last: _node(known[last])}
+    found = _part(whole, owner, last)
     values = dict(found) if isinstance(found, Mapping) else defaults_of(found)
     return {key: _node(value) for key, value in values.items()}
 
@@ -50,22 +51,21 @@ def _node(value: object) -> Any:
     return {"_target_": target, **default_config(target)}
 
 
-def _find(name: str) -> Callable | Mapping | None:
-    """The object of a full name, through modules, attributes and mappings; None if all but the last part is there."""
-    parts = name.split(".")
-    found: Any = importlib.import_module(parts[0])
-    for i, part in enumerate(parts[1:], 1):
-        if isinstance(found, Mapping) and part in found:
-            found = found[part]
-        elif inspect.ismodule(found) and not hasattr(found, part):
-            found = importlib.import_module(".".join(parts[: i + 1]))
-        elif hasattr(found, part):
-            found = getattr(found, part)
-        elif i == len(parts) - 1:
-            return None
-        else:
-            raise ImportError(f"{'.'.join(parts[:i])} has no {part!r}")
-    return found
+def _find(name: str) -> Any:
+    """The module, class, function or mapping of a full name."""
+    owner, last = name.rpartition(".")[::2]
+    return _part(_find(owner), owner, last) if owner else importlib.import_module(name)
+
+
+def _part(whole: Any, name: str, part: str) -> Any:
+    """What a module, class or mapping of that name calls so."""
+    if isinstance(whole, Mapping) and part in whole:
+        return whole[part]
+    if hasattr(whole, part):
+        return getattr(whole, part)
+    if inspect.ismodule(whole):
+        return importlib.import_module(f"{name}.{part}")
+    raise ImportError(f"{name} has no {part!r}")
 
 
 class DefaultsSource(ConfigSource):

@@ -6,7 +6,8 @@
 Inputs: for each learned optimizer names of the package or files that differ in their meta-seed, in the same order;
 `celo2` a file of PyLO. Outputs in `out`: `report.md`, `ratios-<group>.png`, `curves-<group>.png`, and `results/` with a
 file for each task, method and learning rate, so that a rerun trains only what is new, and nothing with `train=false`.
-`record=true` also writes `scripts/bench/results/learned_opt_*.md` and the tables of the cards beside the weights.
+`record=true` also puts the figures into `scripts/bench/results`, and `cards=learned_opt/pretrained` new tables into the
+cards NAME.md of a folder.
 
 Main and far tasks take about 20 CPU-minutes, the others an hour. Prodigy, Schedule-Free and Lion need
 `pip install prodigyopt schedulefree lion-pytorch`.
@@ -17,18 +18,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
-from learned_opt.evaluation import Evaluation, Method, Result, Results, evaluate, evaluation_tasks
+from learned_opt.evaluation import Method, Result, Results, evaluate, evaluation_tasks
 from learned_opt.evaluation.learned_methods import celo2, learned_methods, shipped, untrained_frame
-from learned_opt.evaluation.plots import plot_all
-from learned_opt.evaluation.record import QUESTION, record_body, write_cards
 from learned_opt.evaluation.rivals import rivals
-from learned_opt.meta_training.allocator import keep_freed_memory
 
 from . import cli
+from .allocator import keep_freed_memory
+from .rows import tables
+from .studies.optimizers.cards import write_cards
+from .studies.optimizers.comparison import Comparison
+from .studies.optimizers.goals import goal_rows
+from .studies.optimizers.plots import plot_all
+from .studies.optimizers.report import HOW_TO_READ, card_rows, comparison_rows
 
 _PACKAGES = ("torch", "prodigyopt", "schedulefree", "lion-pytorch")
 
@@ -63,17 +67,20 @@ def main(config: DictConfig) -> None:
                 on_result=show,
             )
     names = {name: [method.name for method in group] for name, group in learned.items()}
-    evaluation = Evaluation(results, tasks, names, shipped(methods))
-    text = record_body(evaluation)
+    comparison = Comparison(results, tasks, names, shipped(methods))
+    rows = [*goal_rows(comparison), *comparison_rows(comparison)]
+    text = f"{HOW_TO_READ}\n\n{tables(rows)}"
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(text + "\n")
-    plot_all(evaluation, out)
+    plot_all(comparison, out)
     cli.console.print(text, soft_wrap=True, markup=False)
     if config.record:
-        from .bench.record import write_record  # a wheel has no benchmarks
+        from .bench.record import record  # a wheel has no benchmarks
 
-        path = write_record("learned_opt", QUESTION, text, _PACKAGES, list(HydraConfig.get().overrides.task))
-        cli.console.print(f"wrote {', '.join(map(str, [path, *write_cards(evaluation)]))}")
+        rows += [row for method in comparison.shipped.values() for row in card_rows(comparison, method)]
+        cli.console.print(f"recorded in {record('learned_opt', rows, packages=_PACKAGES)}")
+    if config.cards:
+        cli.console.print(f"wrote {', '.join(map(str, write_cards(comparison, Path(config.cards))))}")
     cli.save_run(out, config, {"tasks": len(tasks), "methods": list(results)})
 
 

@@ -22,15 +22,15 @@ from learned_opt.meta_training import (
     Devices,
     FabricDevices,
     MetaTrainHistory,
-    Stage,
-    StageResult,
+    MetaTrainStage,
+    TrainedStage,
     run_recipe,
     stage_info,
 )
-from learned_opt.meta_training.allocator import keep_freed_memory
 from learned_opt.pretrained.files import save_theta
 
 from . import cli
+from .allocator import keep_freed_memory
 
 _AVERAGED = 20  # last outer steps in the meta-loss that is shown
 
@@ -40,14 +40,14 @@ def main(config: DictConfig) -> None:
 
     torch.set_num_threads(config.num_threads)
     keep_freed_memory()
-    stages = list(instantiate(config.stages, _convert_="all"))
+    stages = [instantiate(stage, name=name, _convert_="all") for name, stage in config.stages.items()]
     out = Path(config.out)
     devices = _devices(config)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TextColumn("{task.fields[state]}"))
     bars = {one.name: progress.add_task(one.name, total=one.training.num_outer_steps, state="") for one in stages}
 
-    def show(stage: Stage, done: int, history: MetaTrainHistory) -> None:
+    def show(stage: MetaTrainStage, done: int, history: MetaTrainHistory) -> None:
         recent = history.meta_loss[-_AVERAGED:]
         validation = f", validation {history.validation[-1][1]:.4f}" if history.validation else ""
         state = f"meta-loss {sum(recent) / len(recent):.4f}{validation}"
@@ -71,7 +71,7 @@ def _devices(config: DictConfig) -> Devices:
     return FabricDevices(fabric)
 
 
-def _save(results: list[StageResult], out: Path, config: DictConfig) -> None:
+def _save(results: list[TrainedStage], out: Path, config: DictConfig) -> None:
     command = f"python -m scripts.meta_train experiment={config.name.replace('-', '_')} seed={config.seed}"
     before: list[dict[str, object]] = []
     for one in results:

@@ -28,6 +28,7 @@ from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
+TRAINER_OPTIONS: Final[Mapping[str, Any]] = {"accelerator": "auto", "devices": 1}  # unless others are given
 _NETWORKS_FOR_STATISTICS: Final = 8192
 _MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
 
@@ -146,7 +147,7 @@ def make_trainer(
     if importlib.util.find_spec("tensorboard"):
         loggers.append(TensorBoardLogger(str(out), name="tensorboard"))
     every = min(50, optimization.steps_per_epoch)
-    settings: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": every, **options}
+    settings = {**TRAINER_OPTIONS, "log_every_n_steps": every, **options}
     if settings.get("strategy") == "ddp":  # a zoo without edges leaves the edge layers without gradients
         settings["strategy"] = "ddp_find_unused_parameters_true"
     if settings.get("enable_progress_bar", True):

@@ -1,12 +1,10 @@
 """What learned optimizers are worth: trained with on tasks and widths not seen, beside tuned rivals."""
 
 from learned_opt.evaluation.comparison import Result, Results, evaluate
-from learned_opt.evaluation.report import Evaluation
 from learned_opt.evaluation.rivals import Method
 from learned_opt.evaluation.tasks import evaluation_tasks
 
 __all__ = [
-    "Evaluation",
     "Method",
     "Result",
     "Results",

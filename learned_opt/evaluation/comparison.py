@@ -9,7 +9,6 @@ Legend: T inner steps, H settings, S seeds, N = H x S networks (settings outermo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -21,11 +20,13 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from learned_opt.evaluation.rivals import Method, TorchPopulation
 from learned_opt.evaluation.tasks import EvaluationTask
-from learned_opt.meta_training.objective import END_SHARE
-from learned_opt.meta_training.truncated_step import DEFAULT_LOSS_CAP, cap_loss
+from learned_opt.meta_training.objective import cap_loss, final_loss
+from zoo.settings import digest
+from zoo.training.inner_step import InnerStep
 
 CHOSEN_BY: Final = {"test_loss": "val_loss", "test_error": "val_error"}  # measure: what its setting is chosen by
 NUM_CURVE_POINTS: Final = 60
@@ -83,42 +84,38 @@ def joined(results: Sequence[Result]) -> Result:
     return Result(**{name: list(chain.from_iterable(entry[name] for entry in fields)) for name in fields[0]})
 
 
-@torch.no_grad()
 def train(task: EvaluationTask, method: Method, *, num_seeds: int = 3) -> Result:
     """Train H x S networks of a task by a method."""
-    problem, num_settings = task.problem, len(method.learning_rates)
-    seeds = torch.arange(_FIRST_SEED, _FIRST_SEED + num_seeds)
-    params = problem.init(seeds).repeat(num_settings, 1)  # (N, P)
-    lr = torch.tensor(method.learning_rates, dtype=torch.float64).repeat_interleave(num_seeds)
-    optimizer = method.make(lr)
-    datasets = torch.zeros(num_seeds, dtype=torch.long)
+    family, num_settings = task.family, len(method.learning_rates)
+    params = family.init(torch.arange(_FIRST_SEED, _FIRST_SEED + num_seeds)).repeat(num_settings, 1)  # (N, P)
+    optimizer = method.make(torch.tensor(method.learning_rates, dtype=torch.float64).repeat_interleave(num_seeds))
+    step = InnerStep(family, optimizer)
+    state = optimizer.init_state(family.layout, params)
+    members = torch.zeros(num_seeds, dtype=torch.long)
     rng = torch.Generator().manual_seed(_FIRST_SEED)
-    state = optimizer.init_state(problem.layout, params)
     losses = torch.empty(task.num_steps, len(params))
     start = time.process_time()
     for inner_step in range(task.num_steps):
-        examples = torch.rand(num_seeds, problem.batch_size, generator=rng)
-        losses[inner_step], grads = problem.flat_loss_and_grad(params, datasets, examples)
-        optimizer.update(problem.layout, params, grads, state, inner_step=inner_step, num_steps=task.num_steps)
+        batch = family.batch(members, torch.rand(num_seeds, family.batch_size, generator=rng), len(params))
+        losses[inner_step] = step(params, state, batch, inner_step=inner_step, num_steps=task.num_steps)
     seconds = (time.process_time() - start) / (task.num_steps * len(params))
     if isinstance(optimizer, TorchPopulation):
         optimizer.finish()
-    curves = cap_loss(losses, DEFAULT_LOSS_CAP).view(task.num_steps, num_settings, num_seeds)
-    pieces = torch.stack([piece.mean((0, 2)) for piece in curves.tensor_split(min(NUM_CURVE_POINTS, task.num_steps))])
-    num_last = max(1, int(task.num_steps * END_SHARE))
 
-    def by_setting(values: torch.Tensor) -> list[list[float]]:
+    def by_setting(values: Tensor) -> list[list[float]]:
         return values.reshape(num_settings, num_seeds).tolist()
 
     held_out = {}
     for split in ("val", "test"):
-        loss, error = problem.evaluate(params, datasets, split)
-        held_out[f"{split}_loss"] = by_setting(cap_loss(loss, DEFAULT_LOSS_CAP))
+        loss, error = family.evaluate(params, members, split)
+        held_out[f"{split}_loss"] = by_setting(cap_loss(loss))
         held_out[f"{split}_error"] = by_setting(error.nan_to_num(1.0))
+    curves = cap_loss(losses).view(task.num_steps, num_settings, num_seeds)
+    pieces = torch.stack([piece.mean((0, 2)) for piece in curves.tensor_split(min(NUM_CURVE_POINTS, task.num_steps))])
     return Result(
         learning_rates=list(method.learning_rates),
         mean_loss=by_setting(curves.mean(0)),
-        final_loss=by_setting(curves[-num_last:].mean(0)),
+        final_loss=by_setting(final_loss(curves)),
         **held_out,
         curve=pieces.T.tolist(),
         seconds=[seconds] * num_settings,
@@ -177,7 +174,18 @@ def _result(
 
 
 def _key(task: EvaluationTask, method: Method, learning_rate: float, num_seeds: int) -> str:
-    data = task.problem.tasks[0].dataset.data_hash
-    identity = method.identity or method.name
-    parts = (_RESULT_VERSION, task.name, task.problem.name, data, identity, f"{learning_rate:.6g}", num_seeds)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+    """Name of a result: the same settings have the same one, so a changed one is trained and no other is read."""
+    family = task.family
+    settings = {
+        "version": _RESULT_VERSION,
+        "task": task.name,
+        "family": family.name,
+        "num_params": family.layout.num_params,
+        "num_steps": task.num_steps,
+        "batch_size": family.batch_size,
+        "data_hash": family.tasks[0].dataset.data_hash,
+        "method": method.identity or method.name,
+        "learning_rate": f"{learning_rate:.6g}",
+        "num_seeds": num_seeds,
+    }
+    return digest(settings)[:24]

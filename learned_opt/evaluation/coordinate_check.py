@@ -9,19 +9,12 @@ Source: Yang et al. 2022 (arXiv 2203.03466), appendix D.1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from learned_opt.optimizer.torch_optimizer import MuLO
-from learned_opt.pretrained.files import Pretrained, load_pretrained
-from learned_opt.rules.rule import get_rule
-from zoo.networks.architectures import MLP
-from zoo.networks.parametrization import parametrize
 
 ModelOfWidth = Callable[[int], nn.Module]
 OptimizerOfModel = Callable[[nn.Module], torch.optim.Optimizer]
@@ -72,7 +65,9 @@ def coordinate_check(
         seeds: the change is averaged over these initialisations.
         layers: names of modules, default all linear and convolutional ones.
     """
-    names = tuple(layers or _default_layers(make_model(min(widths))))
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    modules = make_model(min(widths)).named_modules()
+    names = tuple(layers or (name for name, module in modules if isinstance(module, kinds)))
     change = np.zeros((len(widths), len(names)))
     for i, width in enumerate(widths):
         for seed in seeds:
@@ -85,59 +80,6 @@ def coordinate_check(
     return CoordinateCheck(tuple(widths), names, change / len(seeds))
 
 
-def check_pretrained(
-    theta: str | Path | Pretrained, widths: Sequence[int], seeds: Sequence[int] = (0, 1, 2)
-) -> dict[str, CoordinateCheck]:
-    """Checks of MLPs 32-W-W-10 on random data: the optimizer in µP, the same without µP, and Adam without µP.
-
-    Args:
-        theta: meta-parameters, as of `LearnedOptimizer`.
-        widths: W.
-        seeds: of the initialisations.
-    """
-    ours = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
-    without_mup = ours  # other rules have the width in their own step
-    if ours.rule.name == "mlp":
-        without_mup = replace(ours, rule=get_rule("mlp", **{**ours.rule.config, "parametrization": "sp"}))
-    rng = torch.Generator().manual_seed(0)
-    inputs, targets = torch.randn(64, 32, generator=rng), torch.randint(10, (64,), generator=rng)
-
-    def check(parametrization: str, make_optimizer: OptimizerOfModel) -> CoordinateCheck:
-        def make_model(width: int) -> nn.Module:
-            return parametrize(MLP(32, (width, width), 10), parametrization)
-
-        return coordinate_check(make_model, make_optimizer, inputs, targets, widths=widths, seeds=seeds)
-
-    def learned(pretrained: Pretrained) -> OptimizerOfModel:
-        return lambda model: MuLO(model, pretrained, num_training_steps=100)
-
-    return {
-        f"{ours.name} in µP": check("mup", learned(ours)),
-        f"{ours.name}, standard": check("sp", learned(without_mup)),
-        "Adam, standard": check("sp", lambda model: torch.optim.Adam(model.parameters(), 1e-3)),
-    }
-
-
-def plot(checks: dict[str, CoordinateCheck], path: str | Path) -> None:
-    """Picture of the change against width, one panel for each named check."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(checks), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(checks), sharey=True, squeeze=False)[0]
-    for panel, (title, check) in zip(panels, checks.items(), strict=True):
-        for layer, values in zip(check.layers, check.change.T, strict=True):
-            panel.loglog(check.widths, values, marker="o", label=layer, base=2)
-        panel.set(title=title, xlabel="width")
-        panel.legend(fontsize="small")
-    panels[0].set_ylabel("change of activations (RMS)")
-    figure.savefig(path)
-
-
-def _default_layers(model: nn.Module) -> list[str]:
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    return [name for name, module in model.named_modules() if isinstance(module, kinds)]
-
-
 def _change(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -147,30 +89,21 @@ def _change(
     names: Sequence[str],
     num_updates: int,
 ) -> np.ndarray:
-    before = _activations(model, inputs, names)
-    for _ in range(num_updates):
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
-    after = _activations(model, inputs, names)
-    return np.array([(b - a).square().mean().sqrt().item() for a, b in zip(before, after, strict=True)])
-
-
-@torch.no_grad()
-def _activations(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[Tensor]:
-    kept: dict[str, Tensor] = {}
-    modules = dict(model.named_modules())
-
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            kept[name] = output.detach().clone()
-
-        return hook
-
-    handles = [modules[name].register_forward_hook(keep(name)) for name in names]
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}  # of each forward pass
+    hooks = [
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, kept=kept: kept.append(output.detach().clone())
+        )
+        for name, kept in outputs.items()
+    ]
     try:
-        model(inputs)
+        for _ in range(num_updates):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+        with torch.no_grad():
+            model(inputs)
     finally:
-        for handle in handles:
-            handle.remove()
-    return [kept[name] for name in names]
+        for hook in hooks:
+            hook.remove()
+    return np.array([(kept[-1] - kept[0]).square().mean().sqrt().item() for kept in outputs.values()])

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from learned_opt.evaluation.rivals import COSINE, LEARNING_RATES, Method
@@ -18,8 +17,7 @@ from learned_opt.rules.celo2 import STEP_SIZE, Celo2Rule
 from learned_opt.rules.controller import encode_scalars
 from learned_opt.rules.normalized import NormalizedRule
 from learned_opt.rules.population import PopulationOptimizer
-from zoo.networks.layout import ParamLayout
-from zoo.training.optimizers import InnerOptimizer, State
+from zoo.training.optimizers import InnerOptimizer
 from zoo.training.schedules import Schedule
 
 UNTRAINED_FRAME: Final = "untrained frame"
@@ -50,7 +48,7 @@ def untrained_frame() -> Method:
     What the hand-made part of `mulo-norm` is worth: direction, decay to zero, width and depth rules. Its one best
     constant is the multiple with the lowest geometric mean over all tasks.
     """
-    rule = NormalizedRule(network=False)
+    rule = NormalizedRule(feedback=False)
     off = encode_scalars({"noise_power": 0.0, "agreement_rate": 1e-9})
 
     def make(lr: Tensor) -> InnerOptimizer:
@@ -66,58 +64,23 @@ def celo2(path: str | Path, learning_rates: tuple[float, ...] = LEARNING_RATES) 
     loaded = load_pretrained(path)
     if not isinstance(loaded.rule, Celo2Rule):
         raise ValueError(f"{path} must hold a CELO2MLP, got a theta of rule {loaded.rule.name!r}")
-    return Method(
-        "Celo2 cosine",
-        learning_rates,
-        lambda lr: ScheduledPopulation(loaded, lr / STEP_SIZE, COSINE),
-        identity=f"cosine {loaded.hash}",
-    )
 
+    def make(lr: Tensor) -> InnerOptimizer:
+        return PopulationOptimizer(loaded.rule, loaded.theta, lr=lr / STEP_SIZE, schedule=COSINE)
 
-class ScheduledPopulation:
-    """A learned rule with a learning rate under a schedule; a run of equal rates is one population.
-
-    Args:
-        pretrained: rule and theta.
-        lr: (N,) multiples of the rule's own step, networks of one setting beside each other.
-        schedule: of these.
-    """
-
-    def __init__(self, pretrained: Pretrained, lr: Tensor, schedule: Schedule) -> None:
-        self.schedule = schedule
-        values, counts = torch.unique_consecutive(lr, return_counts=True)
-        self.counts = counts.tolist()
-        self.lrs = values.tolist()
-        self.populations = [PopulationOptimizer(pretrained.rule, pretrained.theta) for _ in self.lrs]
-        self._states: list[State] = []
-
-    def init_state(self, layout: ParamLayout, params: Tensor) -> State:
-        """Nothing: each population's state is held here."""
-        parts = params.split(self.counts)
-        self._states = [one.init_state(layout, part) for one, part in zip(self.populations, parts, strict=True)]
-        return {}
-
-    def update(
-        self, layout: ParamLayout, params: Tensor, grads: Tensor, state: State, *, inner_step: int, num_steps: int
-    ) -> None:
-        factor = self.schedule.factor(inner_step, num_steps)
-        parts = zip(
-            self.populations, self.lrs, params.split(self.counts), grads.split(self.counts), self._states, strict=True
-        )
-        for population, lr, part, part_grads, part_state in parts:
-            population.lr = lr * factor
-            population.update(layout, part, part_grads, part_state, inner_step=inner_step, num_steps=num_steps)
+    return Method("Celo2 cosine", learning_rates, make, identity=f"cosine {loaded.hash}")
 
 
 def _meta_seeds(name: str, group: Sequence[Pretrained]) -> list[Method]:
     """One method for each theta, its meta-seed in its name if there are several."""
 
+    schedule = _WSD if name.endswith(DECAYED) else None
+
     def method(loaded: Pretrained, title: str) -> Method:
-        if name.endswith(DECAYED):
-            return Method(
-                title, (1.0,), lambda lr: ScheduledPopulation(loaded, lr, _WSD), identity=f"wsd {loaded.hash}"
-            )
-        return Method(title, (1.0,), lambda lr: PopulationOptimizer(loaded.rule, loaded.theta), identity=loaded.hash)
+        def make(lr: Tensor) -> InnerOptimizer:
+            return PopulationOptimizer(loaded.rule, loaded.theta, schedule=schedule)
+
+        return Method(title, (1.0,), make, identity=f"wsd {loaded.hash}" if schedule else loaded.hash)
 
     if len(group) == 1:
         return [method(group[0], name)]

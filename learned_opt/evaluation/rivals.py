@@ -3,22 +3,22 @@
 AdamW and Muon run batched, with a learning rate for each network. The others run as the libraries that users have,
 network by network, on gradients that are computed together.
 
-Legend: N networks, H settings (learning rates), P numbers of one network (T of them trainable), A x B one matrix.
+Legend: N networks, H settings (learning rates), P numbers of one network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from learned_opt.rules.normalized import newton_schulz
-from zoo.networks.layout import ParamLayout, ParamSlot
+from zoo.networks.layout import ParamLayout
+from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer, State
-from zoo.training.schedules import Schedule
+from zoo.training.schedules import Schedule, StepCount
 
 LEARNING_RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 ADAM_WEIGHT_DECAY: Final = 0.01  # torch.optim's defaults
@@ -58,8 +58,8 @@ def rivals(learning_rates: tuple[float, ...] = LEARNING_RATES) -> list[Method]:
         Method("AdamW cosine", learning_rates, lambda lr: _adamw(lr, COSINE)),
         Method("AdamW constant", learning_rates, lambda lr: _adamw(lr, _CONSTANT)),
         Method("AdamW 1e-3 untuned", (1e-3,), lambda lr: _adamw(lr, _CONSTANT)),
-        Method("Muon .95 cosine", learning_rates, lambda lr: MatchedMuon(lr, momentum=0.95)),
-        Method("Muon .8 cosine", learning_rates, lambda lr: MatchedMuon(lr, momentum=0.8)),
+        Method("Muon .95 cosine", learning_rates, lambda lr: muon(lr, momentum=0.95)),
+        Method("Muon .8 cosine", learning_rates, lambda lr: muon(lr, momentum=0.8)),
         Method("Prodigy cosine", (1.0,), lambda lr: TorchPopulation(lr, _prodigy, COSINE)),
         Method("Schedule-Free AdamW", (2.5e-3,), lambda lr: TorchPopulation(lr, _schedule_free, _CONSTANT)),
         Method("Lion cosine", tuple(lr / 10 for lr in learning_rates), lambda lr: TorchPopulation(lr, _lion, COSINE)),
@@ -71,43 +71,21 @@ def _adamw(lr: Tensor, schedule: Schedule) -> Adam:
     return Adam(lr=lr, weight_decay=ADAM_WEIGHT_DECAY, schedule=schedule)
 
 
-@dataclass(frozen=True)
-class MatchedMuon:
-    """Muon with the step size that matches AdamW's RMS, so one learning rate serves matrices and all else.
+def muon(lr: Tensor, *, momentum: float) -> Muon:
+    """As torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), so that one rate (N,) serves matrices and all else.
 
-    Input and hidden matrices as torch.optim.Muon(adjust_lr_fn="match_rms_adamw", weight_decay=0.1), in float32; output
-    matrices, embeddings, convolution kernels, biases and norms as torch.optim.AdamW. Cosine decay.
-
-    Args:
-        lr: (N,).
-        momentum: of the matrices, with Nesterov.
+    In float32, with cosine decay; what torch's Muon does not take is left to AdamW.
     """
-
-    lr: Tensor
-    momentum: float = 0.95
-    _adam: Adam = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_adam", _adamw(self.lr, COSINE))
-
-    def init_state(self, layout: ParamLayout, params: Tensor) -> State:
-        state = self._adam.init_state(layout, params)
-        momenta = {f"momentum.{slot.name}": torch.zeros_like(params[:, slot.span]) for slot in _matrices(layout)}
-        return state | momenta
-
-    @torch.no_grad()
-    def update(
-        self, layout: ParamLayout, params: Tensor, grads: Tensor, state: State, *, inner_step: int, num_steps: int
-    ) -> None:
-        before = {slot.name: params[:, slot.span].clone() for slot in _matrices(layout)}
-        self._adam.update(layout, params, grads, state, inner_step=inner_step, num_steps=num_steps)
-        lr = (self.lr * COSINE.factor(inner_step, num_steps)).to(params)[:, None]
-        for slot in _matrices(layout):  # in place of what AdamW has done to them
-            momentum = state[f"momentum.{slot.name}"].lerp_(grads[:, slot.span], 1 - self.momentum)
-            direction = grads[:, slot.span].lerp(momentum, self.momentum).unflatten(1, slot.shape)
-            size = 0.2 * max(slot.shape) ** 0.5 * lr
-            kept = before[slot.name] * (1 - MUON_WEIGHT_DECAY * lr)
-            params[:, slot.span] = kept - size * newton_schulz(direction).flatten(1)
+    return Muon(
+        lr=lr,
+        momentum=momentum,
+        weight_decay=MUON_WEIGHT_DECAY,
+        adam_lr=lr,
+        adam_weight_decay=ADAM_WEIGHT_DECAY,
+        dtype="float32",
+        adjust_lr_fn="match_rms_adamw",
+        schedule=COSINE,
+    )
 
 
 class TorchPopulation:
@@ -138,15 +116,22 @@ class TorchPopulation:
         return {}
 
     def update(
-        self, layout: ParamLayout, params: Tensor, grads: Tensor, state: State, *, inner_step: int, num_steps: int
+        self,
+        layout: ParamLayout,
+        params: Tensor,
+        grads: Tensor,
+        state: State,
+        *,
+        inner_step: StepCount,
+        num_steps: StepCount,
     ) -> None:
         slots = [slot for slot in layout if slot.kind == "param"]
-        factor = self.schedule.factor(inner_step, num_steps)
-        for n, optimizer in enumerate(self._optimizers):
-            for parameter, slot in zip(self._parameters[n], slots, strict=True):
-                parameter.grad = grads[n, slot.span].view(slot.shape)
+        rates = (self.lr * self.schedule.factor(inner_step, num_steps)).tolist()
+        for optimizer, parameters, row, rate in zip(self._optimizers, self._parameters, grads, rates, strict=True):
+            for parameter, slot in zip(parameters, slots, strict=True):
+                parameter.grad = row[slot.span].view(slot.shape)
             for group in optimizer.param_groups:
-                group["lr"] = float(self.lr[n]) * factor
+                group["lr"] = rate
             with torch.enable_grad():
                 optimizer.step()
 
@@ -180,7 +165,3 @@ def _lion(params: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
 
 def _adafactor(params: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adafactor(params, lr=lr)
-
-
-def _matrices(layout: ParamLayout) -> list[ParamSlot]:
-    return [slot for slot in layout if slot.role in ("input", "hidden") and len(slot.shape) == 2]

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from learned_opt.evaluation.comparison import Result
 from learned_opt.meta_training.objective import END_FLOOR
+from zoo.networks.metrics import bootstrap_interval
 
 Values = NDArray[np.float64]
 ByTask = Mapping[str, Result]  # task name -> result of one method
 
-_NUM_BOOTSTRAPS: Final = 4000
-
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with its 95% bootstrap interval over tasks and seeds."""
+class Interval:
+    """A measured `value` with its 95% bootstrap interval over tasks and seeds."""
 
     value: float
     low: float
@@ -32,19 +31,19 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-    def map(self, function: Callable[[float], float]) -> Estimate:
+    def map(self, function: Callable[[float], float]) -> Interval:
         """Value and interval through an increasing function."""
-        return Estimate(function(self.value), function(self.low), function(self.high))
+        return Interval(function(self.value), function(self.low), function(self.high))
 
 
-def compare(results: ByTask, reference: ByTask, tasks: Sequence[str], measure: str) -> Estimate:
+def compare(results: ByTask, reference: ByTask, tasks: Sequence[str], measure: str) -> Interval:
     """Geometric mean over tasks of a loss relative to the reference's, both tuned for each task."""
     return geometric_ratio(log_values(results, tasks, measure), log_values(reference, tasks, measure))
 
 
 def accuracy_points(
     results: ByTask, reference: ByTask, tasks: Sequence[str], split: str = "test", *, oracle: bool = False
-) -> Estimate:
+) -> Interval:
     """Mean over tasks of the difference in accuracy, in percentage points.
 
     Args:
@@ -60,7 +59,7 @@ def accuracy_points(
     return mean_difference(*errors)
 
 
-def nats_apart(results: ByTask, reference: ByTask, tasks: Sequence[str], measure: str) -> Estimate:
+def nats_apart(results: ByTask, reference: ByTask, tasks: Sequence[str], measure: str) -> Interval:
     """Mean over tasks of the difference of a loss, both tuned for each task."""
     return mean_difference(
         *(np.stack([by_task[task].tuned(measure) for task in tasks]) for by_task in (results, reference))
@@ -73,24 +72,19 @@ def log_values(results: ByTask, tasks: Sequence[str], measure: str) -> Values:
     return np.stack([np.log(results[task].tuned(measure) + floor) for task in tasks])
 
 
-def geometric_ratio(values: Values, reference: Values, *, seed: int = 0) -> Estimate:
+def geometric_ratio(values: Values, reference: Values) -> Interval:
     """Ratio of losses given as logarithms (K, S).
 
     Seeds are paired: network i of both began alike and saw the same minibatches.
     """
-    return mean_difference(values, reference, seed=seed).map(lambda x: float(np.exp(x)))
+    return mean_difference(values, reference).map(lambda x: float(np.exp(x)))
 
 
-def mean_difference(values: Values, reference: Values, *, seed: int = 0) -> Estimate:
+def mean_difference(values: Values, reference: Values) -> Interval:
     """Mean of value - reference (K, S), its interval from resampling tasks and the seeds within each."""
-    differences = values - reference
-    rng = np.random.RandomState(seed)
-    num_tasks, num_seeds = differences.shape
-    tasks = rng.randint(num_tasks, size=(_NUM_BOOTSTRAPS, num_tasks, 1))
-    seeds = rng.randint(num_seeds, size=(_NUM_BOOTSTRAPS, num_tasks, num_seeds))
-    means = differences[tasks, seeds].mean((1, 2))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(differences.mean()), float(low), float(high))
+    differences = torch.from_numpy(values - reference)
+    low, high = bootstrap_interval(differences, torch.Generator().manual_seed(0), nested=True)
+    return Interval(float(differences.mean()), low, high)
 
 
 def diverged(results: ByTask, tasks: Sequence[str]) -> list[str]:

@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional as F
 
 from learned_opt.meta_training import synthetic_data
-from learned_opt.meta_training.task_problem import TaskProblem
-from learned_opt.meta_training.tasks import cnn_task, language_task, mlp_task
-from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split, get_dataset
+from learned_opt.meta_training.task_distribution import cnn_task, language_task, mlp_task
+from learned_opt.meta_training.task_family import TaskFamily
+from zoo.tasks.datasets import Dataset, get_dataset
 
 GROUPS: Final = ("main", "far", "stretch", "conv", "language")
 _LABEL_NOISE: Final = 0.2
@@ -27,11 +27,11 @@ _LABEL_NOISE: Final = 0.2
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """A problem trained for T steps; `seen_data` if meta-training draws the same data set."""
+    """Networks of one shape trained for T steps; `seen_data` if meta-training draws the same data set."""
 
     name: str
     group: str
-    problem: TaskProblem
+    family: TaskFamily
     num_steps: int
     seen_data: bool = False
 
@@ -86,14 +86,14 @@ def _stretch() -> list[EvaluationTask]:
 
 
 def _conv() -> list[EvaluationTask]:
-    problem = TaskProblem([cnn_task(_mnist(28), (16, 32, 32))], batch_size=64)
-    return [EvaluationTask("mnist28-cnn-T400", "conv", problem, 400)]
+    family = TaskFamily([cnn_task(_mnist(28), (16, 32, 32))], batch_size=64)
+    return [EvaluationTask("mnist28-cnn-T400", "conv", family, 400)]
 
 
 def _language() -> list[EvaluationTask]:
     task = language_task(width=64, num_blocks=2, context=64, size=2_000_000)
     return [
-        EvaluationTask("python_source-64x2-T300", "language", TaskProblem([task], batch_size=16), 300, seen_data=True)
+        EvaluationTask("python_source-64x2-T300", "language", TaskFamily([task], batch_size=16), 300, seen_data=True)
     ]
 
 
@@ -103,8 +103,8 @@ def _mlp(
     shape = f"{hidden[0]}" if len(hidden) == 1 else f"{hidden[0]}x{len(hidden)}"
     name = f"{dataset.name}-{shape}-T{num_steps}"
     name += f"-b{batch_size}" * (batch_size != 64) + f"-init{init_scale:g}" * (init_scale != 1)
-    problem = TaskProblem([mlp_task(dataset, hidden)], batch_size=batch_size, init_scale=init_scale)
-    return EvaluationTask(name, group, problem, num_steps)
+    family = TaskFamily([mlp_task(dataset, hidden)], batch_size=batch_size, init_scale=init_scale)
+    return EvaluationTask(name, group, family, num_steps)
 
 
 @lru_cache(maxsize=4)
@@ -113,14 +113,8 @@ def _mnist(size: int) -> Dataset:
     dataset = get_dataset("mnist5k")
     if size == 28:
         return replace(synthetic_data.standardised(dataset), name="mnist28")
-    splits = {
-        name: Split(F.adaptive_avg_pool2d(dataset.split(name).inputs, size), dataset.split(name).targets)
-        for name in SPLIT_NAMES
-    }
-    smaller = Dataset(
-        f"mnist{size}", splits["train"], splits["val"], splits["test"], dataset.num_classes, dataset.data_hash
-    )
-    return synthetic_data.standardised(smaller)
+    smaller = synthetic_data.mapped(dataset, inputs=lambda x: F.adaptive_avg_pool2d(x, size))
+    return synthetic_data.standardised(replace(smaller, name=f"mnist{size}"))
 
 
 def _noisy_labels(dataset: Dataset) -> Dataset:
@@ -129,4 +123,4 @@ def _noisy_labels(dataset: Dataset) -> Dataset:
     targets = dataset.train.targets.clone()
     chosen = torch.rand(len(targets), generator=rng) < _LABEL_NOISE
     targets[chosen] = torch.randint(dataset.num_classes, (int(chosen.sum()),), generator=rng)
-    return replace(dataset, name=f"{dataset.name}noisy", train=Split(dataset.train.inputs, targets))
+    return replace(dataset, name=f"{dataset.name}noisy", train=replace(dataset.train, targets=targets))

@@ -5,14 +5,14 @@ from learned_opt.meta_training.estimators import FullUnrollES
 from learned_opt.meta_training.objective import LogLossObjective
 from learned_opt.meta_training.recipe import (
     FullUnrollConfig,
-    Stage,
-    StageResult,
+    MetaTrainStage,
+    TrainedStage,
     TruncatedConfig,
     run_recipe,
     stage_info,
 )
-from learned_opt.meta_training.task_problem import TaskProblem
-from learned_opt.meta_training.tasks import MetaTaskConfig
+from learned_opt.meta_training.task_distribution import TaskDistributionConfig
+from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizerConfig
 from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, meta_train
 
@@ -22,13 +22,13 @@ __all__ = [
     "FullUnrollConfig",
     "FullUnrollES",
     "LogLossObjective",
-    "MetaTaskConfig",
     "MetaTrainConfig",
     "MetaTrainHistory",
-    "Stage",
-    "StageResult",
-    "TaskProblem",
+    "MetaTrainStage",
+    "TaskDistributionConfig",
+    "TaskFamily",
     "ThetaOptimizerConfig",
+    "TrainedStage",
     "TruncatedConfig",
     "meta_train",
     "run_recipe",

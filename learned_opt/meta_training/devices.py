@@ -19,7 +19,6 @@ class Devices:
 
     num_processes: int = 1
     rank: int = 0
-    device: torch.device = torch.device("cpu")
 
     def share(self, count: int) -> slice:
         """The part of `count` particles that this process holds: equal parts, in the order of ranks.
@@ -51,7 +50,6 @@ class FabricDevices(Devices):
         self.fabric = fabric
         self.num_processes = fabric.world_size
         self.rank = fabric.global_rank
-        self.device = fabric.device
 
     def gather(self, rows: Tensor) -> Tensor:
         gathered = self.fabric.all_gather(rows)

@@ -9,17 +9,17 @@ Legend: M meta-parameters, Q antithetic pairs, N networks, K inner steps of a tr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.objective import Objective
-from learned_opt.meta_training.truncated_step import InnerProblem, InnerState, TruncatedStep, map_state
-from learned_opt.meta_training.truncation import LogUniformHorizon
+from learned_opt.meta_training.task_family import TaskFamily
+from learned_opt.meta_training.truncated_step import InnerState, LogUniformHorizon, TruncatedStep
 from learned_opt.rules.rule import UpdateRule
 
 _SHAPING_FLOOR: Final = 0.02  # added to the spread of differences, so that equal particles give no large gradient
@@ -44,60 +44,47 @@ class GradientEstimator(Protocol):
     def load_state_dict(self, state: dict[str, object]) -> None: ...
 
 
+@dataclass(eq=False)
 class FullUnrollES:
     """Antithetic evolution strategies over whole trainings: no truncation bias, any meta-objective.
 
-    One problem and one seed an outer step, shared by all particles, so that their differences are due to theta.
+    One task and one seed an outer step, shared by all particles, so that their differences are due to theta.
 
     Args:
         rule: the learned update rule.
-        sample_problem: draws a problem and its horizon.
+        sample_task: draws a family of one task, and the horizon.
         objective: meta-loss (N,) of capped losses (T, N) and a function that evaluates the final networks.
         num_pairs: Q.
         std: standard deviation of the perturbation, a number or (M,); zero freezes a meta-parameter.
-        normalise: clamp differences to +-1 and divide them by their spread, so that all problems weigh alike.
+        normalise: clamp differences to +-1 and divide them by their spread, so that all tasks weigh alike.
     """
 
-    def __init__(
-        self,
-        rule: UpdateRule,
-        sample_problem: Callable[[torch.Generator], tuple[InnerProblem, int]],
-        objective: Objective,
-        *,
-        num_pairs: int,
-        std: float | Tensor,
-        normalise: bool = True,
-        devices: Devices | None = None,
-    ) -> None:
-        self.rule = rule
-        self.sample_problem = sample_problem
-        self.objective = objective
-        self.num_pairs = num_pairs
-        self.std = std
-        self.normalise = normalise
-        self.devices = devices or Devices()
+    rule: UpdateRule
+    sample_task: Callable[[torch.Generator], tuple[TaskFamily, int]]
+    objective: Objective
+    _: KW_ONLY
+    num_pairs: int
+    std: float | Tensor
+    normalise: bool = True
+    devices: Devices = field(default_factory=Devices)
 
     @torch.no_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
-        problem, num_steps = self.sample_problem(rng)
+        family, num_steps = self.sample_task(rng)
         std = _as_vector(self.std, theta)
         perturbations = draw_perturbations(rng, self.num_pairs, std)  # (Q, M)
         held = perturbations[self.devices.share(self.num_pairs)]
-        meta_loss = self.meta_loss(antithetic(theta, held), problem, num_steps, rng)
+        particles = antithetic(theta, held)  # (2 Q, M), of one group: all networks have the same seed and data
+        step = TruncatedStep(
+            self.rule, family, LogUniformHorizon(num_steps, num_steps), num_groups=1, num_copies=len(particles)
+        )
+        meta_loss = whole_unroll(step, particles, num_steps, self.objective, rng)
         pos, neg = self.devices.gather(meta_loss.view(2, -1).T).T  # (Q,) each
         difference = pos - neg
         if self.normalise:
             difference = normalised_differences(difference)
         grad = es_gradient(difference, perturbations, std)
         return MetaGradient(grad, float((pos + neg).mean() / 2), 2 * self.num_pairs * num_steps)
-
-    def meta_loss(self, theta: Tensor, problem: InnerProblem, num_steps: int, rng: torch.Generator) -> Tensor:
-        """(N,) meta-loss of the networks that theta (N, M) trains, all from the same seed on the same data."""
-        horizon = LogUniformHorizon(num_steps, num_steps)
-        unroll = TruncatedStep(self.rule, problem, horizon, num_groups=1, num_copies=len(theta))
-        state = unroll.start(rng)
-        losses = unroll.advance(theta, state, num_steps, rng).losses
-        return self.objective(losses, lambda: unroll.evaluate(state))
 
     def state_dict(self) -> dict[str, object]:
         return {}
@@ -107,8 +94,54 @@ class FullUnrollES:
             raise ValueError(f"full unrolls keep no state, got {sorted(state)}; is it another estimator's checkpoint?")
 
 
-class TruncatedES:
-    """Antithetic evolution strategies over truncations, the networks going on between them.
+@dataclass(eq=False)
+class _Truncations:
+    """Buckets of half-trained networks, one of which an outer step advances."""
+
+    steps: Sequence[TruncatedStep]
+    _: KW_ONLY
+    truncation_length: int
+    log_floor: float | None = None
+    devices: Devices = field(default_factory=Devices)
+    states: list[InnerState | None] = field(init=False)
+
+    num_copies: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        if not self.steps or any(step.num_copies != self.num_copies for step in self.steps):
+            name = type(self).__name__
+            raise ValueError(f"steps of {name} must be one or more TruncatedStep with num_copies={self.num_copies}")
+        self.states = [None] * len(self.steps)
+
+    def draw_bucket(self, rng: torch.Generator) -> tuple[int, TruncatedStep, InnerState]:
+        """One of the buckets, its networks begun if they are not yet."""
+        bucket = int(torch.randint(len(self.steps), (), generator=rng))
+        state = self.states[bucket]
+        if state is None:
+            state = self.states[bucket] = self.steps[bucket].start(rng, stagger=True)
+        return bucket, self.steps[bucket], state
+
+    def estimated(self, grad: Tensor, meta_loss: Tensor, step: TruncatedStep) -> MetaGradient:
+        """What the processes have found together."""
+        num_inner_steps = step.num_copies * step.num_groups * self.truncation_length
+        return MetaGradient(self.devices.mean(grad), float(self.devices.mean(meta_loss)), num_inner_steps)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"states": [state and vars(state) for state in self.states]}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.states = [saved and InnerState(**saved) for saved in self._one_each(state, "states")]
+
+    def _one_each(self, state: dict[str, object], key: str) -> list:
+        saved = state.get(key)
+        if not isinstance(saved, list) or len(saved) != len(self.steps):
+            raise ValueError(f"checkpoint must hold {key} of {len(self.steps)} buckets; was the config changed?")
+        return saved
+
+
+@dataclass(eq=False, kw_only=True)
+class TruncatedES(_Truncations):
+    """Antithetic evolution strategies over truncations, the networks being trained on between them.
 
     Biased: what a perturbation does after its truncation is not seen. PES removes that bias.
 
@@ -120,51 +153,35 @@ class TruncatedES:
             None for the loss itself.
     """
 
-    def __init__(
-        self,
-        steps: list[TruncatedStep],
-        *,
-        truncation_length: int,
-        std: float | Tensor,
-        log_floor: float | None = None,
-        devices: Devices | None = None,
-    ) -> None:
-        if not steps or any(step.num_copies != 2 for step in steps):
-            raise ValueError("steps must be one or more TruncatedStep with num_copies=2, an antithetic pair a group")
-        self.steps = steps
-        self.truncation_length = truncation_length
-        self.std = std
-        self.log_floor = log_floor
-        self.devices = devices or Devices()
-        self.states: list[InnerState | None] = [None] * len(steps)
-        self.accumulators: list[Tensor | None] = [None] * len(steps)
+    std: float | Tensor
+    accumulators: list[Tensor | None] = field(init=False)
+
+    num_copies = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.accumulators = [None] * len(self.steps)
 
     @torch.no_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
-        bucket = int(torch.randint(len(self.steps), (), generator=rng))
-        step = self.steps[bucket]
-        state = self.states[bucket]
-        if state is None:
-            state = self.states[bucket] = step.start(rng, stagger=True)
+        bucket, step, state = self.draw_bucket(rng)
         std = _as_vector(self.std, theta)
         perturbations = draw_perturbations(rng, step.num_groups, std)[step.held]
         truncation = step.advance(antithetic(theta, perturbations), state, self.truncation_length, rng)
         losses = step_meta_loss(truncation.losses, self.log_floor)
         pos, neg = losses.unflatten(1, (2, -1)).unbind(1)  # (K, Q) each
         grad = self._gradient(bucket, pos - neg, truncation.fresh, perturbations, std)
-        meta_loss = self.devices.mean((pos + neg).mean() / 2)
-        num_inner_steps = 2 * step.num_groups * self.truncation_length
-        return MetaGradient(self.devices.mean(grad), float(meta_loss), num_inner_steps)
+        return self.estimated(grad, (pos + neg).mean() / 2, step)
 
     def _gradient(self, bucket: int, differences: Tensor, fresh: Tensor, perturbations: Tensor, std: Tensor) -> Tensor:
         return es_gradient(differences.mean(0), perturbations, std)
 
     def state_dict(self) -> dict[str, object]:
-        return {"states": [state and state.to_dict() for state in self.states], "accumulators": self.accumulators}
+        return super().state_dict() | {"accumulators": self.accumulators}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        self.states = _load_states(state, len(self.steps))
-        self.accumulators = _one_each(state, "accumulators", len(self.steps))
+        super().load_state_dict(state)
+        self.accumulators = self._one_each(state, "accumulators")
 
 
 class PES(TruncatedES):
@@ -184,7 +201,7 @@ class PES(TruncatedES):
         return grad
 
 
-class TruncatedBackprop:
+class TruncatedBackprop(_Truncations):
     """Backpropagation through K inner steps, Hessians included: low variance, biased, blows up when training does.
 
     The rule must be differentiable: it puts new tensors into the lists that it is given, as `MlpRule(reference=True)`.
@@ -195,41 +212,26 @@ class TruncatedBackprop:
         log_floor: as `TruncatedES`.
     """
 
-    def __init__(
-        self,
-        steps: list[TruncatedStep],
-        *,
-        truncation_length: int,
-        log_floor: float | None = None,
-        devices: Devices | None = None,
-    ) -> None:
-        if not steps or any(step.num_copies != 1 for step in steps):
-            raise ValueError("steps must be one or more TruncatedStep with num_copies=1, as nothing is perturbed")
-        self.steps = steps
-        self.truncation_length = truncation_length
-        self.log_floor = log_floor
-        self.devices = devices or Devices()
-        self.states: list[InnerState | None] = [None] * len(steps)
+    num_copies = 1
 
+    @torch.enable_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
-        bucket = int(torch.randint(len(self.steps), (), generator=rng))
-        step = self.steps[bucket]
-        state = self.states[bucket] or step.start(rng, stagger=True)
-        with torch.enable_grad():
-            leaf = theta.detach().clone().requires_grad_()
-            losses = step_meta_loss(step.advance(leaf, state, self.truncation_length, rng).losses, self.log_floor)
-            (grad,) = torch.autograd.grad(losses.mean(), leaf)
+        _, step, state = self.draw_bucket(rng)
+        leaf = theta.detach().clone().requires_grad_()
+        losses = step_meta_loss(step.advance(leaf, state, self.truncation_length, rng).losses, self.log_floor)
+        (grad,) = torch.autograd.grad(losses.mean(), leaf)
         state.params = state.params.detach()
-        state.rule_state = map_state(state.rule_state, torch.Tensor.detach)
-        self.states[bucket] = state
-        num_inner_steps = step.num_groups * self.truncation_length
-        return MetaGradient(self.devices.mean(grad), float(self.devices.mean(losses.detach().mean())), num_inner_steps)
+        state.optimizer = {name: tensor.detach() for name, tensor in state.optimizer.items()}
+        return self.estimated(grad, losses.detach().mean(), step)
 
-    def state_dict(self) -> dict[str, object]:
-        return {"states": [state and state.to_dict() for state in self.states]}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        self.states = _load_states(state, len(self.steps))
+def whole_unroll(
+    step: TruncatedStep, theta: Tensor, num_steps: int, objective: Objective, rng: torch.Generator
+) -> Tensor:
+    """Meta-losses (N,) of networks that theta, (M,) or (N, M), trains for `num_steps` steps from their beginning."""
+    state = step.start(rng)
+    losses = step.advance(theta, state, num_steps, rng).losses
+    return objective(losses, lambda: step.evaluate(state))
 
 
 def step_meta_loss(losses: Tensor, log_floor: float | None) -> Tensor:
@@ -284,7 +286,7 @@ def next_accumulator(fresh: Tensor, perturbations: Tensor, accumulator: Tensor) 
 
 
 def normalised_differences(differences: Tensor) -> Tensor:
-    """(Q,) differences clamped to +-1 and divided by their spread: a problem's scale of loss drops out."""
+    """(Q,) differences clamped to +-1 and divided by their spread: a task's scale of loss drops out."""
     clamped = differences.clamp(-1, 1)
     return clamped / (clamped.std() + _SHAPING_FLOOR)
 
@@ -292,14 +294,3 @@ def normalised_differences(differences: Tensor) -> Tensor:
 def _as_vector(std: float | Tensor, theta: Tensor) -> Tensor:
     vector = torch.as_tensor(std, dtype=theta.dtype, device=theta.device)
     return vector.expand_as(theta)
-
-
-def _load_states(state: dict[str, object], num_buckets: int) -> list[InnerState | None]:
-    return [saved and InnerState.from_dict(saved) for saved in _one_each(state, "states", num_buckets)]
-
-
-def _one_each(state: dict[str, object], key: str, num_buckets: int) -> list:
-    saved = state.get(key)
-    if not isinstance(saved, list) or len(saved) != num_buckets:
-        raise ValueError(f"checkpoint must hold {key} of {num_buckets} buckets; was the config changed?")
-    return saved

@@ -1,4 +1,4 @@
-"""What a rule is meta-trained to make small: functions of whole training curves.
+"""What a rule is meta-trained to make small: functions of whole training curves, and the bounds on losses in them.
 
 Legend: T inner steps, N networks.
 """
@@ -11,6 +11,7 @@ from typing import Final
 
 from torch import Tensor
 
+LOSS_CAP: Final = 20.0  # nats; an untrained classifier of ten classes has 2.3
 END_SHARE: Final = 0.05  # the last part of a training, over which its final loss is averaged
 END_FLOOR: Final = 0.001  # nats; below it a loss hardly counts as better
 ERROR_FLOOR: Final = 0.01
@@ -49,5 +50,10 @@ class LogLossObjective:
 
 
 def final_loss(losses: Tensor) -> Tensor:
-    """(N,) mean over the last 5% of the steps of (T, N)."""
+    """Mean over the last 5% of the steps (dim 0) of (T, ...)."""
     return losses[-max(1, int(len(losses) * END_SHARE)) :].mean(0)
+
+
+def cap_loss(loss: Tensor) -> Tensor:
+    """Losses with everything above LOSS_CAP, and everything not finite, set to it."""
+    return loss.nan_to_num(LOSS_CAP, LOSS_CAP, LOSS_CAP).clamp(max=LOSS_CAP)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,17 +17,26 @@ from torch import Tensor
 from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.estimators import PES, FullUnrollES, GradientEstimator, TruncatedBackprop, TruncatedES
 from learned_opt.meta_training.objective import LogLossObjective
-from learned_opt.meta_training.tasks import MetaTaskConfig, MetaTaskDistribution, bucket_problems, data_hash
+from learned_opt.meta_training.task_distribution import (
+    TaskDistribution,
+    TaskDistributionConfig,
+    bucket_families,
+    data_hash,
+)
 from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
-from learned_opt.meta_training.truncated_step import TruncatedStep
-from learned_opt.meta_training.truncation import LogUniformHorizon
-from learned_opt.meta_training.validation import Validation, validation_problems
-from learned_opt.rules.controller import encode_scalars, gradient_weights, token_offsets
+from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
+from learned_opt.meta_training.validation import Validation, validation_tasks
+from learned_opt.rules.controller import embedding_offset, encode_scalars, gradient_weights
 from learned_opt.rules.normalized import NormalizedRule
-from learned_opt.rules.rule import RuleOption, UpdateRule, get_rule
+from learned_opt.rules.registry import get_rule
+from learned_opt.rules.rule import RuleOption, UpdateRule
 from zoo.networks.initialization import derive_seed
 
-_TRUNCATED = {"pes": PES, "truncated_es": TruncatedES}
+_TRUNCATED: Final[dict[str, type[TruncatedES | TruncatedBackprop]]] = {
+    "pes": PES,
+    "truncated_es": TruncatedES,
+    "backprop": TruncatedBackprop,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +45,7 @@ class FullUnrollConfig:
 
     num_pairs: int
     std: float
-    tasks: MetaTaskConfig
+    tasks: TaskDistributionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +69,12 @@ class TruncatedConfig:
     log_floor: float | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in (*_TRUNCATED, "backprop"):
-            raise ValueError(f"method must be one of {(*_TRUNCATED, 'backprop')}, got {self.method!r}")
+        if self.method not in _TRUNCATED:
+            raise ValueError(f"method must be one of {tuple(_TRUNCATED)}, got {self.method!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class MetaTrainStage:
     """One meta-training.
 
     Args:
@@ -76,7 +87,7 @@ class Stage:
         start: scalars of the normalised rule from which the stage begins, by name; default what the stage before left.
         static_inputs: keep the weights of the controller's inputs that depend on gradients at zero, the control that
             shows what these inputs are worth.
-        only_tokens: train nothing but what the rule adds in networks with embeddings.
+        only_embedding_offset: train nothing but what the rule adds in networks with embeddings.
     """
 
     name: str
@@ -87,45 +98,48 @@ class Stage:
     objective: LogLossObjective = field(default_factory=LogLossObjective)
     start: dict[str, float] = field(default_factory=dict)
     static_inputs: bool = False
-    only_tokens: bool = False
+    only_embedding_offset: bool = False
 
     def __post_init__(self) -> None:
         if self.start and self.rule != NormalizedRule.name:
             raise ValueError(f"only rule {NormalizedRule.name!r} has scalars to start from, got rule {self.rule!r}")
         full_unrolls = isinstance(self.estimator, FullUnrollConfig)
         if self.static_inputs and not (full_unrolls and self.rule_options.get("network")):
-            raise ValueError(f"static_inputs needs a controller's network and full unrolls, got stage {self.name!r}")
-        if self.only_tokens and not (full_unrolls and self.rule_options.get("tokens")):
-            raise ValueError(f"only_tokens needs a rule with tokens=True and full unrolls, got stage {self.name!r}")
+            raise ValueError(f"static_inputs needs rule_options network=true and full unrolls, got stage {self.name!r}")
+        if self.only_embedding_offset and not (full_unrolls and self.rule_options.get("tokens")):
+            raise ValueError(
+                f"only_embedding_offset needs rule_options tokens=true and full unrolls, got stage {self.name!r}"
+            )
 
     def make_rule(self) -> UpdateRule:
-        return get_rule(self.rule, **self.rule_options)
+        """The rule, from a name and options as in its `config`; for "backprop" one that autograd can follow."""
+        needs_reference = isinstance(self.estimator, TruncatedConfig) and self.estimator.method == "backprop"
+        return get_rule(self.rule, **self.rule_options, **({"reference": True} if needs_reference else {}))
 
 
 @dataclass(frozen=True)
-class StageResult:
+class TrainedStage:
     """What a stage leaves: its rule, its theta, its curves."""
 
-    stage: Stage
+    stage: MetaTrainStage
     rule: UpdateRule
     result: MetaTrainResult
 
 
-OnOuterStep = Callable[[Stage, int, MetaTrainHistory], None]
+OnOuterStep = Callable[[MetaTrainStage, int, MetaTrainHistory], None]
 
 
 def run_recipe(
-    stages: Sequence[Stage],
+    stages: Sequence[MetaTrainStage],
     *,
     seed: int,
     out: Path,
     devices: Devices | None = None,
     on_outer_step: OnOuterStep | None = None,
-    start: Tensor | None = None,
-) -> list[StageResult]:
+) -> list[TrainedStage]:
     """Run stages one after the other, resuming what is found in `out`.
 
-    A stage begins from the theta selected by the stage before. Where its rule has more meta-parameters (a network
+    A stage begins from the theta selected by the stage before. Where its rule has more meta-parameters (a layer
     beside the scalars), the rule's own initial values fill the rest.
 
     Args:
@@ -134,10 +148,10 @@ def run_recipe(
         out: folder, one sub-folder a stage.
         devices: processes among which particles are split.
         on_outer_step: called with the stage, the outer steps done and the curves.
-        start: (M,) theta of the first stage, default the rule's own.
     """
     devices = devices or Devices()
-    theta, results = start, []
+    theta: Tensor | None = None
+    results: list[TrainedStage] = []
     for stage in stages:
         rule = stage.make_rule()
         previous = encode_scalars(stage.start) if stage.start else theta
@@ -145,23 +159,25 @@ def run_recipe(
         if stage.static_inputs:
             theta[gradient_weights()] = 0.0
         training = replace(stage.training, seed=derive_seed(seed, stage.name))
-
-        def report(done: int, history: MetaTrainHistory, stage: Stage = stage) -> None:
-            if on_outer_step:
-                on_outer_step(stage, done, history)
-
         result = meta_train(
             make_estimator(stage, rule, devices),
             theta,
             training,
             unit=perturbation_std(stage, rule),
-            validate=Validation(rule, validation_problems(), stage.objective),
+            validate=Validation(rule, validation_tasks(), stage.objective),
             out=out / stage.name,
-            on_outer_step=report,
+            settings={
+                "stage": replace(stage, rule_options=dict(rule.config)),
+                "stages_before": [one.stage.name for one in results],
+                "seed": seed,
+                "data_hash": data_hash(),
+                "dtype": torch.get_default_dtype(),
+            },
+            on_outer_step=partial(on_outer_step, stage) if on_outer_step else None,
             devices=devices,
         )
         theta = result.theta
-        results.append(StageResult(stage, rule, result))
+        results.append(TrainedStage(stage, rule, result))
     return results
 
 
@@ -177,52 +193,50 @@ def initial_theta(rule: UpdateRule, seed: int, previous: Tensor | None) -> Tenso
     return theta
 
 
-def perturbation_std(stage: Stage, rule: UpdateRule) -> float | Tensor:
+def perturbation_std(stage: MetaTrainStage, rule: UpdateRule) -> float | Tensor:
     """Of every meta-parameter, or (M,) with zeros where they are frozen."""
-    if not (stage.static_inputs or stage.only_tokens):
+    if not (stage.static_inputs or stage.only_embedding_offset):
         return stage.estimator.std
     std = torch.full((rule.num_theta,), stage.estimator.std)
     if stage.static_inputs:
         std[gradient_weights()] = 0.0
-    if stage.only_tokens:
-        trained = token_offsets()
+    if stage.only_embedding_offset:
+        trained = embedding_offset()
         std[: trained.start] = std[trained.stop :] = 0.0
     return std
 
 
-def make_estimator(stage: Stage, rule: UpdateRule, devices: Devices) -> GradientEstimator:
+def make_estimator(stage: MetaTrainStage, rule: UpdateRule, devices: Devices) -> GradientEstimator:
     """The estimator that a stage describes."""
     config = stage.estimator
     if isinstance(config, FullUnrollConfig):
         return FullUnrollES(
             rule,
-            MetaTaskDistribution(config.tasks),
+            TaskDistribution(config.tasks),
             stage.objective,
             num_pairs=config.num_pairs,
             std=perturbation_std(stage, rule),
             devices=devices,
         )
-    held = devices.share(config.num_pairs)
-    num_copies = 1 if config.method == "backprop" else 2
+    kind, held = _TRUNCATED[config.method], devices.share(config.num_pairs)
     steps = [
         TruncatedStep(
             rule,
-            problem,
+            family,
             LogUniformHorizon(*config.horizon),
             num_groups=config.num_pairs,
-            num_copies=num_copies,
+            num_copies=kind.num_copies,
             group_range=range(held.start, held.stop),
         )
-        for problem in bucket_problems()
+        for family in bucket_families()
     ]
-    length, floor = config.truncation_length, config.log_floor
-    if config.method == "backprop":
-        return TruncatedBackprop(steps, truncation_length=length, log_floor=floor, devices=devices)
-    estimator = _TRUNCATED[config.method]
-    return estimator(steps, truncation_length=length, std=config.std, log_floor=floor, devices=devices)
+    options: dict[str, Any] = {"truncation_length": config.truncation_length, "log_floor": config.log_floor}
+    if kind is not TruncatedBackprop:
+        options["std"] = config.std
+    return kind(steps, **options, devices=devices)
 
 
-def stage_info(result: StageResult, *, seed: int, command: str) -> dict[str, object]:
+def stage_info(result: TrainedStage, *, seed: int, command: str) -> dict[str, object]:
     """JSON-able record of how a theta was made, for the metadata of its file."""
     history = result.result.history
     return {

@@ -9,7 +9,7 @@ Legend: n examples, D inputs, H hidden units of a teacher, L points of a sequenc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final
@@ -76,51 +76,41 @@ def digits_images(size: int = 8) -> Dataset:
     digits = get_dataset("digits")
     if size == 8:
         return standardised(digits)
-    splits = {
-        name: Split(
-            F.interpolate(digits.split(name).inputs, size=(size, size), mode="bilinear"), digits.split(name).targets
-        )
-        for name in SPLIT_NAMES
-    }
-    return standardised(_with_splits(f"digits{size}x{size}", splits, digits.num_classes))
+    enlarged = mapped(digits, inputs=lambda x: F.interpolate(x, size=(size, size), mode="bilinear"))
+    return standardised(replace(enlarged, name=f"digits{size}x{size}"))
 
 
 def label_subset(dataset: Dataset, members: Sequence[int]) -> Dataset:
     """Two classes: whether an example's class is one of `members`."""
     chosen = torch.tensor(sorted(members))
-    splits = {
-        name: Split(dataset.split(name).inputs, torch.isin(dataset.split(name).targets, chosen).long())
-        for name in SPLIT_NAMES
-    }
-    return _with_splits(f"{dataset.name}-in{''.join(map(str, sorted(members)))}", splits, 2)
-
-
-def flattened(dataset: Dataset) -> Dataset:
-    """The same examples as vectors (n, D)."""
-    splits = {name: Split(dataset.split(name).inputs.flatten(1), dataset.split(name).targets) for name in SPLIT_NAMES}
-    return replace(dataset, train=splits["train"], val=splits["val"], test=splits["test"])
+    subset = mapped(dataset, targets=lambda targets: torch.isin(targets, chosen).long())
+    return replace(subset, name=f"{dataset.name}-in{''.join(map(str, sorted(members)))}", num_classes=2)
 
 
 def standardised(dataset: Dataset, scale: float = 1.0) -> Dataset:
     """Inputs shifted and divided by mean and standard deviation of all training inputs together, then scaled."""
     mean, std = dataset.train.inputs.mean(), dataset.train.inputs.std()
-    splits = {
-        name: Split((dataset.split(name).inputs - mean) * (scale / std), dataset.split(name).targets)
-        for name in SPLIT_NAMES
-    }
-    return _with_splits(dataset.name, splits, dataset.num_classes)
+    return mapped(dataset, inputs=lambda x: (x - mean) * (scale / std))
+
+
+def mapped(
+    dataset: Dataset,
+    *,
+    inputs: Callable[[Tensor], Tensor] = lambda x: x,
+    targets: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Dataset:
+    """A data set with functions applied to all inputs and targets, and the hash of what comes out."""
+    old = map(dataset.split, SPLIT_NAMES)
+    train, val, test = (Split(inputs(split.inputs), targets(split.targets)) for split in old)
+    digest = hashlib.sha256()
+    for split in (train, val, test):
+        for tensor in (split.inputs, split.targets):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return replace(dataset, train=train, val=val, test=test, data_hash=f"sha256:{digest.hexdigest()}")
 
 
 def _split(name: str, inputs: Tensor, targets: Tensor) -> Dataset:
     ends = [round(share * len(inputs)) for share in _SHARES]
-    parts = zip(SPLIT_NAMES, inputs.tensor_split(ends), targets.tensor_split(ends), strict=True)
-    return standardised(_with_splits(name, {key: Split(x, y) for key, x, y in parts}, NUM_CLASSES))
-
-
-def _with_splits(name: str, splits: dict[str, Split], num_classes: int) -> Dataset:
-    digest = hashlib.sha256()
-    for split in splits.values():
-        digest.update(split.inputs.contiguous().numpy().tobytes())
-        digest.update(split.targets.contiguous().numpy().tobytes())
-    train, val, test = (splits[key] for key in SPLIT_NAMES)
-    return Dataset(name, train, val, test, num_classes, f"sha256:{digest.hexdigest()}")
+    parts = zip(inputs.tensor_split(ends), targets.tensor_split(ends), strict=True)
+    train, val, test = (Split(x, y) for x, y in parts)
+    return standardised(Dataset(name, train, val, test, NUM_CLASSES, data_hash=""))

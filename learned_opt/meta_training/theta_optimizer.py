@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoo.training.schedules import Schedule
+
 
 @dataclass(frozen=True, kw_only=True)
 class ThetaOptimizerConfig:
@@ -20,8 +22,8 @@ class ThetaOptimizerConfig:
 
     Args:
         learning_rate: peak, in units of `unit` (see `ThetaOptimizer`) an outer step.
-        final_share: learning rate of the last outer step as a share of the peak.
-        num_warmup_steps: outer steps of linear warm-up.
+        final_share: share of the peak towards which a cosine falls after the warm-up.
+        num_warmup_steps: outer steps of linear warm-up, see `zoo.training.schedules.Schedule`.
         betas, weight_decay: as in AdamW.
         clip: largest norm of the gradient; None for no clipping.
     """
@@ -50,6 +52,7 @@ class ThetaOptimizer:
     ) -> None:
         self.config = config
         self.num_outer_steps = num_outer_steps
+        self.schedule = Schedule("cosine", config.num_warmup_steps, config.final_share)
         self._unit = torch.as_tensor(unit, dtype=theta.dtype, device=theta.device).expand_as(theta).clone()
         self._start = theta.detach().clone()
         self._offset = torch.zeros_like(theta).requires_grad_()  # theta = start + unit * offset
@@ -74,18 +77,9 @@ class ThetaOptimizer:
         clip = self.config.clip
         self._offset.grad = scaled * min(1.0, clip / (norm + 1e-12)) if clip else scaled
         for group in self._adam.param_groups:
-            group["lr"] = self.config.learning_rate * self.schedule(outer_step)
+            group["lr"] = self.config.learning_rate * self.schedule.factor(outer_step, self.num_outer_steps)
         self._adam.step()
         return norm
-
-    def schedule(self, outer_step: int) -> float:
-        """Factor on the learning rate: linear warm-up, then a cosine from 1 to `final_share`."""
-        warmup = self.config.num_warmup_steps
-        if outer_step < warmup:
-            return (outer_step + 1) / warmup
-        progress = (outer_step - warmup) / max(1, self.num_outer_steps - warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.config.final_share + (1 - self.config.final_share) * cosine
 
     def state_dict(self) -> dict[str, object]:
         offset = self._offset.detach()

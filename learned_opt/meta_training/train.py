@@ -8,8 +8,6 @@ Legend: M meta-parameters.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,8 +21,11 @@ from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.estimators import GradientEstimator
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
 from zoo.networks.initialization import derive_seed
+from zoo.settings import Json, as_json, installed_software, require_same, warn_of_other_software
 
-_CHECKPOINT_VERSION: Final = 1
+_CHECKPOINT_VERSION: Final = 2
+# What decides no theta; and the recipe's training, which is the config but for its seed.
+_FREE: Final = ("config.checkpoint_every", "settings.stage.training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class MetaTrainConfig:
     Args:
         num_outer_steps: updates of theta.
         optimizer: of theta.
-        seed: of perturbations, problems and data.
+        seed: of perturbations, tasks and data.
         validate_every: outer steps between validations; the last step is always validated.
         checkpoint_every: outer steps between checkpoints.
     """
@@ -80,6 +81,7 @@ def meta_train(
     unit: float | Tensor,
     validate: Callable[[Tensor], float] | None = None,
     out: Path | None = None,
+    settings: object = None,
     on_outer_step: Progress | None = None,
     devices: Devices | None = None,
 ) -> MetaTrainResult:
@@ -90,27 +92,38 @@ def meta_train(
         theta: (M,) start.
         unit: scale of each meta-parameter, normally the perturbation's standard deviation.
         validate: meta-loss of a theta on tasks kept for selection; without it the last theta is the result.
-        out: folder of checkpoints; a run found there is resumed.
+        out: folder of checkpoints; a run of the same settings found there is resumed.
+        settings: what the estimator was made from, and whatever else decides theta; needed with `out`.
         on_outer_step: called with the number of outer steps done and the history.
         devices: processes among which particles are split; all must call this function alike.
 
     Raises:
-        ValueError: if the checkpoint in `out` was made under another configuration.
+        SettingsMismatchError: if the checkpoint in `out` is of other settings.
+        ValueError: if it is of another release, or there are no settings to tell.
     """
     devices = devices or Devices()
+    if out is not None and settings is None:
+        raise ValueError("a folder of checkpoints needs settings, which say what the estimator was made from")
     optimizer = ThetaOptimizer(theta, config.optimizer, unit=unit, num_outer_steps=config.num_outer_steps)
     run = _Run(optimizer, estimator, MetaTrainHistory(), theta, float("inf"), 0)
     path = out and out / f"checkpoint-{devices.rank}.pt"
-    fingerprint = _fingerprint(config, theta)
+    decisive = {
+        "config": config,
+        "settings": settings,
+        "start": theta,
+        "unit": unit,
+        "num_processes": devices.num_processes,
+    }
+    record = as_json(decisive)
     if path and path.exists():
-        run.load(path, fingerprint)
+        run.load(path, decisive)
     while run.outer_steps < config.num_outer_steps:
         run.advance(config.seed)
         is_last = run.outer_steps == config.num_outer_steps
         if validate and (is_last or run.outer_steps % config.validate_every == 0):
             run.validated(validate(run.optimizer.theta))
         if path and (is_last or run.outer_steps % config.checkpoint_every == 0):
-            run.save(path, fingerprint)
+            run.save(path, record)
         if on_outer_step:
             on_outer_step(run.outer_steps, run.history)
     best = run.best_theta if validate else run.optimizer.theta
@@ -140,11 +153,12 @@ class _Run:
         if validation < self.best_validation:
             self.best_theta, self.best_validation = self.optimizer.theta, validation
 
-    def save(self, path: Path, fingerprint: str) -> None:
+    def save(self, path: Path, settings: Json) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "version": _CHECKPOINT_VERSION,
-            "fingerprint": fingerprint,
+            "settings": settings,
+            "software": installed_software(),
             "optimizer": self.optimizer.state_dict(),
             "estimator": self.estimator.state_dict(),
             "history": asdict(self.history),
@@ -156,10 +170,12 @@ class _Run:
         torch.save(state, partial)
         os.replace(partial, path)
 
-    def load(self, path: Path, fingerprint: str) -> None:
+    def load(self, path: Path, settings: object) -> None:
         state = torch.load(path, weights_only=True)
-        if state["version"] != _CHECKPOINT_VERSION or state["fingerprint"] != fingerprint:
-            raise ValueError(f"{path} was made under another configuration or start; use another folder or delete it")
+        if state["version"] != _CHECKPOINT_VERSION:
+            raise ValueError(f"{path} is of another release, which this one cannot resume; choose another folder")
+        require_same(state["settings"], settings, f"the meta-training in {path.parent}", free=_FREE)
+        warn_of_other_software(state["software"], installed_software(), f"the meta-training in {path.parent}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.estimator.load_state_dict(state["estimator"])
         history = state["history"]
@@ -167,9 +183,3 @@ class _Run:
         self.history = MetaTrainHistory(**history)
         self.best_theta, self.best_validation = state["best_theta"], state["best_validation"]
         self.outer_steps = state["outer_steps"]
-
-
-def _fingerprint(config: MetaTrainConfig, theta: Tensor) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    digest.update(theta.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -1,81 +1,72 @@
-"""Inner training by a learned rule, advanced a few steps at a time: a batch of networks as one program.
+"""Inner training by a learned rule, a few steps at a time: clocks and resets around the one inner step.
 
 Networks come in C copies of G groups, N = C x G, the copies outermost: network n belongs to group n mod G. A group
 has one initialisation, one stream of data, one clock; its copies differ in theta alone. Antithetic particles are the
 two copies of a group; a task that all particles share is one group with as many copies as there are particles.
 
-Legend: N networks, C copies, G groups, P numbers of one network, K inner steps, M meta-parameters, B examples.
+Legend: N networks, C copies, G groups, P numbers of one network, K inner steps, M meta-parameters, B examples,
+T horizon in inner steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from learned_opt.meta_training.truncation import Clocks, LogUniformHorizon
-from learned_opt.rules.rule import RuleState, TensorSpec, UpdateRule
+from learned_opt.meta_training.objective import cap_loss
+from learned_opt.meta_training.task_family import TaskFamily
+from learned_opt.rules.population import PopulationOptimizer
+from learned_opt.rules.rule import UpdateRule
+from zoo.tasks.task import Batch
+from zoo.training.inner_step import InnerStep
+from zoo.training.optimizers import State
+from zoo.training.schedules import StepCount
 
-DEFAULT_LOSS_CAP: Final = 20.0  # nats; an untrained classifier of ten classes has 2.3
 _MAX_SEED: Final = 2**31
 
 
-class InnerProblem(Protocol):
-    """What is trained: networks of one shape, on one or more data sets of one shape."""
+@dataclass(frozen=True)
+class LogUniformHorizon:
+    """Horizons whose logarithm is uniform between those of `low` and `high` (both included).
 
-    name: str
-    specs: tuple[TensorSpec, ...]
-    batch_size: int
-    num_datasets: int
+    Long trainings are rare but no length is left out, so a rule learns what to do at every scale of time.
+    """
 
-    def init(self, seeds: Tensor) -> Tensor:
-        """(G, P) initial networks; row i depends on seeds[i] alone."""
+    low: int
+    high: int
 
-    def views(self, params: Tensor) -> list[Tensor]:
-        """Views (N, *shape) of the trainable tensors in `specs`' order; writing to them changes `params`."""
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.high:
+            raise ValueError(f"horizons must satisfy 1 <= low <= high, got low {self.low}, high {self.high}")
 
-    def pack(self, views: list[Tensor], params: Tensor) -> Tensor:
-        """(N, P) of new trainable tensors, with the buffers of `params`."""
-
-    def loss_and_grad(self, params: Tensor, datasets: Tensor, examples: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Training loss (N,) in nats on a minibatch, and its gradients (N, *shape).
-
-        Args:
-            params: (N, P); buffers in it are updated in place.
-            datasets: (G,) index of each group's data set.
-            examples: (G, B) in [0, 1), places in the training split.
-        """
-
-    def evaluate(self, params: Tensor, datasets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss in nats and error, (N,) each, on the validation split."""
+    def sample(self, rng: torch.Generator, count: int) -> Tensor:
+        """(count,) int64 horizons."""
+        low, high = math.log(self.low), math.log(self.high)
+        uniform = torch.rand(count, generator=rng, dtype=torch.float64)
+        return (low + (high - low) * uniform).exp().round().long()
 
 
 @dataclass
 class InnerState:
-    """Half-trained networks: `params` (N, P), the rule's own state, clocks (G,) and data sets (G,)."""
+    """Half-trained networks.
+
+    Args:
+        params: (N, P).
+        optimizer: state of the rule, see `PopulationOptimizer`.
+        inner_step: (G,) int64 updates so far. On the CPU, as all that follows: Python asks it when to reset.
+        num_steps: (G,) int64 horizons.
+        members: (G,) index of each group's task in the family.
+    """
 
     params: Tensor
-    rule_state: RuleState
-    clocks: Clocks
-    datasets: Tensor
-
-    def to_dict(self) -> dict[str, Tensor | RuleState]:
-        """Plain tensors, for a checkpoint."""
-        return {
-            "params": self.params,
-            "rule_state": self.rule_state,
-            "inner_step": self.clocks.inner_step,
-            "num_steps": self.clocks.num_steps,
-            "datasets": self.datasets,
-        }
-
-    @classmethod
-    def from_dict(cls, saved: dict) -> InnerState:
-        clocks = Clocks(saved["inner_step"], saved["num_steps"])
-        return cls(saved["params"], saved["rule_state"], clocks, saved["datasets"])
+    optimizer: State
+    inner_step: Tensor
+    num_steps: Tensor
+    members: Tensor
 
 
 @dataclass(frozen=True)
@@ -86,138 +77,141 @@ class Truncation:
     fresh: Tensor
 
 
+@dataclass(frozen=True, eq=False)
 class TruncatedStep:
     """Trains a batch of networks by a rule, resetting those that reach their horizon.
 
     Args:
         rule: the learned update rule.
-        problem: what is trained.
+        family: what is trained on.
         horizon: distribution of training lengths.
         num_groups: G, over all processes.
         num_copies: C, networks of each group.
         group_range: the groups that this process holds, default all. Every process draws the random numbers of all
             groups, so results do not depend on how they are split.
-        loss_cap: larger (or not finite) losses count as this one.
     """
 
-    def __init__(
-        self,
-        rule: UpdateRule,
-        problem: InnerProblem,
-        horizon: LogUniformHorizon,
-        *,
-        num_groups: int,
-        num_copies: int = 2,
-        group_range: range | None = None,
-        loss_cap: float = DEFAULT_LOSS_CAP,
-    ) -> None:
-        held = range(num_groups) if group_range is None else group_range
-        if not 0 <= held.start < held.stop <= num_groups or held.step != 1:
-            raise ValueError(f"group_range must be a part of range({num_groups}), got {held}")
-        self.rule = rule
-        self.problem = problem
-        self.horizon = horizon
-        self.num_groups = num_groups
-        self.num_copies = num_copies
-        self.loss_cap = loss_cap
-        self.held = slice(held.start, held.stop)
+    rule: UpdateRule
+    family: TaskFamily
+    horizon: LogUniformHorizon
+    _: KW_ONLY
+    num_groups: int
+    num_copies: int = 2
+    group_range: range | None = None
+
+    def __post_init__(self) -> None:
+        held = self.group_range or range(self.num_groups)
+        if not 0 <= held.start < held.stop <= self.num_groups or held.step != 1:
+            raise ValueError(f"group_range must be a part of range({self.num_groups}), got {held}")
+
+    @property
+    def held(self) -> slice:
+        """The groups that this process holds."""
+        held = self.group_range or range(self.num_groups)
+        return slice(held.start, held.stop)
 
     def start(self, rng: torch.Generator, *, stagger: bool = False) -> InnerState:
-        """Untrained networks; `stagger` shortens first trainings so that resets do not coincide."""
-        seeds, num_steps, datasets = self._draw_groups(rng)
-        params = self.problem.init(seeds[self.held]).repeat(self.num_copies, 1)
-        clocks = Clocks.start(num_steps)
+        """Untrained networks.
+
+        Args:
+            rng: of initialisations, horizons and tasks.
+            stagger: shorten each first training by a random share: later resets then do not coincide, and an estimate
+                does not see one phase of training at a time.
+        """
+        seeds, num_steps, members = self._draw_groups(rng)
+        params = self.family.init(seeds[self.held]).repeat(self.num_copies, 1)
         if stagger:
-            clocks.stagger(rng)
-        rule_state = self.rule.init_state(self.problem.specs, self.problem.views(params))
-        return InnerState(params, rule_state, clocks, datasets)
+            share = torch.rand(self.num_groups, generator=rng, dtype=torch.float64)
+            num_steps = (num_steps * share).ceil().long().clamp(min=1)
+        return InnerState(params, self._optimizer_state(params), torch.zeros_like(num_steps), num_steps, members)
 
     def evaluate(self, state: InnerState) -> tuple[Tensor, Tensor]:
         """Capped loss and error, (N,) each, of the networks on the validation split."""
-        loss, error = self.problem.evaluate(state.params, state.datasets)
-        return cap_loss(loss, self.loss_cap), error
+        loss, error = self.family.evaluate(state.params, state.members[self.held])
+        return cap_loss(loss), error
 
     def advance(self, theta: Tensor, state: InnerState, num_inner_steps: int, rng: torch.Generator) -> Truncation:
         """Do inner steps in place, resetting groups at the beginning of the step after their last.
 
         Args:
-            theta: (M,) shared by all networks, or (N, M).
+            theta: (M,) shared by all networks, or (N, M). If it requires gradients, the losses can be differentiated.
             state: changed in place.
             num_inner_steps: K.
             rng: of minibatches and resets; the same draws for all copies of a group.
         """
-        places = torch.rand(num_inner_steps, self.num_groups, self.problem.batch_size, generator=rng)
+        optimizer = PopulationOptimizer(self.rule, theta)
+        kind = DifferentiableStep if torch.is_grad_enabled() and theta.requires_grad else InnerStep
+        step = kind(self.family, optimizer)
+        places = torch.rand(num_inner_steps, self.num_groups, self.family.batch_size, generator=rng)
         losses, fresh = [], []
         is_fresh = torch.zeros(self.num_groups, dtype=torch.bool)
         for k in range(num_inner_steps):
             is_fresh = is_fresh | self._reset_finished(state, rng)
-            losses.append(self.step(theta, state, places[k]))
+            batch = self.family.batch(state.members[self.held], places[k, self.held], len(state.params))
+            inner_step, num_steps = self._counts(state)
+            loss = step(state.params, state.optimizer, batch, inner_step=inner_step, num_steps=num_steps)
+            state.inner_step += 1
+            losses.append(cap_loss(loss))
             fresh.append(is_fresh)
         return Truncation(torch.stack(losses), torch.stack(fresh)[:, self.held].to(state.params.device))
 
-    def step(self, theta: Tensor, state: InnerState, examples: Tensor) -> Tensor:
-        """One inner step in place; returns the capped losses (N,) before it. `examples` as in `InnerProblem`."""
-        loss, grads = self.problem.loss_and_grad(state.params, state.datasets[self.held], examples[self.held])
-        held_clocks = Clocks(state.clocks.inner_step[self.held], state.clocks.num_steps[self.held])
-        inner_step, num_steps = held_clocks.for_rule(self.num_copies, state.params.device)
-        tensors = self.problem.views(state.params)
-        self.rule.update(
-            theta,
-            self.problem.specs,
-            tensors,
-            grads,
-            state.rule_state,
-            inner_step=inner_step,
-            num_steps=num_steps,
-        )
-        if torch.is_grad_enabled():  # a differentiable rule has put new tensors into the list
-            state.params = self.problem.pack(tensors, state.params)
-        state.clocks.advance()
-        return cap_loss(loss, self.loss_cap)
+    def _counts(self, state: InnerState) -> tuple[StepCount, StepCount]:
+        """Steps of the networks held: plain numbers if all agree (no tensor arithmetic in the rule then), else (N,)."""
+        counts = torch.stack([state.inner_step, state.num_steps])[:, self.held]  # (2, G)
+        if bool((counts == counts[:, :1]).all()):
+            return int(counts[0, 0]), int(counts[1, 0])
+        inner_step, num_steps = counts.double().repeat(1, self.num_copies)
+        return inner_step, num_steps
 
     def _reset_finished(self, state: InnerState, rng: torch.Generator) -> Tensor:
         """Restart finished groups; returns which, (G,) bool. Draws nothing if none is."""
-        finished = state.clocks.finished()
+        finished = state.inner_step >= state.num_steps
         if not bool(finished.any()):
             return finished
-        seeds, num_steps, datasets = self._draw_groups(rng)
-        groups = finished.nonzero().flatten()
-        state.clocks.restart(groups, num_steps[groups])
-        state.datasets[groups] = datasets[groups]
-        local = groups[(groups >= self.held.start) & (groups < self.held.stop)]
-        if len(local):
-            self._reset_rows(state, seeds[local], local - self.held.start)
+        seeds, num_steps, members = self._draw_groups(rng)
+        state.inner_step[finished] = 0
+        state.num_steps[finished], state.members[finished] = num_steps[finished], members[finished]
+        local = finished[self.held]
+        if local.any():
+            rows = local.repeat(self.num_copies).to(state.params.device)
+            fresh = self.family.init(seeds[self.held][local]).repeat(self.num_copies, 1)
+            state.params[rows] = fresh
+            for name, tensor in self._optimizer_state(fresh).items():
+                if torch.is_grad_enabled():  # autograd still needs the old values
+                    state.optimizer[name] = state.optimizer[name].clone()
+                state.optimizer[name][rows] = tensor
         return finished
 
-    def _reset_rows(self, state: InnerState, seeds: Tensor, groups: Tensor) -> None:
-        held_groups = self.held.stop - self.held.start
-        rows = (groups + held_groups * torch.arange(self.num_copies)[:, None]).flatten().to(state.params.device)
-        fresh = self.problem.init(seeds).repeat(self.num_copies, 1)
-        if torch.is_grad_enabled():  # autograd still needs the old values
-            state.params, state.rule_state = state.params.clone(), map_state(state.rule_state, torch.Tensor.clone)
-        state.params[rows] = fresh
-        fresh_state = self.rule.init_state(self.problem.specs, self.problem.views(fresh))
-        copy_rows(state.rule_state, fresh_state, rows)
+    def _optimizer_state(self, params: Tensor) -> State:
+        return PopulationOptimizer(self.rule, torch.empty(0)).init_state(self.family.layout, params)
 
     def _draw_groups(self, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         seeds = torch.randint(_MAX_SEED, (self.num_groups,), generator=rng)
         num_steps = self.horizon.sample(rng, self.num_groups)
-        datasets = torch.randint(self.problem.num_datasets, (self.num_groups,), generator=rng)
-        return seeds, num_steps, datasets
+        members = torch.randint(len(self.family.tasks), (self.num_groups,), generator=rng)
+        return seeds, num_steps, members
 
 
-def cap_loss(loss: Tensor, cap: float) -> Tensor:
-    """Losses with everything above the cap, and everything not finite, set to the cap."""
-    return loss.nan_to_num(cap, cap, cap).clamp(max=cap)
+@dataclass(frozen=True)
+class DifferentiableStep:
+    """`InnerStep` with a graph from theta to the next parameters, Hessians included.
 
+    The rule must put new tensors into the lists that it is given, as `MlpRule(reference=True)`.
+    """
 
-def copy_rows(target: RuleState, source: RuleState, rows: Tensor) -> None:
-    """Set the given rows (leading dim) of every tensor of a rule's state to those of a smaller state."""
-    for name, tensors in target.items():
-        for old, new in zip(tensors, source[name], strict=True):
-            old[rows] = new
+    family: TaskFamily
+    optimizer: PopulationOptimizer
 
-
-def map_state(state: RuleState, function: Callable[[Tensor], Tensor]) -> RuleState:
-    """State of the same structure with a function applied to every tensor."""
-    return {name: [function(tensor) for tensor in tensors] for name, tensors in state.items()}
+    def __call__(
+        self, params: Tensor, state: State, batch: Batch, *, inner_step: StepCount, num_steps: StepCount
+    ) -> Tensor:
+        """Losses (N,) before the step; arguments as of `InnerStep`."""
+        before = params.clone()
+        if not before.requires_grad:
+            before.requires_grad_()
+        loss = self.family.loss(before, batch)
+        (grads,) = torch.autograd.grad(loss.sum(), before, create_graph=True)
+        layout = self.family.layout
+        grads = grads[:, : layout.num_trainable]
+        self.optimizer.update(layout, params, grads, state, inner_step=inner_step, num_steps=num_steps)
+        return loss

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learned_opt.pretrained.pylo_format import is_pylo, rule_and_theta
-from learned_opt.rules.rule import RuleOption, UpdateRule, get_rule
+from learned_opt.rules.registry import get_rule
+from learned_opt.rules.rule import RuleOption, UpdateRule
 
 FORMAT: Final = "weightfoundry.theta"
 VERSION: Final = 3

@@ -22,16 +22,16 @@ from torch import Tensor
 
 from learned_opt.rules import features
 from learned_opt.rules.features import Accumulators, Decays
-from learned_opt.rules.normalized import newton_schulz
+from learned_opt.rules.kernels.folding import unpack_layers
 from learned_opt.rules.rule import (
     RuleOption,
     RuleState,
-    StepCount,
     TensorSpec,
     batched_theta,
     per_tensor,
-    register_rule,
 )
+from zoo.training.muon import orthogonalize
+from zoo.training.schedules import StepCount
 
 NUM_FEATURES: Final = 30
 STEP_SIZE: Final = 1e-3
@@ -42,10 +42,8 @@ GRAD_LIMIT: Final = 1000.0
 SMALL_GRAD_LIMIT: Final = 0.1
 
 _RMS_FLOOR: Final = 1e-9
-_STATE_KEYS: Final = ("momentum", "square", "row", "column")
 
 
-@register_rule("celo2")
 class Celo2Rule:
     """Celo2, or Celo2-base without orthogonalisation.
 
@@ -80,17 +78,8 @@ class Celo2Rule:
         return torch.cat(parts)
 
     def init_state(self, specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleState:
-        state: RuleState = {key: [] for key in (*_STATE_KEYS, "age")}
-        for spec, param in zip(specs, params, strict=True):
-            num_networks, blocks, rows, columns = features.canonical(param.detach(), spec.shape).shape
-            row_columns = 1 if features.factored_axes(spec.shape) else columns
-            whole = param.new_zeros(num_networks, 1, blocks, rows, columns, dtype=torch.float32)
-            state["momentum"].append(whole.repeat(1, len(MOMENTUM_DECAYS), 1, 1, 1))
-            state["square"].append(whole)
-            state["row"].append(whole.new_zeros(num_networks, len(FACTORED_DECAYS), blocks, rows, row_columns))
-            state["column"].append(whole.new_zeros(num_networks, len(FACTORED_DECAYS), blocks, 1, columns))
-            state["age"].append(whole.new_zeros(num_networks, 1))
-        return state
+        state = features.init_accumulators([spec.shape for spec in specs], params)
+        return state | {"age": [param.new_zeros(len(param), 1, dtype=torch.float32) for param in params]}
 
     def update(
         self,
@@ -105,7 +94,7 @@ class Celo2Rule:
         lr: Sequence[float] | float = 1.0,
         weight_decay: Sequence[float | None] | float | None = None,
     ) -> None:
-        """Put new tensors into `params` and `state`, see `UpdateRule.update`; time is not used."""
+        """Change `params` and `state` in place, see `UpdateRule.update`; time is not used."""
         if not params:
             return
         theta = batched_theta(theta, self, params[0].shape[0])
@@ -114,9 +103,7 @@ class Celo2Rule:
             if params[i].numel() == 0:
                 continue
             grad = features.canonical(grads[i].clamp(-GRAD_LIMIT, GRAD_LIMIT), spec.shape)
-            momentum, square, row, column = (state[key][i] for key in _STATE_KEYS)
-            old = Accumulators(momentum, square, row, column, features.factored_axes(spec.shape) is not None)
-            new = features.accumulate(old, grad, _decays(grad))
+            new = features.accumulate(features.accumulators_of(state, i, spec.shape), grad, _decays(grad))
             age = state["age"][i] + 1
             if new.factored and spec.role != "embedding":
                 step = self._network_step(theta, params[i], grad, new, spec.shape)
@@ -124,7 +111,7 @@ class Celo2Rule:
                 step = features.uncanonical(_adam_step(new, age), spec.shape)
             size = lrs[i] * STEP_SIZE
             params[i].copy_((1 - size * (decay_rates[i] or 0.0)) * params[i] - size * step)
-            for key in _STATE_KEYS:
+            for key in features.STATE_KEYS:
                 state[key][i].copy_(getattr(new, key))
             state["age"][i].copy_(age)
 
@@ -134,17 +121,14 @@ class Celo2Rule:
         """Update (N, *shape) of unit RMS over the last two axes."""
         groups = _features(features.canonical(param, shape), grad, accumulators)
         x = torch.cat([_normalised(_uncanonical_channels(group, shape)) for group in groups], dim=1)
-        offset = 0
         x = x.flatten(2)  # (N, 30, n)
-        for layer, (fan_in, fan_out) in enumerate(pairwise(self._sizes)):
-            weight = theta[:, offset : offset + fan_in * fan_out].unflatten(1, (fan_out, fan_in))
-            bias = theta[:, offset + fan_in * fan_out : offset + (fan_in + 1) * fan_out]
-            x = weight @ x + bias[..., None]
-            x = torch.relu(x) if layer < 2 else x
-            offset += (fan_in + 1) * fan_out
+        *inner, last = unpack_layers(theta, self._sizes)[0]
+        for layer in inner:
+            x = torch.relu(layer.weight @ x + layer.bias[..., None])
+        x = last.weight @ x + last.bias[..., None]
         direction = x[:, 0].unflatten(1, shape)
         if self.orthogonalize:
-            direction = newton_schulz(direction.reshape(-1, *shape[-2:])).reshape(direction.shape)
+            direction = orthogonalize(direction.reshape(-1, *shape[-2:])).reshape(direction.shape)
         return _normalised(direction)
 
 

@@ -106,18 +106,18 @@ SCALARS: Final = (
     Scalar("decay_horizon", "shift", -0.5),  # long run as in a short one have -1, as much at every step 0
 )
 SCALAR_NAMES: Final = tuple(scalar.name for scalar in SCALARS)
-NUM_NETWORK: Final = NUM_OUTPUTS * (NUM_INPUTS + 1)
-NUM_TOKENS: Final = NUM_OUTPUTS  # added to the outputs in networks with embeddings
+NUM_FEEDBACK: Final = NUM_OUTPUTS * (NUM_INPUTS + 1)
+NUM_OFFSETS: Final = NUM_OUTPUTS  # added to the outputs in networks with embeddings
 
 Scalars = dict[str, Tensor]  # name -> (N, 1)
 
 
-class Network(NamedTuple):
-    """The controller's network, a single linear layer: a hidden layer of eight tanh units in between did no better."""
+class LinearLayer(NamedTuple):
+    """The controller's feedback from statistics to steps; a hidden layer of eight tanh units did no better."""
 
     weight: Tensor  # (N, 15, 3)
     bias: Tensor  # (N, 1, 3)
-    tokens: Tensor | None  # (N, 1, 3) added to the outputs in networks with embeddings
+    embedding_offset: Tensor | None  # (N, 1, 3) added to the outputs in networks with embeddings
 
 
 class Horizon(NamedTuple):
@@ -157,15 +157,16 @@ class Controls(NamedTuple):
     learned_decay: Tensor  # (N, 1) weight decay of matrices
 
 
-def decode(theta: Tensor, *, network: bool, tokens: bool = False) -> tuple[Scalars, Network | None]:
-    """Scalars and network of meta-parameters (N, M)."""
+def decode(theta: Tensor, *, feedback: bool, embedding_offset: bool = False) -> tuple[Scalars, LinearLayer | None]:
+    """Scalars and linear layer of meta-parameters (N, M)."""
     count = len(SCALARS)
     scalars = {scalar.name: scalar.decode(theta[:, i : i + 1]) for i, scalar in enumerate(SCALARS)}
-    if not network:
+    if not feedback:
         return scalars, None
-    weight, bias, rest = theta[:, count:].split((NUM_INPUTS * NUM_OUTPUTS, NUM_OUTPUTS, NUM_TOKENS * tokens), dim=1)
-    layer = weight.unflatten(1, (NUM_INPUTS, NUM_OUTPUTS)), bias.unsqueeze(1)
-    return scalars, Network(*layer, rest.unsqueeze(1) if tokens else None)
+    sizes = (NUM_INPUTS * NUM_OUTPUTS, NUM_OUTPUTS, NUM_OFFSETS * embedding_offset)
+    weight, bias, offset = theta[:, count:].split(sizes, dim=1)
+    weight = weight.unflatten(1, (NUM_INPUTS, NUM_OUTPUTS))
+    return scalars, LinearLayer(weight, bias.unsqueeze(1), offset.unsqueeze(1) if embedding_offset else None)
 
 
 def encode_scalars(values: Mapping[str, float]) -> Tensor:
@@ -181,19 +182,19 @@ def encode_scalars(values: Mapping[str, float]) -> Tensor:
 
 
 def gradient_weights() -> slice:
-    """Where theta holds the network's weights of the inputs that depend on gradients."""
+    """Where theta holds the layer's weights of the inputs that depend on gradients."""
     return slice(*(len(SCALARS) + NUM_OUTPUTS * i for i in (GRADIENT_INPUTS.start, GRADIENT_INPUTS.stop)))
 
 
-def token_offsets() -> slice:
-    """Where theta holds what is added to the network's outputs in networks with embeddings."""
-    start = len(SCALARS) + NUM_NETWORK
-    return slice(start, start + NUM_TOKENS)
+def embedding_offset() -> slice:
+    """Where theta holds what is added to the layer's outputs in networks with embeddings."""
+    start = len(SCALARS) + NUM_FEEDBACK
+    return slice(start, start + NUM_OFFSETS)
 
 
 def control(
     scalars: Scalars,
-    network: Network | None,
+    layer: LinearLayer | None,
     *,
     specs: Sequence[TensorSpec],
     statistics: Statistics,
@@ -210,11 +211,11 @@ def control(
     log_step = statistics.log_step
     log_size = scalars["noise_power"] * rho + log_step
     nesterov = scalars["nesterov"].expand_as(rho)
-    if network is not None:
+    if layer is not None:
         inputs = _inputs(known, statistics, signals, rho=rho, base=base, fraction=fraction, log_horizon=log_horizon)
-        output = torch.baddbmm(network.bias, inputs, network.weight)  # (N, R, 3)
-        if network.tokens is not None:
-            output = output + known.has_embedding * network.tokens
+        output = torch.baddbmm(layer.bias, inputs, layer.weight)  # (N, R, 3)
+        if layer.embedding_offset is not None:
+            output = output + known.has_embedding * layer.embedding_offset
         log_size = log_size + output[..., 0]
         log_step = log_step + _relaxed_share(scalars, num_steps) * output[..., 1]
         nesterov = (nesterov * output[..., 2].clamp(*NESTEROV_RANGE).exp()).clamp(max=1.0)
@@ -303,7 +304,7 @@ def _inputs(
     fraction: Tensor,
     log_horizon: Tensor,
 ) -> Tensor:
-    """Inputs of the network (N, R, 15), each of order one; the width is none, so steps follow its power alone."""
+    """Inputs of the layer (N, R, 15), each of order one; the width is none, so steps follow its power alone."""
     relative_step = 0.5 * (base + statistics.log_step - 0.5 * (signals.weight_square + 1e-8).log() + 2)
     columns = torch.broadcast_tensors(
         2 * fraction - 1,

@@ -16,7 +16,7 @@ Legend: N networks, 3 decays, E x R x C one tensor, n = E * R * C.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +33,8 @@ COLUMN: Final = [16, 17, 18, 22, 23, 24]
 _SQUARE_FLOOR: Final = 1e-30
 _FACTOR_FLOOR: Final = 1e-9
 _MEAN_SQUARE_FLOOR: Final = 1e-5
+
+STATE_KEYS: Final = ("momentum", "square", "row", "column")
 
 Chunk = tuple[slice, slice, slice]
 
@@ -64,6 +66,25 @@ class Preconditioners:
     row: Tensor  # (N, 3, E, R, 1)
     column: Tensor  # (N, 3, E, 1, C), of the gradient
     momentum_column: Tensor  # (N, 3, E, 1, C), of the momenta
+
+
+def init_accumulators(shapes: Sequence[tuple[int, ...]], params: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """Zeros for tensors (N, *shape), by STATE_KEYS."""
+    state: dict[str, list[Tensor]] = {key: [] for key in STATE_KEYS}
+    for shape, param in zip(shapes, params, strict=True):
+        num_networks, blocks, rows, columns = canonical(param.detach(), shape).shape
+        whole = param.new_zeros(num_networks, 1, blocks, rows, columns, dtype=torch.float32)
+        state["momentum"].append(whole.repeat(1, 3, 1, 1, 1))
+        state["square"].append(whole)
+        state["row"].append(whole[..., :1].repeat(1, 3, 1, 1, 1 if factored_axes(shape) else columns))
+        state["column"].append(whole[..., :1, :].repeat(1, 3, 1, 1, 1))
+    return state
+
+
+def accumulators_of(state: dict[str, list[Tensor]], i: int, shape: tuple[int, ...]) -> Accumulators:
+    """Those of tensor i of a rule's state."""
+    momentum, square, row, column = (state[key][i] for key in STATE_KEYS)
+    return Accumulators(momentum, square, row, column, factored_axes(shape) is not None)
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:

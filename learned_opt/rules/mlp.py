@@ -28,27 +28,24 @@ from torch import Tensor
 from learned_opt.rules import features
 from learned_opt.rules.features import Accumulators, Decays
 from learned_opt.rules.kernels.chunked_mlp import chunked_update_
-from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer
+from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, unpack_layers
 from learned_opt.rules.kernels.native_mlp import is_available, native_update_
 from learned_opt.rules.rule import (
     RuleOption,
     RuleState,
-    StepCount,
     TensorSpec,
     batched_theta,
     per_network,
     per_tensor,
-    register_rule,
 )
 from zoo.networks.parametrization import update_scale
+from zoo.training.schedules import StepCount
 
 STEP_SIZES: Final = {"mup": 0.01, "sp": 0.001}
 MOMENTUM_DECAYS: Final = (0.9, 0.99, 0.999)
 SQUARE_DECAYS: Final = (0.999,)
 FACTORED_DECAYS: Final = (0.9, 0.99, 0.999)
 CHUNK_NUMEL: Final = 16_384  # activations of one chunk stay in the second-level cache
-
-STATE_KEYS: Final = ("momentum", "square", "row", "column")
 
 _NUM_DECAYS: Final = len(MOMENTUM_DECAYS) + len(SQUARE_DECAYS) + len(FACTORED_DECAYS)
 _TRUNCATED_NORMAL_STD: Final = 0.87962566  # std of a standard normal cut at +-2
@@ -57,7 +54,6 @@ _TRUNCATED_NORMAL_STD: Final = 0.87962566  # std of a standard normal cut at +-2
 FastUpdate = Callable[..., None]  # changes one tensor of all networks; arguments of `fused_update_` after the third
 
 
-@register_rule("mlp")
 class MlpRule:
     """small_fc_lopt.
 
@@ -112,30 +108,12 @@ class MlpRule:
         return torch.cat([*parts, torch.zeros(_NUM_DECAYS)])
 
     def init_state(self, specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleState:
-        state: RuleState = {"momentum": [], "square": [], "row": [], "column": []}
-        for spec, param in zip(specs, params, strict=True):
-            shape = features.canonical(param.detach(), spec.shape).shape
-            num_networks, blocks, rows, columns = shape
-            row = (blocks, rows, 1) if features.factored_axes(spec.shape) else (blocks, rows, columns)
-
-            def zeros(*shape: int, like: Tensor = param, n: int = num_networks) -> Tensor:
-                return torch.zeros(n, *shape, dtype=torch.float32, device=like.device)
-
-            state["momentum"].append(zeros(len(MOMENTUM_DECAYS), blocks, rows, columns))
-            state["square"].append(zeros(len(SQUARE_DECAYS), blocks, rows, columns))
-            state["row"].append(zeros(len(FACTORED_DECAYS), *row))
-            state["column"].append(zeros(len(FACTORED_DECAYS), blocks, 1, columns))
-        return state
+        return features.init_accumulators([spec.shape for spec in specs], params)
 
     def unpack(self, theta: Tensor) -> tuple[list[Layer], Decays]:
         """Layers and decays of meta-parameters (N, M)."""
-        layers, offset = [], 0
-        for fan_in, fan_out in pairwise(self._sizes):
-            weight = theta[:, offset : offset + fan_in * fan_out].unflatten(1, (fan_out, fan_in))
-            offset += fan_in * fan_out
-            layers.append(Layer(weight, theta[:, offset : offset + fan_out]))
-            offset += fan_out
-        momentum, square, factored = theta[:, offset:].split([len(MOMENTUM_DECAYS), 1, len(FACTORED_DECAYS)], dim=1)
+        layers, rest = unpack_layers(theta, self._sizes)
+        momentum, square, factored = rest.split([len(MOMENTUM_DECAYS), 1, len(FACTORED_DECAYS)], dim=1)
         decays = Decays(
             learned_decay(MOMENTUM_DECAYS, momentum),
             learned_decay(SQUARE_DECAYS, square).clamp(0, 1),
@@ -170,25 +148,16 @@ class MlpRule:
             step_size = base * update_scale(spec.role, spec.width, self.parametrization)
             shrink = 1 - base * (decay_rates[i] or 0.0)
             param, grad = features.canonical(params[i], spec.shape), features.canonical(grads[i], spec.shape)
-            momentum, square, row, column = (state[key][i] for key in STATE_KEYS)
-            factored = features.factored_axes(spec.shape) is not None
-            accumulators = Accumulators(momentum, square, row, column, factored)
+            accumulators = features.accumulators_of(state, i, spec.shape)
             if fast_update is None:
                 accumulators, step = reference_step(
                     *self.unpack(theta), accumulators, param=param, grad=grad, inner_step=time
                 )
                 params[i] = features.uncanonical(shrink * param - step_size * step, spec.shape)
-                for key in STATE_KEYS:
+                for key in features.STATE_KEYS:
                     state[key][i] = getattr(accumulators, key)
                 continue
-            fast_update(
-                accumulators,
-                param=param,
-                grad=grad,
-                inner_step=time,
-                step_size=step_size,
-                shrink=shrink,
-            )
+            fast_update(accumulators, param=param, grad=grad, inner_step=time, step_size=step_size, shrink=shrink)
             if param.data_ptr() != params[i].data_ptr():  # the canonical form could not be a view
                 params[i].copy_(features.uncanonical(param, spec.shape))
 

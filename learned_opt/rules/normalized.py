@@ -24,11 +24,10 @@ were better with 3/4.
 The state is that of Adam: 8 bytes for each parameter.
 
 Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then weights (15, 3)
-and biases (3,) of the network, then the three for networks with embeddings. Without `tokens` the last are none, and
-without the network ("mulo-norm-scalars") there are only the scalars.
+and biases (3,) of the layer, then the three for networks with embeddings. Without `embedding_offset` the last are none,
+and without `feedback` ("mulo-norm-scalars") there are only the scalars.
 
-Source: Jordan et al. 2024 (Muon) for the direction and the coefficients of Newton-Schulz; Yang et al. 2023
-(arXiv 2310.17813) for the spectral condition.
+Source: Jordan et al. 2024 (Muon) for the direction; Yang et al. 2023 (arXiv 2310.17813) for the spectral condition.
 
 Legend: N networks, R tensors, M meta-parameters, T horizon, L depth, f = t / T.
 """
@@ -43,9 +42,9 @@ import torch
 from torch import Tensor
 
 from learned_opt.rules.controller import (
-    NUM_NETWORK,
+    NUM_FEEDBACK,
+    NUM_OFFSETS,
     NUM_STATISTICS,
-    NUM_TOKENS,
     REFERENCE_HORIZON,
     SCALARS,
     Horizon,
@@ -58,56 +57,57 @@ from learned_opt.rules.controller import (
 from learned_opt.rules.rule import (
     RuleOption,
     RuleState,
-    StepCount,
     TensorSpec,
     batched_theta,
     per_network,
     per_tensor,
-    register_rule,
 )
 from zoo.networks.roles import MATRIX_ROLES
+from zoo.training.muon import orthogonalize
+from zoo.training.schedules import StepCount
 
 CONSTANT_FRACTION: Final = 0.5  # of the run, at which the step stays where the horizon is not known
 MAX_BATCH_NUMEL: Final = 2**22  # equally shaped tensors are orthogonalised together up to this many numbers
 MIN_BFLOAT16_SIZE: Final = 256  # smaller side of a matrix from which on it is orthogonalised in bfloat16
 
-_NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
 _TINY: Final = 1e-24
 
 
-@register_rule("normalized")
 class NormalizedRule:
     """The rule above.
 
     Args:
-        network: False for the scalars alone.
-        tokens: whether theta has the three numbers for networks with embeddings.
+        feedback: False for the scalars alone.
+        embedding_offset: whether theta has the three numbers for networks with embeddings.
         reference: put new tensors into the lists instead of changing them in place, which autograd can follow.
     """
 
     name = "normalized"
     uses_horizon = True
 
-    def __init__(self, *, network: bool = True, tokens: bool = False, reference: bool = False) -> None:
-        if tokens and not network:
-            raise ValueError(
-                "tokens=True adds to the outputs of the controller's network, which network=False leaves out"
-            )
-        self.network = network
-        self.tokens = tokens
+    def __init__(self, *, feedback: bool = True, embedding_offset: bool = False, reference: bool = False) -> None:
+        if embedding_offset and not feedback:
+            raise ValueError("embedding_offset=True adds to the outputs of the layer that feedback=False leaves out")
+        self.feedback = feedback
+        self.embedding_offset = embedding_offset
         self.reference = reference
+
+    @classmethod
+    def from_config(cls, *, network: bool = True, tokens: bool = False, reference: bool = False) -> NormalizedRule:
+        """The rule of a file of meta-parameters, whose hash covers these names of `feedback` and `embedding_offset`."""
+        return cls(feedback=network, embedding_offset=tokens, reference=reference)
 
     @property
     def config(self) -> dict[str, RuleOption]:
-        options: dict[str, RuleOption] = {"network": self.network}
-        return options | {"tokens": True} if self.tokens else options  # files of thetas without keep their hash
+        options: dict[str, RuleOption] = {"network": self.feedback}
+        return options | {"tokens": True} if self.embedding_offset else options
 
     @property
     def num_theta(self) -> int:
-        return len(SCALARS) + NUM_NETWORK * self.network + NUM_TOKENS * self.tokens
+        return len(SCALARS) + NUM_FEEDBACK * self.feedback + NUM_OFFSETS * self.embedding_offset
 
     def init_theta(self, rng: torch.Generator) -> Tensor:
-        """Scalars at their starts, a network whose outputs are zero."""
+        """Scalars at their starts, a layer whose outputs are zero."""
         return torch.zeros(self.num_theta)
 
     def init_state(self, specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleState:
@@ -134,15 +134,14 @@ class NormalizedRule:
         used = [i for i, param in enumerate(params) if param.numel()]
         if not used:
             return
-        scalars, network = decode(
-            batched_theta(theta, self, params[0].shape[0]), network=self.network, tokens=self.tokens
-        )
+        theta = batched_theta(theta, self, params[0].shape[0])
+        scalars, layer = decode(theta, feedback=self.feedback, embedding_offset=self.embedding_offset)
         signals = self._accumulate(scalars, [params[i] for i in used], [grads[i] for i in used], state, used)
         statistics = Statistics(*torch.stack([state["statistics"][i] for i in used], dim=1).unbind(2))
         horizon = horizon_of(inner_step, num_steps, like=params[used[0]])
         statistics, controls = control(
             scalars,
-            network,
+            layer,
             specs=[specs[i] for i in used],
             statistics=statistics,
             signals=signals,
@@ -160,7 +159,8 @@ class NormalizedRule:
             size = lrs[i] * controls.size[:, columns[i]]
             asked = decay_rates[i]
             own = learned_decay if specs[i].role in MATRIX_ROLES else 0.0
-            self._apply(params, i, update, size, 1 - lrs[i] * unit * (own if asked is None else asked))
+            kept = params[i] * _like(1 - lrs[i] * unit * (own if asked is None else asked), params[i])
+            self._set(params, i, torch.addcmul(kept, update, _like(size, kept), value=-1))
 
     def _accumulate(
         self, scalars: Scalars, params: list[Tensor], grads: list[Tensor], state: RuleState, used: list[int]
@@ -216,11 +216,6 @@ class NormalizedRule:
         else:
             tensors[i].copy_(value)
 
-    def _apply(self, params: list[Tensor], i: int, update: Tensor, size: Tensor, shrink: Tensor) -> None:
-        param = params[i]
-        kept = param * _like(shrink, param)
-        self._set(params, i, torch.addcmul(kept, update, _like(size, param), value=-1))
-
 
 def horizon_of(inner_step: StepCount, num_steps: StepCount | None, like: Tensor) -> Horizon:
     """Where runs stand; past their end they stay at the last step size."""
@@ -254,28 +249,9 @@ def orthogonal_mix(directions: Sequence[Tensor], mixes: Tensor) -> list[Tensor]:
     if stacked.ndim == 3:
         stacked = stacked.unsqueeze(2)
     batch = stacked.flatten(0, 1)
-    mixed = batch.lerp(rms_normalised(newton_schulz(batch)), _like(mixes.flatten(), batch))
+    dtype = torch.bfloat16 if min(batch.shape[1:]) >= MIN_BFLOAT16_SIZE else None
+    mixed = batch.lerp(rms_normalised(orthogonalize(batch, dtype)), _like(mixes.flatten(), batch))
     return list(rms_normalised(mixed).view(stacked.shape[:2] + directions[0].shape[1:]).unbind(1))
-
-
-def newton_schulz(x: Tensor, num_iterations: int = 5) -> Tensor:
-    """Nearly the nearest semi-orthogonal matrices of (B, rows, columns): singular values between .7 and 1.2.
-
-    Large matrices are multiplied in bfloat16, whose rounding is far below what the iteration leaves.
-    """
-    dtype = x.dtype
-    transposed = x.shape[1] > x.shape[2]
-    x = x.transpose(1, 2) if transposed else x
-    a, b, c = _NEWTON_SCHULZ
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-20)
-    if min(x.shape[1:]) >= MIN_BFLOAT16_SIZE:
-        x = x.to(torch.bfloat16)
-    for _ in range(num_iterations):
-        gram = torch.bmm(x, x.transpose(1, 2))
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    x = x.to(dtype)
-    return x.transpose(1, 2) if transposed else x
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -1,74 +1,107 @@
-"""A learned rule as an optimizer of populations: what trains a zoo, or is compared with Adam on equal terms.
+"""A learned rule as an optimizer of populations: of a zoo, of the particles of a meta-training, of a comparison.
 
-Legend: N networks, P numbers of one network, M meta-parameters.
+Legend: N networks, P numbers of one network, T of them trainable, R tensors of one network, M meta-parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
-from learned_opt.rules.rule import RuleState, TensorSpec, UpdateRule
+from learned_opt.rules.rule import RuleState, UpdateRule
 from learned_opt.rules.tensor_specs import specs_of
 from zoo.networks.layout import ParamLayout
-from zoo.training.optimizers import State
+from zoo.training.optimizers import Hyperparameter, State
+from zoo.training.schedules import Schedule, StepCount
 
 
+@dataclass(frozen=True, eq=False)
 class PopulationOptimizer:
     """Trains N networks by one rule; an `InnerOptimizer` of `zoo.training.optimizers`.
 
     Args:
         rule: the update rule.
         theta: (M,) shared by all networks, or (N, M).
-        lr: multiplier of the rule's own step.
+        lr: multiplier of the rule's own step, a number or (N,). A rule takes one number, so networks of equal
+            multipliers should stand beside each other: they are updated together.
         weight_decay: in units of the rule's base step; None is the rule's own.
+        schedule: of `lr`.
         depth: residual branches or hidden layers of the model, by default read from the layout.
     """
 
-    def __init__(
-        self,
-        rule: UpdateRule,
-        theta: Tensor,
-        *,
-        lr: float = 1.0,
-        weight_decay: float | None = None,
-        depth: int | None = None,
-    ) -> None:
-        self.rule = rule
-        self.theta = theta
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.depth = depth
+    rule: UpdateRule
+    theta: Tensor
+    _: KW_ONLY
+    lr: Hyperparameter = 1.0
+    weight_decay: float | None = None
+    schedule: Schedule | None = None
+    depth: int | None = None
 
     def init_state(self, layout: ParamLayout, params: Tensor) -> State:
         """Tensors named `<kind>.<index of the parameter>`."""
-        state = self.rule.init_state(self._specs(layout), _views(layout, params))
-        return {f"{kind}.{i}": tensor for kind, tensors in state.items() for i, tensor in enumerate(tensors)}
+        return _flat(self.rule.init_state(specs_of(layout, self.depth), _views(layout, params)))
 
-    @torch.no_grad()
     def update(
-        self, layout: ParamLayout, params: Tensor, grads: Tensor, state: State, *, inner_step: int, num_steps: int
+        self,
+        layout: ParamLayout,
+        params: Tensor,
+        grads: Tensor,
+        state: State,
+        *,
+        inner_step: StepCount,
+        num_steps: StepCount,
     ) -> None:
-        nested = _nested(state)
+        """One step, in place on `params` (N, P); under autograd, which a rule must be made for, with their history."""
+        lr = self.lr if self.schedule is None else self.lr * self.schedule.factor(inner_step, num_steps)
+        if not isinstance(lr, Tensor):
+            self._update(self.theta, layout, params, grads, state, lr=lr, clock=(inner_step, num_steps))
+            return
+        counts = torch.unique_consecutive(lr, return_counts=True)[1]
+        for rows in torch.arange(len(lr)).split(counts.tolist()):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            states = {name: tensor[part] for name, tensor in state.items()}
+            theta = self.theta[part] if self.theta.ndim == 2 else self.theta
+            clock = tuple(count[part] if isinstance(count, Tensor) else count for count in (inner_step, num_steps))
+            self._update(theta, layout, params[part], grads[part], states, lr=float(lr[part][0]), clock=clock)
+            for name, tensor in states.items():
+                state[name][part] = tensor
+
+    def _update(
+        self,
+        theta: Tensor,
+        layout: ParamLayout,
+        params: Tensor,
+        grads: Tensor,
+        state: State,
+        *,
+        lr: float,
+        clock: Sequence[StepCount],
+    ) -> None:
         slots = [slot for slot in layout if slot.kind == "param"]
+        # Autograd may need the old values: the rule then works on a copy, as one that makes new tensors does anyway.
+        before = _views(layout, params.clone() if torch.is_grad_enabled() else params)
+        views = list(before)
+        nested: RuleState = {}
+        for name, tensor in state.items():  # in the order of the indices, as `init_state` made them
+            nested.setdefault(name.rpartition(".")[0], []).append(tensor)
         self.rule.update(
-            self.theta.to(params.device),
-            self._specs(layout),
-            _views(layout, params),
-            [grads[:, slot.span].unflatten(1, slot.shape) if slot.shape else grads[:, slot.offset] for slot in slots],
+            theta.to(params.device),
+            specs_of(layout, self.depth),
+            views,
+            [grads[:, slot.span].view(len(grads), *slot.shape) for slot in slots],
             nested,
-            inner_step=inner_step,
-            num_steps=num_steps,
-            lr=self.lr,
+            inner_step=clock[0],
+            num_steps=clock[1],
+            lr=lr,
             weight_decay=self.weight_decay,
         )
-        for kind, tensors in nested.items():  # a rule may have put new tensors into its lists
-            state.update({f"{kind}.{i}": tensor for i, tensor in enumerate(tensors)})
-
-    def _specs(self, layout: ParamLayout) -> Sequence[TensorSpec]:
-        return specs_of(layout, self.depth)
+        state.update(_flat(nested))
+        for slot, old, new in zip(slots, before, views, strict=True):
+            if torch.is_grad_enabled() or new is not old:
+                params[:, slot.span] = new.reshape(len(params), -1)
 
 
 def _views(layout: ParamLayout, params: Tensor) -> list[Tensor]:
@@ -76,8 +109,5 @@ def _views(layout: ParamLayout, params: Tensor) -> list[Tensor]:
     return [views[slot.name] for slot in layout if slot.kind == "param"]
 
 
-def _nested(state: State) -> RuleState:
-    nested: RuleState = {}
-    for name, tensor in state.items():  # in the order of the indices, as `init_state` made them
-        nested.setdefault(name.rpartition(".")[0], []).append(tensor)
-    return nested
+def _flat(state: RuleState) -> State:
+    return {f"{kind}.{i}": tensor for kind, tensors in state.items() for i, tensor in enumerate(tensors)}

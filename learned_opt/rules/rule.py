@@ -9,16 +9,17 @@ Legend: N networks, R tensors of one network, M meta-parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from zoo.training.schedules import StepCount
+
 RuleState = dict[str, list[Tensor]]  # name -> one tensor (N, ...) for each of the R tensors
 RuleOption = int | float | str | bool
-StepCount = int | Tensor  # one count for all networks, or (N,)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class UpdateRule(Protocol):
 
     @property
     def name(self) -> str:
-        """Name under which `get_rule` finds the class of rules."""
+        """Name under which `registry.get_rule` finds the class of rules."""
         ...
 
     @property
@@ -110,27 +111,6 @@ class UpdateRule(Protocol):
                 step s, weights shrink by the factor 1 - lr * s * weight_decay. None is the rule's own, if it has one.
         """
         ...
-
-
-_RULES: dict[str, Callable[..., UpdateRule]] = {}
-_RuleClass = TypeVar("_RuleClass", bound=Callable[..., UpdateRule])
-
-
-def register_rule(name: str) -> Callable[[_RuleClass], _RuleClass]:
-    """Class decorator that makes a rule known to `get_rule`."""
-
-    def register(rule: _RuleClass) -> _RuleClass:
-        _RULES[name] = rule
-        return rule
-
-    return register
-
-
-def get_rule(name: str, **options: RuleOption) -> UpdateRule:
-    """Update rule by name; KeyError with the known names otherwise."""
-    if name not in _RULES:
-        raise KeyError(f"no update rule {name!r}; there are {sorted(_RULES)}")
-    return _RULES[name](**options)
 
 
 def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:

@@ -18,8 +18,8 @@ from zoo import ZooWriter, get_task
 from zoo.building import BuildPlan
 from zoo.building.build import BlockBuilder
 
-from .record import Row, record
-from .render import tables
+from ..rows import Row, tables
+from .record import record
 
 
 def main() -> None:

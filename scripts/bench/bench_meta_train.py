@@ -22,15 +22,14 @@ from tempfile import TemporaryDirectory
 import torch
 
 from learned_opt import MlpRule, NormalizedRule, UpdateRule
-from learned_opt.meta_training import Devices, FabricDevices, TaskProblem, synthetic_data
-from learned_opt.meta_training.allocator import keep_freed_memory
+from learned_opt.meta_training import Devices, FabricDevices, TaskFamily, synthetic_data
 from learned_opt.meta_training.estimators import PES
-from learned_opt.meta_training.tasks import mlp_task
-from learned_opt.meta_training.truncated_step import TruncatedStep
-from learned_opt.meta_training.truncation import LogUniformHorizon
+from learned_opt.meta_training.task_distribution import mlp_task
+from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
 
-from .record import Row, record
-from .render import tables
+from ..allocator import keep_freed_memory
+from ..rows import Row, tables
+from .record import record
 
 NUM_PAIRS = 8
 TRUNCATION = 50
@@ -87,10 +86,10 @@ def seconds(rule: UpdateRule, num_repeats: int, devices: Devices | None = None) 
 
 def outer_step(rule: UpdateRule, devices: Devices) -> Callable[[], object]:
     """A function that does one outer step."""
-    problem = TaskProblem([mlp_task(synthetic_data.digits_images(8), [32])], batch_size=64)
+    family = TaskFamily([mlp_task(synthetic_data.digits_images(8), [32])], batch_size=64)
     held = devices.share(NUM_PAIRS)
     unroll = TruncatedStep(
-        rule, problem, LogUniformHorizon(100, 1000), num_groups=NUM_PAIRS, group_range=range(held.start, held.stop)
+        rule, family, LogUniformHorizon(100, 1000), num_groups=NUM_PAIRS, group_range=range(held.start, held.stop)
     )
     estimator = PES([unroll], truncation_length=TRUNCATION, std=0.01, devices=devices)
     theta = rule.init_theta(torch.Generator().manual_seed(0))

@@ -24,8 +24,8 @@ from torch import nn
 
 from learned_opt import MlpRule, MuLO, NormalizedRule, Pretrained, TensorSpec, UpdateRule
 
-from .record import Row, record
-from .render import tables
+from ..rows import Row, tables
+from .record import record
 
 BLOCK = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
 SHAPES: dict[str, list[tuple[int, ...]]] = {
@@ -128,7 +128,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "AdamW foreach": lambda params: torch.optim.AdamW(params, foreach=True),
     "torch.optim.Muon": muon,
     "mulo-norm": learned(NormalizedRule()),
-    "mulo-norm-scalars": learned(NormalizedRule(network=False)),
+    "mulo-norm-scalars": learned(NormalizedRule(feedback=False)),
     "mulo, H = 32": learned(MlpRule(32)),
     "mulo, H = 8": learned(MlpRule(8)),
     PLAIN: learned(MlpRule(32)),  # replaced by `plain_step`

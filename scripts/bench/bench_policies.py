@@ -23,8 +23,8 @@ from zoo.networks.initialization import run_seed
 from zoo.tasks.policies import PolicyTask, leave_one_out_advantages
 from zoo.training.optimizers import Adam
 
-from .record import Row, record
-from .render import tables
+from ..rows import Row, tables
+from .record import record
 
 NUM_EPISODES = 8  # a minibatch
 LEARNING_RATE = 0.01

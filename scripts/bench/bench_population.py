@@ -28,8 +28,8 @@ from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer, Sgd
 
 from ..plain_loop import PlainLoop
-from .record import Row, record
-from .render import tables
+from ..rows import Row, tables
+from .record import record
 
 BATCH_SIZE = 64
 SECTIONS = ("speed", "blocks", "tasks", "zoo")

@@ -19,8 +19,8 @@ import torch
 from zoo import Task, Zoo, build_zoo, get_task
 from zoo.storage.precision import from_stored, to_stored
 
-from .record import Row, record
-from .render import tables
+from ..rows import Row, tables
+from .record import record
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ import numpy as np
 from zoo import ParamLayout
 from zoo.networks.architectures import MLP
 
-from .record import Row, record
-from .render import tables
+from ..rows import Row, tables
+from .record import record
 from .rival_stores import STORES, OpenFiles, check
 
 BATCH = 64

@@ -27,9 +27,9 @@ from generator.trajectories import PairConfig, Trajectories, batch_rng
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
 
+from ..rows import Row, tables
 from .generator_table import PACKAGES
-from .record import Row, record
-from .render import tables
+from .record import record
 
 CHUNK_WIDTH = 1024
 WINDOW = 64

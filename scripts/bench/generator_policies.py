@@ -28,9 +28,9 @@ from generator.trajectories import Trajectories
 from zoo import Task, Zoo
 from zoo.networks.metrics import euclidean_distances, log_prob_distance, mean_delta_share, mean_over_pairs
 
+from ..rows import Row, tables
 from .generator_table import PACKAGES
-from .record import Row, record
-from .render import tables
+from .record import record
 
 METRIC = "val_return"
 NUM_PROMPTS = 16

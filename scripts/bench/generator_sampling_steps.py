@@ -20,9 +20,9 @@ from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 
+from ..rows import Row, tables
 from .generator_table import PACKAGES, named
-from .record import Row, record
-from .render import tables
+from .record import record
 
 METRIC = "val_loss"
 

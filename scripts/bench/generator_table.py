@@ -14,8 +14,8 @@ import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .record import Row, record
-from .render import tables
+from ..rows import Row, tables
+from .record import record
 
 QUESTION = "Do generated networks have the loss that was asked for?"
 NAMES = {

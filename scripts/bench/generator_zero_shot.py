@@ -21,9 +21,9 @@ from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 from zoo.tasks.registry import get_task
 
+from ..rows import Row, tables
 from .generator_table import PACKAGES, named
-from .record import Row, record
-from .render import tables
+from .record import record
 
 METRIC = "val_loss"
 

@@ -21,8 +21,8 @@ from zoo.networks.initialization import run_seed
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer
 
-from .record import Row, record
-from .render import tables
+from ..rows import Row, tables
+from .record import record
 
 RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 LEARNED = ("mulo-norm", "mulo")

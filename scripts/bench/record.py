@@ -11,45 +11,18 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from ..machine import commit, hardware, processor
+from ..machine import commit, hardware
+from ..rows import Figure, Row
 
 RESULTS = Path(__file__).parent / "results"
 NUM_DIGITS = 5  # of a figure that is no whole number
-
-Figure = float | int | str | bool | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One measurement.
-
-    Args:
-        question: what it answers; rows of one question make one table.
-        setting: what was measured, by the names of the table's first columns, such as {"network": "64-16-10"}.
-        figures: what came out, by name and unit, such as {"model-steps/s": 2384.0}; a word where that is the answer.
-        spread: (low, high) of those figures that have one.
-        seeds: of the repetitions, if seeds are what differs between them.
-        note: what figures and spread are ("median and range of 7 repeats"), and what else a reader must know.
-    """
-
-    question: str
-    setting: Mapping[str, str | int | float | bool]
-    figures: Mapping[str, Figure]
-    spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    seeds: Sequence[int] = ()
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.spread) - set(self.figures)):
-            raise ValueError(f"a spread needs its figure, got spreads of {unknown} beside {sorted(self.figures)}")
 
 
 def record(
@@ -122,29 +95,3 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Markdown table, its first column text and the others numbers."""
     lines = [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
-
-
-def write_record(
-    topic: str,
-    question: str,
-    body: str,
-    packages: Sequence[str] = ("torch", "numpy"),
-    arguments: Sequence[str] | None = None,
-) -> Path:
-    """Write `results/<topic>_<hardware>_<yyyymm>.md` and return its path; to go when no script writes Markdown.
-
-    Args:
-        topic: first part of the file's name.
-        question: its heading.
-        body: Markdown below the header.
-        packages: whose versions matter.
-        arguments: of the command, default those of the process.
-    """
-    machine = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
-    path = RESULTS / f"{topic}_{machine}_{datetime.date.today():%Y%m}.md"
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = " ".join(["python -m", sys.modules["__main__"].__spec__.name, *arguments])
-    header = [f"# {question}", "", f"- Command: `{command}`", f"- Commit: {commit()}", f"- Hardware: {hardware()}"]
-    header += [f"- Versions: {', '.join(f'{name} {version(name)}' for name in packages)}"]
-    path.write_text("\n".join([*header, f"- Date: {datetime.date.today()}", "", body, ""]))
-    return path

@@ -9,11 +9,11 @@ What the figures mean and what was learned from them is said in docs/findings.md
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .record import RESULTS, Figure, Row, read_rows
+from ..rows import table
+from .record import RESULTS, read_rows
 
 TABLES = Path(__file__).parents[2] / "docs" / "results"
 
@@ -44,50 +44,6 @@ def page(topic: str, rows: Sequence[Mapping]) -> str:
             *_origins(some),
         ]
     return "\n\n".join(parts) + "\n"
-
-
-def tables(rows: Sequence[Row]) -> str:
-    """Markdown tables of rows that were just measured, one for each question."""
-    parts = []
-    for question in dict.fromkeys(row.question for row in rows):
-        parts += [question, table([asdict(row) for row in rows if row.question == question])]
-    return "\n\n".join(parts)
-
-
-def table(rows: Sequence[Mapping]) -> str:
-    """Markdown table of rows of one question: settings as text, figures as numbers with their spread in brackets.
-
-    Hardware and seeds are columns where rows differ in them.
-    """
-    settings, figures = (
-        list(dict.fromkeys(key for row in rows for key in row[part])) for part in ("setting", "figures")
-    )
-    columns = {name: [_text(row["setting"].get(name)) for row in rows] for name in settings}
-    for name, values in (
-        ("hardware", [row.get("hardware", "") for row in rows]),
-        ("seeds", [", ".join(map(str, row["seeds"])) for row in rows]),
-    ):
-        if len(set(values)) > 1:
-            columns[name] = values
-    alignments = ["---"] * len(columns) + ["---:"] * len(figures)
-    columns |= {name: [_cell(row["figures"].get(name), row["spread"].get(name)) for row in rows] for name in figures}
-    lines = [list(columns), alignments, *zip(*columns.values(), strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(figure: Figure, spread: Iterable[float] | None) -> str:
-    return _text(figure) if spread is None else f"{_text(figure)} ({' to '.join(map(_text, spread))})"
-
-
-def _text(value: Figure) -> str:
-    """A value as a table shows it: thousands separated, four digits of what is no whole number."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, str):
-        return value
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _origins(rows: Sequence[Mapping]) -> list[str]:

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from learned_opt import MuLO
-from learned_opt.meta_training.allocator import keep_freed_memory
 from zoo import Task, get_task
 from zoo.networks.initialization import run_seed
 from zoo.settings import digest
 from zoo.storage.durable import write_file
 
+from ..allocator import keep_freed_memory
 from ..cli import console
 from .stage import StageResult
 

@@ -7,7 +7,8 @@ import learned_opt
 from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.mlp import MlpRule
 from learned_opt.rules.normalized import NormalizedRule
-from learned_opt.rules.rule import TensorSpec, UpdateRule, get_rule
+from learned_opt.rules.registry import get_rule
+from learned_opt.rules.rule import TensorSpec, UpdateRule
 
 SPECS = [
     TensorSpec("input", "input", 5, (7, 5), 2),
@@ -25,7 +26,7 @@ RULES = [
     MlpRule(8),
     MlpRule(8, "sp"),
     NormalizedRule(),
-    NormalizedRule(network=False),
+    NormalizedRule(feedback=False),
     Celo2Rule(),
     Celo2Rule(orthogonalize=False),
 ]

@@ -93,7 +93,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
 
 
 def test_a_value_that_a_class_refuses_is_reported_in_its_words(tmp_path, monkeypatch, capsys):
-    arguments = ("experiment=mulo_norm", "+stages.0.estimator.tasks.families.nonsense=1", f"out={tmp_path}")
+    arguments = ("experiment=mulo_norm", "+stages.scalars.estimator.tasks.families.nonsense=1", f"out={tmp_path}")
     code, _, stderr = start("meta_train", *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
     assert stderr.startswith("error: families must name some of")

@@ -4,9 +4,9 @@ from omegaconf import OmegaConf
 
 from learned_opt.meta_training import (
     FullUnrollConfig,
-    MetaTaskConfig,
     MetaTrainConfig,
-    Stage,
+    MetaTrainStage,
+    TaskDistributionConfig,
     ThetaOptimizerConfig,
     recipe,
 )
@@ -14,9 +14,9 @@ from learned_opt.pretrained.files import load_theta
 from scripts import meta_train
 
 
-def stage(name: str, *, network: bool) -> Stage:
-    tasks = MetaTaskConfig(families={"mlp": 1.0}, horizon=(5, 5), batch_sizes=(8,))
-    return Stage(
+def stage(name: str, *, network: bool) -> MetaTrainStage:
+    tasks = TaskDistributionConfig(families={"mlp": 1.0}, horizon=(5, 5), batch_sizes=(8,))
+    return MetaTrainStage(
         name=name,
         rule="normalized",
         rule_options={"network": network},
@@ -26,7 +26,7 @@ def stage(name: str, *, network: bool) -> Stage:
 
 
 def test_a_file_of_theta_records_every_stage_that_led_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "validation_problems", lambda: [])
+    monkeypatch.setattr(recipe, "validation_tasks", lambda: [])
     monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: 0.0)
     results = recipe.run_recipe([stage("first", network=False), stage("second", network=True)], seed=3, out=tmp_path)
     meta_train._save(results, tmp_path, OmegaConf.create({"name": "a-rule", "seed": 3}))

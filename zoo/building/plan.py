@@ -165,9 +165,13 @@ class BuildPlan:
 
     @property
     def defaults(self) -> dict[str, Json]:
-        """What options have that the plan, or the attributes of a zoo, leave out."""
+        """What settings have that the plan, or the attributes of a zoo, leave out.
+
+        A release that did not record what a task computes is believed to mean this one.
+        """
         name = self.optimizer.get("name") if isinstance(self.optimizer, Mapping) else None
-        return {"optimizer": OPTIMIZER_DEFAULTS.get(str(name), {})}
+        behaviour = {key: value for key, value in self.task.description.items() if key == "behaviour"}
+        return {"optimizer": OPTIMIZER_DEFAULTS.get(str(name), {}), "task": cast("dict[str, Json]", behaviour)}
 
     @property
     def default_block_size(self) -> int:

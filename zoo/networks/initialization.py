@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.layout import ParamLayout
-from zoo.networks.parametrization import init_std
 
-PARAMETRIZATIONS: Final = ("sp", "mup")
 _SCALED_ROLES: Final = ("input", "hidden", "output", "embedding")
 
 
@@ -57,20 +55,3 @@ def init_runs(
         if slot.role in _SCALED_ROLES:
             params[:, slot.span] *= factors
     return params
-
-
-@torch.no_grad()
-def init_mup(module: nn.Module, layout: ParamLayout) -> None:
-    """Redraw the tensors of a module in maximal update parametrization without forward multipliers, in place.
-
-    Input and hidden matrices have variance 1 / fan_in, output matrices 1 / fan_in^2, biases are zero; norms and
-    embeddings stay as they are, their scale does not depend on width.
-
-    Source: Yang et al. 2022 (arXiv 2203.03466), table 8.
-    """
-    named = dict(module.named_parameters())
-    for slot in layout:
-        if slot.role in ("input", "hidden", "output"):
-            nn.init.normal_(named[slot.name], std=init_std(slot.role, slot.fan_in, "mup"))
-        elif slot.role == "bias":
-            nn.init.zeros_(named[slot.name])

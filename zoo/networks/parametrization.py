@@ -9,6 +9,10 @@ on width (Adam and kin). This form of µP leaves the forward pass as it is, so i
 | output          | -1            0      | -2             -1     |
 | others          | 0             0      | 0              0      |
 
+What is summed over no dimension that grows (embeddings, weights of norms) has no power of width, so its initial values
+are the module's own: nn.Embedding's 1 as well as a transformer's .02, a norm's 1 as well as the 0 that begins with a
+residual branch switched off. Biases begin at 0.
+
 µP also asks for attention logits divided by the width of a head instead of its root.
 
 Source: Yang and Hu 2021 (arXiv 2011.14522); Yang et al. 2022 (arXiv 2203.03466), tables 3, 8 and 9.
@@ -58,7 +62,7 @@ def fan_in_powers(role: str, parametrization: str) -> FanInPowers:
 
 
 def init_std(role: str, fan_in: int, parametrization: str) -> float:
-    """Standard deviation of the initial values of a matrix or embedding."""
+    """Standard deviation of the initial values of a matrix."""
     return fan_in ** (fan_in_powers(role, parametrization).variance / 2)
 
 
@@ -76,9 +80,9 @@ def parametrize(
     roles: Mapping[str, str] | None = None,
     gain: float = 1.0,
 ) -> nn.Module:
-    """The same module, its parameters initialised anew in a parametrization that needs no forward multiplier.
+    """The same module, its matrices redrawn in a parametrization that needs no forward multiplier.
 
-    Matrices and embeddings become normal, biases zero, weights of norms one.
+    Matrices become normal, biases zero. Embeddings and weights of norms stay as they are, see the head of this file.
 
     Args:
         module: any module.
@@ -93,9 +97,9 @@ def parametrize(
     inferred = infer_roles(module, roles)
     for name, param in module.named_parameters():
         role = inferred[name].role
-        if role in ("bias", "norm"):
-            param.fill_(float(role == "norm"))
-            continue
-        std = init_std(role, inferred[name].fan_in, parametrization) * (gain if role in ("input", "hidden") else 1.0)
-        param.copy_(torch.randn(param.shape, generator=rng) * std)
+        if role == "bias":
+            param.zero_()
+        elif role in MATRIX_ROLES:
+            std = init_std(role, inferred[name].fan_in, parametrization) * (gain if role != "output" else 1.0)
+            param.copy_(torch.empty(param.shape).normal_(std=std, generator=rng))
     return module

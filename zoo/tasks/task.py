@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.initialization import PARAMETRIZATIONS, init_mup, init_runs
+from zoo.networks.initialization import init_runs
 from zoo.networks.layout import ParamLayout
+from zoo.networks.parametrization import PARAMETRIZATIONS, parametrize
 from zoo.tasks.agreement import choose_backend, examples_to_try, why_not_a_population
 from zoo.tasks.backend import Backend, first_line, seeded_module
 from zoo.tasks.checks import check_fit, check_module, check_splits, trial_outputs
@@ -53,7 +54,7 @@ class Task:
         dataset: with its three splits.
         build: makes the module in its own initialisation, drawing from the CPU's global generator.
         objective: loss and error.
-        parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `init_mup`).
+        parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `parametrize`).
         config: JSON-able options from which `get_task(**config)` makes this task again; empty for a task of your own.
 
     Raises:
@@ -88,7 +89,6 @@ class Task:
             raise ValueError(f"task {name!r}: {error}") from error
         if slow:
             warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)
-        self.compiled: dict[tuple[object, ...], Callable] = {}  # programs of zoo.training.inner_step
 
     def _prepared(self) -> tuple[ParamLayout, Backend, str | None]:
         """Layout, backend, and why that is a slow one, once data, module and objective have been seen to fit."""
@@ -144,16 +144,13 @@ class Task:
         moved = copy.copy(self)
         moved.dataset = self.dataset.to(device)
         moved.backend = self.backend.to(device)
-        moved.compiled = {}
         moved.__dict__.pop("_evaluated_train", None)
         return moved
 
     def make_model(self) -> nn.Module:
         """One freshly initialised module, on the CPU."""
         model = self._build()
-        if self.parametrization == "mup":
-            init_mup(model, self.layout)
-        return model
+        return parametrize(model) if self.parametrization == "mup" else model
 
     def init(self, rng: torch.Generator, n: int) -> Tensor:
         """Parameters (n, P) of networks with seeds drawn from `rng`."""

@@ -24,8 +24,9 @@ from zoo.training.optimizers import (
     as_coefficients,
     check_hyperparameters,
 )
-from zoo.training.schedules import Schedule
+from zoo.training.schedules import Schedule, StepCount
 
+ADJUSTMENTS: Final = ("original", "match_rms_adamw")
 _NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS: Final = 5
 _NORM_EPS: Final = 1e-7
@@ -42,9 +43,11 @@ class Muon(CoefficientUpdate):
         nesterov: orthogonalise the momentum as it will be.
         adam_lr, beta1, beta2, eps, adam_weight_decay: of all other parameters; numbers, or (N,).
         dtype: of the orthogonalisation, "bfloat16" as in the original or "float32".
+        adjust_lr_fn: how `lr` follows the shape, as in torch.optim.Muon: "original" multiplies it by
+            sqrt(max(1, A / B)), "match_rms_adamw" by 0.2 sqrt(max(A, B)), so that one rate serves Muon and AdamW.
         schedule: of both learning rates.
 
-    Source: Jordan et al. 2024, Muon; the step size factor sqrt(max(1, A / B)) is the original's.
+    Source: Jordan et al. 2024, Muon; Liu et al. 2025 (arXiv 2502.16982) for "match_rms_adamw".
     """
 
     lr: Hyperparameter = 0.02
@@ -57,17 +60,20 @@ class Muon(CoefficientUpdate):
     eps: Hyperparameter = 1e-8
     adam_weight_decay: Hyperparameter = 0.0
     dtype: str = "bfloat16"
+    adjust_lr_fn: str = "original"
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
         if self.dtype not in ("bfloat16", "float32"):
             raise ValueError(f"dtype must be 'bfloat16' or 'float32', got {self.dtype!r}")
+        if self.adjust_lr_fn not in ADJUSTMENTS:
+            raise ValueError(f"adjust_lr_fn must be one of {ADJUSTMENTS}, got {self.adjust_lr_fn!r}")
         check_hyperparameters(self, lr=None, momentum=1.0, weight_decay=None)
         check_hyperparameters(self, adam_lr=None, beta1=1.0, beta2=1.0, eps=None, adam_weight_decay=None)
 
     @property
     def flags(self) -> tuple[object, ...]:
-        return ("muon", self.nesterov, self.dtype)
+        return ("muon", self.nesterov, self.dtype, self.adjust_lr_fn)
 
     def init_state(self, layout: ParamLayout, params: Tensor) -> State:
         num_matrix = sum(slot.numel for slot in _matrix_slots(layout))
@@ -78,7 +84,7 @@ class Muon(CoefficientUpdate):
             "square": others.clone(),
         }
 
-    def coefficients(self, inner_step: int, num_steps: int, params: Tensor) -> State:
+    def coefficients(self, inner_step: StepCount, num_steps: StepCount, params: Tensor) -> State:
         factor = self.schedule.factor(inner_step, num_steps)
         matrix = {
             "lr": self.lr * factor,
@@ -117,24 +123,31 @@ class Muon(CoefficientUpdate):
         update = grads.lerp(momentum, coefficients["momentum"]) if self.nesterov else momentum
         matrices = update.unflatten(1, slot.shape).to(getattr(torch, self.dtype))  # (N, A, B)
         direction = orthogonalize(matrices).flatten(1).to(params.dtype)
-        step_size = coefficients["lr"] * math.sqrt(max(1, slot.shape[0] / slot.shape[1]))
+        rows, columns = slot.shape
+        is_original = self.adjust_lr_fn == "original"
+        adjustment = math.sqrt(max(1, rows / columns)) if is_original else 0.2 * math.sqrt(max(rows, columns))
+        step_size = coefficients["lr"] * adjustment
         params.mul_(1 - coefficients["matrix_decay"]).sub_(step_size * direction)
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Matrices (N, A, B) with all singular values moved near 1, in their own dtype: five Newton-Schulz iterations.
+def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Nearly the nearest semi-orthogonal matrices, of singular values from .7 to 1.2, by five Newton-Schulz iterations.
+
+    Args:
+        matrices: (N, A, B).
+        dtype: of the products, default that of the matrices; bfloat16 rounds far below what the iteration leaves.
 
     Source: Jordan et al. 2024, Muon; the quintic's coefficients make it steepest at zero.
     """
     linear, cubic, quintic = _NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_NORM_EPS)
+    x = (x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_NORM_EPS)).to(dtype)
     for _ in range(_NUM_ITERATIONS):
         gram = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
         x = torch.baddbmm(x, polynomial, x, beta=linear)
-    return x.mT if is_tall else x
+    return (x.mT if is_tall else x).to(matrices.dtype)
 
 
 def _matrix_slots(layout: ParamLayout) -> list[ParamSlot]:

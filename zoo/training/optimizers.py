@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zoo.networks.layout import ParamLayout
-from zoo.training.schedules import Schedule
+from zoo.training.schedules import Schedule, StepCount
 
 Hyperparameter = float | Tensor
 State = dict[str, Tensor]
@@ -31,7 +31,14 @@ class InnerOptimizer(Protocol):
         ...
 
     def update(
-        self, layout: ParamLayout, params: Tensor, grads: Tensor, state: State, *, inner_step: int, num_steps: int
+        self,
+        layout: ParamLayout,
+        params: Tensor,
+        grads: Tensor,
+        state: State,
+        *,
+        inner_step: StepCount,
+        num_steps: StepCount,
     ) -> None:
         """One step, in place on `params[:, :T]` and `state`.
 
@@ -40,8 +47,8 @@ class InnerOptimizer(Protocol):
             params: (N, P).
             grads: (N, T).
             state: from `init_state`.
-            inner_step: number of steps taken before this one.
-            num_steps: number of steps of the whole run.
+            inner_step: number of steps taken before this one, of all networks or of each.
+            num_steps: number of steps of the whole run, likewise.
         """
         ...
 
@@ -55,7 +62,7 @@ class CompilableOptimizer(InnerOptimizer, Protocol):
         """All that `apply` reads beside its arguments, hashable: optimizers with equal flags share compiled code."""
         ...
 
-    def coefficients(self, inner_step: int, num_steps: int, params: Tensor) -> State:
+    def coefficients(self, inner_step: StepCount, num_steps: StepCount, params: Tensor) -> State:
         """Numbers of one step by name, () or (N, 1), of the dtype and on the device of `params`."""
         ...
 
@@ -77,8 +84,8 @@ class CoefficientUpdate:
         grads: Tensor,
         state: State,
         *,
-        inner_step: int,
-        num_steps: int,
+        inner_step: StepCount,
+        num_steps: StepCount,
     ) -> None:
         self.apply(layout, params, grads, state, self.coefficients(inner_step, num_steps, params))
 
@@ -111,7 +118,7 @@ class Sgd(CoefficientUpdate):
     def init_state(self, layout: ParamLayout, params: Tensor) -> State:
         return {"momentum": torch.zeros_like(params[:, : layout.num_trainable])} if self._has_momentum else {}
 
-    def coefficients(self, inner_step: int, num_steps: int, params: Tensor) -> State:
+    def coefficients(self, inner_step: StepCount, num_steps: StepCount, params: Tensor) -> State:
         factor = self.schedule.factor(inner_step, num_steps)
         values = {"lr": self.lr * factor, "momentum": self.momentum, "weight_decay": self.weight_decay}
         return as_coefficients(values, params)
@@ -163,7 +170,7 @@ class Adam(CoefficientUpdate):
         trainable = params[:, : layout.num_trainable]
         return {"mean": torch.zeros_like(trainable), "square": torch.zeros_like(trainable)}
 
-    def coefficients(self, inner_step: int, num_steps: int, params: Tensor) -> State:
+    def coefficients(self, inner_step: StepCount, num_steps: StepCount, params: Tensor) -> State:
         lr = self.lr * self.schedule.factor(inner_step, num_steps)
         values = adam_coefficients(
             lr, inner_step, beta1=self.beta1, beta2=self.beta2, eps=self.eps, weight_decay=self.weight_decay
@@ -179,7 +186,7 @@ class Adam(CoefficientUpdate):
 
 def adam_coefficients(
     lr: Hyperparameter,
-    inner_step: int,
+    inner_step: StepCount,
     *,
     beta1: Hyperparameter,
     beta2: Hyperparameter,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zoo.tasks.task import Task
 from zoo.training.batches import own_indices, shared_indices
-from zoo.training.inner_step import should_compile, train_step
+from zoo.training.inner_step import InnerStep, should_compile
 from zoo.training.optimizers import InnerOptimizer
 
 DEFAULT_NUM_SNAPSHOTS: Final = 21
@@ -127,6 +127,7 @@ def _snapshots(
     max_loss: float,
     compile: bool,
 ) -> Iterator[Snapshot]:
+    step = InnerStep(task, optimizer, compile=compile)
     state = optimizer.init_state(task.layout, params)
     alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
     last = params.clone()
@@ -134,9 +135,7 @@ def _snapshots(
     for snapshot_step in snapshot_steps:
         while inner_step < snapshot_step:
             batch = task.batch(next(indices), len(params))
-            loss = train_step(
-                task, optimizer, params, state, batch, inner_step=inner_step, num_steps=num_steps, compile=compile
-            )
+            loss = step(params, state, batch, inner_step=inner_step, num_steps=num_steps)
             alive = alive & (loss <= max_loss)  # also False for NaN
             inner_step += 1
         alive = alive & params.isfinite().all(1)

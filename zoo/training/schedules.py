@@ -1,13 +1,18 @@
 """Learning-rate schedules as factors on the base rate.
 
-Legend: W warm-up steps, T all steps.
+Legend: N networks, W warm-up steps, T all steps.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, overload
+
+import torch
+from torch import Tensor
+
+StepCount = int | Tensor  # one for all networks, or one for each: (N,) float64, so that powers of it are exact
 
 SCHEDULES: Final = ("constant", "cosine", "wsd")
 WSD_DECAY: Final = 0.2  # last part of "wsd", in which it falls
@@ -39,8 +44,18 @@ class Schedule:
         if not 0 <= self.final_factor <= 1:
             raise ValueError(f"final_factor must be from 0 to 1, got {self.final_factor}")
 
-    def factor(self, inner_step: int, num_steps: int) -> float:
-        """Factor of the step that follows `inner_step` steps, of `num_steps` in all."""
+    @overload
+    def factor(self, inner_step: int, num_steps: int) -> float: ...
+
+    @overload
+    def factor(self, inner_step: StepCount, num_steps: StepCount) -> float | Tensor: ...
+
+    def factor(self, inner_step: StepCount, num_steps: StepCount) -> float | Tensor:
+        """Factor of the step that follows `inner_step` steps, of `num_steps` in all; (N,) float64 of counts (N,)."""
+        if isinstance(inner_step, Tensor) or isinstance(num_steps, Tensor):
+            counts = torch.broadcast_tensors(torch.as_tensor(inner_step), torch.as_tensor(num_steps))
+            factors = [self.factor(*pair) for pair in zip(*(count.tolist() for count in counts), strict=True)]
+            return torch.tensor(factors, dtype=torch.float64)
         if inner_step < self.warmup_steps:
             return (inner_step + 1) / (self.warmup_steps + 1)
         if self.name == "constant":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -61,6 +62,15 @@ def fold(first: Layer, accumulators: Accumulators, dense_mean_square: Tensor, in
     if not accumulators.factored:  # a vector's row features vary along its columns
         row_bias, column_bias = torch.zeros_like(row_bias[..., :1]), row_bias + column_bias
     return FoldedLayer(scaled[:, :, features.DENSE], row_bias + constant[..., None, None, None], column_bias)
+
+
+def unpack_layers(theta: Tensor, sizes: Sequence[int]) -> tuple[list[Layer], Tensor]:
+    """Layers of the given sizes from the leading part of theta (N, M), each weight before its bias, and the rest."""
+    layers = []
+    for fan_in, fan_out in pairwise(sizes):
+        weight, bias, theta = theta.split([fan_in * fan_out, fan_out, theta.shape[1] - (fan_in + 1) * fan_out], dim=1)
+        layers.append(Layer(weight.unflatten(1, (fan_out, fan_in)), bias))
+    return layers, theta
 
 
 def network_size(layers: Sequence[Layer]) -> int:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from learned_opt.evaluation.comparison import Result, evaluate, joined, train
-from learned_opt.evaluation.learned_methods import ScheduledPopulation, celo2, learned_methods, shipped, untrained_frame
-from learned_opt.evaluation.rivals import MatchedMuon, Method, TorchPopulation, rivals
+from learned_opt.evaluation.learned_methods import celo2, learned_methods, shipped, untrained_frame
+from learned_opt.evaluation.rivals import Method, TorchPopulation, muon, rivals
 from learned_opt.evaluation.statistics import compare
 from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training import synthetic_data
-from learned_opt.meta_training.task_problem import TaskProblem
-from learned_opt.meta_training.tasks import mlp_task
+from learned_opt.meta_training.task_distribution import mlp_task
+from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.pretrained.files import Pretrained, available, load_pretrained, save_theta
 from learned_opt.rules.celo2 import STEP_SIZE, Celo2Rule
 from learned_opt.rules.population import PopulationOptimizer
@@ -29,7 +29,7 @@ NUM_STEPS = 20
 
 def small_task(name: str = "small") -> EvaluationTask:
     dataset = synthetic_data.teacher_student(2000, 12, 6, 0.1, 400)
-    return EvaluationTask(name, "main", TaskProblem([mlp_task(dataset, [8, 8])], batch_size=16), NUM_STEPS)
+    return EvaluationTask(name, "main", TaskFamily([mlp_task(dataset, [8, 8])], batch_size=16), NUM_STEPS)
 
 
 def method(name: str, rates: tuple[float, ...] = (1e-3, 1e-2)) -> Method:
@@ -41,7 +41,7 @@ def test_batched_muon_is_torchs() -> None:
     layout = ParamLayout.of(model)
     params = layout.flatten(model).repeat(2, 1)
     rates = torch.tensor([1e-2, 1e-2], dtype=torch.float64)
-    ours = MatchedMuon(rates, momentum=0.8)
+    ours = muon(rates, momentum=0.8)
     state = ours.init_state(layout, params)
     named = dict(model.named_parameters())
     matrices = [named["layers.0.weight"], named["layers.1.weight"]]
@@ -154,9 +154,8 @@ def test_celo2_takes_the_step_of_its_rule_times_the_cosine() -> None:
     rng = torch.Generator().manual_seed(1)
     params, grads = torch.randn(2, layout.num_params, generator=rng), torch.randn(2, layout.num_params, generator=rng)
     scheduled, plain = params.clone(), params.clone()
-    population = ScheduledPopulation(
-        pretrained, torch.full((2,), 3e-2 / STEP_SIZE, dtype=torch.float64), Schedule("cosine")
-    )
+    rates = torch.full((2,), 3e-2 / STEP_SIZE, dtype=torch.float64)
+    population = PopulationOptimizer(rule, pretrained.theta, lr=rates, schedule=Schedule("cosine"))
     state = population.init_state(layout, scheduled)
     population.update(layout, scheduled, grads, state, inner_step=3, num_steps=6)
     factor = Schedule("cosine").factor(3, 6)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from learned_opt.meta_training.estimators import (
     PES,
@@ -21,36 +21,35 @@ from learned_opt.meta_training.estimators import (
     step_meta_loss,
 )
 from learned_opt.meta_training.objective import LogLossObjective
-from learned_opt.meta_training.truncated_step import TruncatedStep
-from learned_opt.meta_training.truncation import LogUniformHorizon
-from learned_opt.rules.rule import TensorSpec
+from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
+from zoo.networks.layout import ParamLayout
 
 HORIZON = 12
 CURVATURE = torch.tensor([1.0, 0.3])
 
 
 class Quadratic:
-    """loss = .5 sum(curvature w^2), the same start for every seed."""
+    """A family of one task: loss = .5 sum(curvature w^2), the same start for every seed."""
 
-    name = "quadratic"
-    specs = (TensorSpec("w", "bias", 1, (2,)),)
+    layout = ParamLayout.of(nn.ParameterDict({"w": torch.zeros(2)}))
+    is_compilable = False
     batch_size = 1
-    num_datasets = 1
+    tasks = (None,)
 
     def init(self, seeds: Tensor) -> Tensor:
         return torch.tensor([[1.0, -2.0]]).repeat(len(seeds), 1)
 
-    def views(self, params: Tensor) -> list[Tensor]:
-        return [params]
+    def batch(self, members: Tensor, places: Tensor, num_networks: int) -> None:
+        return None
 
-    def pack(self, views: list[Tensor], params: Tensor) -> Tensor:
-        return views[0]
+    def loss(self, params: Tensor, batch: None) -> Tensor:
+        return 0.5 * (CURVATURE * params.square()).sum(1)
 
-    def loss_and_grad(self, params: Tensor, datasets: Tensor, examples: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return 0.5 * (CURVATURE * params.square()).sum(1), [CURVATURE * params]
+    def loss_and_grad(self, params: Tensor, batch: None) -> tuple[Tensor, Tensor]:
+        return self.loss(params, batch), CURVATURE * params
 
-    def evaluate(self, params: Tensor, datasets: Tensor) -> tuple[Tensor, Tensor]:
-        return 0.5 * (CURVATURE * params.square()).sum(1), params.abs().sum(1)
+    def evaluate(self, params: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loss(params, None), params.abs().sum(1)
 
 
 class MomentumRule:
@@ -70,10 +69,7 @@ class MomentumRule:
         theta = theta.expand(len(params[0]), -1)
         velocity = theta[:, 1:] * state["velocity"][0] + grads[0]
         state["velocity"][0] = velocity
-        if torch.is_grad_enabled():
-            params[0] = params[0] - theta[:, :1].exp() * velocity
-        else:
-            params[0].sub_(theta[:, :1].exp() * velocity)
+        params[0] = params[0] - theta[:, :1].exp() * velocity
 
 
 RULE = MomentumRule()

@@ -5,37 +5,44 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 from hydra.utils import instantiate
 
-from learned_opt import MlpRule, NormalizedRule
+from learned_opt import NormalizedRule
 from learned_opt.meta_training import recipe
 from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.objective import LogLossObjective, final_loss
 from learned_opt.meta_training.recipe import (
     FullUnrollConfig,
-    Stage,
+    MetaTrainStage,
     TruncatedConfig,
     initial_theta,
     make_estimator,
     run_recipe,
 )
-from learned_opt.meta_training.tasks import MetaTaskConfig
+from learned_opt.meta_training.task_distribution import TaskDistributionConfig
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizerConfig
 from learned_opt.meta_training.train import MetaTrainConfig
 from learned_opt.rules.controller import NUM_OUTPUTS, Horizon, Signals, Statistics, control, decode, gradient_weights
 from learned_opt.rules.population import PopulationOptimizer
 from learned_opt.rules.rule import TensorSpec
+from scripts.cli import compose
+from zoo.settings import SettingsMismatchError
 from zoo.tasks.registry import get_task
 from zoo.training.population import train_population
 
 
-def stage(name: str, *, network: bool, estimator: FullUnrollConfig | TruncatedConfig | None = None) -> Stage:
-    tasks = MetaTaskConfig(families={"mlp": 1.0}, horizon=(5, 5), batch_sizes=(8,))
+@pytest.fixture(autouse=True)
+def quick_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "validation_tasks", lambda: [])
+    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+
+
+def stage(name: str, *, network: bool, estimator: FullUnrollConfig | TruncatedConfig | None = None) -> MetaTrainStage:
+    tasks = TaskDistributionConfig(families={"mlp": 1.0}, horizon=(5, 5), batch_sizes=(8,))
     training = MetaTrainConfig(num_outer_steps=2, optimizer=ThetaOptimizerConfig(learning_rate=0.1))
-    return Stage(
+    return MetaTrainStage(
         name=name,
         rule="normalized",
         rule_options={"network": network},
@@ -44,9 +51,7 @@ def stage(name: str, *, network: bool, estimator: FullUnrollConfig | TruncatedCo
     )
 
 
-def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "validation_problems", lambda: [])
-    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path) -> None:
     seen = []
     results = run_recipe(
         [stage("one", network=False), stage("two", network=True)],
@@ -63,20 +68,16 @@ def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch: 
     assert torch.equal(again[1].result.theta, network)
 
 
-def test_a_stage_may_begin_from_named_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "validation_problems", lambda: [])
-    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+def test_a_stage_may_begin_from_named_scalars(tmp_path: Path) -> None:
     begun = replace(stage("one", network=False), start={"rate": 0.02})
     (result,) = run_recipe([begun], seed=0, out=tmp_path)
-    scalars, _ = decode(result.result.theta[None], network=False)
+    scalars, _ = decode(result.result.theta[None], feedback=False)
     assert float(scalars["rate"]) == pytest.approx(0.02, rel=0.1)
     with pytest.raises(ValueError, match="only rule 'normalized' has scalars"):
         replace(begun, rule="mlp")
 
 
-def test_static_inputs_stay_without_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "validation_problems", lambda: [])
-    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+def test_static_inputs_stay_without_weight(tmp_path: Path) -> None:
     (result,) = run_recipe([replace(stage("one", network=True), static_inputs=True)], seed=0, out=tmp_path)
     theta = result.result.last_theta
     frozen = torch.zeros(len(theta), dtype=torch.bool)
@@ -84,21 +85,22 @@ def test_static_inputs_stay_without_weight(tmp_path: Path, monkeypatch: pytest.M
     assert int(frozen.sum()) == 6 * NUM_OUTPUTS
     assert (theta[frozen] == 0).all()
     assert (theta[~frozen] != 0).all()
-    with pytest.raises(ValueError, match="static_inputs needs a controller's network"):
+    with pytest.raises(ValueError, match="static_inputs needs rule_options network=true"):
         replace(stage("one", network=False), static_inputs=True)
 
 
-def test_only_tokens_trains_nothing_but_the_numbers_for_embeddings(tmp_path: Path) -> None:
-    second = replace(stage("two", network=True), rule_options={"network": True, "tokens": True}, only_tokens=True)
+def test_only_embedding_offset_trains_nothing_but_the_numbers_for_embeddings(tmp_path: Path) -> None:
+    options = {"network": True, "tokens": True}
+    second = replace(stage("two", network=True), rule_options=options, only_embedding_offset=True)
     first, result = run_recipe([stage("one", network=True), second], seed=0, out=tmp_path)
     before, theta = first.result.theta, result.result.last_theta
     assert torch.equal(theta[: len(before)], before)
     assert len(theta) == len(before) + NUM_OUTPUTS
-    with pytest.raises(ValueError, match="needs a rule with tokens=True"):
-        replace(stage("one", network=True), only_tokens=True)
+    with pytest.raises(ValueError, match="needs rule_options tokens=true"):
+        replace(stage("one", network=True), only_embedding_offset=True)
 
 
-def test_without_these_weights_the_network_sees_no_gradients() -> None:
+def test_without_these_weights_the_layer_sees_no_gradients() -> None:
     rng = torch.Generator().manual_seed(0)
     theta = 0.1 * torch.randn(1, NormalizedRule().num_theta, generator=rng)
     static = theta.clone()
@@ -108,13 +110,13 @@ def test_without_these_weights_the_network_sees_no_gradients() -> None:
 
     def outputs(theta: torch.Tensor) -> torch.Tensor:
         """Weight of the newest gradient in the direction, under two sets of statistics and signals."""
-        scalars, network = decode(theta, network=True)
+        scalars, layer = decode(theta, feedback=True)
         answers = []
         for scale in (0.5, 0.9):
             values = torch.full((1, 1), scale)
             state = Statistics(*[values] * len(Statistics._fields))
             signals = Signals(*[values] * len(Signals._fields))
-            controls = control(scalars, network, specs=specs, statistics=state, signals=signals, horizon=horizon)[1]
+            controls = control(scalars, layer, specs=specs, statistics=state, signals=signals, horizon=horizon)[1]
             answers.append(controls.nesterov)
         return torch.cat(answers)
 
@@ -125,19 +127,53 @@ def test_without_these_weights_the_network_sees_no_gradients() -> None:
 
 def test_a_larger_theta_cannot_start_a_smaller_rule() -> None:
     with pytest.raises(ValueError, match="the stage before left 1000"):
-        initial_theta(NormalizedRule(network=False), 0, torch.zeros(1000))
+        initial_theta(NormalizedRule(feedback=False), 0, torch.zeros(1000))
 
 
 @pytest.mark.parametrize("method", ["pes", "truncated_es", "backprop"])
 def test_truncated_estimators_run_on_the_buckets(method: str) -> None:
-    rule = MlpRule(hidden=4, reference=method == "backprop")
     config = TruncatedConfig(method=method, num_pairs=2, truncation_length=2, horizon=(3, 4))
-    estimator = make_estimator(replace(stage("a", network=False), estimator=config), rule, Devices())
+    one = replace(stage("a", network=False), rule="mlp", rule_options={"hidden": 4}, estimator=config)
+    rule = one.make_rule()
+    estimator = make_estimator(one, rule, Devices())
     theta = rule.init_theta(torch.Generator().manual_seed(0))
     estimate = estimator.estimate(theta, torch.Generator().manual_seed(0))
     assert estimate.grad.shape == theta.shape
     assert estimate.grad.isfinite().all()
     assert estimate.grad.abs().max() > 0
+
+
+def test_all_that_decides_theta_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "validation_tasks", lambda: [])
+    monkeypatch.setattr(recipe.Validation, "__call__", lambda self, theta: float(theta.sum()))
+    one, two = stage("one", network=False), stage("two", network=True)
+    thetas = [result.result.theta for result in run_recipe([one, two], seed=3, out=tmp_path)]
+    same = replace(
+        one,
+        rule_options={"network": False},
+        training=replace(one.training, checkpoint_every=7),  # which decides nothing
+    )
+    again = run_recipe([same, replace(two, rule_options={})], seed=3, out=tmp_path)  # network=True is the default
+    assert all(torch.equal(result.result.theta, theta) for result, theta in zip(again, thetas, strict=True))
+
+    estimator = one.estimator
+    assert isinstance(estimator, FullUnrollConfig)
+    optimizer = replace(one.training.optimizer, learning_rate=0.2)
+    for changed, field in (
+        (replace(one, estimator=replace(estimator, num_pairs=4)), r"estimator\.num_pairs: begun with 2, now 4"),
+        (replace(one, estimator=replace(estimator, std=0.2)), r"estimator\.std"),
+        (replace(one, estimator=replace(estimator, tasks=replace(estimator.tasks, horizon=(5, 6)))), r"tasks\.horizon"),
+        (replace(one, objective=LogLossObjective(end_weight=0.5)), r"objective\.end_weight: begun with 0\.1, now 0\.5"),
+        (replace(one, training=replace(one.training, optimizer=optimizer)), r"config\.optimizer\.learning_rate"),
+        (replace(one, training=replace(one.training, num_outer_steps=3)), r"config\.num_outer_steps"),
+        (replace(one, start={"rate": 0.02}), r"start\.rate: begun with nothing, now 0\.02"),
+    ):
+        with pytest.raises(SettingsMismatchError, match=field):
+            run_recipe([changed], seed=3, out=tmp_path)
+    with pytest.raises(SettingsMismatchError, match="seed: begun with 3, now 4"):
+        run_recipe([one], seed=4, out=tmp_path)
+    with pytest.raises(SettingsMismatchError, match=r'stages_before: begun with \["one"\], now \[\]'):
+        run_recipe([two, one], seed=3, out=tmp_path)
 
 
 def test_unknown_method_is_refused() -> None:
@@ -147,10 +183,9 @@ def test_unknown_method_is_refused() -> None:
 
 @pytest.mark.parametrize("experiment", ["mulo", "mulo_sp", "mulo_norm", "mulo_norm_static"])
 def test_shipped_experiments_describe_stages(experiment: str) -> None:
-    with hydra.initialize_config_module("scripts.conf", version_base="1.3"):
-        config = hydra.compose("meta_train", [f"experiment={experiment}"])
-    stages = instantiate(config.stages, _convert_="all")
-    assert all(isinstance(stage, Stage) for stage in stages)
+    config = compose("meta_train", [f"experiment={experiment}"])
+    stages = [instantiate(stage, name=name, _convert_="all") for name, stage in config.stages.items()]
+    assert all(isinstance(stage, MetaTrainStage) for stage in stages)
     make_estimator(stages[-1], stages[-1].make_rule(), Devices())
 
 

@@ -14,20 +14,20 @@ from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.devices import Devices, FabricDevices
 from learned_opt.meta_training.estimators import PES, FullUnrollES, GradientEstimator
 from learned_opt.meta_training.objective import LogLossObjective
-from learned_opt.meta_training.task_problem import TaskProblem
-from learned_opt.meta_training.tasks import mlp_task
+from learned_opt.meta_training.task_distribution import mlp_task
+from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
 from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
-from learned_opt.meta_training.truncated_step import TruncatedStep
-from learned_opt.meta_training.truncation import LogUniformHorizon
+from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
+from zoo.settings import SettingsMismatchError
 
-RULE = NormalizedRule(network=False)
+RULE = NormalizedRule(feedback=False)
 STD = 0.1
 
 
 @cache
-def small_problem() -> TaskProblem:
-    return TaskProblem([mlp_task(synthetic_data.teacher_student(1, 12, 6, 0.1, 400), [8])], batch_size=16)
+def small_problem() -> TaskFamily:
+    return TaskFamily([mlp_task(synthetic_data.teacher_student(1, 12, 6, 0.1, 400), [8])], batch_size=16)
 
 
 def make_estimator(kind: str, devices: Devices | None = None, num_pairs: int = 4) -> GradientEstimator:
@@ -60,13 +60,17 @@ def config(
     )
 
 
-def run(kind: str, out: Path | None = None, *, stop_after: int | None = None, seed: int = 0) -> MetaTrainResult:
+def run(
+    kind: str, out: Path | None = None, *, stop_after: int | None = None, seed: int = 0, settings: object = "mine"
+) -> MetaTrainResult:
     def stop(done: int, history: MetaTrainHistory) -> None:
         if done == stop_after:
             raise KeyboardInterrupt
 
     start = RULE.init_theta(torch.Generator())
-    return meta_train(make_estimator(kind), start, config(seed=seed), unit=STD, out=out, on_outer_step=stop)
+    return meta_train(
+        make_estimator(kind), start, config(seed=seed), unit=STD, out=out, settings=settings, on_outer_step=stop
+    )
 
 
 @pytest.mark.parametrize("kind", ["full", "pes"])
@@ -103,10 +107,14 @@ def test_theta_of_the_best_validation_is_kept() -> None:
     assert result.history.validation == [(2, 3.0), (4, 1.0), (6, 2.0)]
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     run("full", tmp_path)
-    with pytest.raises(ValueError, match="another configuration"):
+    with pytest.raises(SettingsMismatchError, match=r"config\.seed: begun with 0, now 1"):
         run("full", tmp_path, seed=1)
+    with pytest.raises(SettingsMismatchError, match=r'settings: begun with "mine", now "other"'):
+        run("full", tmp_path, settings="other")
+    with pytest.raises(ValueError, match="needs settings"):
+        run("full", tmp_path, settings=None)
 
 
 def two_processes(rank: int, port: int, path: str) -> None:
@@ -172,10 +180,12 @@ def test_gradients_that_are_not_finite_are_passed_over() -> None:
     assert torch.equal(optimizer.theta, torch.zeros(2))
 
 
-def test_schedule_warms_up_and_decays_to_its_share() -> None:
-    settings = ThetaOptimizerConfig(learning_rate=1.0, num_warmup_steps=4, final_share=0.1)
-    optimizer = ThetaOptimizer(torch.zeros(1), settings, unit=1.0, num_outer_steps=20)
-    factors = [optimizer.schedule(k) for k in range(21)]
-    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert factors[20] == pytest.approx(0.1)
-    assert factors[4:] == sorted(factors[4:], reverse=True)
+def test_the_learning_rate_follows_the_schedule() -> None:
+    settings = ThetaOptimizerConfig(learning_rate=1.0, num_warmup_steps=1, final_share=0.1, betas=(0.0, 0.0))
+    optimizer = ThetaOptimizer(torch.zeros(1), settings, unit=1.0, num_outer_steps=4)
+    moved = []
+    for outer_step in range(4):  # without memory Adam moves by the learning rate
+        before = optimizer.theta
+        optimizer.step(torch.ones(1), outer_step)
+        moved.append(float(before - optimizer.theta))
+    assert moved == pytest.approx([0.5, 1.0, 0.1 + 0.9 * 0.75, 0.1 + 0.9 * 0.25], rel=1e-4)

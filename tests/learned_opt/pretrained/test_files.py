@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ def theta_of(rule, seed: int = 0) -> torch.Tensor:
     return rule.init_theta(torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("rule", [MlpRule(8, "sp"), NormalizedRule(), NormalizedRule(network=False)])
+@pytest.mark.parametrize("rule", [MlpRule(8, "sp"), NormalizedRule(), NormalizedRule(feedback=False)])
 def test_written_and_read_again(rule, tmp_path):
     path = tmp_path / "deep" / "mine.safetensors"
     save_theta(path, theta_of(rule), rule, {"seeds": [0, 1], "meta_loss": [3.0, 0.5]})
@@ -26,7 +27,7 @@ def test_written_and_read_again(rule, tmp_path):
 
 
 def test_hash_tells_rules_and_numbers_apart():
-    scalars = NormalizedRule(network=False)
+    scalars = NormalizedRule(feedback=False)
     hashes = {
         Pretrained(scalars, theta_of(scalars)).hash,
         Pretrained(scalars, theta_of(scalars) + 1e-6).hash,
@@ -178,3 +179,20 @@ def test_shipped_files_load_and_have_a_card(name):
     assert torch.isfinite(loaded.theta).all()
     assert (DIRECTORY / f"{name}.md").is_file()
     json.dumps(loaded.info)
+
+
+SHIPPED = {"mulo": "d76fdff5820ba3a7", "mulo-norm": "48de0c7ab715ed26", "mulo-norm-scalars": "4d3b316013bf93ef"}
+SAVED_BY_0_1 = Path(__file__).parents[2] / "data" / "saved_by_0_1"
+
+
+@pytest.mark.parametrize(
+    ("rule", "num_theta", "digest"),
+    [("mlp", 2409, "b8d0d79c384d3cb2"), ("normalized", 72, "6a02654e16e611c8"), ("celo2", 347, "a2a2bc754601f873")],
+)
+def test_files_of_the_previous_release_load(rule, num_theta, digest):
+    loaded = load_pretrained(SAVED_BY_0_1 / f"theta_{rule}.safetensors")
+    assert (loaded.rule.name, loaded.rule.num_theta, loaded.hash) == (rule, num_theta, digest)
+
+
+def test_shipped_weights_are_what_they_were():
+    assert {name: load_pretrained(name).hash for name in available()} == SHIPPED

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from scripts.bench.record import RESULTS, Row, read_rows, record
-from scripts.bench.render import TABLES, page, table
+from scripts.bench.record import RESULTS, read_rows, record
+from scripts.bench.render import TABLES, page
+from scripts.rows import Row, table
 
 KEYS = {
     "topic": str,

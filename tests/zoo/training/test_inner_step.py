@@ -3,20 +3,20 @@ import torch
 
 from zoo.tasks.registry import get_task
 from zoo.training import inner_step as inner_loop
-from zoo.training.inner_step import should_compile, train_step
+from zoo.training.inner_step import InnerStep, should_compile
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, Sgd
+from zoo.training.schedules import Schedule
 
 needs_compiler = pytest.mark.skipif(not inner_loop.has_compiler(), reason="no C++ compiler")
 
 
 def run_steps(task, optimizer, *, compile, num_steps=3):
+    step = InnerStep(task, optimizer, compile=compile)
     params = task.init_runs(range(4))
     state = optimizer.init_state(task.layout, params)
     for i in range(num_steps):
-        batch = task.batch(torch.arange(i, i + 12), 4)
-        options = {"inner_step": i, "num_steps": num_steps, "compile": compile}
-        loss = train_step(task, optimizer, params, state, batch, **options)
+        loss = step(params, state, task.batch(torch.arange(i, i + 12), 4), inner_step=i, num_steps=num_steps)
     return params, loss
 
 
@@ -26,9 +26,21 @@ def test_compiled_steps_equal_eager_ones_and_are_compiled_once():
     eager = run_steps(task, Adam(lr=0.01), compile=False)
     compiled = run_steps(task, Adam(lr=0.01), compile=True)
     torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
-    programs = dict(task.compiled)
-    run_steps(task, Adam(lr=torch.full((4,), 0.02, dtype=torch.float64)), compile=True)
-    assert task.compiled == programs
+    num_programs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    rates = torch.full((4,), 0.02, dtype=torch.float64)
+    for again in (task, get_task("digits", hidden=(5,))):
+        run_steps(again, Adam(lr=rates), compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= num_programs + 1  # rates (N, 1) instead of ()
+
+
+@needs_compiler
+def test_a_process_may_compile_more_programs_than_torch_allows_by_itself():
+    """Beyond torch's own limit all further networks would train uncompiled, in silence."""
+    num_programs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for size in (2, 3):
+            run_steps(get_task("digits", hidden=(size,)), Sgd(lr=0.1), compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == num_programs + 2
 
 
 @needs_compiler
@@ -71,3 +83,19 @@ def test_compiling_is_chosen_for_long_training_where_there_is_a_compiler(monkeyp
     monkeypatch.setattr(inner_loop, "has_compiler", lambda: False)
     assert not should_compile(10**7, cpu)
     assert should_compile(10**7, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("optimizer", [Sgd, Adam, Muon])
+def test_networks_with_clocks_of_their_own_step_as_they_would_alone(optimizer):
+    task = get_task("digits", hidden=(5,))
+    step = InnerStep(task, optimizer(schedule=Schedule("cosine", warmup_steps=2)))
+    batch = task.batch(torch.arange(12), 2)
+    together, alone = task.init_runs([0, 1]), task.init_runs([0, 1])
+    state = step.optimizer.init_state(task.layout, together)
+    counts, lengths = (torch.tensor(values, dtype=torch.float64) for values in ([1, 5], [4, 9]))
+    step(together, state, batch, inner_step=counts, num_steps=lengths)
+    for network, (inner_step, num_steps) in enumerate([(1, 4), (5, 9)]):
+        params = alone[network : network + 1]
+        state = step.optimizer.init_state(task.layout, params)
+        step(params, state, batch, inner_step=inner_step, num_steps=num_steps)
+    torch.testing.assert_close(together, alone)

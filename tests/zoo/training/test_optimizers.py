@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from zoo.networks.architectures import CNN, MLP
 from zoo.networks.layout import ParamLayout
-from zoo.training.muon import Muon
+from zoo.training.muon import Muon, orthogonalize
 from zoo.training.optimizers import Adam, Sgd
 from zoo.training.schedules import Schedule
 
@@ -18,12 +18,12 @@ LR = torch.tensor([0.01, 0.02, 0.04], dtype=torch.float64)
 DECAY = torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64)
 
 
-def torch_muon(model, lr, decay):
+def torch_muon(model, lr, decay, **options):
     layout = ParamLayout.of(model)
     inside = [p for n, p in model.named_parameters() if p.ndim == 2 and layout[n].role in ("input", "hidden")]
     others = [p for p in model.parameters() if all(p is not q for q in inside)]
     adamw = torch.optim.AdamW(others, lr=1e-3, weight_decay=0.0)
-    return [torch.optim.Muon(inside, lr=lr, weight_decay=decay), adamw] if inside else [adamw]
+    return [torch.optim.Muon(inside, lr=lr, weight_decay=decay, **options), adamw] if inside else [adamw]
 
 
 @dataclass
@@ -53,6 +53,11 @@ CASES = {
     ),
     # bfloat16 products in another order: the tolerance is bfloat16's rounding times the step
     "muon": Case(lambda lr, wd: Muon(lr, weight_decay=wd, adam_lr=1e-3), torch_muon, tolerance=3e-2),
+    "muon_matched": Case(
+        lambda lr, wd: Muon(lr, weight_decay=wd, adam_lr=1e-3, adjust_lr_fn="match_rms_adamw"),
+        lambda m, lr, wd: torch_muon(m, lr, wd, adjust_lr_fn="match_rms_adamw"),
+        tolerance=3e-2,
+    ),
 }
 ARCHITECTURES = {"mlp": lambda: MLP(6, (5, 9), 3), "cnn": lambda: CNN(1, (4, 6), 3)}
 
@@ -174,3 +179,13 @@ def test_a_vector_of_the_wrong_length_is_refused():
     optimizer = Adam(lr=torch.ones(3))
     with pytest.raises(ValueError, match=r"one for each of 2 networks; got \(3,\)"):
         optimizer.coefficients(0, 1, params)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 10), (2, 10, 4), (1, 5, 5)])
+def test_orthogonalisation_brings_singular_values_near_one(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(x))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(orthogonalize(x).flatten(1), (u @ v).flatten(1)).min() > 0.97

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from learned_opt.meta_training.allocator import keep_freed_memory
+from scripts.allocator import keep_freed_memory
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")

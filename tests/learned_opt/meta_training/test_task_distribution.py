@@ -7,20 +7,21 @@ import torch
 
 from learned_opt.evaluation.tasks import evaluation_tasks
 from learned_opt.meta_training import synthetic_data
-from learned_opt.meta_training.tasks import (
+from learned_opt.meta_training.task_distribution import (
     HELD_OUT_SEED,
-    MetaTaskConfig,
-    MetaTaskDistribution,
-    bucket_problems,
+    TaskDistribution,
+    TaskDistributionConfig,
+    bucket_families,
     he_normal_,
     mlp_task,
 )
+from learned_opt.rules.tensor_specs import specs_of
 from zoo.networks.architectures import MLP
 from zoo.tasks.datasets import get_dataset
 
 
 def draw(families: dict[str, float], count: int, **options) -> list:
-    distribution = MetaTaskDistribution(MetaTaskConfig(families=families, **options))
+    distribution = TaskDistribution(TaskDistributionConfig(families=families, **options))
     rng = torch.Generator().manual_seed(0)
     return [distribution(rng) for _ in range(count)]
 
@@ -28,12 +29,13 @@ def draw(families: dict[str, float], count: int, **options) -> list:
 def test_problems_have_the_promised_ranges() -> None:
     drawn = draw({"mlp": 0.7, "wide_input": 0.3}, 60, horizon=(50, 700))
     assert all(50 <= num_steps <= 700 for _, num_steps in drawn)
-    assert {problem.batch_size for problem, _ in drawn} >= {8, 16, 64, 128, 256}
-    widths = [problem.specs[0].shape[0] for problem, _ in drawn]
+    assert {family.batch_size for family, _ in drawn} >= {8, 16, 64, 128, 256}
+    first = [specs_of(family.layout)[0] for family, _ in drawn]
+    widths = [spec.shape[0] for spec in first]
     assert min(widths) < 20
     assert max(widths) > 60
-    assert {problem.specs[0].depth for problem, _ in drawn} >= {1, 2, 3}
-    assert max(problem.specs[0].fan_in for problem, _ in drawn) == 400
+    assert {spec.depth for spec in first} >= {1, 2, 3}
+    assert max(spec.fan_in for spec in first) == 400
 
 
 def test_the_same_generator_draws_the_same_problems() -> None:
@@ -45,24 +47,24 @@ def test_the_same_generator_draws_the_same_problems() -> None:
 
 def test_expensive_problems_are_short() -> None:
     drawn = draw({"wide_input": 1.0}, 30, max_work=50.0)
-    cost = {num_steps: problem.layout.num_params for problem, num_steps in drawn}
+    cost = {num_steps: family.layout.num_params for family, num_steps in drawn}
     assert max(cost) <= 80 or cost[max(cost)] < max(cost.values())
 
 
 def test_no_evaluation_data_but_the_digits_is_drawn() -> None:
     drawn = draw({"mlp": 0.6, "wide_input": 0.2, "cnn": 0.2}, 60)
-    seen = {task.dataset.name for problem, _ in drawn for task in problem.tasks}
-    seen |= {task.dataset.name for problem in bucket_problems() for task in problem.tasks}
+    seen = {task.dataset.name for family, _ in drawn for task in family.tasks}
+    seen |= {task.dataset.name for family in bucket_families() for task in family.tasks}
     assert not any(name.startswith("mnist") for name in seen)
     held_out = [task for task in evaluation_tasks(("main", "far", "conv")) if not task.seen_data]
     assert len(held_out) >= 15
-    hashes = {task.dataset.data_hash for problem, _ in drawn for task in problem.tasks}
-    assert not hashes & {task.problem.tasks[0].dataset.data_hash for task in held_out}
+    hashes = {task.dataset.data_hash for family, _ in drawn for task in family.tasks}
+    assert not hashes & {task.family.tasks[0].dataset.data_hash for task in held_out}
 
 
 def test_unknown_families_are_named() -> None:
     with pytest.raises(ValueError, match="wide_input"):
-        MetaTaskConfig(families={"vision": 1.0})
+        TaskDistributionConfig(families={"vision": 1.0})
 
 
 def test_teachers_can_be_learned_and_differ_by_seed() -> None:

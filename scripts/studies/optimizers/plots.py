@@ -1,4 +1,4 @@
-"""Pictures of an evaluation."""
+"""Pictures of a comparison of optimizers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from learned_opt.evaluation.comparison import Results
-from learned_opt.evaluation.report import REFERENCE, Evaluation
 from learned_opt.evaluation.statistics import compare
 
+from .comparison import REFERENCE, Comparison
 
-def plot_all(evaluation: Evaluation, out: Path) -> None:
+
+def plot_all(comparison: Comparison, out: Path) -> None:
     """`ratios-<group>.png` and `curves-<group>.png` of every group that has the reference, in the folder `out`."""
-    for title, tasks in evaluation.groups().items():
-        names = [task.name for task in tasks]
-        shown = evaluation.completed(names)
+    for title, tasks in comparison.groups().items():
+        shown = comparison.completed(tasks)
         if REFERENCE in shown:
             suffix = title.replace(",", "").replace(" ", "-")
-            plot_ratios(shown, names, REFERENCE, out / f"ratios-{suffix}.png")
-            plot_curves(shown, names, out / f"curves-{suffix}.png")
+            plot_ratios(shown, tasks, REFERENCE, out / f"ratios-{suffix}.png")
+            plot_curves(shown, tasks, out / f"curves-{suffix}.png")
 
 
 def plot_ratios(results: Results, tasks: Sequence[str], reference: str, path: Path) -> None:

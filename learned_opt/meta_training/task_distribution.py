@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -20,32 +20,32 @@ import torch
 from torch import nn
 
 from learned_opt.meta_training import synthetic_data
-from learned_opt.meta_training.task_problem import TaskProblem
-from learned_opt.meta_training.truncation import LogUniformHorizon
+from learned_opt.meta_training.task_family import TaskFamily
+from learned_opt.meta_training.truncated_step import LogUniformHorizon
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
-from zoo.tasks.datasets import Dataset, get_dataset
+from zoo.tasks.datasets import SPLIT_NAMES, Dataset, get_dataset
 from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.task import Task
 
 HELD_OUT_SEED: Final = 1000  # synthetic data sets from this seed on are for validation and evaluation
-_FAMILIES: Final = ("mlp", "wide_input", "cnn", "language")
+KINDS: Final = ("mlp", "wide_input", "cnn", "language")
 _CROSS_ENTROPY: Final = OBJECTIVES["cross_entropy"]
 _REFERENCE_WIDTH: Final = 32  # from this width on, outputs start at 1 / fan_in instead of 1 / sqrt(fan_in), as in µP
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaTaskConfig:
+class TaskDistributionConfig:
     """Ranges of the distribution.
 
     Args:
         families: weights of "mlp", "wide_input" (MLPs on 128 to 400 inputs), "cnn", "language".
-        horizon: shortest and longest training; expensive problems get shorter ones, see `max_work`.
+        horizon: shortest and longest training; expensive tasks get shorter ones, see `max_work`.
         max_work: bound on T x (multiply-adds of a network's step), in millions.
         transformers: (width, blocks) of "language", with equal chances.
         max_language_work: as `max_work`, for "language".
-        batch_sizes: drawn with equal chances, except that half of all problems have 64.
+        batch_sizes: drawn with equal chances, except that half of all tasks have 64.
         init_scale, input_scale, param_scale: largest factor up or down, log-uniform; 1 for none.
-        jitter_share: share of problems that each of the three applies to.
+        jitter_share: share of tasks that each of the three applies to.
     """
 
     families: dict[str, float]
@@ -60,40 +60,40 @@ class MetaTaskConfig:
     jitter_share: float = 0.3
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.families) - set(_FAMILIES))
+        unknown = sorted(set(self.families) - set(KINDS))
         if unknown or not self.families:
-            raise ValueError(f"families must name some of {_FAMILIES}, got {sorted(self.families)}")
+            raise ValueError(f"families must name some of {KINDS}, got {sorted(self.families)}")
 
 
-class MetaTaskDistribution:
-    """Draws one problem with its horizon: `distribution(rng)`."""
+class TaskDistribution:
+    """Draws a family of one task, and its horizon: `distribution(rng)`."""
 
-    def __init__(self, config: MetaTaskConfig) -> None:
+    def __init__(self, config: TaskDistributionConfig) -> None:
         self.config = config
-        self._families: dict[str, Callable[[torch.Generator, int, float], _Drawn]] = {
+        self._draws: dict[str, Callable[[torch.Generator, int, float], _Drawn]] = {
             "mlp": _mlp,
             "wide_input": _wide_input,
             "cnn": _cnn,
             "language": partial(_language, config.transformers),
         }
 
-    def __call__(self, rng: torch.Generator) -> tuple[TaskProblem, int]:
+    def __call__(self, rng: torch.Generator) -> tuple[TaskFamily, int]:
         config = self.config
         names = list(config.families)
         weights = torch.tensor([config.families[name] for name in names])
         name = names[int(torch.multinomial(weights, 1, generator=rng))]
         batch_size = 64 if _chance(rng, 0.5) else _choice(rng, config.batch_sizes)
-        task, batch_size, work = self._families[name](rng, batch_size, self._jitter(rng, config.input_scale))
+        task, batch_size, work = self._draws[name](rng, batch_size, self._jitter(rng, config.input_scale))
         max_work = config.max_language_work if name == "language" else config.max_work
         longest = max(config.horizon[0], min(config.horizon[1], int(max_work * 1e6 / work)))
         num_steps = int(LogUniformHorizon(config.horizon[0], longest).sample(rng, 1))
-        problem = TaskProblem(
+        family = TaskFamily(
             [task],
             batch_size=batch_size,
             init_scale=self._jitter(rng, config.init_scale),
             param_scale=self._jitter(rng, config.param_scale),
         )
-        return problem, num_steps
+        return family, num_steps
 
     def _jitter(self, rng: torch.Generator, largest: float) -> float:
         if largest == 1 or not _chance(rng, self.config.jitter_share):
@@ -109,7 +109,9 @@ def mlp_task(dataset: Dataset, hidden: Sequence[int], *, init: str = "he") -> Ta
         hidden: width of each hidden layer.
         init: "he" (normal, variance 2 / fan_in; outputs as in µP; no biases) or "torch" (that of nn.Linear).
     """
-    dataset = synthetic_data.flattened(dataset)
+    old = map(dataset.split, SPLIT_NAMES)
+    train, val, test = (replace(split, inputs=split.inputs.flatten(1)) for split in old)
+    dataset = replace(dataset, train=train, val=val, test=test)
     num_inputs = dataset.train.inputs.shape[1]
 
     def build() -> nn.Module:
@@ -149,23 +151,20 @@ def language_task(*, width: int, num_blocks: int, context: int, num_heads: int =
     return Task(f"python_source-{width}x{num_blocks}", dataset, build, _CROSS_ENTROPY)
 
 
-def bucket_problems() -> list[TaskProblem]:
-    """Problems whose networks go on from one truncation to the next, one for each shape.
-
-    Within a problem the groups of networks have different data sets of equal shape.
-    """
+def bucket_families() -> list[TaskFamily]:
+    """Families whose networks are trained on from one truncation to the next, one for each shape."""
     teacher, patterns = synthetic_data.teacher_student, synthetic_data.placed_patterns
     digits, digits14 = synthetic_data.digits_images(8), synthetic_data.digits_images(14)
     like_digits = [teacher(seed, 64, 6 + 6 * seed, 0.1 * seed, 1796) for seed in range(3)]
     narrow = [teacher(seed, 32, 10, 0.1 * (seed - 3)) for seed in range(3, 6)]
     sequences = [patterns(50 + seed, 0.5) for seed in range(3)]
     return [
-        TaskProblem([mlp_task(d, [16]) for d in (digits, *like_digits)], batch_size=64),
-        TaskProblem([mlp_task(d, [32, 32]) for d in (digits, *like_digits)], batch_size=32),
-        TaskProblem([mlp_task(d, [24, 24]) for d in sequences], batch_size=64, init_scale=0.7),
-        TaskProblem([mlp_task(d, [20, 20, 20]) for d in narrow], batch_size=16),
-        TaskProblem([mlp_task(digits14, [24])], batch_size=64, init_scale=1.4),
-        TaskProblem([mlp_task(digits, [48], init="torch")], batch_size=128),
+        TaskFamily([mlp_task(d, [16]) for d in (digits, *like_digits)], batch_size=64),
+        TaskFamily([mlp_task(d, [32, 32]) for d in (digits, *like_digits)], batch_size=32),
+        TaskFamily([mlp_task(d, [24, 24]) for d in sequences], batch_size=64, init_scale=0.7),
+        TaskFamily([mlp_task(d, [20, 20, 20]) for d in narrow], batch_size=16),
+        TaskFamily([mlp_task(digits14, [24])], batch_size=64, init_scale=1.4),
+        TaskFamily([mlp_task(digits, [48], init="torch")], batch_size=128),
     ]
 
 
