@@ -74,10 +74,10 @@ def read_start(
             "start must be a module, a state dict, vectors (P,) or (B, P), or a list of these, "
             f"got {type(start).__name__}"
         )
+    if not values.numel():
+        raise ValueError("start must hold at least one network, got none; pass start=None for networks from noise")
     layout.check_vector(values)
     vectors = values.detach().reshape(-1, layout.num_params).float()
-    if not len(vectors):
-        raise ValueError("start must hold at least one network, got none; pass start=None for networks from noise")
     if not bool(vectors.isfinite().all()):
         raise ValueError("start must be finite, got NaN or infinity in its parameters; did its training diverge?")
     return layout, vectors
@@ -94,6 +94,10 @@ def _of_tensors(
     start: nn.Module | Mapping[str, Tensor], known: Sequence[ParamLayout], layout: ParamLayout | None
 ) -> tuple[ParamLayout, Tensor]:
     tensors = start.state_dict() if isinstance(start, nn.Module) else start
+    try:
+        tensors = {name: torch.as_tensor(value) for name, value in tensors.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"start must hold tensors by name, as a state dict does: {error}") from error
     if layout is not None:
         return layout, layout.flatten(unwrapped(tensors, layout))
     fitting: list[tuple[ParamLayout, Tensor]] = []

@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     from zoo import Zoo
 
     from .studies.generator.controls import control_reports, train_controls
-    from .studies.generator.plots import plot_band, plot_halves, save_figure, save_plots
+    from .studies.generator.plots import save_plots
     from .studies.generator.report import print_report, print_verdicts, save_report, summary, task_table
     from .studies.generator.ridge import task_rivals
     from .studies.generator.study import study
@@ -80,8 +80,6 @@ def main(config: DictConfig) -> None:
         reports = control_reports(testbed, zoo, controls, generator, seed=sizes.seed)
         print_verdicts({"novelty C": reports.halves.verdict, "novelty E": reports.band.verdict}, text)
         save_report(reports, out / "controls.json")
-        save_figure(plot_halves(reports.halves), out / "halves.png")
-        save_figure(plot_band(reports.band), out / "band.png")
     text.save_text(str(out / "report.txt"))
     save_run(out, config, summary(result.evaluation))
     console.print(f"report and pictures in {out}", soft_wrap=True)

@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     from safetensors.torch import load_file, save_file
 
     from generator import ParameterPipeline
-    from generator.training.inputs import task_of
+    from generator.training.tasks import task_of
     from zoo.storage.zoo import Zoo
 
     pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(config.device)

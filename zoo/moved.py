@@ -29,6 +29,7 @@ _ROOMS: Final = {
 _RENAMED: Final = {
     "zoo.interop": "zoo.checkpoints.importer",
     "zoo.store": "zoo.storage.zoo",
+    "zoo.inner_loop": "zoo.training.inner_step",
     "zoo.policy_task": "zoo.tasks.policies",
     "zoo.subset_tasks": "zoo.tasks.label_subsets",
     "generator.dataset": "generator.trajectories",
@@ -38,6 +39,7 @@ _RENAMED: Final = {
     "learned_opt.mlp_rule": "learned_opt.rules.mlp",
     "learned_opt.normalized_rule": "learned_opt.rules.normalized",
     "learned_opt.celo2_rule": "learned_opt.rules.celo2",
+    "learned_opt.population_optimizer": "learned_opt.rules.population",
 }
 MOVED: Final = _RENAMED | {
     f"{room.partition('.')[0]}.{name}": f"{room}.{name}" for room, names in _ROOMS.items() for name in names.split()

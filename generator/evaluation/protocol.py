@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generator.alignment import Alignment, measure_alignment
+from generator.alignment import Alignment, alignment_of
 from generator.evaluation.baselines import (
     MatchedAverage,
     MeanDelta,
@@ -184,7 +184,7 @@ def evaluate_sampler(
     began = time.perf_counter()
     networks = _sample_grid(sampler, starts.repeat_interleave(len(prompts), dim=0), prompts, config.seed)
     seconds = (time.perf_counter() - began) / len(networks)
-    whole = measure_alignment(lambda *_: networks, testbed.task, starts, prompts)
+    whole = alignment_of(networks, testbed.task, prompts)
     grid = networks.view(len(starts), len(prompts), -1)[:, num_below:]
     places = diversity_places(usual)
     collapse = tuple(collapse_report(testbed, starts, grid[:, k], usual[k].item()) for k in places)
@@ -226,8 +226,7 @@ def recursion(
     networks = generated.flatten(0, 1)
     for update in range(1, config.num_updates if config.uses_start else 1):
         networks = _sample_grid(sampler, networks, first.prompts, config.seed + update)
-        done = networks
-        results.append(measure_alignment(lambda *_, done=done: done, testbed.task, generated[:, 0], first.prompts))
+        results.append(alignment_of(networks, testbed.task, first.prompts))
     return results
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ from torch import Tensor
 from generator.alignment import prompt_grid
 from generator.evaluation.generalization import RealCurves
 from generator.pipeline import ParameterPipeline
+from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
-from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 
 METRIC: Final = "val_loss"  # prompts are on validation data, reports on test data
@@ -112,9 +112,9 @@ class Testbed:
                 f"the protocol compares networks by {METRIC}, the zoo records {list(zoo.spec.metric_names)}; prompt "
                 "alignment on other metrics is measured by alignment_report, at the end of scripts.train_generator"
             )
-        options: dict[str, Any] = dict(zoo.task_config)
+        task = task_of(zoo)
         train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))
-        return cls(get_task(**options), train, unseen)
+        return cls(task, train, unseen)
 
     @property
     def floor(self) -> float:

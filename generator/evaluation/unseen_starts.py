@@ -15,8 +15,7 @@ from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.pipeline import ParameterPipeline
 from generator.prompts.prompt import ALIASES, is_lower_better
 from generator.training.config import GeneratorConfig
-from generator.training.held_out_tasks import with_splits
-from generator.training.inputs import task_of
+from generator.training.tasks import task_of, with_splits
 from generator.trajectories import Trajectories
 from zoo.networks.metrics import r2
 from zoo.storage.zoo import Zoo
@@ -32,18 +31,24 @@ def alignment_report(
 
     Prompts are on validation data, from the median over training runs of the best value a run reaches; test figures
     stand beside. "finals" is the test accuracy, or return, of the last networks of held-out runs. A generator of a task
-    family is measured on unseen tasks instead, see `unseen_tasks_report`.
+    family is measured on unseen tasks instead, see `unseen_tasks_report`. Empty where nothing can be measured: without
+    prompts, without a task (imported checkpoints), without initial networks.
     """
     if config.num_task_bits:
         return unseen_tasks_report(pipe, zoo) if num_starts else {}
     zoo = with_splits(zoo, pipe.splits)
     metric = next((name for name in ALIASES.values() if name in config.metric_names), None)
-    if metric is None or not num_starts:
+    if metric is None or not num_starts or not zoo.task_config:
         return {}
-    prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", (metric,), memory_budget=0), metric)
+    runs = Trajectories.from_zoo(zoo, "train", (metric,), min_snapshots=1, memory_budget=0)
+    if not runs.has_updates:
+        return {}
+    prompts = prompt_grid(runs, metric)
     reported = "test_error" if is_lower_better(metric) else metric.replace("val_", "test_")
-    finals = zoo.metric(reported)[zoo.split("test"), -1].mean().item()
-    finals = 1 - finals if is_lower_better(metric) else finals
+    finals = {}
+    if len(held_out := zoo.split("test")) and reported in zoo.spec.metric_names:
+        mean = zoo.metric(reported)[held_out, -1].mean().item()
+        finals = {"finals": 1 - mean if is_lower_better(metric) else mean}
     report = {}
     for mode in config.pairs.modes:
         (alignment,) = unseen_alignments(
@@ -55,7 +60,7 @@ def alignment_report(
             num_starts=num_starts,
             num_inference_steps=num_inference_steps,
         )
-        report[mode] = {**alignment_figures(alignment), "finals": finals}
+        report[mode] = alignment_figures(alignment) | finals
     return report
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from generator.evaluation.testbed import METRIC
 from generator.pipeline import ParameterPipeline
-from generator.training.held_out_tasks import with_splits
-from generator.training.inputs import task_of
+from generator.training.tasks import task_of, with_splits
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task

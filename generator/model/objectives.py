@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from zoo.tasks.objectives import Probabilistic
-from zoo.tasks.task import Batch, Task
+from zoo.tasks.task import Task
 
 PREDICTIONS: Final = ("sample", "v_prediction", "flow")
 LOSS_FLOOR: Final = 1e-4  # nats; below it, losses of networks are not told apart
@@ -129,12 +129,9 @@ def energy_score(first: Tensor, second: Tensor, target: Tensor) -> Tensor:
 
     Distances are root mean squares over all dims but the first, so that networks of every size weigh the same.
     """
-    return _rms(first - target) + _rms(second - target) - _rms(first - second)
-
-
-def task_losses(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
-    """Losses (B,) in evaluation mode of outputs (B, E, ..., K) of `task.predict` on the batch."""
-    return task.objective.loss(outputs, task.targets_for(batch.targets, len(outputs)))
+    differences = (first - target, second - target, first - second)
+    to_first, to_second, apart = ((one.flatten(1).square().mean(1) + 1e-6).sqrt() for one in differences)
+    return to_first + to_second - apart
 
 
 def log_loss_gap(achieved: Tensor, reference: Tensor) -> Tensor:
@@ -165,7 +162,3 @@ def comparable_outputs(task: Task, outputs: Tensor) -> Tensor:
     """What the energy score on outputs compares: log-probabilities of classes or actions, else the outputs."""
     objective = task.objective
     return objective.log_probs(outputs).clamp(min=_LOG_PROB_FLOOR) if isinstance(objective, Probabilistic) else outputs
-
-
-def _rms(difference: Tensor) -> Tensor:
-    return (difference.flatten(1).square().mean(1) + 1e-6).sqrt()

@@ -236,12 +236,16 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
                     faint = self.config["fingerprint_scale"] * fingerprints[group.name]
                     tokens[index] = tokens[index] + self.fingerprint_encoder(faint.to(dtype)) * is_known[..., None]
 
-        if self.recurrent and isinstance(tokenizer, ChunkTokenizer):
-            tokens = [tokens[0] + self._prototypes(self.summary(tokens[0]), asked)]  # (B, L, d)
-        elif self.recurrent:
-            groups = torch.stack([self.summary(part).mean(1) for part in tokens], dim=1)  # (B, G, d)
-            prototypes = self._prototypes(groups, asked)
-            tokens = [part + prototypes[:, i, None] for i, part in enumerate(tokens)]
+        if self.recurrent:
+            parts = [self.summary(part) for part in tokens]
+            is_ordered = isinstance(tokenizer, ChunkTokenizer)
+            sequence = parts[0] if is_ordered else torch.stack([part.mean(1) for part in parts], dim=1)
+            sequence = sequence + self.recurrence_condition(asked)[:, None]  # (B, L, d) or (B, G, d)
+            for layer in self.recurrent:
+                sequence = layer(sequence)
+            prototypes = self.prototype(sequence)
+            of_group = [prototypes] if is_ordered else prototypes[:, :, None].unbind(1)
+            tokens = [part + one for part, one in zip(tokens, of_group, strict=True)]
         return Reading(tokens, features, asked)
 
     def _places(self, tokenizer: ParamTokenizer, batch: int) -> list[Tensor]:
@@ -249,15 +253,13 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         if isinstance(tokenizer, ChunkTokenizer):
             positions = sinusoids(tokenizer.positions.to(self.device), self.config["width"])
             return [positions.to(self.dtype).expand(batch, -1, -1)]
-        roles = self.role(_roles(len(tokenizer.groups), self.device).to(self.dtype))  # (G, d)
+        depth = torch.arange(len(tokenizer.groups), device=self.device) / len(tokenizer.groups)
+        of_groups = torch.zeros(len(depth), 3, device=self.device)  # is it first, is it last, relative depth
+        if len(depth) > 1:  # the first group is the global node
+            of_groups[1, 0] = of_groups[-1, 1] = 1.0
+            of_groups[:, 2] = depth
+        roles = self.role(of_groups.to(self.dtype))  # (G, d)
         return [role.expand(batch, group.size, -1) for role, group in zip(roles, tokenizer.groups, strict=True)]
-
-    def _prototypes(self, sequence: Tensor, asked: Tensor) -> Tensor:
-        """What the recurrence over groups (B, G, d) or chunks (B, L, d) makes of each."""
-        sequence = sequence + self.recurrence_condition(asked)[:, None]
-        for layer in self.recurrent:
-            sequence = layer(sequence)
-        return self.prototype(sequence)
 
     def _denoise_graph(
         self, tokenizer: ParamTokenizer, reading: Reading, drawn: Sequence[Mapping[str, Tensor]], condition: Tensor
@@ -321,13 +323,3 @@ def model_widths(tokenizers: Sequence[ParamTokenizer]) -> tuple[dict[str, int], 
     nodes = {block.key: block.width for tokenizer in tokenizers for block in tokenizer.node_blocks}
     edges = {block.key: block.width for tokenizer in tokenizers for block in tokenizer.edge_blocks}
     return nodes, edges
-
-
-def _roles(num_groups: int, device: torch.device) -> Tensor:
-    """(G, 3): whether a group is the first, the last, and its relative depth; zeros for the global node."""
-    roles = torch.zeros(num_groups, 3, device=device)
-    if num_groups > 1:
-        roles[1, 0] = 1.0
-        roles[-1, 1] = 1.0
-        roles[:, 2] = torch.arange(num_groups, device=device) / num_groups
-    return roles

@@ -194,6 +194,7 @@ def _present(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def readable(name: str, known: MetricRange, values: Tensor) -> Tensor:
     """Values of a metric on the scale on which the model reads them."""
-    if is_lower_better(name):
-        return (values.clamp(min=0) + log_floor(name)).log().clamp(max=3)
+    floor = log_floor(name)
+    if not math.isnan(floor):
+        return (values.clamp(min=0) + floor).log().clamp(max=3)
     return 4 * (values - known.low) / max(known.high - known.low, 1e-6) - 2

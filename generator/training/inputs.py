@@ -8,30 +8,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from generator.model.batch_norm import has_batch_norm, with_recomputed_batch_norm
 from generator.prompts.prompt import canonical_metric
 from generator.training.config import GeneratorConfig
+from generator.training.tasks import task_of
 from generator.training.validation import ValidationStarts
 from generator.trajectories import Trajectories
 from zoo.networks.layout import LayoutMismatchError
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
-from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
-
-
-def task_of(zoo: Zoo) -> Task:
-    """Task on which a zoo was trained, from the settings that it records.
-
-    Raises:
-        ValueError: if it records none that `get_task` can make.
-    """
-    options: dict[str, Any] = dict(zoo.task_config)
-    if not options:
-        raise ValueError("the zoo records no task; was it imported?")
-    return get_task(**options)
 
 
 def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: GeneratorConfig) -> list[Task | None]:

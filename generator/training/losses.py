@@ -24,7 +24,6 @@ from generator.model.objectives import (
     prediction_target,
     return_gap,
     signal_and_noise,
-    task_losses,
 )
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer
@@ -142,8 +141,11 @@ def _function_losses(
             one_each = predicted[: len(batch.target)]  # of the samples; episodes are slow to play
             gap = return_gap(task, one_each, batch.target, config.function_episodes, rng)
         else:
-            reference = task_losses(task, real_outputs, examples).repeat(num_samples)
-            gap = log_loss_gap(task_losses(tasks, outputs, examples), reference)
+            achieved, reference = (
+                one.objective.loss(given, one.targets_for(examples.targets, len(given)))
+                for one, given in ((tasks, outputs), (task, real_outputs))
+            )
+            gap = log_loss_gap(achieved, reference.repeat(num_samples))
         asks = (~batch.prompt.is_null).float().repeat(len(gap) // len(batch.target))  # of networks asked for something
         losses["function"] = (gap * asks).sum() / asks.sum().clamp(min=1)
     if config.function_energy_weight:

@@ -7,9 +7,7 @@ motivates a warm-up of the decay.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +23,7 @@ from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.training.losses import training_losses
 from generator.trajectories import PairBatch, PairBatches, PairConfig, Trajectories, batch_rng
+from zoo.training.schedules import Schedule
 
 PRECISIONS: Final = ("auto", "bfloat16", "float32")
 _MIN_MUON_DIM: Final = 16
@@ -62,6 +61,14 @@ class OptimizationConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("muon_learning_rate", "warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay must be from 0 to below 1, got {self.average_decay}")
         if self.num_steps < 1 or self.num_epochs < 1 or self.num_steps % self.num_epochs:
             raise ValueError(f"num_steps must be a multiple of num_epochs, got {self.num_steps} and {self.num_epochs}")
 
@@ -127,20 +134,25 @@ class GeneratorModule(lightning.LightningModule):
         return f"{self.objective} {self.optimization}"
 
     def on_fit_start(self) -> None:
+        device = self.device.type
         self.contexts = [context.to(self.device) for context in self.contexts]
+        self.precision = torch.autocast(
+            device, torch.bfloat16, enabled=uses_bfloat16(self.optimization.precision, device)
+        )
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> None:
         config = self.optimization
         step = self.current_epoch * config.steps_per_epoch + batch_idx
         rng = batch_rng(config.seed, batch.index, _NOISE_STREAM)
         losses = training_losses(
-            self.model, self.contexts[batch.zoo], batch, self.objective, rng=rng, precision=self._autocast()
+            self.model, self.contexts[batch.zoo], batch, self.objective, rng=rng, precision=self.precision
         )
+        factor = Schedule("cosine", config.warmup_steps).factor(step, config.num_steps)
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * learning_rate_factor(step, config)
+                group["lr"] = group["peak_lr"] * factor
             optimizer.zero_grad()
         self.manual_backward(losses["total"])
         nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -148,10 +160,6 @@ class GeneratorModule(lightning.LightningModule):
             optimizer.step()
         update_average(self.averaged, self.model, step, config.average_decay)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, prog_bar=True)
-
-    def _autocast(self) -> AbstractContextManager:
-        device = self.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=uses_bfloat16(self.optimization.precision, device))
 
 
 class PairDataModule(lightning.LightningDataModule):
@@ -190,9 +198,6 @@ class PairDataModule(lightning.LightningDataModule):
         )
         return DataLoader(batches, batch_size=None, shuffle=False, num_workers=self.num_workers)
 
-    def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
-        return batch.to(device)
-
 
 def split_params(model: nn.Module, *, use_muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Matrices of the denoiser blocks that are worth orthogonalising, and all other parameters."""
@@ -202,12 +207,6 @@ def split_params(model: nn.Module, *, use_muon: bool) -> tuple[list[nn.Parameter
         is_matrix = name.startswith("blocks.") and param.ndim == 2 and min(param.shape) >= _MIN_MUON_DIM
         (matrices if use_muon and is_matrix else others).append(param)
     return matrices, others
-
-
-def learning_rate_factor(step: int, config: OptimizationConfig) -> float:
-    """Linear warm-up times a cosine from 1 to 0."""
-    fraction = min(step / config.num_steps, 1.0)
-    return min(1.0, (step + 1) / config.warmup_steps) * (0.5 + 0.5 * math.cos(math.pi * fraction))
 
 
 @torch.no_grad()

@@ -19,10 +19,10 @@ from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
 from generator.training.config import GeneratorConfig
-from generator.training.held_out_tasks import holding_out, with_splits
 from generator.training.inputs import tasks_of, training_runs, validation_starts
 from generator.training.module import GeneratorModule, OptimizationConfig, PairDataModule
 from generator.training.resumption import begin_or_resume
+from generator.training.tasks import holding_out, with_splits
 from generator.training.validation import AlignmentSelection, calibrations
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo

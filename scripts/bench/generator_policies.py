@@ -23,7 +23,7 @@ from generator.alignment import alignment_of
 from generator.evaluation.baselines import MatchedAverage, MeanDelta, NoisyCopy, networks_at
 from generator.evaluation.neighbours import nearest
 from generator.evaluation.testbed import PipelineSampler, Sampler
-from generator.training.inputs import task_of
+from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
 from zoo import Task, Zoo
 from zoo.networks.metrics import euclidean_distances, log_prob_distance, mean_delta_share, mean_over_pairs

@@ -16,7 +16,7 @@ import torch
 
 from generator import ParameterPipeline, prompt_grid
 from generator.evaluation.unseen_starts import alignment_figures, unseen_alignments
-from generator.training.inputs import task_of
+from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,17 +11,18 @@ from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
 from zoo.networks.architectures import CNN, MLP
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
+from zoo.tasks.registry import get_task
 
 METRICS = {"val_error": (0.05, 0.9), "val_loss": (0.1, 2.3)}
 
 
-def make_pipeline(*layouts, kind="neuron", **options):
+def make_pipeline(*layouts, kind="neuron", metrics=METRICS, **options):
     torch.manual_seed(0)
     networks = [torch.randn(20, layout.num_params).abs() for layout in layouts]
     normalizer = ParamNormalizer.fit(kind, layouts, networks, chunk_width=7)
     nodes, edges = model_widths([normalizer.make_tokenizer(layout) for layout in layouts])
     defaults = {"width": 16, "num_blocks": 1, "num_heads": 2, "edge_width": 8}
-    model = RecurrentDiffusionTransformer(nodes, edges, METRICS, **{**defaults, **options}).eval()
+    model = RecurrentDiffusionTransformer(nodes, edges, metrics, **{**defaults, **options}).eval()
     with torch.no_grad():
         for param in model.parameters():
             param.add_(0.05 * torch.randn_like(param))
@@ -63,6 +65,14 @@ def test_calls_are_seeded_and_batched(pipe):
     prompts = torch.tensor([0.2, 1.0])
     out = pipe(prompt={"loss": prompts, "error": 0.3}, num_samples=2, generator=seeded())
     assert len(out) == 2
+
+
+def test_more_networks_than_one_pass_holds_are_generated_in_order(pipe):
+    prompts, module = torch.linspace(0.2, 2.0, 300), MLP(8, (6,), 3)
+    out = pipe(module, {"loss": prompts}, num_samples=300, num_inference_steps=1, generator=seeded()).params
+    first = pipe(module, {"loss": prompts[:256]}, num_samples=256, num_inference_steps=1, generator=seeded()).params
+    assert out.shape[0] == 300
+    torch.testing.assert_close(out[:256], first)
 
 
 def test_counters_are_copied_from_the_start():
@@ -118,6 +128,83 @@ def test_wrong_requests_are_refused(pipe):
         pipe(prompt={"loss": 0.5}, num_samples=0)
     with pytest.raises(ValueError, match="task_bits"):
         pipe(prompt={"loss": 0.5}, task_bits=[1, 0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_inference_steps": 0}, "from 1 to 5040, got 0"),
+        ({"num_inference_steps": -1}, "from 1 to 5040, got -1"),
+        ({"num_inference_steps": 5041}, "from 1 to 5040, got 5041"),
+        ({"num_inference_steps": 3000}, "must divide 5040"),
+        ({"num_inference_steps": 2.5}, "must be an integer"),
+        ({"num_samples": 2.0}, "must be an integer"),
+        ({"guidance_scale": math.nan}, "guidance_scale must be"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be"),
+        ({"eta": 1.5}, "eta must be"),
+        ({"generator": 0}, "torch.Generator"),
+        ({"prompt": 0.2}, "by metric"),
+        ({"prompt": {"loss": "low"}}, "must be a number"),
+        ({"prompt": {"loss": None}}, "must be a number"),
+        ({"prompt": {"loss": 0.5, "val_loss": 0.6}}, "given once"),
+        ({"prompt": {"loss": [0.5, 0.6]}}, "one for each network"),
+        ({"start_metrics": {"loss": math.nan}}, "NaN"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(pipe, settings, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        pipe(**{"prompt": {"loss": 0.5}, "num_inference_steps": 2, **settings})
+    assert "\n" not in str(refused.value)
+
+
+def test_prompts_may_be_lists_arrays_and_tensors_of_any_kind(pipe):
+    values = [0.2, 1.0]
+    forms = (values, tuple(values), np.array(values), torch.tensor(values, dtype=torch.float64), np.float32(0.2))
+    outs = [
+        pipe(prompt={"loss": one}, num_samples=2, num_inference_steps=np.int64(2), generator=seeded()) for one in forms
+    ]
+    assert all(torch.equal(outs[0].params, out.params) for out in outs[:-1])
+    assert torch.equal(outs[0].params[0], outs[-1].params[0])
+
+
+def test_an_unconditional_pipeline_takes_no_prompt():
+    layout = ParamLayout.of(MLP(8, (6,), 3))
+    pipe = make_pipeline(layout, metrics={})
+    assert pipe(num_samples=3, num_inference_steps=2).params.isfinite().all()
+    with pytest.raises(ValueError, match="unconditional"):
+        pipe(prompt={"loss": 0.5})
+
+
+@pytest.mark.parametrize("kind", ["neuron", "chunk"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_give_the_same_networks_but_for_rounding(kind, dtype, tmp_path):
+    module = MLP(8, (6, 5), 3)
+    pipe = make_pipeline(ParamLayout.of(module), kind=kind)
+    pipe.save_pretrained(tmp_path)
+
+    def networks(pipe):
+        out = pipe(module, {"loss": 0.5}, num_samples=20, guidance_scale=1.5, generator=seeded())
+        assert out.params.dtype == torch.float32
+        return pipe.normalizer.scale(pipe.normalizer.make_tokenizer(out.layout)).normalize(out.params)
+
+    exact = networks(pipe)
+    for other in (ParameterPipeline.from_pretrained(tmp_path, torch_dtype=dtype), pipe.to(dtype)):
+        assert other.model.dtype == dtype
+        assert other.normalizer.mean.dtype == torch.float32
+        assert (networks(other) - exact).square().mean() < 1e-3 * exact.square().mean()
+
+
+def test_a_task_of_another_architecture_is_refused(pipe):
+    with pytest.raises(LayoutMismatchError, match="task 'digits' is of another architecture"):
+        pipe(prompt={"loss": 0.5}, task=get_task("digits", hidden=(6,)))
+
+
+def test_a_folder_without_a_pipeline_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="was it moved"):
+        ParameterPipeline.from_pretrained(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="has not ended"):
+        ParameterPipeline.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("asked", "answered"), [(0.01, 0.1), (5.0, 2.3)])

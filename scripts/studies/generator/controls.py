@@ -105,7 +105,7 @@ def train_controls(
     trainer_options: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, ParameterPipeline]:
-    """Pipelines of the three controls, trained where they are not in `out` already.
+    """Pipelines of the three controls; what is trained already in `out` is resumed, and so only read.
 
     Their prompts are not calibrated: that would measure the answers inside the withheld band.
 
@@ -120,9 +120,6 @@ def train_controls(
     pipelines = {}
     config = replace(config, calibrate_prompts=False)
     for name, part in control_zoos(testbed, zoo).items():
-        if (out / name / "pipeline").exists():
-            pipelines[name] = ParameterPipeline.from_pretrained(out / name)
-            continue
         report(f"training the control {name!r}")
         pipelines[name] = train_generator([part], config, out=out / name, trainer_options=trainer_options)
     return pipelines

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from generator.evaluation.novelty import COPIES, GENERATED, HELD_OUT, NoveltyReport
-from generator.evaluation.protocol import GENERATOR, Evaluation, SamplerResult
-from generator.evaluation.verdict import Estimate, Verdict
+from generator.evaluation.protocol import GENERATOR, Evaluation
+from generator.evaluation.verdict import Verdict
 
-from .controls import BandReport, HalvesReport
 from .study import Study
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY = (
 )  # fmt: skip
 _RIVALS: Final = {"tuned Adam": (ORANGE, "s"), "matched ridge": (PURPLE, "^"), "matched average of 4": (GREEN, "D")}
 _UPDATE_STYLES: Final = ((BLUE, SKY, GREEN, PURPLE), ("-", "--", "-.", ":"))
-_MAX_RATIO: Final = 2.5
 _TITLE_WIDTH: Final = 92
 
 
@@ -39,9 +37,7 @@ def save_plots(study: Study, folder: Path) -> list[Path]:
     evaluation = study.evaluation
     figures = {
         "alignment": plot_alignment(evaluation),
-        "collapse": plot_collapse(evaluation.results[GENERATOR]),
         "updates": plot_updates(study),
-        "foretelling": plot_foretelling(evaluation),
     }
     for report in evaluation.novelty:
         figures |= {
@@ -88,28 +84,6 @@ def plot_alignment(evaluation: Evaluation) -> Figure:
         transform=axes.transAxes, ha="right", va="bottom", fontsize=8,
     )  # fmt: skip
     figure.legend(fontsize=8, loc="outside right upper")
-    return figure
-
-
-def plot_collapse(result: SamplerResult) -> Figure:
-    """Each measure of collapse relative to real runs at equal loss."""
-    figure, axes = _axes("Diversity of generated networks, relative to real runs at equal loss")
-    names = [name for name, one in result.collapse[0].measures.items() if abs(one.real) > 1e-6]
-    for i, (report, colour) in enumerate(zip(result.collapse, (BLUE, ORANGE), strict=False)):
-        measures = [report.measures[name] for name in names]
-        ratios = [min(one.generated / one.real, _MAX_RATIO) for one in measures]
-        places = [k + 0.36 * i - 0.18 for k in range(len(names))]
-        axes.barh(places, ratios, height=0.34, color=colour, label=f"prompt {report.prompt:.3f}")
-        for place, ratio, one in zip(places, ratios, measures, strict=True):
-            text = f"{one.generated:.3g} / {one.real:.3g}"
-            box = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "lw": 0}
-            axes.text(max(ratio, 0) + 0.02, place, text, va="center", fontsize=7, bbox=box)
-    axes.axvline(1, color="black", lw=1, ls="--", label="real runs")
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.invert_yaxis()
-    axes.set(xlabel=f"generated / real, at most {_MAX_RATIO:g} shown (figures: generated / real)")
-    axes.set_xlim(0, 1.3 * _MAX_RATIO)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -171,65 +145,6 @@ def plot_overlaps(report: NoveltyReport) -> Figure:
             axes.annotate(name.split()[-1], (x, y), fontsize=7, xytext=(4, -9), textcoords="offset points")
     axes.set(xlabel="largest wrong-prediction IoU with a training network", ylabel="test accuracy")
     axes.legend(fontsize=8, loc="lower right")
-    return figure
-
-
-def plot_foretelling(evaluation: Evaluation) -> Figure:
-    """(D): how well each sampler meets prompts, and how well it foretells where a start goes."""
-    figure, axes = _axes("(D) Meeting prompts and foretelling updates", evaluation.verdicts.get("novelty D"))
-    for i, (name, result) in enumerate(evaluation.results.items()):
-        error, cosine = Estimate.of(result.foretelling.errors), Estimate.of(result.foretelling.cosines)
-        colour = BLUE if name == GENERATOR else GREY
-        axes.errorbar(
-            error.mean, cosine.mean, [[cosine.mean - cosine.low], [cosine.high - cosine.mean]],
-            [[error.mean - error.low], [error.high - error.mean]], color=colour, marker="o", ms=6, capsize=2,
-        )  # fmt: skip
-        axes.annotate(
-            name, (error.mean, cosine.mean), fontsize=8, xytext=(6, (5, -11)[i % 2]), textcoords="offset points"
-        )
-    axes.set(
-        xscale="log",
-        xlabel="mean |log achieved - log prompted val loss| (bars: 95% intervals)",
-        ylabel="cosine with the start's real update",
-    )
-    axes.margins(x=0.3, y=0.1)
-    return figure
-
-
-def plot_halves(report: HalvesReport) -> Figure:
-    """(C): distances between two generators' networks and to their training sets."""
-    figure, axes = _axes("(C) Two generators from disjoint halves of the runs", report.verdict)
-    axes.scatter(report.to_training, report.mutual, s=14, color=BLUE, alpha=0.7, lw=0, label="one start")
-    axes.scatter(
-        report.to_training, report.across, s=14, marker="^", color=ORANGE, alpha=0.7, lw=0, label="different starts"
-    )
-    distances = torch.cat((report.to_training, report.mutual, report.across))
-    low, high = 0.95 * distances.min().item(), 1.05 * distances.max().item()
-    axes.plot([low, high], [low, high], color="black", lw=1, ls="--", label="equal")
-    axes.set(
-        xlabel="distance to the nearest training network of the own half",
-        ylabel="distance of the two generators' networks",
-    )
-    axes.legend(fontsize=8)
-    return figure
-
-
-def plot_band(report: BandReport) -> Figure:
-    """(E): prompted against achieved losses inside the withheld band."""
-    figure, axes = _axes("(E) Losses that no training network had", report.verdict)
-    low, high = report.band
-    axes.axhspan(low, high, color=YELLOW, alpha=0.3, lw=0, label="withheld in training")
-    axes.plot([low, high], [low, high], color="black", lw=1, ls="--", label="identity")
-    edges = torch.where(report.prompts.log() - torch.tensor(low).log() < report.outside + 1e-6, low, high)
-    axes.scatter(report.prompts, edges, color=VERMILLION, marker="_", s=80, label="best answer from outside")
-    middle = _log_mean(report.achieved)
-    spread = report.achieved.quantile(torch.tensor([0.1, 0.9]), dim=0)
-    errors = torch.stack((middle - spread[0], spread[1] - middle)).clamp(min=0)
-    axes.errorbar(
-        report.prompts, middle, errors, color=BLUE, marker="o", ms=5, capsize=2, label="generator, 10% to 90% of starts"
-    )
-    axes.set(xscale="log", yscale="log", xlabel="prompted val loss [nats]", ylabel="achieved val loss [nats]")
-    axes.legend(fontsize=8, loc="best")
     return figure
 
 

@@ -7,8 +7,8 @@ from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.model.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
 from generator.training.config import GeneratorConfig
-from generator.training.held_out_tasks import holding_out, with_splits
 from generator.training.module import OptimizationConfig
+from generator.training.tasks import holding_out, with_splits
 from generator.training.train import train_generator
 from generator.trajectories import PairConfig, Trajectories
 from zoo.building.build import build_zoo

@@ -8,10 +8,8 @@ from rich.console import Console
 
 from generator.evaluation.protocol import GENERATOR, EvaluationConfig
 from generator.evaluation.testbed import METRIC, Testbed, nearest_snapshots
-from generator.evaluation.verdict import Verdict
 from generator.trajectories import Trajectories
-from scripts.studies.generator.controls import BandReport, HalvesReport
-from scripts.studies.generator.plots import plot_band, plot_halves, save_figure, save_plots
+from scripts.studies.generator.plots import save_plots
 from scripts.studies.generator.report import print_report, save_report, summary, to_json
 from scripts.studies.generator.study import study
 from zoo.networks.metrics import euclidean_distances
@@ -73,16 +71,8 @@ def test_tables_numbers_and_pictures(result, tmp_path):
     assert len(stored["evaluation"]["results"][GENERATOR]["alignment"]["val"]["loss"]) == 8
     assert json.loads(json.dumps(summary(result.evaluation)))["samplers"][GENERATOR]["r2_log"] > 0.9
     files = save_plots(result, tmp_path / "pictures")
-    assert len(files) == 4 + 2 * len(result.evaluation.novelty)
+    assert len(files) == 2 + 2 * len(result.evaluation.novelty)
     assert all(file.stat().st_size > 10_000 for file in files)
-
-
-def test_pictures_of_the_controls(tmp_path):
-    values = torch.rand(8, generator=torch.Generator().manual_seed(0)) + 1
-    halves = HalvesReport(values, values + 1, values + 2, Verdict(True, "near"))
-    band = BandReport((0.3, 0.6), torch.tensor([0.4, 0.5]), values.view(4, 2), torch.tensor([0.2, 0.1]), halves.verdict)
-    for name, figure in {"halves": plot_halves(halves), "band": plot_band(band)}.items():
-        assert save_figure(figure, tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
 def test_what_is_not_finite_becomes_null():

@@ -1,18 +1,34 @@
-"""Which tasks a generator never sees: those of the zoo's own test split, or as many as its training holds out.
+"""The tasks of zoos: those that they record, and those of a family that a generator never sees.
 
-Both follow from the hash of a run's task, so whoever knows the rule finds the same tasks again, and a training that
-holds out more tasks holds out those of one that holds out fewer.
+Unseen tasks are of the zoo's own test split, or as many as the training holds out. Both follow from the hash of a run's
+task, so whoever knows the rule finds the same tasks again, and a training that holds out more tasks holds out those of
+one that holds out fewer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from zoo.storage.splits import SplitRule, uniform_hash
 from zoo.storage.zoo import Zoo
+from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
+
+
+def task_of(zoo: Zoo) -> Task:
+    """Task on which a zoo was trained, from the settings that it records.
+
+    Raises:
+        ValueError: if it records none that `get_task` can make.
+    """
+    options: dict[str, Any] = dict(zoo.task_config)
+    if not options:
+        raise ValueError("the zoo records no task; was it imported?")
+    return get_task(**options)
 
 
 def holding_out(zoos: Sequence[Zoo], num_held_out: int) -> SplitRule:
