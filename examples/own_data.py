@@ -21,7 +21,7 @@ table = np.loadtxt(folder / "wine.csv", delimiter=",")
 x, y = table[:, :-1], table[:, -1].astype(np.int64)
 np.savez(folder / "wine.npz", x=((x - x.mean(0)) / x.std(0)).astype(np.float32), y=y)
 
-task = get_task("arrays", path=str(folder / "wine.npz"), hidden=(16,))  # split by hash into train, validation and test
+task = get_task("arrays", path=folder / "wine.npz", hidden=(16,))  # split by hash into train, validation and test
 optimizer = {"name": "adam", "lr": {"log_uniform": [0.0003, 0.1]}}  # each run draws its own learning rate
 zoo = build_zoo(folder / "zoo", task, num_runs=64, num_steps=150, optimizer=optimizer)
 

@@ -11,15 +11,21 @@ from pathlib import Path
 
 
 def commit() -> str:
-    """Short hash of the checked-out commit, with a mark if tracked files differ from it; the release if installed."""
+    """Short hash of the checked-out commit, with a mark if tracked code differs from it; the release if installed.
+
+    Documents and recorded results do not count, so that one recording after another has the same commit.
+    """
     folder = Path(__file__).parents[1]
     if not (folder / "pyproject.toml").exists():  # a repository around an installation is another project's
         return f"release {version('weightfoundry')}"
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    git = ["git", "-C", str(folder)]
+    code = ["*.py", "*.c", "*.yaml", "*.toml", "*.safetensors"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        name = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True, check=True).stdout.strip()
+        differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git checkout)"
+    return f"{name}-dirty" if differs else name
 
 
 def hardware(device: str = "cpu") -> str:

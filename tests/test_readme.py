@@ -1,6 +1,7 @@
-"""README and docs: their Python blocks run, their links lead somewhere, and every file of the packages is named."""
+"""README and docs: code runs, links lead somewhere, every file of the packages is named, versions agree."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,9 @@ def test_the_tree_names_every_file():
     files = {path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     there = {path.relative_to(ROOT).as_posix() for path in files if path.name != "__init__.py"}
     assert {path for path in named if path.endswith(".py")} == there
+
+
+def test_versions_agree():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == version
+    assert re.search(r"^## \[(\S+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from zoo.lazy import lazy_surface
+from zoo.moved import find_moved_modules
 
 if TYPE_CHECKING:
     from zoo.building.build import build_zoo
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from zoo.training.population import train_population
 else:
     __getattr__, __dir__ = lazy_surface(__name__)
+
+find_moved_modules()
 
 __all__ = [
     "Batch",

@@ -31,8 +31,7 @@ def groups_of_model(
     for name, param in named:
         if isinstance(param, nn.parameter.UninitializedParameter):
             raise ValueError(f"{name} of a lazy module has no shape yet; run a batch through the model first")
-    known, depth = model_roles(model, roles, depth)
-    reads_tokens = any(role.role == "embedding" for role in known.values())
+    known, depth, reads_tokens = model_roles(model, roles, depth)
     if not weight_decay:
         return [_described(named, [known[name] for name, _ in named], depth, reads_tokens)]
     sides: tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]] = ([], [])

@@ -237,7 +237,7 @@ class _Static(NamedTuple):
     log_width: Tensor  # log(width / 32) of matrices, else 0
     log_depth: Tensor  # log(L / 2)
     depth_input: Tensor  # log((L + 1) / 3)
-    has_embedding: Tensor  # () whether the network has any
+    has_embedding: Tensor  # () whether the network looks up any
 
 
 @lru_cache(maxsize=64)
@@ -252,7 +252,7 @@ def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
         is_matrix * (width / REFERENCE_WIDTH).log(),
         (depth / REFERENCE_DEPTH).log(),
         ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
-        torch.tensor(any(spec.reads_tokens or spec.role == "embedding" for spec in specs)).float(),
+        torch.tensor(any(spec.reads_tokens for spec in specs)).float(),
     )
     return _Static(*(column.to(device) for column in columns))
 

@@ -32,7 +32,7 @@ class TensorSpec:
         fan_in: number of products summed into one output.
         shape: of one network, without the batch dim; of a matrix outputs first, then inputs, then the kernel.
         depth: residual branches of the model; hidden layers if it has no residual blocks.
-        reads_tokens: whether the model has embeddings, be this tensor one of them or not.
+        reads_tokens: whether the model looks up embeddings, be this tensor one of them or not.
     """
 
     name: str

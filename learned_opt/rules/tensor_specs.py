@@ -46,8 +46,7 @@ def tensor_specs(
     Raises:
         ValueError: if `roles` matches no tensor of the module, or is no role.
     """
-    known, depth = model_roles(module, roles, depth)
-    reads_tokens = any(role.role == "embedding" for role in known.values())
+    known, depth, reads_tokens = model_roles(module, roles, depth)
     params = dict(unwrapped(module).named_parameters())
     shapes = {name: tuple(matrix_view(params[name], role.axes).shape[1:]) for name, role in known.items()}
     return {
@@ -58,10 +57,10 @@ def tensor_specs(
 
 def model_roles(
     module: nn.Module, roles: Mapping[str, str] | None = None, depth: int | None = None
-) -> tuple[dict[str, TensorRole], int]:
-    """What is known of every parameter of a model by name, and its depth; arguments as of `tensor_specs`.
+) -> tuple[dict[str, TensorRole], int, bool]:
+    """What is known of every parameter of a model by name, its depth, and whether it reads tokens.
 
-    Warns once of what was guessed.
+    Warns once of what was guessed. Arguments as of `tensor_specs`. Tables of positions alone are no tokens.
     """
     module = unwrapped(module)
     inferred = infer_roles(module, roles)
@@ -72,7 +71,8 @@ def model_roles(
             f'roles={{"name or pattern": role}} with one of {PARAM_ROLES}',
             stacklevel=5,
         )
-    return known, depth or infer_depth(module) or _count_hidden_layers(role.role for role in known.values())
+    depth = depth or infer_depth(module) or _count_hidden_layers(role.role for role in known.values())
+    return known, depth, any(isinstance(child, nn.Embedding | nn.EmbeddingBag) for child in module.modules())
 
 
 def matrix_view(tensor: Tensor, axes: str) -> Tensor:
@@ -94,7 +94,8 @@ def specs_of(layout: ParamLayout, depth: int | None = None) -> tuple[TensorSpec,
     if depth is None:
         blocks = {slot.name.split(".")[1] for slot in slots if slot.name.startswith("blocks.")}
         depth = 2 * len(blocks) or max(1, sum(slot.role in ("input", "hidden") for slot in slots))
-    return tuple(TensorSpec(slot.name, slot.role, slot.fan_in, slot.shape, depth) for slot in slots)
+    reads_tokens = any(slot.role == "embedding" for slot in slots)
+    return tuple(TensorSpec(slot.name, slot.role, slot.fan_in, slot.shape, depth, reads_tokens) for slot in slots)
 
 
 def guessed_roles(

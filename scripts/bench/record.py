@@ -89,9 +89,3 @@ def this_command() -> str:
     start = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
     threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
     return shlex.join([*threads, *start, *sys.argv[1:]])
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Markdown table, its first column text and the others numbers."""
-    lines = [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])

@@ -71,6 +71,46 @@ def test_lightning_module(tmp_path):
     assert optimizer.num_training_steps == 24
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_skips_a_batch_and_unfreezes_a_backbone(tmp_path):
+    import lightning
+    from lightning.pytorch.callbacks import BackboneFinetuning
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = make_model()[:2], make_model()[2]
+            self.losses: list[float] = []
+
+        def training_step(self, batch, i):
+            if i == 2:
+                return None  # Lightning's way to skip a batch
+            x, y = batch
+            loss = F.cross_entropy(self.head(self.backbone(x)), y)
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self):
+            return MuLO(self.head, untrained(), num_training_steps=24)
+
+    module = Module()
+    before = module.backbone[0].weight.detach().clone()
+    trainer = lightning.Trainer(
+        max_epochs=4,
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=tmp_path,
+        callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=2, backbone_initial_lr=0.5)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(make_data(), batch_size=32))
+    assert trainer.optimizers[0].inner_step == 4 * 5
+    assert not torch.equal(module.backbone[0].weight, before)
+    assert module.losses[-1] < module.losses[0]
+
+
 def test_hugging_face_style_loop():
     """Named groups with and without decay, a schedule of lambdas, accumulation and clipping, as Trainer does it."""
     model = make_model()

@@ -76,7 +76,7 @@ def choose_backend(
         return VmappedModule(build, layout, objective, input_ndim=input_ndim, device=device), None
     looped = LoopedModule(build, layout, objective, input_ndim=input_ndim, target_ndim=target_ndim, device=device)
     params = torch.stack([layout.flatten(seeded_module(build, seed)) for seed in (1, 2)]).to(device)
-    with _preserved_randomness(), warnings.catch_warnings():
+    with preserved_randomness(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.func about operations that it runs one by one
         try:
             trains = not draws_random_numbers(module.to(device).train(), batches[0][0])
@@ -112,7 +112,7 @@ def why_not_a_population(build: Callable[[], nn.Module], inputs: Tensor) -> str 
         return "its initial values do not follow from torch.manual_seed; draw them from torch's own generator"
     if draws_random_numbers(second, inputs):  # and whatever it counts by itself, it is now ahead of the first in
         return "it draws random numbers while it trains (dropout?), so its runs would not follow from their seeds"
-    with _preserved_randomness(), torch.no_grad():
+    with preserved_randomness(), torch.no_grad():
         for step in range(_NUM_STEPS):
             second.load_state_dict(first.state_dict())
             is_last = step == _NUM_STEPS - 1
@@ -130,17 +130,19 @@ def why_not_a_population(build: Callable[[], nn.Module], inputs: Tensor) -> str 
 
 def draws_random_numbers(module: nn.Module, inputs: Tensor) -> bool:
     """Whether a forward pass draws from the random generators of torch, NumPy or Python; these stay as they were."""
-    with _preserved_randomness(), torch.no_grad():
+    with preserved_randomness(), torch.no_grad():
         before = _random_states(inputs.device)
         module(inputs)
         return _random_states(inputs.device) != before
 
 
 @contextmanager
-def _preserved_randomness() -> Iterator[None]:
+def preserved_randomness() -> Iterator[None]:
+    """Leaves the random generators of torch, NumPy and Python as they were."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python_state)

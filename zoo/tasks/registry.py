@@ -6,6 +6,7 @@ Legend: K outputs.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -131,5 +132,7 @@ def _checked_masks(masks: object) -> list[int] | None:
 
 
 def _jsonable(value: object) -> object:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     return list(value) if is_list else value  # type: ignore[call-overload]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo.networks.initialization import init_runs
 from zoo.networks.layout import ParamLayout
 from zoo.networks.parametrization import PARAMETRIZATIONS, parametrize
-from zoo.tasks.agreement import choose_backend, examples_to_try, why_not_a_population
+from zoo.tasks.agreement import choose_backend, examples_to_try, preserved_randomness, why_not_a_population
 from zoo.tasks.backend import Backend, first_line, seeded_module
 from zoo.tasks.checks import check_fit, check_module, check_splits, trial_outputs
 from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
@@ -95,7 +95,8 @@ class Task:
         check_splits(self.dataset)
         module = seeded_module(self._build, 0)
         check_module(self._build, module)
-        layout = ParamLayout.of(module)
+        with preserved_randomness():  # the forward pass is traced
+            layout = ParamLayout.of(module)
         train = self.dataset.train
         self._tried = examples_to_try(module, train.inputs)
         self.check_fit(trial_outputs(module.to(self.device), train.inputs[self._tried]))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,20 +134,21 @@ class PerTensorRule:
 @pytest.mark.parametrize(("reference", "offset"), [(False, False), (True, False), (False, True)])
 def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference, offset):
     rule, horizon = NormalizedRule(reference=reference, embedding_offset=offset), 90
+    specs = [replace(spec, reads_tokens=offset) for spec in SPECS]
     theta = meta_trained_like(offset=offset)
     network = theta[len(controller.SCALARS) :][: controller.NUM_FEEDBACK].clone()
     network[45:] += theta[controller.embedding_offset()] if offset else 0.0  # one of SPECS is an embedding
     rng = torch.Generator().manual_seed(0)
     params = [torch.randn(1, *spec.shape, generator=rng) for spec in SPECS]
     plain = [PerTensorRule(SCALARS, network, s, p[0].clone(), horizon) for s, p in zip(SPECS, params, strict=True)]
-    state = rule.init_state(SPECS, params)
+    state = rule.init_state(specs, params)
     with torch.no_grad():
         for inner_step in range(100):
             means = [0.5 * p + torch.randn(p.shape, generator=rng) for p in params]
             grads = [0.01 * 0.98**inner_step * mean for mean in means]
             for single, grad in zip(plain, grads, strict=True):
                 single.update(grad[0])
-            rule.update(theta, SPECS, params, grads, state, inner_step=inner_step, num_steps=horizon)
+            rule.update(theta, specs, params, grads, state, inner_step=inner_step, num_steps=horizon)
     for single, param in zip(plain, params, strict=True):
         torch.testing.assert_close(param[0], single.param, rtol=1e-4, atol=1e-4)
 

@@ -99,6 +99,21 @@ def test_every_tensor_knows_whether_the_model_reads_tokens():
     assert not any(spec.reads_tokens for spec in tensor_specs(MLP(8, (6,), 3)).values())
 
 
+class Patches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.positions, self.head = nn.Parameter(torch.zeros(4, 8)), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(x + self.positions)
+
+
+def test_a_table_of_positions_is_no_table_of_tokens():
+    specs = tensor_specs(Patches())
+    assert specs["positions"].role == "embedding"
+    assert not specs["positions"].reads_tokens
+
+
 def test_guessing_uses_given_roles_names_and_order():
     shapes = {"embed.weight": (9, 4), "a": (4, 4), "norm.weight": (4,), "norm.bias": (4,), "b": (4, 4), "head": (2, 4)}
     params = [NamedParam(name, torch.zeros(shape)) for name, shape in shapes.items()]

@@ -155,7 +155,8 @@ def test_regression_on_arrays(tmp_path):
 
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "data.npz", x=rng.normal(size=(40, 3)), y=rng.normal(size=(40, 2)))
-    task = get_task("arrays", path=str(tmp_path / "data.npz"), hidden=(4,))
+    task = get_task("arrays", path=tmp_path / "data.npz", hidden=(4,))
+    assert task.config["path"] == str(tmp_path / "data.npz")  # a zoo records it as JSON
     params = task.init_runs(SEEDS)
     batch = task.batch(torch.arange(8), 3)
     losses, grads = task.loss_and_grad(params, batch)
