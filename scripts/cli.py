@@ -129,14 +129,11 @@ def _checked(config: DictConfig, config_name: str) -> DictConfig:
     for name, value in _flat(config).items():
         if value == "":
             raise ValueError(f"{name} is empty; give a value, or null for none")
-        if (
-            isinstance(value, str)
-            and isinstance(usual.get(name), int | float)
-            and value != "auto"
-            and "${" not in value
-        ):
-            expected = "true or false" if isinstance(usual[name], bool) else "a number"
-            raise ValueError(f"{name} must be {expected}, got {value!r}")
+        if isinstance(usual.get(name), bool) and not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+        is_word = isinstance(value, str) and value != "auto" and not value.startswith("${")
+        if is_word and isinstance(usual.get(name), int | float):
+            raise ValueError(f"{name} must be a number, got {value!r}")
     return config
 
 

@@ -84,6 +84,7 @@ def test_unknown_choice_lists_what_there_is(monkeypatch, capsys):
         ("num_run=3", "build_zoo has no setting 'num_run'; did you mean num_runs?"),
         ("num_runs=ten", "num_runs must be a number, got 'ten'"),
         ("shared_batches=perhaps", "shared_batches must be true or false, got 'perhaps'"),
+        ("shared_batches=1", "shared_batches must be true or false, got 1"),
         ("out=", "out is empty; give a value, or null for none"),
         ("--num-runs=3", "settings are given as NAME=VALUE: num_runs=..., got '--num-runs=3'"),
         ("three", "settings are given as NAME=VALUE, got 'three'; see --help"),
