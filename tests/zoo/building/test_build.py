@@ -380,3 +380,8 @@ def test_runs_added_to_a_zoo_are_those_that_a_larger_one_has(tmp_path, task):
     whole = build_zoo(tmp_path / "whole", task, **(settings | {"num_runs": 10}))
     assert np.array_equal(zoo.runs["seed"], whole.runs["seed"])
     np.testing.assert_allclose(zoo.params[:], whole.params[:], rtol=1e-3, atol=1e-4)
+
+
+def test_a_name_is_no_task(tmp_path):
+    with pytest.raises(TypeError, match=r"get_task\('digits'\), got str"):
+        build_zoo(tmp_path / "zoo", "digits", num_runs=2, num_steps=2)
