@@ -102,7 +102,8 @@ def _check_overrides(config_name: str, arguments: Sequence[str], overrides: Sequ
         if not (found := re.match(r"Could not override '([^']+)'", str(error))):
             raise
         near = get_close_matches(found[1], known, n=1, cutoff=0.8)
-        hint = f"did you mean {near[0]}?" if near else "see --help"
+        is_open = known.get(found[1].rpartition(".")[0]) == {}
+        hint = f"+{found[1]}=... adds it" if is_open else f"did you mean {near[0]}?" if near else "see --help"
         raise ValueError(f"{config_name} has no setting {found[1]!r}; {hint}") from error
 
 

@@ -1,7 +1,7 @@
 """Evaluate a generator on initial networks that it has not seen, beside everything that it must beat.
 
     python -m scripts.evaluate_generator pipeline=out/generator zoo=PATH
-    python -m scripts.evaluate_generator pipeline=PATH zoo=PATH others.twin=PATH others.function_loss_only=PATH
+    python -m scripts.evaluate_generator pipeline=PATH zoo=PATH +others.twin=PATH +others.function_loss_only=PATH
     python -m scripts.evaluate_generator pipeline=PATH zoo=PATH train_controls=true
 
 Inputs: the folder of a trained generator, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all
