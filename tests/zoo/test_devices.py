@@ -32,8 +32,8 @@ NAMED = {
     "digits_subset": {"masks": [3, 1000]},
     "mnist5k": {"hidden": (4,)},
     "mnist1d": {"num_examples": 200},
-    "python_source": {"size": 8_000, "context": 16, "width": 8, "num_blocks": 1, "num_heads": 2},
-    "cartpole": {"horizon": 20},
+    "python_source": {"size": 3_000, "context": 16, "width": 8, "num_blocks": 1, "num_heads": 2},
+    "cartpole": {"horizon": 8},
     "arrays": {},
 }
 
@@ -74,7 +74,7 @@ def named_task(name, **options):
 
 
 def trained(task, optimizer, **options):
-    options = {"num_steps": 3, "batch_size": 8, "snapshot_steps": (0, 3)} | options
+    options = {"num_steps": 2, "batch_size": 8, "snapshot_steps": (0, 2)} | options
     return list(train_population(task, optimizer, SEEDS, **options))
 
 
@@ -83,10 +83,9 @@ def assert_trains_as_on_the_cpu(task, there, optimizer, **options):
         assert elsewhere.params.device == there.device
         assert_same(elsewhere.params, here.params)
         assert_same(elsewhere.alive, here.alive)
-    for split in ("train", "val"):
-        metrics = there.evaluate(elsewhere.params, split, BUDGET)
-        for name, values in task.evaluate(here.params, split, BUDGET).items():
-            assert_same(metrics[name], values)
+    metrics = there.evaluate(elsewhere.params, "val", BUDGET)
+    for name, values in task.evaluate(here.params, "val", BUDGET).items():
+        assert_same(metrics[name], values)
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +116,18 @@ def test_runs_that_diverge_do_so_there(device):
     assert last.alive.tolist() == [True, False]
 
 
-class Recurrent(nn.Module):
+class StepByStep(nn.Module):
+    """Fills a tensor in place, which torch.func cannot run."""
+
     def __init__(self):
         super().__init__()
-        self.rnn, self.head = nn.GRU(8, 5, batch_first=True), nn.Linear(5, 10)
+        self.step, self.head = nn.Linear(8, 4), nn.Linear(32, 10)
 
     def forward(self, x):
-        return self.head(self.rnn(x.squeeze(1))[0][:, -1])
+        out = torch.zeros(x.shape[0], 8, 4, device=x.device)
+        for t in range(8):
+            out[:, t] = torch.tanh(self.step(x[:, 0, t]))
+        return self.head(out.flatten(1))
 
 
 def normalised():
@@ -131,7 +135,7 @@ def normalised():
 
 
 @pytest.mark.filterwarnings("ignore:task 'own' runs its networks one after another")
-@pytest.mark.parametrize(("build", "kind"), [(normalised, VmappedModule), (Recurrent, LoopedModule)])
+@pytest.mark.parametrize(("build", "kind"), [(normalised, VmappedModule), (StepByStep, LoopedModule)])
 def test_own_modules_train_as_on_the_cpu_moved_there_or_made_there(build, kind, device):
     data, objective = get_task("digits").dataset, OBJECTIVES["cross_entropy"]
     task = Task("own", data, build, objective)
