@@ -85,6 +85,8 @@ def build_zoo(
     if plan.block_size is None and (path / "zarr.json").is_file():
         plan = replace(plan, block_size=ZooWriter.open(path).spec.block_size)  # a larger number of runs asks for more
     check_initial_loss(plan)
+    if any(slot.dtype == "float64" for slot in task.layout):
+        warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=3)
     writer = ZooWriter.create(path, plan.spec(), defaults=plan.defaults)
     discard_damaged_blocks(writer)
     pending = writer.pending_blocks()
