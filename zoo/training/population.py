@@ -105,43 +105,23 @@ def train_population(
     params = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
     if compile == "auto":
         compile = should_compile(len(seeds) * num_steps, task.device)
-    return _snapshots(
-        task,
-        optimizer,
-        params,
-        indices=indices,
-        snapshot_steps=steps,
-        num_steps=num_steps,
-        max_loss=max_loss,
-        compile=bool(compile),
-    )
+    step = InnerStep(task, optimizer, compile=bool(compile))
 
+    def snapshots() -> Iterator[Snapshot]:
+        state = optimizer.init_state(task.layout, params)
+        alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
+        last, inner_step = params.clone(), 0
+        for snapshot_step in steps:
+            while inner_step < snapshot_step:
+                batch = task.batch(next(indices), len(params))
+                loss = step(params, state, batch, inner_step=inner_step, num_steps=num_steps)
+                alive = alive & (loss <= max_loss)  # also False for NaN
+                inner_step += 1
+            alive = alive & params.isfinite().all(1)
+            last = torch.where(alive[:, None], params, last)
+            yield Snapshot(inner_step, last, alive)
 
-def _snapshots(
-    task: Task,
-    optimizer: InnerOptimizer,
-    params: Tensor,
-    *,
-    indices: Iterator[Tensor],
-    snapshot_steps: tuple[int, ...],
-    num_steps: int,
-    max_loss: float,
-    compile: bool,
-) -> Iterator[Snapshot]:
-    step = InnerStep(task, optimizer, compile=compile)
-    state = optimizer.init_state(task.layout, params)
-    alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
-    last = params.clone()
-    inner_step = 0
-    for snapshot_step in snapshot_steps:
-        while inner_step < snapshot_step:
-            batch = task.batch(next(indices), len(params))
-            loss = step(params, state, batch, inner_step=inner_step, num_steps=num_steps)
-            alive = alive & (loss <= max_loss)  # also False for NaN
-            inner_step += 1
-        alive = alive & params.isfinite().all(1)
-        last = torch.where(alive[:, None], params, last)
-        yield Snapshot(inner_step, last, alive)
+    return snapshots()
 
 
 def check_repeatable(task: Task) -> None:
