@@ -21,7 +21,7 @@ from torch.func import functional_call, vmap
 
 from generator.trajectories import Trajectories
 from zoo.networks.layout import ParamLayout
-from zoo.tasks.backend import seeded_module
+from zoo.networks.randomness import seeded_module
 from zoo.tasks.task import Task
 
 NUM_EXAMPLES: Final = 256  # loss and accuracy of real networks are then those with statistics of all images
