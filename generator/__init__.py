@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from generator.networks import GeneratedParams
     from generator.pipeline import ParameterPipeline
     from generator.tokens.normalizer import ParamNormalizer
-    from generator.training.config import GeneratorConfig
-    from generator.training.module import OptimizationConfig
+    from generator.training.config import GeneratorConfig, OptimizationConfig
+    from generator.training.pairs import PairConfig
     from generator.training.train import train_generator
-    from generator.trajectories import PairConfig
 else:
     __getattr__, __dir__ = lazy_surface(__name__)
 

@@ -28,7 +28,7 @@ from generator.model.objectives import (
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer
 from generator.tokens.windows import to_windows
-from generator.trajectories import PairBatch
+from generator.training.pairs import PairBatch
 
 
 def training_losses(

@@ -18,9 +18,9 @@ from generator.model.transformer import RecurrentDiffusionTransformer, model_wid
 from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
-from generator.training.config import GeneratorConfig
+from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.inputs import tasks_of, training_runs, validation_starts
-from generator.training.module import GeneratorModule, OptimizationConfig, PairDataModule
+from generator.training.module import GeneratorModule, PairDataModule
 from generator.training.resumption import begin_or_resume
 from generator.training.tasks import holding_out, with_splits
 from generator.training.validation import AlignmentSelection, calibrations

@@ -8,10 +8,11 @@ from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
-from generator.training.config import GeneratorConfig
-from generator.training.module import GeneratorModule, OptimizationConfig, PairDataModule, split_params
+from generator.training.config import GeneratorConfig, OptimizationConfig
+from generator.training.module import GeneratorModule, PairDataModule, split_params
+from generator.training.pairs import PairBatches, PairConfig, batch_rng, draw_pairs
 from generator.training.train import assemble, keep_last_checkpoint, make_trainer
-from generator.trajectories import PairBatches, PairConfig, Trajectories, batch_rng
+from generator.trajectories import Trajectories
 from zoo.tasks.registry import get_task
 
 SMALL = {"width": 16, "num_blocks": 1, "num_heads": 2, "edge_width": 8}
@@ -55,7 +56,7 @@ def train(tasks, config, out, *, checkpoint=None, callbacks=()):
 def test_targets_come_later_in_the_run_of_the_start(tasks):
     runs = make_runs(tasks[0], num_snapshots=5)
     for index in range(5):
-        batch = runs.pairs(PairConfig(batch_size=64, start_share=1.0), batch_rng(0, index))
+        batch = draw_pairs(runs, PairConfig(batch_size=64, start_share=1.0), batch_rng(0, index))
         ratio = batch.target.norm(dim=1) / batch.start.norm(dim=1)
         assert (ratio > 1.1).all()
         cosine = torch.nn.functional.cosine_similarity(batch.start, batch.target)
@@ -67,7 +68,7 @@ def test_targets_come_later_in_the_run_of_the_start(tasks):
 def test_some_starts_already_meet_their_prompt(tasks):
     runs = make_runs(tasks[0], num_snapshots=5)
     config = PairConfig(batch_size=400, start_share=1.0, initial_share=0.5, stay_share=0.4, start_metric_dropout=0.0)
-    batch = runs.pairs(config, batch_rng(0, 0))
+    batch = draw_pairs(runs, config, batch_rng(0, 0))
     stays = (batch.start == batch.target).all(1)
     assert 0.15 < stays.double().mean() < 0.25
     known = stays & ~batch.prompt.target.isnan().any(1)
@@ -76,7 +77,7 @@ def test_some_starts_already_meet_their_prompt(tasks):
 
 def test_without_a_start_every_snapshot_is_a_target(tasks):
     runs = make_runs(tasks[0], num_snapshots=3)
-    batch = runs.pairs(PairConfig(batch_size=200, start_share=0.0, prompt_dropout=0.0), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=200, start_share=0.0, prompt_dropout=0.0), batch_rng(0, 0))
     assert not batch.has_start.any()
     assert batch.prompt.start.isnan().all()
     assert len(batch.prompt.target.unique()) == 24
@@ -129,9 +130,6 @@ def test_resumed_training_equals_uninterrupted(tasks, tmp_path):
     resumed, _ = train(tasks, config, tmp_path / "rest", checkpoint=str(tmp_path / "checkpoints" / "last.ckpt"))
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    other = make_config(learning_rate=1e-3)
-    with pytest.raises(ValueError, match="other settings"):
-        train(tasks, other, tmp_path / "other", checkpoint=str(tmp_path / "checkpoints" / "last.ckpt"))
 
 
 def test_targets_can_be_even_where_snapshots_crowd(tasks):
@@ -143,7 +141,7 @@ def test_targets_can_be_even_where_snapshots_crowd(tasks):
     shares = []
     for share in (0.0, 1.0):
         config = PairConfig(batch_size=512, even_share=share)
-        batch = runs.pairs(config, batch_rng(0, 0))
+        batch = draw_pairs(runs, config, batch_rng(0, 0))
         given = batch.has_start > 0
         assert (batch.target[given, 0] > batch.start[given, 0]).all()
         asked = ~batch.prompt.target[:, 0].isnan()
