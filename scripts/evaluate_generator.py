@@ -28,6 +28,7 @@ def main(config: DictConfig) -> None:
     from generator import ParameterPipeline, PipelineSampler, Testbed
     from generator.evaluation import unseen_tasks_report
     from zoo import Zoo
+    from zoo.devices import resolve_device
 
     from .studies.generator.controls import control_reports, train_controls
     from .studies.generator.plots import save_plots
@@ -41,14 +42,15 @@ def main(config: DictConfig) -> None:
     trained = Path(str(config.pipeline))
     trained = trained if (trained / "pipeline").exists() else trained.parent  # folder of the training
     out = Path(str(config.out or trained / "evaluation"))
+    device = resolve_device(config.device)
     paths = {"generator": config.pipeline, **config.others}
-    pipes = {name: ParameterPipeline.from_pretrained(str(path)) for name, path in paths.items()}
+    pipes = {name: ParameterPipeline.from_pretrained(str(path)).to(device) for name, path in paths.items()}
     if pipes["generator"].model.config["num_task_bits"]:
         tasks = unseen_tasks_report(pipes["generator"], zoo, rivals=task_rivals)
         console.print(task_table(tasks))
         save_run(out, config, tasks)
         return
-    testbed = Testbed.from_zoo(zoo)
+    testbed = Testbed.from_zoo(zoo, device=device)
     sampling = {name: config[name] for name in ("use_start", "num_inference_steps", "eta")}
     samplers = {name: PipelineSampler(pipe, testbed.task, **sampling) for name, pipe in pipes.items()}
     generator = samplers.pop("generator")
@@ -74,6 +76,7 @@ def main(config: DictConfig) -> None:
             zoo,
             instantiate(settings.generator, _convert_="all"),
             out=out / "controls",
+            device=config.device,
             trainer_options=OmegaConf.to_container(settings.trainer, resolve=True),
             report=console.print,
         )

@@ -83,7 +83,7 @@ class Behaviour:
         data = [task.dataset.split(name) for name in splits]
         if data[0].targets.ndim != 1 or not task.dataset.num_classes:
             raise ValueError(f"behaviour is compared for classification tasks, {task.name!r} is none")
-        outputs = [task.predict(params, one.inputs).detach() for one in data]
+        outputs = [task.predict(params.to(task.device), one.inputs).detach() for one in data]
         if outputs[0].shape[-1] != task.dataset.num_classes:
             raise ValueError(f"expected {task.dataset.num_classes} logits, got outputs {tuple(outputs[0].shape)}")
         targets = torch.cat([one.targets for one in data])
@@ -125,7 +125,8 @@ def collapse_report(testbed: Testbed, starts: Tensor, generated: Tensor, prompt:
         generated: (N, P) one network per start, all prompted with the same loss.
         prompt: that loss.
     """
-    losses = testbed.val_loss(generated).cpu()
+    starts, generated = starts.cpu(), generated.cpu()
+    losses = testbed.val_loss(generated)
     real = testbed.real_at(losses.nan_to_num(nan=float("inf")))
     used = slice(0, testbed.task.layout.num_trainable)
     pairs = [(params[:, used], Behaviour.of(testbed.task, params)) for params in (generated, real)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generator.alignment import Alignment, alignment_of
+from generator.alignment import Alignment, alignment_of, measured
 from generator.evaluation.baselines import (
     MatchedAverage,
     MeanDelta,
@@ -148,7 +148,7 @@ def evaluate(
         report("feeding networks back")
     return Evaluation(
         testbed.floor,
-        1 - testbed.task.evaluate(last, "test")["error"].cpu(),
+        1 - measured(testbed.task, last, "test")["error"],
         results,
         recursion(generator, testbed, generated, own_result.alignment, config),
         tuple(novelty),
@@ -193,7 +193,7 @@ def evaluate_sampler(
     used = slice(0, testbed.task.layout.num_trainable)
     became = testbed.real_at(usual[:1].expand(len(starts)))
     alignment = _columns(whole, slice(num_below, None))
-    train_loss = testbed.task.evaluate(grid.flatten(0, 1), "train")["loss"].view(grid.shape[:2]).cpu()
+    train_loss = measured(testbed.task, grid.flatten(0, 1), "train")["loss"].view(grid.shape[:2])
     result = SamplerResult(
         alignment,
         _columns(whole, slice(num_below)),

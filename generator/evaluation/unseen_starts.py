@@ -53,7 +53,7 @@ def alignment_report(
     for mode in config.pairs.modes:
         (alignment,) = unseen_alignments(
             pipe,
-            task_of(zoo),
+            task_of(zoo).to(pipe.device),
             prompts,
             use_start=mode == "start",
             metric=metric,

@@ -86,8 +86,11 @@ class PairBatch:
     index: int
 
     def to(self, device: torch.device | str) -> PairBatch:
-        start, target, has_start = (value.to(device) for value in (self.start, self.target, self.has_start))
-        return replace(self, start=start, target=target, has_start=has_start, prompt=self.prompt.to(device))
+        """The batch on the device that the model is on, without waiting for it."""
+        parts = (self.start, self.target, self.has_start)
+        start, target, has_start = (part.to(device, non_blocking=True) for part in parts)
+        prompt = self.prompt.to(device, non_blocking=True)
+        return replace(self, start=start, target=target, has_start=has_start, prompt=prompt)
 
 
 class PairBatches(Dataset[PairBatch]):

@@ -117,13 +117,14 @@ def calibrations(
 
 def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, mode: str) -> Calibration:
     starts, prompts = validation.starts, validation.prompts(_NUM_CALIBRATION_PROMPTS)
+    task = validation.task.to(pipe.device)
     networks = pipe(
         starts.repeat_interleave(len(prompts), dim=0) if mode == "start" else None,
         {validation.metric: prompts.repeat(len(starts))},
         num_samples=len(starts) * len(prompts),
         layout=validation.seen.layout,
-        task=validation.task,
+        task=task,
         generator=torch.Generator().manual_seed(0),
     ).params
-    achieved = alignment_of(networks, validation.task, prompts, metric=validation.kind).val[validation.kind]
+    achieved = alignment_of(networks, task, prompts, metric=validation.kind).val[validation.kind]
     return Calibration.fit(prompts, achieved, validation.metric)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from generator.alignment import measured
 from generator.evaluation.baselines import distinct, with_valid_buffers
 from generator.evaluation.testbed import METRIC
 from zoo.networks.metrics import LOG_RANGE
@@ -131,7 +132,7 @@ class RankOneExtrapolation:
         direction = self._direction(self.calibration)
         task = self.tuned.task
         losses = [
-            task.evaluate(with_valid_buffers(task.layout, self.calibration + factor * direction), "val")["loss"]
+            measured(task, with_valid_buffers(task.layout, self.calibration + factor * direction), "val")["loss"]
             for factor in self._factors
         ]
         return torch.stack([_mean_log(loss.unsqueeze(1))[0] for loss in losses])
@@ -169,7 +170,7 @@ def tune_adam(
     snapshots = _snapshots(task, starts, learning_rates, steps, batch_size=batch_size)
     table = torch.stack(
         [
-            torch.stack([_mean_log(task.evaluate(one, "val")["loss"].unsqueeze(1))[0] for one in networks])
+            torch.stack([_mean_log(measured(task, one, "val")["loss"].unsqueeze(1))[0] for one in networks])
             for networks in snapshots
         ]
     )  # (S, L)
@@ -185,7 +186,7 @@ def adam_curve(tuned: TunedAdam, starts: Tensor) -> AdamCurve:
     networks = tuned.train(starts, positions)
     seconds = time.perf_counter() - began
     longest = dict(zip(tuned.learning_rates, tuned.steps, strict=True))  # by rate
-    val, test = ([tuned.task.evaluate(networks[i], split) for i in positions] for split in ("val", "test"))
+    val, test = ([measured(tuned.task, networks[i], split) for i in positions] for split in ("val", "test"))
     return AdamCurve(
         tuned.steps,
         tuned.learning_rates,

@@ -24,6 +24,7 @@ from generator.evaluation.testbed import METRIC, Sampler, log_gap
 from generator.evaluation.verdict import Estimate, Verdict
 from generator.trajectories import Trajectories
 from zoo import Zoo
+from zoo.devices import resolve_device
 from zoo.storage.selection import SelectedZoo
 
 FIRST_HALF, SECOND_HALF, WITHOUT_BAND = CONTROLS = ("first_half", "second_half", "without_band")
@@ -102,6 +103,7 @@ def train_controls(
     config: GeneratorConfig,
     *,
     out: Path,
+    device: str | torch.device = "auto",
     trainer_options: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, ParameterPipeline]:
@@ -114,14 +116,15 @@ def train_controls(
         zoo: that the evaluated generator was trained on.
         config: settings of its training.
         out: folder of the controls.
-        trainer_options: see `train_generator`.
+        device, trainer_options: see `train_generator`.
         report: told which control is trained.
     """
     pipelines = {}
     config = replace(config, calibrate_prompts=False)
     for name, part in control_zoos(testbed, zoo).items():
         report(f"training the control {name!r}")
-        pipelines[name] = train_generator([part], config, out=out / name, trainer_options=trainer_options)
+        pipe = train_generator([part], config, out=out / name, device=device, trainer_options=trainer_options)
+        pipelines[name] = pipe.to(resolve_device(device))
     return pipelines
 
 

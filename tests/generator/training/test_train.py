@@ -46,9 +46,8 @@ def train(tasks, config, out, *, checkpoint=None, callbacks=()):
     model, normalizer, contexts = assemble(runs, tasks, config)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
-    trainer = make_trainer(
-        config.optimization, out, list(callbacks), {**QUIET, "enable_checkpointing": bool(callbacks)}
-    )
+    options = {**QUIET, "enable_checkpointing": bool(callbacks)}
+    trainer = make_trainer(config.optimization, out, callbacks, options=options)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     return module, normalizer
 
