@@ -72,7 +72,7 @@ class Trajectories:
             metrics: names of metrics.
             mask_column: column of runs/ whose bits are the task bits.
             num_task_bits: T.
-            max_runs: only the first so many.
+            max_runs: at most this many, the first ones.
             min_snapshots: that a run must have; two for the update of a start.
             memory_budget: bytes; snapshots that fit are held in memory, others are read when they are drawn.
 

@@ -21,7 +21,8 @@ from torch.func import functional_call, vmap
 
 from generator.trajectories import Trajectories
 from zoo.networks.layout import ParamLayout
-from zoo.tasks.backend import output_tensor, seeded_module
+from zoo.networks.randomness import seeded_module
+from zoo.tasks.backend import output_tensor
 from zoo.tasks.looped_module import LoopedModule
 from zoo.tasks.task import Task
 

@@ -37,8 +37,8 @@ class PairConfig:
         prompt_dropout: share of null prompts, which guidance needs.
         metric_dropout: probability with which a metric is left out of a prompt, if there are several.
         start_metric_dropout: share of pairs whose start is given without its metrics.
-        permute_units: permute the interchangeable units of start and target alike, at random. Chunk tokens need it;
-            neuron tokens are equivariant and do not.
+        permute_units: permute the interchangeable units of start and target in the same way, at random. Chunk tokens
+            need it; neuron tokens are equivariant and do not.
     """
 
     batch_size: int = 64
