@@ -159,3 +159,30 @@ def test_a_trained_pipeline_can_be_saved(tasks, tmp_path):
     loaded = ParameterPipeline.from_pretrained(tmp_path / "pipe")
     ours, theirs = (p(prompt={"loss": 0.5}, generator=torch.Generator().manual_seed(0)) for p in (pipe, loaded))
     torch.testing.assert_close(ours.params, theirs.params)
+
+
+def test_the_trainer_takes_a_logger_and_callbacks_of_the_user(tasks, tmp_path):
+    config = make_config(num_steps=2, num_epochs=1)
+    mine = lightning.pytorch.callbacks.LambdaCallback()
+    logger = lightning.pytorch.loggers.CSVLogger(tmp_path / "mine")
+    options = {"enable_progress_bar": False, "logger": logger, "callbacks": mine}
+    trainer = make_trainer(
+        config.optimization, tmp_path, [keep_last_checkpoint(tmp_path)], device="cpu", options=options
+    )
+    assert trainer.logger is logger
+    assert mine in trainer.callbacks
+    assert trainer.strategy.root_device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "message"),
+    [
+        ("auto", {"max_epochs": 3}, r"\['max_epochs'\] are none of lightning.Trainer's, or follow from the config"),
+        ("auto", {"acelerator": "cpu"}, r"\['acelerator'\] are none"),
+        ("cpu", {"accelerator": "cuda"}, "device='cpu' and accelerator='cuda' of trainer_options differ"),
+        ("cuda:99", {}, "there is no device 'cuda:99'"),
+    ],
+)
+def test_options_of_the_trainer_that_do_not_fit_are_refused(tmp_path, device, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(OptimizationConfig(), tmp_path, [], device=device, options=options)
