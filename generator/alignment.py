@@ -60,6 +60,11 @@ class Alignment:
         """Mean test accuracy at the lowest prompt."""
         return 1 - self.test["error"][:, 0].mean().item()
 
+    def at(self, chosen: slice) -> Alignment:
+        """The alignment at some of the prompts."""
+        val, test = ({name: values[:, chosen] for name, values in split.items()} for split in (self.val, self.test))
+        return Alignment(self.prompts[chosen], val, test, self.metric)
+
 
 def prompt_grid(trajectories: Trajectories, metric: str = "val_loss", *, num_prompts: int = 16) -> Tensor:
     """Prompts (K,) from the median over runs of the best value a run reaches, to what initial networks have.

@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     from zoo import Zoo
     from zoo.devices import resolve_device
 
-    from .studies.generator.controls import control_reports, train_controls
+    from .studies.generator.controls import control_reports
     from .studies.generator.plots import save_plots
     from .studies.generator.report import print_report, print_verdicts, save_report, summary, task_table
     from .studies.generator.ridge import task_rivals
@@ -71,18 +71,19 @@ def main(config: DictConfig) -> None:
     save_plots(result, out)
     if config.train_controls:
         settings = OmegaConf.load(config.training_config or trained / "config.yaml")
-        controls = train_controls(
+        halves, band = control_reports(
             testbed,
             zoo,
+            generator,
             instantiate(settings.generator, _convert_="all"),
             out=out / "controls",
             device=config.device,
             trainer_options=OmegaConf.to_container(settings.trainer, resolve=True),
+            seed=sizes.seed,
             report=console.print,
         )
-        reports = control_reports(testbed, zoo, controls, generator, seed=sizes.seed)
-        print_verdicts({"novelty C": reports.halves.verdict, "novelty E": reports.band.verdict}, text)
-        save_report(reports, out / "controls.json")
+        print_verdicts({"novelty C": halves.verdict, "novelty E": band.verdict}, text)
+        save_report({"halves": halves, "band": band}, out / "controls.json")
     text.save_text(str(out / "report.txt"))
     save_run(out, config, summary(result.evaluation))
     console.print(f"report and pictures in {out}", soft_wrap=True)

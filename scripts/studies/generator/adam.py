@@ -135,7 +135,7 @@ class RankOneExtrapolation:
             measured(task, with_valid_buffers(task.layout, self.calibration + factor * direction), "val")["loss"]
             for factor in self._factors
         ]
-        return torch.stack([_mean_log(loss.unsqueeze(1))[0] for loss in losses])
+        return torch.stack([_mean_log(loss) for loss in losses])
 
     def _direction(self, starts: Tensor) -> Tensor:
         """Main direction (N, P) of the paths, as long as what the paths cover along it."""
@@ -168,12 +168,8 @@ def tune_adam(
     """
     steps = (0, *sorted({round(step) for step in np.geomspace(1, max_steps, num_counts)}))
     snapshots = _snapshots(task, starts, learning_rates, steps, batch_size=batch_size)
-    table = torch.stack(
-        [
-            torch.stack([_mean_log(measured(task, one, "val")["loss"].unsqueeze(1))[0] for one in networks])
-            for networks in snapshots
-        ]
-    )  # (S, L)
+    losses = [measured(task, networks.flatten(0, 1), "val")["loss"].view(networks.shape[:2]) for networks in snapshots]
+    table = _mean_log(torch.stack(losses).movedim(2, 0))  # (S, L)
     best = table.min(1)
     rates = [learning_rates[i] for i in best.indices.tolist()]
     return TunedAdam(task, steps, tuple(rates), tuple(best.values.tolist()), batch_size)
@@ -216,7 +212,7 @@ def _snapshots(
 
 
 def _mean_log(losses: Tensor) -> Tensor:
-    """Mean over networks of the log losses: (N, S) -> (S,)."""
+    """Mean over networks of the log losses: (N, ...) -> (...)."""
     return losses.nan_to_num(nan=torch.inf).log().clamp(*LOG_RANGE).mean(0)
 
 
