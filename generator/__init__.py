@@ -1,4 +1,12 @@
-"""Generate networks: from a zoo to new parameters, or to the update of a start that reaches a prompted loss."""
+"""Generate networks: from a zoo to new parameters, or to the update of a start that reaches a prompted loss.
+
+    training   zoo -> trajectories -> training.pairs -> training.losses -> training.module
+    the model  parameters -> tokens -> model.transformer -> parameters, for the layout and task of a model.context
+    sampling   prompts.prompt and a start (networks) -> pipeline -> sampler -> model -> GeneratedParams
+    judging    any sampler -> evaluation, on runs that training never saw (evaluation.testbed)
+
+`training.train.train_generator` and `pipeline.ParameterPipeline` are where to begin to read.
+"""
 
 from typing import TYPE_CHECKING
 

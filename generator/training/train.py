@@ -65,25 +65,27 @@ def train_generator(
     zoos = [zoos] if isinstance(zoos, Zoo) else list(zoos)
     if not zoos:
         raise ValueError("zoos must hold at least one zoo, got none")
+    # What is trained on, and what the model is selected on.
     place = resolve_device(device)
     splits = holding_out(zoos, config.num_held_out) if config.num_held_out else None
     zoos = [with_splits(zoo, splits) for zoo in zoos]
     tasks = tasks_of(zoos, tasks, config)
     config, runs = training_runs(zoos, tasks, config, place)
     validation = validation_starts(zoos, runs, tasks, config)
+
+    # The training, or what is left of it.
     model, normalizer, contexts = assemble(runs, tasks, config)
     checkpoint = begin_or_resume(Path(out), zoos, tasks, config, model)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
-    callbacks: list[Callback] = [keep_last_checkpoint(out)]
-    selection = None
-    if validation:
-        selection = AlignmentSelection(validation, config.objective.prediction, config.pairs.modes)
-        callbacks.insert(0, selection)
+    selection = AlignmentSelection(validation, config.objective.prediction, config.pairs.modes)
+    callbacks = [selection, keep_last_checkpoint(out)] if validation else [keep_last_checkpoint(out)]
     trainer = make_trainer(config.optimization, out, callbacks, device=device, options=trainer_options or {})
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+
+    # The pipeline of the best weights.
     best = module.averaged
-    if selection is not None and selection.best_weights is not None:
+    if selection.best_weights is not None:
         best.load_state_dict(selection.best_weights)
     pipe = ParameterPipeline(
         best.eval(),
