@@ -9,21 +9,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from generator.model.context import NetworkContext
 from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.training.config import OptimizationConfig
 from generator.training.losses import training_losses
-from generator.training.pairs import PairBatch, PairBatches, PairConfig, batch_rng
+from generator.training.pairs import PairBatch, PairConfig, batch_rng, numbered_batch
 from generator.trajectories import Trajectories
 from zoo.training.schedules import Schedule
 
@@ -117,8 +118,9 @@ class PairDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         epoch, num_processes = (self.trainer.current_epoch, self.trainer.world_size) if self.trainer else (0, 1)
         count = self.optimization.steps_per_epoch * num_processes
-        batches = PairBatches(self.runs, self.pairs, seed=self.optimization.seed, first=epoch * count, count=count)
-        return DataLoader(batches, batch_size=None, shuffle=False)
+        draw = partial(numbered_batch, self.runs, self.pairs, self.optimization.seed)
+        numbers = cast("Dataset[int]", range(epoch * count, (epoch + 1) * count))
+        return DataLoader(numbers, batch_size=None, shuffle=False, collate_fn=draw)
 
 
 def split_params(model: nn.Module, *, use_muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from generator.prompts.prompt import Prompt, readable
 from generator.trajectories import Trajectories
@@ -93,23 +92,10 @@ class PairBatch:
         return replace(self, start=start, target=target, has_start=has_start, prompt=prompt)
 
 
-class PairBatches(Dataset[PairBatch]):
-    """Batches number `first` to `first + count` of one or several zoos in turn; an item is a whole batch."""
-
-    def __init__(self, runs: Sequence[Trajectories], config: PairConfig, *, seed: int, first: int, count: int) -> None:
-        self.runs = runs
-        self.config = config
-        self.seed = seed
-        self.first = first
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, item: int) -> PairBatch:
-        index = self.first + item
-        zoo = index % len(self.runs)
-        return draw_pairs(self.runs[zoo], self.config, batch_rng(self.seed, index), zoo=zoo, index=index)
+def numbered_batch(runs: Sequence[Trajectories], config: PairConfig, seed: int, index: int) -> PairBatch:
+    """Batch `index` of a training on one or several zoos, which take turns."""
+    zoo = index % len(runs)
+    return draw_pairs(runs[zoo], config, batch_rng(seed, index), zoo=zoo, index=index)
 
 
 def batch_rng(seed: int, index: int, stream: int = 0) -> torch.Generator:

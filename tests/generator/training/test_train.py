@@ -10,7 +10,7 @@ from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.module import GeneratorModule, PairDataModule, split_params
-from generator.training.pairs import PairBatches, PairConfig, batch_rng, draw_pairs
+from generator.training.pairs import PairConfig, batch_rng, draw_pairs, numbered_batch
 from generator.training.train import assemble, keep_last_checkpoint, make_trainer
 from generator.trajectories import Trajectories
 from zoo.tasks.registry import get_task
@@ -85,11 +85,10 @@ def test_without_a_start_every_snapshot_is_a_target(tasks):
 def test_batches_follow_from_seed_and_index_alone(tasks):
     runs = [make_runs(task) for task in tasks]
     config = PairConfig(batch_size=4)
-    whole = PairBatches(runs, config, seed=3, first=0, count=6)
-    tail = PairBatches(runs, config, seed=3, first=4, count=2)
-    assert torch.equal(whole[5].target, tail[1].target)
-    assert not torch.equal(whole[5].target, PairBatches(runs, config, seed=4, first=5, count=1)[0].target)
-    assert [whole[i].zoo for i in range(4)] == [0, 1, 0, 1]
+    again = [numbered_batch(runs, config, 3, index) for index in range(6)]
+    assert torch.equal(again[5].target, numbered_batch(runs, config, 3, 5).target)
+    assert not torch.equal(again[5].target, numbered_batch(runs, config, 4, 5).target)
+    assert [batch.zoo for batch in again[:4]] == [0, 1, 0, 1]
 
 
 def test_muon_gets_the_matrices_of_the_blocks():
