@@ -23,7 +23,8 @@ from generator.model.transformer import model_widths
 from generator.prompts.prompt import Prompt
 from generator.sampler import make_scheduler, sample_params
 from generator.training.losses import training_losses
-from generator.trajectories import PairConfig, Trajectories, batch_rng
+from generator.training.pairs import PairConfig, batch_rng, draw_pairs
+from generator.trajectories import Trajectories
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
 
@@ -63,7 +64,7 @@ def main() -> None:
     precision = torch.autocast(device.type, torch.bfloat16)
 
     def train() -> None:
-        batch = runs.pairs(PairConfig(batch_size=1), batch_rng(0, 0)).to(device)
+        batch = draw_pairs(runs, PairConfig(batch_size=1), batch_rng(0, 0)).to(device)
         loss = training_losses(model, context, batch, objective, rng=batch_rng(0, 0), precision=precision)["total"]
         optimizer.zero_grad()
         loss.backward()

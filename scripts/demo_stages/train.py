@@ -21,7 +21,13 @@ def run(config: DictConfig) -> StageResult:
     trainer_options = OmegaConf.to_container(config.generator.trainer, resolve=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # hints on workers and checkpoints
-        pipe = train_generator([open_zoo(config)], settings, out=config.generator.out, trainer_options=trainer_options)
+        pipe = train_generator(
+            [open_zoo(config)],
+            settings,
+            out=config.generator.out,
+            device=config.generator.device,
+            trainer_options=trainer_options,
+        )
     num_params = sum(value.numel() for value in pipe.model.parameters())
     return StageResult({"num_steps": settings.optimization.num_steps, "num_params": num_params})
 
