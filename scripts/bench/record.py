@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from zoo.storage.durable import write_file
+
 from ..machine import card_versions, commit, hardware, versions
 from ..rows import Figure, Row, tables
 
@@ -100,9 +102,8 @@ def record(
 def put(topic: str, rows: Iterable[Mapping], folder: Path = RESULTS) -> Path:
     """Path of `<folder>/<topic>.jsonl`, after rows that have been recorded were put there, as `record` does."""
     kept = {_identity(row): row for row in (*read_rows(topic, folder), *rows)}
-    folder.mkdir(exist_ok=True, parents=True)
     path = folder / f"{topic}.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept.values()))
+    write_file(path, [f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in kept.values()])
     return path
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
+import torch
 from diffusers.utils.logging import disable_progress_bar
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from generator import ParameterPipeline, train_generator
+from zoo.devices import resolve_device
 
 from .build import open_zoo
 from .stage import StageResult
@@ -18,7 +21,7 @@ from .stage import StageResult
 def run(config: DictConfig) -> StageResult:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     settings = instantiate(config.generator.generator, _convert_="all")
-    trainer_options = OmegaConf.to_container(config.generator.trainer, resolve=True)
+    trainer_options = {**config.generator.trainer, **trainer_device(resolve_device(config.device))}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # hints on workers and checkpoints
         pipe = train_generator([open_zoo(config)], settings, out=config.generator.out, trainer_options=trainer_options)
@@ -26,6 +29,13 @@ def run(config: DictConfig) -> StageResult:
     return StageResult({"num_steps": settings.optimization.num_steps, "num_params": num_params})
 
 
+def trainer_device(device: torch.device) -> dict[str, Any]:
+    """Options of lightning.Trainer for that device."""
+    accelerator = "gpu" if device.type == "cuda" else device.type
+    return {"accelerator": accelerator, "devices": [device.index] if device.type == "cuda" else 1}
+
+
 def open_pipeline(config: DictConfig) -> ParameterPipeline:
+    """The generator, on the demo's device."""
     disable_progress_bar()  # of loading three small files
-    return ParameterPipeline.from_pretrained(str(config.generator.out))
+    return ParameterPipeline.from_pretrained(str(config.generator.out)).to(resolve_device(config.device))
