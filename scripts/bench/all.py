@@ -47,31 +47,17 @@ from .render import page
 START_SECONDS: Final = 5  # for a process to begin
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("torch", "numpy", "diffusers", "lightning")
-TINY_DEMO: Final = (
-    "zoo.num_runs=80",
-    "zoo.num_steps=40",
-    "zoo.num_snapshots=4",
-    "zoo.block_size=40",
-    "zoo.architecture.hidden=[4]",
-    "zoo.plain_loop_seconds=0.01",
-    "generator.generator.model.width=16",
-    "generator.generator.model.num_heads=2",
-    "generator.generator.model.num_blocks=1",
-    "generator.generator.optimization.num_steps=6",
-    "generator.generator.optimization.num_epochs=3",
-    "generator.generator.num_validation_starts=2",
-    "prompting.num_starts=3",
-    "prompting.num_prompts=3",
-    "prompting.num_novelty_starts=3",
-    "prompting.num_inference_steps=2",
-    "optimizer.task.name=digits",
-    "optimizer.task.hidden=[8]",
-    "optimizer.num_steps=6",
-    "optimizer.num_seeds=2",
-    "optimizer.learning_rates=[1e-3,1e-2]",
-    "join.num_networks=3",
-    "join.num_steps=6",
-)
+TINY_DEMO: Final = """
+    zoo.num_runs=80 zoo.num_steps=40 zoo.num_snapshots=4 zoo.block_size=40 zoo.architecture.hidden=[4]
+    zoo.plain_loop_seconds=0.01
+    generator.generator.model.width=16 generator.generator.model.num_heads=2 generator.generator.model.num_blocks=1
+    generator.generator.optimization.num_steps=6 generator.generator.optimization.num_epochs=3
+    generator.generator.num_validation_starts=2
+    prompting.num_starts=3 prompting.num_prompts=3 prompting.num_novelty_starts=3 prompting.num_inference_steps=2
+    optimizer.task.name=digits optimizer.task.hidden=[8] optimizer.num_steps=6 optimizer.num_seeds=2
+    optimizer.learning_rates=[1e-3,1e-2]
+    join.num_networks=3 join.num_steps=6
+"""
 
 
 def gpu_tests(device: torch.device, size: str, budget: float) -> Iterator[Row]:
@@ -97,7 +83,7 @@ def demo(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     from ..demo_report.summary import LINES
 
     folder = Path.cwd() / "demo"
-    overrides = TINY_DEMO if size == "tiny" else ()
+    overrides = TINY_DEMO.split() if size == "tiny" else ()
     command = [sys.executable, "-m", "scripts.demo", f"out='{folder}'", f"device='{device}'", *overrides]
     subprocess.run(command, cwd=ROOT, check=True)
     for name, numbers in json.loads((folder / "summary.json").read_text())["stages"].items():

@@ -5,7 +5,7 @@ import pytest
 from scripts import cli, demo
 from scripts.bench.all import TINY_DEMO
 
-TINY = ["device=cpu", *TINY_DEMO]
+TINY = ["device=cpu", *TINY_DEMO.split()]
 
 
 def compose(folder, *overrides):
