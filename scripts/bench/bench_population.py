@@ -164,7 +164,7 @@ def whole_zoo(num_networks: int, num_repeats: int) -> Iterator[Row]:
 def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     """Populations that grow until the device is full, then compiled ones of that size and of smaller sizes."""
     if size == "full":
-        networks, sizes, num_repeats = {**MLPS, **CNN, **TRANSFORMER}, [4**k for k in range(4, 12)], 5
+        networks, sizes, num_repeats = {**MLPS, **CNN, **TRANSFORMER}, [4**k for k in range(4, 10)], 5
     else:
         networks, sizes, num_repeats = {"digits 64-16-10": MLPS["digits 64-16-10"]}, [16, 64], 2
     tasks = {name: get_task(**config).to(device) for name, config in networks.items()}

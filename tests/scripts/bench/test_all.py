@@ -1,10 +1,15 @@
 """The benchmark of everything: a stage stops no other, and rows are there whatever comes after."""
 
+import math
+from contextlib import nullcontext
+from pkgutil import resolve_name
+
 import pytest
 import torch
 
 from scripts.bench import all as bench
 from scripts.bench.record import read_rows
+from tests.pretended_device import pretended_device
 
 
 def ends_in(folder):
@@ -38,6 +43,16 @@ def test_a_stage_that_does_not_finish_is_ended(tmp_path):
 def test_wrong_usage_gets_one_line(argument, said, capsys):
     assert bench.main([argument]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["populations", "optimizers", "meta", "sampling", "training", "language"])
+def test_no_stage_has_the_cpu_written_into_it(name, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_: nullcontext())  # PyTorch has none for this device
+    with pretended_device() as device:
+        stage = resolve_name(f"{bench.__package__}.{bench.STAGES[name].measure}")
+        rows = list(stage(device, "tiny", budget=2.0))
+    assert rows
+    assert all(math.isfinite(figure) for row in rows for figure in row.figures.values())
 
 
 @pytest.mark.slow
