@@ -157,6 +157,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     out = Path(options.out).absolute()
+    (out / "logs").mkdir(parents=True, exist_ok=True)
     if options.seconds:
         measure(options, out)
         return 0
@@ -170,7 +171,6 @@ def main(arguments: Sequence[str]) -> int:
 def run_stages(options: Options, out: Path) -> Iterator[Row]:
     """Run the stages one after the other, and tell of each how it ended."""
     names = [name for name in STAGES if name in options.stages.split(",")]
-    (out / "logs").mkdir(parents=True, exist_ok=True)
     deadline = time.perf_counter() + 60 * options.minutes
     for i, name in enumerate(names):
         share = STAGES[name].weight / sum(STAGES[other].weight for other in names[i:])

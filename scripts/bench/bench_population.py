@@ -32,6 +32,7 @@ from .record import arguments, publish
 
 BATCH_SIZE = 64
 MAX_CALLS = 1000  # of a rival
+NUM_INITIAL = 256  # different initial networks
 MLPS = {"digits 64-16-10": {"name": "digits", "hidden": [16]}, "mnist5k 784-10-10": {"name": "mnist5k", "hidden": [10]}}
 CNN = {"digits CNN 16-32-32": {"name": "digits", "architecture": "cnn"}}
 TRANSFORMER = {
@@ -233,6 +234,7 @@ def population(
 ) -> Callable[[], Rate]:
     """Model-steps/s of N networks trained at once; each call trains them `num_steps` steps further."""
     steps = range(num_steps, (MAX_CALLS + 1) * num_steps, num_steps)
+    few = task.init_runs(range(min(num_networks, NUM_INITIAL)))  # to initialise many takes longer than to train them
     snapshots = train_population(
         task,
         optimizer or Adam(),
@@ -240,6 +242,7 @@ def population(
         num_steps=steps[-1],
         batch_size=BATCH_SIZE,
         snapshot_steps=steps,
+        init_params=few.repeat(-(-num_networks // len(few)), 1)[:num_networks],
         **options,
     )
     return lambda: timed(lambda: next(snapshots), num_networks * num_steps, task.device)
