@@ -23,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from zoo.devices import is_out_of_memory
+
 from . import defaults  # noqa: F401 (Hydra finds the defaults of dataclasses through it)
 
 console = Console()
@@ -102,8 +104,9 @@ def _report_errors(action: Callable[[], int | None]) -> int:
             raise  # Lightning, on the other hand, turns an interrupt into an exit
         print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
-    except _USER_ERRORS as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except Exception as error:
+        is_expected = isinstance(error, _USER_ERRORS) or is_out_of_memory(error)
+        if not is_expected or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -114,6 +117,8 @@ def _one_line(error: BaseException) -> str:
         return _one_line(error.__cause__)  # what the class said, not that it was called
     if isinstance(error, ModuleNotFoundError):
         return f"{error}; pip install 'weightfoundry[all]' brings what the commands need"
+    if is_out_of_memory(error) and not isinstance(error, MemoryError):  # the allocator's text is a page
+        return f"{str(error).partition('. ')[0]}; lower what is computed at once (batch_size, block_size, num_samples)"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if not isinstance(error, HydraException | OmegaConfBaseException):

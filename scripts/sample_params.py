@@ -24,9 +24,10 @@ def main(config: DictConfig) -> None:
 
     from generator import ParameterPipeline
     from generator.training.tasks import task_of
+    from zoo.devices import resolve_device
     from zoo.storage.zoo import Zoo
 
-    pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(config.device)
+    pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(resolve_device(config.device))
     start = None if config.start is None else load_file(str(config.start))
     prompt = {str(name): float(value) for name, value in config.prompt.items() if value is not None}
     generated = pipe(

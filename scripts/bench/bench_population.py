@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 from zoo import Task, get_task, train_population
+from zoo.devices import is_out_of_memory
 from zoo.networks.initialization import run_seed
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer, Sgd
@@ -198,8 +199,10 @@ def population_rates(
     try:
         ours = population(task, num_networks, num_steps=min(50, max(num_steps, 4)), **options)
         return measure({"": ours}, num_repeats)[0][""]
-    except torch.OutOfMemoryError:
-        return None
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return None
+        raise
 
 
 def device_row(setting: dict[str, str | int], rates: list[Rate], plain: list[Rate], device: torch.device) -> Row:

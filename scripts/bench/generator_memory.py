@@ -22,7 +22,8 @@ from generator.model.transformer import model_widths
 from generator.prompts.prompt import Prompt
 from generator.sampler import make_scheduler, sample_params
 from generator.training.losses import training_losses
-from generator.trajectories import PairConfig, Trajectories, batch_rng
+from generator.training.pairs import PairConfig, batch_rng, draw_pairs
+from generator.trajectories import Trajectories
 from zoo.devices import resolve_device
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
@@ -46,27 +47,26 @@ def main() -> None:
     options = parser.parse_args()
     device = resolve_device(options.device)
     work = Work(options.width, options.chunk_width, device, num_windows=options.windows)
-    steps = {"training": work.train, "sampling": lambda: work.sample(1)}
+    steps = {"training": Work.train, "sampling": lambda work: work.sample(1)}
     rows = (row(work, name, action, options.num_steps) for name, action in steps.items())
     publish("generator", rows, options, packages=PACKAGES, device=device)
 
 
 def sampling_stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     """Twenty denoising steps of a whole network."""
-    for work in sizes(device, size):
-        yield row(work, "sampling, 20 steps", lambda work=work: work.sample(20), 1)
+    for shape in shapes(size):
+        yield row(Work(*shape, device), "sampling, 20 steps", lambda work: work.sample(20), 1)
 
 
 def training_stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     """Training steps on sampled windows."""
-    for work in sizes(device, size):
-        yield row(work, "training", work.train, 10 if size == "full" else 2)
+    for shape in shapes(size):
+        yield row(Work(*shape, device), "training", Work.train, 10 if size == "full" else 2)
 
 
-def sizes(device: torch.device, size: str) -> Iterator[Work]:
-    """The networks of a stage, one at a time in memory."""
-    for chunk_width in (16_384, 8192) if size == "full" else (1024,):
-        yield Work(LARGE if size == "full" else 64, chunk_width, device)
+def shapes(size: str) -> list[tuple[int, int]]:
+    """Widths of network and chunks in a stage."""
+    return [(LARGE, 16_384), (LARGE, 8192)] if size == "full" else [(64, 1024)]
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Work:
         objective = ObjectiveConfig(
             energy_score=False, function_weight=0.0, function_energy_weight=0.0, windows_per_step=self.num_windows
         )
-        rng, batch = batch_rng(0, 0), self.runs.pairs(PairConfig(batch_size=1), batch_rng(0, 0)).to(self.device)
+        rng, batch = batch_rng(0, 0), draw_pairs(self.runs, PairConfig(batch_size=1), batch_rng(0, 0)).to(self.device)
         losses = training_losses(self.model, self.context, batch, objective, rng=rng, precision=self.precision)
         self.optimizer.zero_grad()
         losses["total"].backward()
@@ -120,9 +120,9 @@ class Work:
             sample_params(self.model, self.context, make_scheduler("sample"), prompt, num_inference_steps=num_steps)
 
 
-def row(work: Work, step: str, action: Callable[[], None], num_steps: int) -> Row:
+def row(work: Work, step: str, action: Callable[[Work], None], num_steps: int) -> Row:
     """Median time of `action`, and the peak memory since the work was prepared."""
-    times = seconds(action, work.device, num_steps)
+    times = seconds(lambda: action(work), work.device, num_steps)
     return Row(
         question=__doc__.splitlines()[0],
         setting={

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
 
-import torch
 from diffusers.utils.logging import disable_progress_bar
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from generator import ParameterPipeline, train_generator
 from zoo.devices import resolve_device
@@ -21,18 +19,18 @@ from .stage import StageResult
 def run(config: DictConfig) -> StageResult:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     settings = instantiate(config.generator.generator, _convert_="all")
-    trainer_options = {**config.generator.trainer, **trainer_device(resolve_device(config.device))}
+    trainer_options = OmegaConf.to_container(config.generator.trainer, resolve=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # hints on workers and checkpoints
-        pipe = train_generator([open_zoo(config)], settings, out=config.generator.out, trainer_options=trainer_options)
+        pipe = train_generator(
+            [open_zoo(config)],
+            settings,
+            out=config.generator.out,
+            device=config.generator.device,
+            trainer_options=trainer_options,
+        )
     num_params = sum(value.numel() for value in pipe.model.parameters())
     return StageResult({"num_steps": settings.optimization.num_steps, "num_params": num_params})
-
-
-def trainer_device(device: torch.device) -> dict[str, Any]:
-    """Options of lightning.Trainer for that device."""
-    accelerator = "gpu" if device.type == "cuda" else device.type
-    return {"accelerator": accelerator, "devices": [device.index] if device.type == "cuda" else 1}
 
 
 def open_pipeline(config: DictConfig) -> ParameterPipeline:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import scripts.__main__
 from scripts import cli
@@ -90,6 +91,17 @@ def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
     code, _, stderr = start("build_zoo", f"out={tmp_path}/zoo", "device=foo", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
     assert stderr.startswith("error: there is no device 'foo' on this machine; choose one of ['cpu'")
+
+
+def test_memory_that_runs_out_gives_one_line(tmp_path, monkeypatch, capsys):
+    def main(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has\nmany pages. to say")
+
+    monkeypatch.setattr(importlib.import_module("scripts.build_zoo"), "main", main)
+    code, _, stderr = start("build_zoo", f"out={tmp_path}/zoo", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert stderr.startswith("error: CUDA out of memory; lower ")
+    assert stderr.count("\n") == 1
 
 
 def test_a_value_that_a_class_refuses_is_reported_in_its_words(tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ import torch
 
 from zoo.building.executors import Executor, InProcess
 from zoo.building.plan import BuildPlan, BuildSettings
+from zoo.devices import is_out_of_memory
 from zoo.storage.locks import LockLostError
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
@@ -77,6 +78,7 @@ def build_zoo(
         FileExistsError: if the path holds something that is no zoo.
         SettingsMismatchError: if it holds a zoo with other settings.
         ZooWriteError: if it cannot be written; what was committed stays.
+        MemoryError: if a block does not fit the device; the message says what to lower.
     """
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
@@ -158,7 +160,15 @@ class BlockBuilder:
             return None
         with lock:
             runs = writer.block_runs(block)
-            params, metrics, alive = self._train(runs)
+            try:
+                params, metrics, alive = self._train(runs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise MemoryError(
+                    f"memory ran out on {self.plan.task.device} while a block of {len(runs):,} runs was trained; lower "
+                    f"block_size (now {writer.spec.block_size:,}) or batch_size (now {self.plan.batch_size:,})"
+                ) from error
             try:
                 writer.write_block(
                     block,

@@ -44,6 +44,6 @@ def _batches(run_seeds: Sequence[int], num_examples: int, batch_size: int, devic
     rngs = [torch.Generator().manual_seed(derive_seed(seed, "data order")) for seed in run_seeds]
     while True:
         orders = [torch.randperm(num_examples, generator=rng, dtype=torch.int32) for rng in rngs]
-        epoch = torch.stack(orders).to(device)  # (N, n)
+        epoch = torch.stack(orders).to(device, non_blocking=True)  # (N, n)
         for start in range(0, num_examples - batch_size + 1, batch_size):
             yield epoch[:, start : start + batch_size].long()

@@ -380,3 +380,15 @@ def test_runs_added_to_a_zoo_are_those_that_a_larger_one_has(tmp_path, task):
     whole = build_zoo(tmp_path / "whole", task, **(settings | {"num_runs": 10}))
     assert np.array_equal(zoo.runs["seed"], whole.runs["seed"])
     np.testing.assert_allclose(zoo.params[:], whole.params[:], rtol=1e-3, atol=1e-4)
+
+
+class Greedy(Adam):
+    def init_state(self, layout, params):
+        return {"history": torch.empty(len(params), 2**50)}
+
+
+def test_a_block_that_does_not_fit_says_what_to_lower(tmp_path, task):
+    settings = SETTINGS | {"optimizer": Greedy(), "optimizer_config": {"name": "greedy"}, "init_scale": 1.0}
+    message = r"^memory ran out on cpu while a block of 4 runs was trained; lower block_size \(now 4\) or batch_size"
+    with pytest.raises(MemoryError, match=message):
+        build_zoo(tmp_path / "zoo", task, **settings)

@@ -1,41 +1,73 @@
-"""A population does what the plain module does in a plain loop, or is refused: found out by trying, on two networks.
+"""A module is tried before it is used: can it be run, what runs it fastest, and would its runs repeat?
 
-What runs a population is chosen by comparing one training step under `torch.func` with that of the module itself.
-Whether a module can be a population at all depends on what it does beside its parameters and persistent buffers, which
-are all that a zoo keeps of it: it must draw no random numbers, and a reloaded network must train as before.
+A population does what the plain module does in a plain loop, or is refused: found out by trying, on two networks. What
+runs a population is chosen by comparing one training step under `torch.func` with that of the module itself. Whether a
+module can be a population at all depends on what it does beside its parameters and persistent buffers, which are all
+that a zoo keeps of it: it must draw no random numbers, and a reloaded network must train as before.
 
 The architectures of this package are not tried: the tests hold them to their modules.
 
-Legend: N = 2 networks, P numbers of one network, B examples.
+Legend: N = 2 networks, P numbers of one network, B examples, K outputs.
 """
 
 from __future__ import annotations
 
-import random
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.networks.layout import ParamLayout
-from zoo.tasks.backend import Backend, first_line, output_tensor, seeded_module
+from zoo.networks.randomness import draws_random_numbers, preserved_randomness, seeded_module
+from zoo.tasks.backend import Backend, Networks, first_line, output_tensor
 from zoo.tasks.batched_mlp import BatchedMLP
+from zoo.tasks.checks import described
 from zoo.tasks.looped_module import LoopedModule
-from zoo.tasks.objectives import Objective
 from zoo.tasks.vmapped_module import VmappedModule
 
-NUM_TRIED: Final = 8  # examples, at most
+_NUM_TRIED: Final = 8  # examples, at most
 _NUM_STEPS: Final = 4
 _OWN_ARCHITECTURES: Final = (MLP, CNN, ByteTransformer)
 # Of a tensor's norm, and of the norm of all gradients: float32 through the BatchNorm of a few examples loses digits,
 # and biases before it have no gradient but rounding. What is wrong is wrong by far more.
 _RELATIVE_TOLERANCE: Final = 1e-2
 _ABSOLUTE_TOLERANCE: Final = 1e-4
+# What torch.func says, each time and in many lines, of an operator that it runs for one network after another.
+_SLOW_OPERATOR: Final = re.compile(r"There is a performance drop because we .* the batching rule for (\S+?)\. ")
+
+
+class Trial(NamedTuple):
+    """What trying a module has shown.
+
+    Attributes:
+        backend: the fastest that gives what the module gives.
+        slow: why that is slow, in words; None if it is not.
+        flaw: why runs would not follow from their seeds and parameters, in words; None if they do.
+    """
+
+    backend: Backend
+    slow: str | None = None
+    flaw: str | None = None
+
+
+def checked_module(build: Callable[[], nn.Module]) -> nn.Module:
+    """The module that `build` makes under seed 0; ValueError unless it is a new one, all of which can be trained."""
+    module = seeded_module(build, 0)
+    if seeded_module(build, 0) is module:
+        raise ValueError("build must make a new module each time it is called, got the same one twice")
+    lazy = [name for name, param in module.named_parameters() if is_lazy(param)]
+    if lazy:
+        raise ValueError(f"{lazy} have no size before they have seen data; run the module on an example in build")
+    frozen = [name for name, param in module.named_parameters() if not param.requires_grad]
+    if frozen:
+        raise ValueError(f"a task trains all parameters; {frozen} do not require gradients: make them buffers")
+    return module
 
 
 def examples_to_try(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -44,69 +76,89 @@ def examples_to_try(module: nn.Module, inputs: Tensor) -> Tensor:
     has_padding = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
     if symbols and not inputs.is_floating_point():
         has_padding = torch.isin(inputs, torch.tensor(sorted(symbols), device=inputs.device)).flatten(1).any(1)
-    return has_padding.logical_not().to(torch.uint8).argsort(stable=True)[:NUM_TRIED]
+    return has_padding.logical_not().to(torch.uint8).argsort(stable=True)[:_NUM_TRIED]
 
 
-def choose_backend(
-    build: Callable[[], nn.Module],
-    layout: ParamLayout,
-    objective: Objective,
-    *,
-    batches: Sequence[tuple[Tensor, Tensor]],
-    input_ndim: int,
-    target_ndim: int,
-) -> tuple[Backend, str | None]:
-    """The fastest way to run populations of a module that gives what the module gives, and why if that is slow.
+@torch.no_grad()
+def trial_outputs(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Outputs (B, ..., K) in evaluation mode on inputs (B, ...).
+
+    Raises:
+        ValueError: if there are none, or those for an example depend on the other examples: evaluation goes by parts.
+    """
+    try:
+        outputs = output_tensor(module.eval()(inputs))
+    except Exception as error:  # modules may run into anything
+        raise ValueError(f"the module cannot be run on inputs {described(inputs)}: {first_line(error)}") from error
+    if outputs.ndim < 2 or len(outputs) != len(inputs):
+        raise ValueError(
+            f"expected outputs ({len(inputs)}, ..., K) for {len(inputs)} examples, got {tuple(outputs.shape)}"
+        )
+    try:
+        alone = output_tensor(module(inputs[-1:]))
+        depends = alone.shape != outputs[-1:].shape or not torch.allclose(
+            alone, outputs[-1:], rtol=1e-2, atol=1e-3 * outputs.abs().max().item(), equal_nan=True
+        )
+    except ValueError:  # of normalisation that wants several examples
+        depends = True
+    if depends:
+        raise ValueError(
+            "the module's outputs for an example depend on the others, also in evaluation (batch_first=False? "
+            "normalisation by the batch? random numbers?); evaluation goes by parts, and would depend on their size"
+        )
+    return outputs
+
+
+def try_module(networks: Networks, batches: Sequence[tuple[Tensor, Tensor]]) -> Trial:
+    """What runs populations of a module, and whether they are what their seeds say.
 
     Args:
-        build: makes the module.
-        layout: of the module.
-        objective: whose losses are taken.
+        networks: of that module.
         batches: inputs and targets to try: shared by both networks, and with own ones for each.
-        input_ndim, target_ndim: dims of inputs and targets that networks share; own ones have one more.
 
     Raises:
         ValueError: if the module cannot be trained on the data at all.
     """
-    module = seeded_module(build, 0)
+    module, inputs = networks.module(), batches[0][0]
     if type(module) is MLP:
-        return BatchedMLP(layout, module.activation, objective, input_ndim), None
-    device = batches[0][0].device
+        return Trial(BatchedMLP(networks.layout, module.activation, networks.objective, networks.input_ndim))
     if type(module) in _OWN_ARCHITECTURES:
-        return VmappedModule(build, layout, objective, input_ndim=input_ndim, device=device), None
-    looped = LoopedModule(build, layout, objective, input_ndim=input_ndim, target_ndim=target_ndim, device=device)
-    params = torch.stack([layout.flatten(seeded_module(build, seed)) for seed in (1, 2)]).to(device)
-    with preserved_randomness(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.func about operations that it runs one by one
+        return Trial(VmappedModule(networks, inputs.device))
+    params = torch.stack([networks.layout.flatten(networks.module(seed)) for seed in (1, 2)]).to(inputs.device)
+    with preserved_randomness(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         try:
-            trains = not draws_random_numbers(module.to(device).train(), batches[0][0])
-            expected = _behaviour(looped, layout, params, batches, trains=trains)
+            looped = LoopedModule(networks, inputs.device)
+            flaw = _why_runs_would_differ(networks, inputs)
+            expected = _behaviour(looped, networks.layout, params, batches, trains=flaw is None)
         except Exception as error:  # modules may run into anything
             raise ValueError(f"the module cannot be trained: {first_line(error)}") from error
         try:
-            vmapped = VmappedModule(build, layout, objective, input_ndim=input_ndim, device=device)
-            found = _behaviour(vmapped, layout, params, batches, trains=trains)
+            vmapped = VmappedModule(networks, inputs.device)
+            found = _behaviour(vmapped, networks.layout, params, batches, trains=flaw is None)
         except Exception as error:  # in torch.func, too
-            return looped, f"torch.func cannot run the module ({first_line(error)})"
+            return Trial(looped, f"torch.func cannot run the module ({first_line(error)})", flaw)
     different = _different(found, expected)
     if different:
-        return looped, f"torch.func gives another {different[0]} than the module"
-    return vmapped, None
+        return Trial(looped, f"torch.func gives another {different[0]} than the module", flaw)
+    operators = {match[1]: None for warning in caught if (match := _SLOW_OPERATOR.search(str(warning.message)))}
+    if not operators:
+        return Trial(vmapped, None, flaw)
+    warnings.filterwarnings("ignore", _SLOW_OPERATOR.pattern)  # the task says it, once
+    return Trial(vmapped, f"torch.func has no batched form of {', '.join(operators)}", flaw)
 
 
-def why_not_a_population(build: Callable[[], nn.Module], inputs: Tensor) -> str | None:
+def _why_runs_would_differ(networks: Networks, inputs: Tensor) -> str | None:
     """Why runs of a module would not follow from their seeds and parameters, or None if they do.
 
     A module makes a few forward passes as in training, and one as in evaluation. A second one, built under another seed
     and loaded with the state of the first before each, must do the same.
 
     Args:
-        build: makes the module.
+        networks: of that module.
         inputs: (B, ...).
     """
-    first, second, third = (seeded_module(build, seed).to(inputs.device).train() for seed in (1, 2, 1))
-    if type(first) in _OWN_ARCHITECTURES:
-        return None
+    first, second, third = (networks.module(seed).to(inputs.device).train() for seed in (1, 2, 1))
     states = zip(first.state_dict().values(), third.state_dict().values(), strict=True)
     if not all(torch.equal(one, other) for one, other in states):
         return "its initial values do not follow from torch.manual_seed; draw them from torch's own generator"
@@ -126,33 +178,6 @@ def why_not_a_population(build: Callable[[], nn.Module], inputs: Tensor) -> str 
         f"what it computes depends on more than its parameters and persistent buffers ({found}), so that a reloaded "
         "network would be another; register such tensors as persistent buffers, or leave them out"
     )
-
-
-def draws_random_numbers(module: nn.Module, inputs: Tensor) -> bool:
-    """Whether a forward pass draws from the random generators of torch, NumPy or Python; these stay as they were."""
-    with preserved_randomness(), torch.no_grad():
-        before = _random_states(inputs.device)
-        module(inputs)
-        return _random_states(inputs.device) != before
-
-
-@contextmanager
-def preserved_randomness() -> Iterator[None]:
-    """Leaves the random generators of torch, NumPy and Python as they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-
-
-def _random_states(device: torch.device) -> tuple[object, ...]:
-    on_device = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
-    _, keys, *rest = np.random.get_state()
-    return torch.random.get_rng_state().tolist(), on_device, random.getstate(), np.asarray(keys).tolist(), rest
 
 
 def _behaviour(

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import re
 import warnings
 
 import numpy as np
@@ -158,7 +159,7 @@ def plainly_trained(task, seed, indices, num_steps):
     return module
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # said by torch.func where it is slow
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # which the task has said in a line
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_populations_do_what_the_module_does_in_a_plain_loop(name):
@@ -184,11 +185,22 @@ def test_own_architectures_run_as_they_always_do():
     assert type(get_task("digits", architecture="cnn").backend) is VmappedModule
 
 
-def test_what_runs_slowly_says_so_in_one_line():
-    with pytest.warns(UserWarning, match=r"task 'own' runs .* one after another.* cannot run .*lstm") as caught:
-        Task("own", DATA["sequences"], lambda: Recurrent(nn.LSTM), OBJECTIVES["cross_entropy"])
-    assert len(caught) == 1
-    assert "\n" not in str(caught[0].message)
+@pytest.mark.parametrize(
+    ("data", "build", "why"),
+    [
+        ("sequences", lambda: Recurrent(nn.LSTM), "cannot run .*lstm"),
+        ("digits", lambda: wrapped(utils.parametrizations.weight_norm), "no batched form of aten::_weight_norm"),
+    ],
+)
+def test_what_runs_slowly_says_so_in_one_line(data, build, why):
+    with warnings.catch_warnings(record=True) as caught:
+        task = Task("own", DATA[data], build, OBJECTIVES["cross_entropy"])
+        list(train_population(task, Sgd(), SEEDS, num_steps=2))
+    (message,) = (str(warning.message) for warning in caught)
+    assert re.fullmatch(f"task 'own' runs .* one after another.* {why}.*", message)
+
+
+def test_what_runs_fast_says_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Task("own", DATA["digits"], lambda: with_layer(nn.ReLU()), OBJECTIVES["cross_entropy"])
