@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from zoo import Zoo, build_zoo, get_task
 from zoo.building import BuildPlan
 from zoo.building.build import Progress
+from zoo.devices import resolve_device
 from zoo.inspection import summarize, summary_tables
 
 from .build_report import Report
@@ -48,21 +48,10 @@ def build(config: DictConfig, report: Callable[[Progress], None]) -> Zoo:
     for group in ("task", "architecture", "optimizer"):
         if not isinstance(values[group], dict):
             raise ValueError(f"{group} must be a group of settings, got {values[group]!r}")
-    task = get_task(**values["task"], **values["architecture"]).to(usable_device(config.device))
+    task = get_task(**values["task"], **values["architecture"]).to(resolve_device(config.device))
     plan = {field.name: values[field.name] for field in fields(BuildPlan) if field.name != "task"}
     out = Path(config.out).absolute()
     return build_zoo(out, task, executor=instantiate(config.executor), progress=report, **plan)
-
-
-def usable_device(name: str) -> str:
-    """A device to train on, "auto" for the GPU if there is one; ValueError if it cannot be used."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}") from error
-    return name
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_settings_that_a_script_does_not_have_are_not_ignored(added, name, tmp_p
 def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
     code, _, stderr = start("build_zoo", f"out={tmp_path}/zoo", "device=foo", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
-    assert stderr.startswith("error: device 'foo' cannot be used")
+    assert stderr.startswith("error: there is no device 'foo' on this machine; choose one of ['cpu'")
 
 
 def test_a_value_that_a_class_refuses_is_reported_in_its_words(tmp_path, monkeypatch, capsys):

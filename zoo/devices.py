@@ -1,0 +1,40 @@
+"""Where tensors are computed: the one answer to `device=` of every command and function."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+_KINDS: Final = ("cuda", "xpu", "mps")
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """The device of that name, with the index that its tensors will have.
+
+    Args:
+        name: "auto" for a CUDA or ROCm card if there is one and the CPU if not; "cpu", "cuda", "cuda:1", "mps" and what
+            else PyTorch knows. Apple's "mps" has no float64, so it is used only where it is asked for.
+
+    Raises:
+        ValueError: if there is no such device; the text names those that there are.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(str(name))
+        backend = torch.get_device_module(device)
+        count = backend.device_count() if backend.is_available() else 0
+    except RuntimeError:  # not a name, or of hardware that this build of PyTorch has no code for
+        device, count = None, 0
+    if device is None or (device.index or 0) >= count:
+        there = ["cpu", *(f"{kind}:{i}" for kind in _KINDS for i in range(_count(kind)))]
+        raise ValueError(f"there is no device {str(name)!r} on this machine; choose one of {there}, or 'auto'")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    return device if device.index is not None else torch.device(device.type, backend.current_device())
+
+
+def _count(kind: str) -> int:
+    backend = torch.get_device_module(kind)
+    return backend.device_count() if backend.is_available() else 0
