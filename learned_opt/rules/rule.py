@@ -8,9 +8,12 @@ Legend: N networks, R tensors of one network, M meta-parameters.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -95,6 +98,10 @@ class UpdateRule(Protocol):
     ) -> None:
         """Change `params` and `state` in place.
 
+        A rule may take another keyword, `active`: for each tensor None, or which of its N networks have a gradient,
+        (N,) bool. Parameters and state of the others must stay as they are, whatever their gradients hold.
+        `TensorwiseRule` takes it; for rules that do not, the optimizer keeps copies.
+
         A rule made with `reference=True` is the readable twin: it puts new tensors into the lists `params` and
         `state[...]` instead, so that it can be differentiated with respect to theta.
 
@@ -113,7 +120,91 @@ class UpdateRule(Protocol):
         ...
 
 
-def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:
+@dataclass(slots=True)
+class TensorUpdate:
+    """One tensor in one update; a rule changes `param` and `state` in place or puts new tensors there."""
+
+    spec: TensorSpec
+    param: Tensor  # (N, *shape)
+    raw_grad: Tensor  # (N, *shape), of inactive networks anything
+    state: dict[str, Tensor]
+    lr: float
+    weight_decay: float | None
+    active: Tensor | None  # (N,) bool
+
+    def grad(self) -> Tensor:
+        """(N, *shape) gradient, zero for inactive networks; a temporary where there can be any."""
+        if self.active is None:
+            return self.raw_grad
+        return torch.where(expanded(self.active, self.raw_grad), self.raw_grad, 0.0)
+
+    def write(self, param: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Copy new numbers over the old ones of active networks."""
+        for old, new in ((self.param, param), *((self.state[kind], new) for kind, new in state.items())):
+            if self.active is None:
+                old.copy_(new)
+            else:
+                torch.where(expanded(self.active, old), new, old, out=old)
+
+
+class TensorwiseRule(ABC):
+    """`UpdateRule.update` for rules that are written as `update_tensors`, and so take `active`."""
+
+    name: str
+    num_theta: int
+
+    @abstractmethod
+    def update_tensors(
+        self, theta: Tensor, tensors: Sequence[TensorUpdate], *, inner_step: StepCount, num_steps: StepCount | None
+    ) -> None:
+        """Update the tensors, at least one and none empty, under meta-parameters (N, M)."""
+
+    def update(
+        self,
+        theta: Tensor,
+        specs: Sequence[TensorSpec],
+        params: list[Tensor],
+        grads: Sequence[Tensor],
+        state: RuleState,
+        *,
+        inner_step: StepCount,
+        num_steps: StepCount | None,
+        lr: Sequence[float] | float = 1.0,
+        weight_decay: Sequence[float | None] | float | None = None,
+        active: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """Change `params` and `state`, see `UpdateRule.update`."""
+        used = [i for i, param in enumerate(params) if param.numel()]
+        if not used:
+            return
+        count = len(params)
+        lrs, decays, masks = per_tensor(lr, count), per_tensor(weight_decay, count), per_tensor(active, count)
+        tensors = [
+            TensorUpdate(
+                specs[i],
+                params[i],
+                grads[i],
+                {kind: kept[i] for kind, kept in state.items()},
+                lrs[i],
+                decays[i],
+                masks[i],
+            )
+            for i in used
+        ]
+        theta = batched_theta(theta, self, len(params[0]))
+        self.update_tensors(theta, tensors, inner_step=inner_step, num_steps=num_steps)
+        for i, tensor in zip(used, tensors, strict=True):
+            params[i] = tensor.param
+            for kind, kept in tensor.state.items():
+                state[kind][i] = kept
+
+
+def takes_active(rule: UpdateRule) -> bool:
+    """Whether the rule leaves inactive networks alone by itself, see `UpdateRule.update`."""
+    return "active" in inspect.signature(rule.update).parameters
+
+
+def batched_theta(theta: Tensor, rule: UpdateRule | TensorwiseRule, num_networks: int) -> Tensor:
     """Meta-parameters (N, M) from (M,) or (N, M).
 
     Raises:
@@ -129,7 +220,7 @@ def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:
     return theta.expand(num_networks, -1)
 
 
-_Value = TypeVar("_Value", float, float | None)
+_Value = TypeVar("_Value", float, float | None, Tensor | None)
 
 
 def per_tensor(value: Sequence[_Value] | _Value, num_tensors: int) -> list[_Value]:
@@ -138,5 +229,19 @@ def per_tensor(value: Sequence[_Value] | _Value, num_tensors: int) -> list[_Valu
 
 
 def per_network(count: StepCount, like: Tensor) -> Tensor:
-    """Step count as a float32 tensor (1,) or (N,) on the device of `like`."""
-    return torch.as_tensor(count, dtype=torch.float32, device=like.device).reshape(-1)
+    """Step count as a float32 tensor (1,) or (N,) on the device of `like`, without waiting for it."""
+    if isinstance(count, Tensor):
+        return count.to(like.device, torch.float32, non_blocking=True).reshape(-1)
+    return torch.full((1,), float(count), dtype=torch.float32, device=like.device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a float32 tensor that is copied to a device once."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def expanded(x: Tensor, other: Tensor) -> Tensor:
+    """(N,) -> (N, 1, ..., 1) with as many dims as `other`."""
+    return x.reshape(-1, *(1,) * (other.ndim - 1))
