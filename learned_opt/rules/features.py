@@ -85,7 +85,8 @@ def init_accumulators(shapes: Sequence[tuple[int, ...]], params: Sequence[Tensor
 
 def accumulators_of(state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Accumulators:
     """Those in the state of one tensor."""
-    return Accumulators(*(state[key] for key in STATE_KEYS), factored_axes(shape) is not None)
+    momentum, square, row, column = (state[key] for key in STATE_KEYS)
+    return Accumulators(momentum, square, row, column, factored_axes(shape) is not None)
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:

@@ -147,11 +147,8 @@ class TensorUpdate:
                 torch.where(expanded(self.active, old), new, old, out=old)
 
 
-class TensorwiseRule(ABC):
+class TensorwiseRule(UpdateRule, ABC):
     """`UpdateRule.update` for rules that are written as `update_tensors`, and so take `active`."""
-
-    name: str
-    num_theta: int
 
     @abstractmethod
     def update_tensors(
@@ -204,7 +201,7 @@ def takes_active(rule: UpdateRule) -> bool:
     return "active" in inspect.signature(rule.update).parameters
 
 
-def batched_theta(theta: Tensor, rule: UpdateRule | TensorwiseRule, num_networks: int) -> Tensor:
+def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:
     """Meta-parameters (N, M) from (M,) or (N, M).
 
     Raises:
