@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -196,9 +196,26 @@ class TensorwiseRule(UpdateRule, ABC):
                 state[kind][i] = kept
 
 
-def takes_active(rule: UpdateRule) -> bool:
-    """Whether the rule leaves inactive networks alone by itself, see `UpdateRule.update`."""
-    return "active" in inspect.signature(rule.update).parameters
+def update_active(
+    rule: UpdateRule,
+    theta: Tensor,
+    specs: Sequence[TensorSpec],
+    params: list[Tensor],
+    *,
+    grads: Sequence[Tensor],
+    state: RuleState,
+    active: Sequence[Tensor | None],
+    **options: Any,
+) -> None:
+    """`rule.update` with `active`; a rule that does not take it works on copies where it matters."""
+    if "active" in inspect.signature(rule.update).parameters:
+        rule.update(theta, specs, params, grads, state, **options, active=active)
+        return
+    masks = [(i, mask) for i, mask in enumerate(active) if mask is not None]
+    before = [(tensors, i, mask, tensors[i].clone()) for tensors in (params, *state.values()) for i, mask in masks]
+    rule.update(theta, specs, params, grads, state, **options)
+    for tensors, i, mask, old in before:
+        tensors[i] = torch.where(expanded(mask, old), tensors[i], old)
 
 
 def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:
