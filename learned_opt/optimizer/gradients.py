@@ -32,6 +32,11 @@ class Pending:
     active: Tensor | None = None  # (N,) which matrices are to be updated; None for all
 
     @property
+    def num_matrices(self) -> int:
+        """N."""
+        return self.grad.shape[0]
+
+    @property
     def is_stack(self) -> bool:
         """Whether the parameter has a dim for the N matrices."""
         return self.axes.startswith("e")
@@ -55,11 +60,10 @@ def largest_entries(grads: Sequence[Tensor]) -> Tensor:
     largest: dict[int, Tensor] = {}
     for device in devices:
         places = [i for i, grad in enumerate(grads) if grad.device == device]
-        single = [i for i in places if len(grads[i]) == 1]
-        largest |= {
-            i: torch.linalg.vector_norm(grads[i].flatten(1), math.inf, dim=1) for i in places if len(grads[i]) > 1
-        }
-        largest |= zip(single, torch._foreach_norm([grads[i] for i in single], math.inf) if single else (), strict=True)
+        stacks = [i for i in places if grads[i].shape[0] > 1]
+        largest |= {i: torch.linalg.vector_norm(grads[i].flatten(1), math.inf, dim=1) for i in stacks}
+        if single := [i for i in places if i not in largest]:
+            largest |= zip(single, torch._foreach_norm([grads[i] for i in single], math.inf), strict=True)
     home = next((device for device in devices if device.type != "cpu"), grads[0].device)
     return torch.cat([largest[i].reshape(-1).float().to(home, non_blocking=True) for i in range(len(grads))])
 
@@ -78,7 +82,7 @@ def to_update(pending: Sequence[Pending], has_gradient: Tensor) -> list[Pending]
         pending: of the step.
         has_gradient: bool of every matrix, in the order of `largest_entries`.
     """
-    parts = has_gradient.split([len(entry.grad) for entry in pending])
+    parts = has_gradient.split([entry.num_matrices for entry in pending])
     if has_gradient.device.type != "cpu":
         masks = (part.to(entry.param.device, non_blocking=True) for entry, part in zip(pending, parts, strict=True))
         return [replace(entry, active=mask) for entry, mask in zip(pending, masks, strict=True)]

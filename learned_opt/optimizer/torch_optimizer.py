@@ -178,16 +178,14 @@ class LearnedOptimizer(Optimizer):
         for entry in pending:  # also of zero gradients: that is how torch.distributed.checkpoint asks for state
             if not self.state[entry.param]:
                 self._init_state(entry)
-        has_gradient = largest != 0
-        if is_skipped is not False:
-            has_gradient = has_gradient & ~is_skipped
+        has_gradient = largest != 0 if is_skipped is False else (largest != 0) & ~is_skipped
         pending = to_update(pending, has_gradient)
         if not pending:
             return loss
         self._warn_of_settings()
         together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
         for entry in pending:
-            together[entry.param.device, len(entry.grad)].append(entry)
+            together[entry.param.device, entry.num_matrices].append(entry)
         for (device, _), entries in together.items():
             self._update(device, entries)
         self._set("inner_step", self.param_groups[0]["inner_step"] + known(has_gradient.any()))
@@ -238,7 +236,7 @@ class LearnedOptimizer(Optimizer):
         is_bad = ~is_finite.all()
         is_skipped = bool(is_bad) if self.nonfinite == "raise" else known(is_bad)
         if is_skipped is not False:
-            self._bad = [entry.spec.name for entry in pending for _ in entry.grad], is_finite
+            self._bad = [entry.spec.name for entry in pending for _ in range(entry.num_matrices)], is_finite
         if is_skipped is True and self.nonfinite == "raise":
             raise NonFiniteGradientError(
                 f"gradients of {self._bad_names()} are not finite at step {self.inner_step}; parameters are unchanged"
@@ -270,6 +268,7 @@ class LearnedOptimizer(Optimizer):
         for entry in pending:
             for key, kept in self.state[entry.param].items():
                 state[key].append(kept if entry.is_stack else kept.unsqueeze(0))
+        old_state = {key: list(tensors) for key, tensors in state.items()}
         if device not in self._thetas:
             self._thetas[device] = self.pretrained.theta.to(device)
         update_active(
@@ -290,7 +289,7 @@ class LearnedOptimizer(Optimizer):
                 part.add_((param - before[i]).to(part.dtype))
             elif param is not part:  # otherwise the rule has changed the parameter itself
                 part.copy_(param)
-            self._keep(entry, {key: tensors[i] for key, tensors in state.items()})
+            self._keep(entry, {key: new[i] for key, new in state.items() if new[i] is not old_state[key][i]})
 
     def _init_state(self, entry: Pending) -> None:
         fresh = self.pretrained.rule.init_state([entry.spec], [matrix_view(entry.param.detach(), entry.axes)])

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -89,6 +90,7 @@ def accumulators_of(state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Accu
     return Accumulators(momentum, square, row, column, factored_axes(shape) is not None)
 
 
+@lru_cache(maxsize=1024)
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
     """(second largest axis, largest axis), later ones first among equals; None for vectors and scalars."""
     if len(shape) < 2:

@@ -8,7 +8,6 @@ Legend: N networks, R tensors of one network, M meta-parameters.
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -98,10 +97,6 @@ class UpdateRule(Protocol):
     ) -> None:
         """Change `params` and `state` in place.
 
-        A rule may take another keyword, `active`: for each tensor None, or which of its N networks have a gradient,
-        (N,) bool. Parameters and state of the others must stay as they are, whatever their gradients hold.
-        `TensorwiseRule` takes it; for rules that do not, the optimizer keeps copies.
-
         A rule made with `reference=True` is the readable twin: it puts new tensors into the lists `params` and
         `state[...]` instead, so that it can be differentiated with respect to theta.
 
@@ -148,7 +143,7 @@ class TensorUpdate:
 
 
 class TensorwiseRule(UpdateRule, ABC):
-    """`UpdateRule.update` for rules that are written as `update_tensors`, and so take `active`."""
+    """A rule that is written as `update_tensors` and can be told to leave some networks alone."""
 
     @abstractmethod
     def update_tensors(
@@ -170,7 +165,12 @@ class TensorwiseRule(UpdateRule, ABC):
         weight_decay: Sequence[float | None] | float | None = None,
         active: Sequence[Tensor | None] | None = None,
     ) -> None:
-        """Change `params` and `state`, see `UpdateRule.update`."""
+        """Change `params` and `state`, see `UpdateRule.update`.
+
+        Args:
+            active: for each tensor None, or which of its N networks have a gradient, (N,) bool. Parameters and state of
+                the others stay as they are, whatever their gradients hold.
+        """
         used = [i for i, param in enumerate(params) if param.numel()]
         if not used:
             return
@@ -207,8 +207,8 @@ def update_active(
     active: Sequence[Tensor | None],
     **options: Any,
 ) -> None:
-    """`rule.update` with `active`; a rule that does not take it works on copies where it matters."""
-    if "active" in inspect.signature(rule.update).parameters:
+    """`rule.update` with `active`, on copies where it matters for a rule that is no `TensorwiseRule`."""
+    if isinstance(rule, TensorwiseRule):
         rule.update(theta, specs, params, grads, state, **options, active=active)
         return
     masks = [(i, mask) for i, mask in enumerate(active) if mask is not None]
