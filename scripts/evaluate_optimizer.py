@@ -62,6 +62,7 @@ def main(config: DictConfig) -> None:
                 compared,
                 chosen,
                 num_seeds=config.num_seeds,
+                device=config.device,
                 cache=out / "results",
                 train_missing=config.train,
                 on_result=show,

@@ -28,6 +28,7 @@ from learned_opt.meta_training import (
     stage_info,
 )
 from learned_opt.pretrained.files import save_theta
+from zoo.devices import resolve_device
 
 from . import cli
 from .allocator import keep_freed_memory
@@ -54,7 +55,9 @@ def main(config: DictConfig) -> None:
         progress.update(bars[stage.name], completed=done, state=state)
 
     with progress:
-        results = run_recipe(stages, seed=config.seed, out=out, devices=devices, on_outer_step=show)
+        results = run_recipe(
+            stages, seed=config.seed, out=out, devices=devices, device=config.device, on_outer_step=show
+        )
     if devices.rank == 0:
         _save(results, out, config)
         cli.console.print(f"meta-parameters and history.json in {out.absolute()}", soft_wrap=True)
@@ -66,7 +69,7 @@ def _devices(config: DictConfig) -> Devices:
         return Devices()
     from lightning.fabric import Fabric
 
-    fabric = Fabric(accelerator=config.accelerator, devices=config.num_devices, strategy="ddp")
+    fabric = Fabric(accelerator=resolve_device(config.device).type, devices=config.num_devices, strategy="ddp")
     fabric.launch()
     return FabricDevices(fabric)
 

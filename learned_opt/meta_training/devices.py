@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from zoo.devices import resolve_device
+
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
@@ -19,6 +21,10 @@ class Devices:
 
     num_processes: int = 1
     rank: int = 0
+
+    def place(self, device: torch.device | str) -> torch.device:
+        """Where this process trains networks, given what the user asks for, see `zoo.devices.resolve_device`."""
+        return resolve_device(device)
 
     def share(self, count: int) -> slice:
         """The part of `count` particles that this process holds: equal parts, in the order of ranks.
@@ -50,6 +56,9 @@ class FabricDevices(Devices):
         self.fabric = fabric
         self.num_processes = fabric.world_size
         self.rank = fabric.global_rank
+
+    def place(self, device: torch.device | str) -> torch.device:
+        return self.fabric.device
 
     def gather(self, rows: Tensor) -> Tensor:
         gathered = self.fabric.all_gather(rows)
