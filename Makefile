@@ -1,4 +1,4 @@
-# make demo: the three jobs on real data, and a page that shows them; again, it goes on, or shows what is finished.
+# make demo: the three jobs on real data, and a page that shows them; run again, it resumes, or shows what is finished.
 # make test: the default suite. Both set up .venv first, once. OUT and SEED are the demo's folder and seed.
 # PYTHON makes .venv: the first of these versions that runs (a shim may not) and can make environments.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14; do \

@@ -154,7 +154,7 @@ class ParameterPipeline(DiffusionPipeline):
         if num_samples is not None:
             wanted = as_count("num_samples", num_samples)
             if wanted != size > 1:
-                raise ValueError(f"num_samples must be {size} for as many starts, got {wanted}")
+                raise ValueError(f"num_samples must be {size}, one for each start, got {wanted}")
             size = wanted
         asked = Prompt.of(
             prompt,

@@ -40,8 +40,8 @@ class PairConfig:
         prompt_dropout: share of null prompts, which guidance needs.
         metric_dropout: probability with which a metric is left out of a prompt, if there are several.
         start_metric_dropout: share of pairs whose start is given without its metrics.
-        permute_units: permute the interchangeable units of start and target alike, at random. Chunk tokens need it;
-            neuron tokens are equivariant and do not.
+        permute_units: permute the interchangeable units of start and target in the same way, at random. Chunk tokens
+            need it; neuron tokens are equivariant and do not.
     """
 
     batch_size: int = 64
@@ -146,7 +146,7 @@ class Trajectories:
             metrics: names of metrics.
             mask_column: column of runs/ whose bits are the task bits.
             num_task_bits: T.
-            max_runs: only the first so many.
+            max_runs: at most this many, the first ones.
             min_snapshots: that a run must have; two for the update of a start.
             memory_budget: bytes; snapshots that fit are held in memory, others are read when they are drawn.
 

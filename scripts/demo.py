@@ -4,11 +4,11 @@
 
 Inputs: none, all data ship with the dependencies. Outputs in `out`: `report.html`, one page that needs nothing else;
 `summary.json`; the zoo; the generator; a record of each stage. Ctrl-C loses nothing: finished stages are kept, the
-interrupted one goes on. Stages:
+interrupted one is resumed. Stages:
 
     zoo        2,048 networks trained at once
     generator  learns from them to make networks that have a prompted loss
-    prompting  asks it for losses of networks that no one has seen, and whether the answers are new
+    prompting  prompts it with losses, from unseen networks, and tests whether the answers are new
     optimizer  trains another network by learned optimizers, beside AdamW
     join       trains generated networks further by a learned optimizer
 

@@ -10,7 +10,7 @@ from zoo.training.batches import shared_indices
 
 
 class PlainLoop:
-    """A module of a task, Adam and its minibatches; `train` goes on from where it was."""
+    """A module of a task, Adam and its minibatches; `train` continues where it stopped."""
 
     def __init__(self, task: Task, batch_size: int = 64) -> None:
         self.model = task.make_model()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import pretended_device
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
 from zoo.storage.schema import RunStatus, ZooSpec
@@ -18,6 +19,8 @@ from zoo.storage.zoo import Zoo
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))  # set for processes that tests start, too
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which diffusers and lightning do
+
+pretended_device.register()
 
 STEPS = (0, 1, 4, 40, 400)
 

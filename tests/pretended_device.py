@@ -19,11 +19,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _DummyPrivateUse1Hook,
+    _setup_privateuseone_for_python_backend,
+)
 
 _SYNCHRONIZING = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero")
 _MAY_MIX = ("copy", "aten.index.", "aten.index_put")  # copies between devices, and indices that are moved
-_state = {"registered": False, "may_synchronize": True}
+_state = {"exists": False, "may_synchronize": True}
 
 
 class SynchronizationError(AssertionError):
@@ -49,13 +53,24 @@ class SimTensor(Tensor):
 
 
 class _Backend(_DummyBackendModule):
-    """`torch.sim`: random numbers are drawn on the CPU, so that the device has no state of them."""
+    """`torch.sim`: there while it is pretended; it has no random numbers, which are drawn on the CPU."""
+
+    def is_available(self) -> bool:
+        return _state["exists"]
+
+    def device_count(self) -> int:
+        return int(_state["exists"])
 
     def get_rng_state(self, device: object = None) -> Tensor:
         return torch.empty(0, dtype=torch.uint8)
 
     def set_rng_state(self, state: Tensor, device: object = None) -> None:
         pass
+
+
+class _Hook(_DummyPrivateUse1Hook):
+    def is_available(self) -> bool:
+        return _state["exists"]
 
 
 class _Dispatch(TorchDispatchMode):
@@ -83,14 +98,20 @@ class _Constructors(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def register() -> None:
+    """Make "sim" known to PyTorch: once, before the process's first backward pass, whose engine counts devices."""
+    _setup_privateuseone_for_python_backend("sim", backend_module=_Backend(), hook=_Hook())
+
+
 @contextmanager
 def pretended_device() -> Iterator[torch.device]:
     """While it lasts, the device "sim" exists."""
-    if not _state["registered"]:
-        _setup_privateuseone_for_python_backend("sim", backend_module=_Backend())
-        _state["registered"] = True
-    with _Constructors(), _Dispatch():
-        yield torch.device("sim", 0)
+    before, _state["exists"] = _state["exists"], True
+    try:
+        with _Constructors(), _Dispatch():
+            yield torch.device("sim", 0)
+    finally:
+        _state["exists"] = before
 
 
 @contextmanager

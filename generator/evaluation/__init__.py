@@ -1,4 +1,4 @@
-"""What a trained generator is worth: asked on unseen starts, beside baselines, and tested for copies."""
+"""How good a trained generator is: on unseen starts, beside baselines, tested for copying."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The seam of all evaluation: samplers of networks, and the unseen starts and real runs that they are judged by.
+"""What every evaluation works with: samplers of networks, and the unseen starts and real runs that they are judged by.
 
 A sampler is any callable that makes networks from starts and prompts. The pipeline is one, every baseline is another,
 and all go through the same functions.
@@ -126,7 +126,7 @@ class Testbed:
         return prompt_grid(self.train, METRIC, num_prompts=num_prompts)
 
     def starts(self, num_starts: int) -> Tensor:
-        """Initial networks (N, P) of the first unseen runs; fewer if there are not so many."""
+        """Initial networks (N, P) of the first unseen runs; fewer if there are not that many."""
         rows = torch.arange(min(num_starts, len(self.unseen)))
         return self.unseen.read(rows, torch.zeros_like(rows))
 

@@ -38,13 +38,13 @@ class ObjectiveConfig:
         params_weight: of the distance in parameter space; 0 leaves the function-space loss alone, a control that shows
             what learning from weights adds.
         function_weight: of the function-space loss; 0 switches it off (the setting of G.pt).
-        function_examples: E, drawn anew for every step; in tasks of control, random states.
+        function_examples: E, drawn afresh for every step; in tasks of control, random states.
         function_episodes: played in tasks of control at every step.
         function_split: "train", or "train_val" to draw from both; never the test split.
         function_energy_weight: of the energy score on outputs.
         self_fed_share: of the steps in which the model is given what it would meet in sampling, its own noisier
             prediction brought one step on, instead of the noisy target; against the drift of small errors over steps.
-        windows_per_step: score only so many random windows of chunk tokens, so that memory does not grow with the
+        windows_per_step: score only this many random windows of chunk tokens, so that memory does not grow with the
             network; 0 for all.
     """
 

@@ -68,7 +68,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         edge_width: e.
         mlp_ratio: hidden width of the blocks' MLP over d.
         start_skip: weight, at first, with which edges of the start enter the prediction.
-        window: chunk tokens attend within windows of so many; 0 for attention over the whole network.
+        window: chunk tokens attend within windows of this many; 0 for attention over the whole network.
     """
 
     __module__ = "generator"  # what saved pipelines name: the public surface, not this file

@@ -242,7 +242,7 @@ class _Cut:
         Args:
             slot: to cut.
             owners: by axis, the index of the group that owns it and the neighbouring entries that each unit has.
-            seen: blocks of earlier slots; where one group has several alike (query, key, value), their keys differ.
+            seen: blocks of earlier slots; where one group has several (query, key, value), their keys differ.
         """
         groups = sorted((group for group, _ in owners.values()), reverse=True)  # targets come after their sources
         if len(set(groups)) < len(groups) or len(groups) > 2:

@@ -31,7 +31,7 @@ class GeneratorConfig:
         pairs: how pairs are drawn.
         objective: losses.
         optimization: optimizers, schedule, precision, seed.
-        max_runs: train on only so many runs of each zoo; None for all.
+        max_runs: train on at most this many runs of each zoo; None for all.
         num_validation_starts: unseen starts on which prompt alignment selects the model; 0 keeps the last one.
         calibrate_prompts: whether prompts of the first metric are calibrated on these starts after training, see
             `generator.prompts.calibration`.

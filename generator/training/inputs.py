@@ -64,7 +64,7 @@ def training_runs(
         missing = int((zoo.status == RunStatus.EMPTY).sum())
         if missing:
             warnings.warn(
-                f"the zoo has {zoo.num_runs - missing} of its {zoo.num_runs} runs so far; training goes on with these. "
+                f"the zoo has {zoo.num_runs - missing} of its {zoo.num_runs} runs so far; training uses these. "
                 "The command that built it finishes it",
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""Whether a training goes on in its folder: the record of its settings, and of the zoos and tasks that it is of.
+"""Whether a training is resumed in its folder: the record of its settings, and of the zoos and tasks that it is of.
 
 Without it a second training in the same folder would return the first one's weights.
 """

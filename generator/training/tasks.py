@@ -32,7 +32,7 @@ def task_of(zoo: Zoo) -> Task:
 
 
 def holding_out(zoos: Sequence[Zoo], num_held_out: int) -> SplitRule:
-    """Splits of which "test" has exactly so many values of the zoos' split column, and "train" all others.
+    """Splits of which "test" has exactly `num_held_out` values of the zoos' split column, and "train" all others.
 
     Args:
         zoos: of one family of tasks.

@@ -1,4 +1,4 @@
-"""What learned optimizers are worth: trained with on tasks and widths not seen, beside tuned rivals."""
+"""How good learned optimizers are: on unseen tasks and widths, beside tuned rivals."""
 
 from learned_opt.evaluation.comparison import Result, Results, evaluate
 from learned_opt.evaluation.rivals import Method

@@ -75,7 +75,7 @@ def log_values(results: ByTask, tasks: Sequence[str], measure: str) -> Values:
 def geometric_ratio(values: Values, reference: Values) -> Interval:
     """Ratio of losses given as logarithms (K, S).
 
-    Seeds are paired: network i of both began alike and saw the same minibatches.
+    Seeds are paired: network i of both began at the same point and saw the same minibatches.
     """
     return mean_difference(values, reference).map(lambda x: float(np.exp(x)))
 

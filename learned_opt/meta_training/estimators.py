@@ -59,7 +59,7 @@ class FullUnrollES:
         objective: meta-loss (N,) of capped losses (T, N) and a function that evaluates the final networks.
         num_pairs: Q.
         std: standard deviation of the perturbation, a number or (M,); zero freezes a meta-parameter.
-        normalise: clamp differences to +-1 and divide them by their spread, so that all tasks weigh alike.
+        normalise: clamp differences to +-1 and divide them by their spread, so that all tasks count equally.
     """
 
     rule: UpdateRule
@@ -165,7 +165,7 @@ class TruncatedES(_Truncations):
         steps: one per bucket of equal shapes, two copies each; an outer step uses one of them, chosen at random.
         truncation_length: K.
         std: standard deviation of the perturbation, a number or (M,).
-        log_floor: nats; a step counts as log(loss + log_floor), so that tasks, and early and late steps, weigh alike.
+        log_floor: nats; a step counts as log(loss + log_floor), so that tasks, and early and late steps, count equally.
             None for the loss itself.
     """
 

@@ -25,7 +25,7 @@ Objective = Callable[[Tensor, Generalisation], Tensor]  # capped training losses
 class LogLossObjective:
     """log(mean loss) + a log(final loss + .001) + b log(validation loss + .001) + c log(validation error + .01).
 
-    Logarithms make all tasks weigh alike. The mean rewards speed, the end a decay, the validation split restraint: a
+    Logarithms make all tasks count equally. The mean rewards speed, the end a decay, the validation split restraint: a
     rule that sees training losses alone learns to fit noisy labels, and one that sees only the loss of the validation
     split learns to keep networks from being sure rather than from being wrong.
 

@@ -1,6 +1,6 @@
 """Meta-training: descend on theta along estimated gradients, with checkpoints from which it resumes bit for bit.
 
-Every random number of outer step k comes from a generator seeded by (seed, k), so a run that was interrupted goes on
+Every random number of outer step k comes from a generator seeded by (seed, k), so a run that was interrupted resumes
 exactly as if it had not been, and a run split over processes draws what a single process would.
 
 Legend: M meta-parameters.
@@ -98,7 +98,7 @@ def meta_train(
         out: folder of checkpoints; a run of the same settings found there is resumed.
         settings: what the estimator was made from, and whatever else decides theta; needed with `out`.
         on_outer_step: called with the number of outer steps done and the history.
-        devices: processes among which particles are split; all must call this function alike.
+        devices: processes among which particles are split; all must call this function with the same arguments.
         device: where networks are trained, see `Devices.place`.
 
     Raises:

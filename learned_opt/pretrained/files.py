@@ -1,4 +1,4 @@
-"""Meta-parameters in files: those of the package, one's own, and two formats of PyLO.
+"""Meta-parameters in files: those of the package, your own, and two formats of PyLO.
 
 A file is safetensors with one tensor `theta` (M,) and text metadata: `format`, `version`, `rule`, `rule_config`
 (JSON), `hash`, and `info` (JSON: recipe, seeds, data hash, curve of the meta-loss, whatever the writer knows). Beside

@@ -20,7 +20,7 @@ _RuleClass = TypeVar("_RuleClass", bound=Callable[..., UpdateRule])
 
 
 def register_rule(name: str) -> Callable[[_RuleClass], _RuleClass]:
-    """Class decorator that makes a rule of one's own known to `get_rule`."""
+    """Class decorator that makes a rule of your own known to `get_rule`."""
 
     def register(rule: _RuleClass) -> _RuleClass:
         RULES[name] = rule
@@ -36,5 +36,5 @@ def get_rule(name: str, **options: RuleOption) -> UpdateRule:
         KeyError: for an unknown name; it says which there are.
     """
     if name not in RULES:
-        raise KeyError(f"no update rule {name!r}; there are {sorted(RULES)}, and register_rule adds one's own")
+        raise KeyError(f"no update rule {name!r}; there are {sorted(RULES)}, and register_rule adds your own")
     return RULES[name](**options)

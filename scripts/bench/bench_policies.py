@@ -4,7 +4,7 @@
 
 The rival is a plain loop in the same process: one nn.Module acts in Gymnasium's own vectorised CartPole-v1, eight
 episodes at once, and learns by the same policy gradient with loss.backward() and fused Adam. Both train from the
-beginning; a step of the environment counts while its episode goes on. Measurements alternate; figures are medians with
+beginning; a step of the environment counts while its episode lasts. Measurements alternate; figures are medians with
 the range in brackets. Prints a table and, with --record, puts its rows into scripts/bench/results. Needs gymnasium.
 """
 

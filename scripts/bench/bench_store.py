@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m scripts.bench.bench_store [--num-runs 512] [--folder /tmp] [--record]
 
 Prints a table: median and quartiles over the repeats. Rivals take turns in every repeat, so that a busy moment
-of the machine meets all alike. All files are in the page cache; writing ends when the data are on the disk. The zoo and
+of the machine meets them all. All files are in the page cache; writing ends when the data are on the disk. The zoo and
 zarr-python check each network's CRC32C as they read, the others have no checksums. Needs the extra `bench`. Takes about
 three minutes.
 """

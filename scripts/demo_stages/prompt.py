@@ -1,4 +1,4 @@
-"""Stage "prompting": losses asked of initial networks that no one has seen, and how new the answers are.
+"""Stage "prompting": unseen initial networks prompted with losses, and how new the answers are.
 
 Legend: N starts, K prompts, P numbers of one network, U hidden units, E test examples.
 """

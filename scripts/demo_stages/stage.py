@@ -1,7 +1,7 @@
-"""A demo in stages: what is finished is kept, what was interrupted is resumed, what was made otherwise is refused.
+"""A demo in stages: finished ones are kept, interrupted ones resumed, those made with other settings refused.
 
 A stage's record, `<out>/stages/<name>.json`, is begun before the stage and completed after it. It holds the settings
-that decide the stage's numbers, its time over all sessions, the numbers for the summary, and data for pictures.
+that decide the stage's numbers, its time over all runs, the numbers for the summary, and data for pictures.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_interrupted_training_goes_on_and_ends_with_the_same_generator(demo_fold
     monkeypatch.setattr(GeneratorModule, "training_step", interrupt)
     code, error = run_command(tmp_path, "stages=[zoo,generator]")
     assert code == 130
-    assert error.strip().endswith("interrupted; run the same command again to go on")
+    assert error.strip().endswith("interrupted; run the same command again to resume")
     assert "Traceback" not in error
     record = json.loads((tmp_path / "stages" / "generator.json").read_text())
     assert record["result"] is None

@@ -1,4 +1,4 @@
-"""build_zoo: a plan, its blocks, an executor, a zoo. Interrupted builds go on where they stopped.
+"""build_zoo: a plan, its blocks, an executor, a zoo. Interrupted builds are resumed.
 
 Legend: N runs of one block, S snapshots, P numbers of one network.
 """

@@ -56,7 +56,7 @@ def apply(layout: ParamLayout, params: Tensor, permutations: Mapping[str, Tensor
 
     Args:
         layout: layout of the networks.
-        params: (N, ..., P); everything that network n has in the middle dims is permuted alike.
+        params: (N, ..., P); everything that network n has in the middle dims is permuted in the same way.
         permutations: (N, U) int64 by group name; groups that are not named stay as they are.
 
     Returns:

@@ -68,7 +68,7 @@ class BlockLock:
 
     def _beat(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
-            with suppress(OSError):  # a disk that fails for a moment; if it goes on, the lock expires
+            with suppress(OSError):  # a disk that fails for a moment; if it lasts, the lock expires
                 os.utime(self.path)
 
 

@@ -55,10 +55,10 @@ def verify_zoo(group: zarr.Group, spec: ZooSpec, shards: Shards, blocks: Iterabl
 
 
 def repair_of(spec: ZooSpec) -> str:
-    """What to do about a damaged block: built ones are made anew, imported ones have to be imported again."""
+    """What to do about a damaged block: built ones are rebuilt, imported ones have to be imported again."""
     if spec.extra.get("source") == "import":
         return "import the checkpoints again, into another path"
-    return "build again into the same path: only this block is made anew"
+    return "build again into the same path: only this block is rebuilt"
 
 
 def _check_attributes(group: zarr.Group) -> Iterator[Finding]:
@@ -71,7 +71,7 @@ def _check_attributes(group: zarr.Group) -> Iterator[Finding]:
 def _open_arrays(group: zarr.Group, spec: ZooSpec) -> tuple[dict[str, zarr.Array], list[Finding]]:
     """Arrays of the zoo by name, and what does not fit in their metadata."""
     arrays: dict[str, zarr.Array] = {}
-    repair = "it is written anew when the zoo is built again"
+    repair = "it is rewritten when the zoo is built again"
     findings = [
         Finding(None, "metadata", f"group {name} cannot be opened; {repair}")
         for name in sorted({array.partition("/")[0] for array in small_arrays(spec) if "/" in array})

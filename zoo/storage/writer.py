@@ -91,7 +91,7 @@ class ZooWriter:
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> ZooWriter:
-        """Continue a zoo; missing or damaged metadata of its arrays is written anew.
+        """Continue a zoo; missing or damaged metadata of its arrays is rewritten.
 
         Raises:
             FileNotFoundError: if there is nothing.

@@ -2,7 +2,7 @@
 
 What runs a population is chosen by comparing one training step under `torch.func` with that of the module itself.
 Whether a module can be a population at all depends on what it does beside its parameters and persistent buffers, which
-are all that a zoo keeps of it: it must draw no random numbers, and a reloaded network must go on as the network does.
+are all that a zoo keeps of it: it must draw no random numbers, and a reloaded network must train as before.
 
 The architectures of this package are not tried: the tests hold them to their modules.
 

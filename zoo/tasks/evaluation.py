@@ -44,7 +44,7 @@ def pairs_at_once(bytes_per_example: int, device: torch.device, memory_budget: i
 
 
 def evenly_chosen(split: Split, most: int) -> Split:
-    """At most so many examples of a split, always the same; the split itself if it has no more."""
+    """At most this many examples of a split, always the same; the split itself if it has no more."""
     if len(split) <= most:
         return split
     chosen = torch.linspace(0, len(split) - 1, most, dtype=torch.float64, device=split.inputs.device).long()

@@ -1,6 +1,6 @@
-"""What tells a task of one's own from others: what its module is made of, and what module and objective compute.
+"""What tells a task of your own from others: what its module is made of, and what module and objective compute.
 
-Two modules may look alike and compute different things: a changed `forward`, another function in a closure, other
+Two modules may look the same and compute different things: a changed `forward`, another function in a closure, other
 numbers in an objective. So a fixed network is run on fixed examples in float64, whose results have all the digits that
 are kept here in common on all machines.
 

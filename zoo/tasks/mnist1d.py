@@ -1,7 +1,7 @@
 """MNIST-1D: digits drawn as one-dimensional strokes, then distorted until small models can be told apart.
 
 The recipe is the paper's: pad, scale, translate, add correlated noise, shear, add independent noise, resample. The ten
-strokes are drawn anew here, so accuracies are not comparable with published ones.
+strokes are redrawn here, so accuracies are not comparable with published ones.
 
 Legend: n examples, W 60 points of the drawing, L 40 points of an example.
 

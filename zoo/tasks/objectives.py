@@ -44,7 +44,7 @@ class ChecksTargets(Protocol):
     """An objective that tells data that it cannot score from such that it can, before anything is trained."""
 
     def check_targets(self, outputs: Tensor, targets: Tensor, num_classes: int) -> None:
-        """Raise ValueError unless targets (n, ...) of so many classes fit outputs (B, ..., K) of one network."""
+        """Raise ValueError unless targets (n, ...) of this many classes fit outputs (B, ..., K) of one network."""
         ...
 
 

@@ -25,7 +25,7 @@ from zoo.tasks.datasets import Dataset
 from zoo.tasks.objectives import OBJECTIVES, probabilities
 from zoo.tasks.task import Batch, Task
 
-_STEPS_BETWEEN_CHECKS: Final = 16  # for whether any episode goes on
+_STEPS_BETWEEN_CHECKS: Final = 16  # for whether any episode is still running
 _NUM_DESCRIBED: Final = 64  # states by which an environment is known
 
 

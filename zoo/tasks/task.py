@@ -267,7 +267,7 @@ class Task:
         return evenly_chosen(self.dataset.train, self.max_train_evaluated)
 
     def networks_at_once(self, num_examples: int, memory_budget: int | None = None) -> int:
-        """How many networks to run together on so many examples each; see `evaluate` for the budget."""
+        """How many networks to run together on `num_examples` each; see `evaluate` for the budget."""
         return max(1, pairs_at_once(self.bytes_per_example, self.device, memory_budget) // num_examples)
 
     @cached_property

@@ -33,7 +33,7 @@ def own_indices(run_seeds: Sequence[int], num_examples: int, batch_size: int, de
 
 
 def check_batch_size(batch_size: int, num_examples: int) -> None:
-    """Raise ValueError unless a minibatch of that size can be drawn from so many examples."""
+    """Raise ValueError unless a minibatch of that size can be drawn from that many examples."""
     if not isinstance(batch_size, int) or not 1 <= batch_size <= num_examples:
         raise ValueError(
             f"batch_size must be an integer from 1 to {num_examples} (the training split), got {batch_size!r}"

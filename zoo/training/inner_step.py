@@ -104,7 +104,7 @@ def has_compiler() -> bool:
 
 
 class _Compiled(Generic[_Arguments, _Result]):
-    """A compiled function that goes on uncompiled, with a warning, where compiling fails."""
+    """A compiled function that falls back to the uncompiled one, with a warning, where compiling fails."""
 
     def __init__(self, function: Callable[_Arguments, _Result], layout: ParamLayout) -> None:
         # Dynamo cannot enter the lock that Python 3.11's cached_property takes on first use.
@@ -124,6 +124,6 @@ class _Compiled(Generic[_Arguments, _Result]):
                 return self._compiled(*args, **kwargs)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             first_line = str(error).strip().partition("\n")[0]
-            warnings.warn(f"cannot compile the training step, going on uncompiled: {first_line}", stacklevel=3)
+            warnings.warn(f"cannot compile the training step, which runs uncompiled: {first_line}", stacklevel=3)
             self._compiled = None
             return self._function(*args, **kwargs)

@@ -1,1 +1,1 @@
-"""Fast paths of the MLP rule. Each computes what `mlp_rule.reference_step` says in one readable function."""
+"""Fast paths of the MLP rule. Each computes what `mlp.reference_step` says in one readable function."""

@@ -39,7 +39,7 @@ class TunedAdam:
     Attributes:
         task: to train on.
         steps: (S,) ascending numbers of steps, the first 0.
-        learning_rates: (S,) of the least mean log val loss after so many steps.
+        learning_rates: (S,) of the least mean log val loss after that many steps.
         log_loss: (S,) that mean.
         batch_size: examples of a step.
     """

@@ -48,7 +48,7 @@ def test_a_zoo_in_progress_goes_on_and_its_locks_hold(zoo, tmp_path):
     shutil.copytree(SAVED_BY_0_1, tmp_path / "zoo")
     (tmp_path / "zoo/runs/status/c/1").unlink()
     lock = tmp_path / "zoo/runs/status/claims/1.0"
-    lock.parent.mkdir()
+    lock.parent.mkdir(exist_ok=True)
     lock.write_text(json.dumps({"host": "another", "pid": 1, "time": 0}))
     writer = ZooWriter.create(tmp_path / "zoo", zoo.spec)
     assert writer.pending_blocks() == [1]

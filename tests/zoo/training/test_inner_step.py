@@ -70,7 +70,7 @@ def test_goes_on_uncompiled_with_a_warning_where_compiling_fails(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", failing_compile)
     task = get_task("digits", hidden=(5,))
-    with pytest.warns(UserWarning, match="going on uncompiled"):
+    with pytest.warns(UserWarning, match="runs uncompiled"):
         compiled = run_steps(task, Adam(lr=0.01), compile=True)
     assert torch.equal(compiled[0], run_steps(task, Adam(lr=0.01), compile=False)[0])
 
