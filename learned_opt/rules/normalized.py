@@ -141,10 +141,7 @@ class NormalizedRule(TensorwiseRule):
             kept = tensor.param * expanded(1 - tensor.lr * unit * (own if asked is None else asked), update)
             size = expanded(tensor.lr * controls.size[:, i], update)
             param = torch.addcmul(kept, update, size, value=-1)
-            if not self.reference:
-                tensor.write(param, {"statistics": rows[i]})
-            else:
-                tensor.param, tensor.state["statistics"] = param, rows[i]
+            tensor.write(param, {"statistics": rows[i]}, in_place=not self.reference)
 
     def _accumulate(self, scalars: Scalars, tensor: TensorUpdate) -> Signals:
         """Update momentum and second moment; what is seen of the gradient, (N,) each."""

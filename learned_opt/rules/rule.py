@@ -133,13 +133,16 @@ class TensorUpdate:
             return self.raw_grad
         return torch.where(expanded(self.active, self.raw_grad), self.raw_grad, 0.0)
 
-    def write(self, param: Tensor, state: Mapping[str, Tensor]) -> None:
-        """Copy new numbers over the old ones of active networks."""
-        for old, new in ((self.param, param), *((self.state[kind], new) for kind, new in state.items())):
-            if self.active is None:
-                old.copy_(new)
-            else:
-                torch.where(expanded(self.active, old), new, old, out=old)
+    def write(self, param: Tensor, state: Mapping[str, Tensor], *, in_place: bool = True) -> None:
+        """Give active networks new numbers, in the memory of the old ones or in new tensors."""
+        self.param = self._merged(self.param, param, in_place)
+        for kind, new in state.items():
+            self.state[kind] = self._merged(self.state[kind], new, in_place)
+
+    def _merged(self, old: Tensor, new: Tensor, in_place: bool) -> Tensor:
+        if self.active is not None:
+            return torch.where(expanded(self.active, old), new, old, out=old if in_place else None)
+        return old.copy_(new) if in_place else new
 
 
 class TensorwiseRule(UpdateRule, ABC):
