@@ -19,16 +19,14 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from learned_opt.meta_training import (
-    Devices,
-    FabricDevices,
     MetaTrainHistory,
     MetaTrainStage,
     TrainedStage,
+    launched_devices,
     run_recipe,
     stage_info,
 )
 from learned_opt.pretrained.files import save_theta
-from zoo.devices import resolve_device
 
 from . import cli
 from .allocator import keep_freed_memory
@@ -43,7 +41,7 @@ def main(config: DictConfig) -> None:
     keep_freed_memory()
     stages = [instantiate(stage, name=name, _convert_="all") for name, stage in config.stages.items()]
     out = Path(config.out)
-    devices = _devices(config)
+    devices = launched_devices(config.num_devices, config.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TextColumn("{task.fields[state]}"))
     bars = {one.name: progress.add_task(one.name, total=one.training.num_outer_steps, state="") for one in stages}
@@ -62,16 +60,6 @@ def main(config: DictConfig) -> None:
         _save(results, out, config)
         cli.console.print(f"meta-parameters and history.json in {out.absolute()}", soft_wrap=True)
     devices.close()
-
-
-def _devices(config: DictConfig) -> Devices:
-    if config.num_devices == 1:
-        return Devices()
-    from lightning.fabric import Fabric
-
-    fabric = Fabric(accelerator=resolve_device(config.device).type, devices=config.num_devices, strategy="ddp")
-    fabric.launch()
-    return FabricDevices(fabric)
 
 
 def _save(results: list[TrainedStage], out: Path, config: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """Splitting particles over processes, and bringing back together what they found.
 
-`Devices()` is a single process. `FabricDevices` uses Lightning Fabric, whatever its strategy and accelerator.
+`Devices()` is a single process. `FabricDevices` uses Lightning Fabric, whatever its strategy and accelerator;
+`launched_devices` starts its processes.
 """
 
 from __future__ import annotations
@@ -77,3 +78,14 @@ class FabricDevices(Devices):
         if torch.distributed.is_initialized():
             self.fabric.barrier()
             torch.distributed.destroy_process_group()
+
+
+def launched_devices(num_devices: int, device: str = "auto") -> Devices:
+    """This process alone, or for several devices of a kind one process each, all of which run what follows."""
+    if num_devices == 1:
+        return Devices()
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator=resolve_device(device).type, devices=num_devices, strategy="ddp")
+    fabric.launch()
+    return FabricDevices(fabric)

@@ -70,7 +70,7 @@ class FullUnrollES:
     std: float | Tensor
     normalise: bool = True
     devices: Devices = field(default_factory=Devices)
-    device: torch.device = field(default=torch.device("cpu"), init=False)
+    device: torch.device | None = field(default=None, init=False)  # None: where a task's data is
 
     def to(self, device: torch.device) -> None:
         self.device = device
@@ -78,7 +78,8 @@ class FullUnrollES:
     @torch.no_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
         family, num_steps = self.sample_task(rng)
-        family, theta = family.to(self.device), theta.to(self.device)
+        if self.device is not None:
+            family, theta = family.to(self.device), theta.to(self.device)
         std = _as_vector(self.std, theta)
         perturbations = draw_perturbations(rng, self.num_pairs, std)  # (Q, M)
         held = perturbations[self.devices.share(self.num_pairs)]
@@ -125,10 +126,6 @@ class _Truncations:
         self.steps = [replace(step, family=step.family.to(device)) for step in self.steps]
         self.states = [state and state.to(device) for state in self.states]
 
-    @property
-    def device(self) -> torch.device:
-        return self.steps[0].family.device
-
     def draw_bucket(self, rng: torch.Generator) -> tuple[int, TruncatedStep, InnerState]:
         """One of the buckets, its networks begun if they are not yet."""
         bucket = int(torch.randint(len(self.steps), (), generator=rng))
@@ -146,7 +143,8 @@ class _Truncations:
         return {"states": [state and vars(state.to("cpu")) for state in self.states]}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        self.states = [saved and InnerState(**saved).to(self.device) for saved in self._one_each(state, "states")]
+        saved = zip(self._one_each(state, "states"), self.steps, strict=True)
+        self.states = [one and InnerState(**one).to(step.family.device) for one, step in saved]
 
     def _one_each(self, state: dict[str, object], key: str) -> list:
         saved = state.get(key)
@@ -181,7 +179,7 @@ class TruncatedES(_Truncations):
     @torch.no_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
         bucket, step, state = self.draw_bucket(rng)
-        theta = theta.to(self.device)
+        theta = theta.to(state.params.device)
         std = _as_vector(self.std, theta)
         perturbations = draw_perturbations(rng, step.num_groups, std)[step.held]
         truncation = step.advance(antithetic(theta, perturbations), state, self.truncation_length, rng)
@@ -202,8 +200,8 @@ class TruncatedES(_Truncations):
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         super().load_state_dict(state)
-        saved = self._one_each(state, "accumulators")
-        self.accumulators = [None if a is None else a.to(self.device) for a in saved]
+        saved = zip(self._one_each(state, "accumulators"), self.steps, strict=True)
+        self.accumulators = [None if one is None else one.to(step.family.device) for one, step in saved]
 
 
 class PES(TruncatedES):
@@ -239,7 +237,7 @@ class TruncatedBackprop(_Truncations):
     @torch.enable_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
         _, step, state = self.draw_bucket(rng)
-        leaf = theta.detach().to(self.device, copy=True).requires_grad_()
+        leaf = theta.detach().to(state.params.device, copy=True).requires_grad_()
         losses = step_meta_loss(step.advance(leaf, state, self.truncation_length, rng).losses, self.log_floor)
         (grad,) = torch.autograd.grad(losses.mean(), leaf)
         state.params = state.params.detach()

@@ -22,8 +22,13 @@ from torch.optim import Optimizer
 
 from learned_opt.optimizer.checks import check_options, check_param, checked_horizon
 from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
-from learned_opt.optimizer.loading import complete_group, restore_float32
-from learned_opt.optimizer.param_groups import Params, groups_of_model, groups_of_params, tensors_of
+from learned_opt.optimizer.param_groups import (
+    Params,
+    complete_group,
+    groups_of_model,
+    groups_of_params,
+    tensors_of,
+)
 from learned_opt.pretrained.files import Pretrained, load_pretrained
 from learned_opt.rules.rule import RuleState, update_active
 from learned_opt.rules.tensor_specs import matrix_view
@@ -222,7 +227,7 @@ class LearnedOptimizer(Optimizer):
         if loading is not None:  # before the user's hooks that run after loading
             for group, own in zip(state["param_groups"], self.param_groups, strict=True):
                 complete_group(group, own)
-            restore_float32(state, loading)
+            _restore_float32(state, loading)
         super().__setstate__(state)
         self._most_steps = self.inner_step
 
@@ -365,3 +370,13 @@ def _note_loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             "make it with the same theta"
         )
     optimizer._loading = state_dict
+
+
+def _restore_float32(loaded: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    """Undo torch's cast of the state to the parameters' dtype."""
+    for group, saved_group in zip(loaded["param_groups"], saved["param_groups"], strict=True):
+        for param, i in zip(group["params"], saved_group["params"], strict=True):
+            if param.dtype != torch.float32 and i in saved["state"]:
+                loaded["state"][param] = {
+                    key: value.to(param.device, copy=True) for key, value in saved["state"][i].items()
+                }
