@@ -85,7 +85,7 @@ def one_by_one(read: Callable[[int, int], np.ndarray]) -> Callable[[np.ndarray],
 
 
 def in_slices(array: Any, step: int) -> Callable[[], Iterator[Any]]:
-    """All of an array (R, ...), so many runs at a time."""
+    """All of an array (R, ...), `step` runs at a time."""
     return lambda: (array[start : start + step] for start in range(0, array.shape[0], step))
 
 
