@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from generator import ParameterPipeline, train_generator
+from zoo.devices import resolve_device
 
 from .build import open_zoo
 from .stage import StageResult
@@ -33,5 +34,6 @@ def run(config: DictConfig) -> StageResult:
 
 
 def open_pipeline(config: DictConfig) -> ParameterPipeline:
+    """The generator, on the demo's device."""
     disable_progress_bar()  # of loading three small files
-    return ParameterPipeline.from_pretrained(str(config.generator.out))
+    return ParameterPipeline.from_pretrained(str(config.generator.out)).to(resolve_device(config.device))

@@ -43,10 +43,12 @@ def init_runs(
         seeds: N seeds; row i depends on `seeds[i]` alone.
         scales: factor on the matrices and embeddings, one or (N,).
     """
-    params = torch.stack([layout.flatten(seeded_module(make_model, int(seed))) for seed in seeds])
+    params = torch.stack([layout.flatten(seeded_module(make_model, seed)) for seed in seeds])
     if not isinstance(scales, Tensor) and scales == 1:
         return params
     factors = torch.as_tensor(scales, dtype=params.dtype, device=params.device).reshape(-1, 1)
+    if len(factors) not in (1, len(params)):
+        raise ValueError(f"expected one scale, or one for each of {len(params)} networks, got {len(factors)}")
     for slot in layout:
         if slot.role in _SCALED_ROLES:
             params[:, slot.span] *= factors

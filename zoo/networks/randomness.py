@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import index
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 def seeded_module(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """The module that `build` makes when the CPU's generator has that seed; all generators are left as they were."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the devices, too
+        torch.default_generator.manual_seed(index(seed))  # torch.manual_seed would seed the devices, too
         return build()
 
 

@@ -16,6 +16,11 @@ def check_splits(dataset: Dataset) -> None:
     """Raise ValueError unless all splits have finite examples of one shape and kind, with one target each."""
     for name in SPLIT_NAMES:
         split = dataset.split(name)
+        if not all(isinstance(values, Tensor) and not values.requires_grad for values in (split.inputs, split.targets)):
+            raise ValueError(
+                f"{name} split of {dataset.name!r}: expected inputs and targets to be tensors without gradients; use "
+                "torch.from_numpy(...) or .detach()"
+            )
         if len(split.inputs) != len(split.targets) or not len(split):
             raise ValueError(
                 f"{name} split of {dataset.name!r}: expected one example or more with one target each, got "

@@ -64,6 +64,8 @@ def checked_module(build: Callable[[], nn.Module]) -> nn.Module:
     lazy = [name for name, param in module.named_parameters() if is_lazy(param)]
     if lazy:
         raise ValueError(f"{lazy} have no size before they have seen data; run the module on an example in build")
+    if not any(param.numel() for param in module.parameters()):
+        raise ValueError("the module has no parameters that could be trained")
     frozen = [name for name, param in module.named_parameters() if not param.requires_grad]
     if frozen:
         raise ValueError(f"a task trains all parameters; {frozen} do not require gradients: make them buffers")
@@ -94,10 +96,12 @@ def trial_outputs(module: nn.Module, inputs: Tensor) -> Tensor:
         raise ValueError(
             f"expected outputs ({len(inputs)}, ..., K) for {len(inputs)} examples, got {tuple(outputs.shape)}"
         )
+    if not outputs.isfinite().all():
+        raise ValueError("the module's outputs are NaN or infinite on some of the first examples, before any training")
     try:
         alone = output_tensor(module(inputs[-1:]))
         depends = alone.shape != outputs[-1:].shape or not torch.allclose(
-            alone, outputs[-1:], rtol=1e-2, atol=1e-3 * outputs.abs().max().item(), equal_nan=True
+            alone, outputs[-1:], rtol=1e-2, atol=1e-3 * outputs.abs().max().item()
         )
     except ValueError:  # of normalisation that wants several examples
         depends = True
@@ -158,6 +162,9 @@ def _why_runs_would_differ(networks: Networks, inputs: Tensor) -> str | None:
         networks: of that module.
         inputs: (B, ...).
     """
+    for slot in networks.layout:
+        if slot.kind == "param" and slot.dtype in ("float16", "bfloat16"):
+            return f"{slot.name!r} is {slot.dtype}, but populations train in float32; build it in float32"
     first, second, third = (networks.module(seed).to(inputs.device).train() for seed in (1, 2, 1))
     states = zip(first.state_dict().values(), third.state_dict().values(), strict=True)
     if not all(torch.equal(one, other) for one, other in states):

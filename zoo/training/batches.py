@@ -8,6 +8,7 @@ Legend: N networks, B examples of a minibatch, n examples of the training split.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def own_indices(run_seeds: Sequence[int], num_examples: int, batch_size: int, de
 
 def check_batch_size(batch_size: int, num_examples: int) -> None:
     """Raise ValueError unless a minibatch of that size can be drawn from that many examples."""
-    if not isinstance(batch_size, int) or not 1 <= batch_size <= num_examples:
+    if not isinstance(batch_size, Integral) or not 1 <= batch_size <= num_examples:
         raise ValueError(
             f"batch_size must be an integer from 1 to {num_examples} (the training split), got {batch_size!r}"
         )
