@@ -35,6 +35,11 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     return device if device.index is not None else torch.device(device.type, backend.current_device())
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _count(kind: str) -> int:
     backend = torch.get_device_module(kind)
     return backend.device_count() if backend.is_available() else 0

@@ -18,6 +18,7 @@ import torch
 
 from zoo.building.executors import Executor, InProcess
 from zoo.building.plan import BuildPlan, BuildSettings
+from zoo.devices import is_out_of_memory
 from zoo.storage.locks import LockLostError
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
@@ -73,16 +74,22 @@ def build_zoo(
         The complete zoo.
 
     Raises:
+        TypeError: for a name in place of a task, and for settings that there are not.
         ValueError: for settings that are not possible.
         FileExistsError: if the path holds something that is no zoo.
         SettingsMismatchError: if it holds a zoo with other settings.
         ZooWriteError: if it cannot be written; what was committed stays.
+        MemoryError: if a block does not fit the device; the message says what to lower.
     """
+    if not isinstance(task, Task):
+        raise TypeError(f"task must be a task, as from get_task({task!r}), got {type(task).__name__}")
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
     if plan.block_size is None and (path / "zarr.json").is_file():
         plan = replace(plan, block_size=ZooWriter.open(path).spec.block_size)  # a larger number of runs asks for more
     check_initial_loss(plan)
+    if any(slot.dtype == "float64" for slot in task.layout):
+        warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=3)
     writer = ZooWriter.create(path, plan.spec(), defaults=plan.defaults)
     discard_damaged_blocks(writer)
     pending = writer.pending_blocks()
@@ -158,7 +165,15 @@ class BlockBuilder:
             return None
         with lock:
             runs = writer.block_runs(block)
-            params, metrics, alive = self._train(runs)
+            try:
+                params, metrics, alive = self._train(runs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise MemoryError(
+                    f"memory ran out on {self.plan.task.device} while a block of {len(runs):,} runs was trained; lower "
+                    f"block_size (now {writer.spec.block_size:,}) or batch_size (now {self.plan.batch_size:,})"
+                ) from error
             try:
                 writer.write_block(
                     block,

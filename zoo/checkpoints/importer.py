@@ -197,7 +197,7 @@ def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str
     names = {name for run in runs for snapshot in run.snapshots for name in snapshot.metrics}
     first = runs[0].snapshots[0]
     num_snapshots = max(map(len, steps))
-    run_bytes = 4 * num_snapshots * source.layout.num_params
+    run_bytes = 4 * num_snapshots * max(1, source.layout.num_params)
     extra: dict[str, Json] = {"source": "import", "run_names": [run.name for run in runs]}
     if first.adapter_config:
         extra["adapter_config"] = dict(first.adapter_config)

@@ -178,7 +178,7 @@ class _Search:
             CheckpointError: if a folder holds two models.
         """
         if not path.is_dir():
-            is_there = path.is_file() and path.name.endswith(SUFFIXES)
+            is_there = path.name.endswith(SUFFIXES) and (path.is_file() or path.is_symlink())  # perhaps a broken one
             return path if is_there and not _NO_WEIGHTS.fullmatch(path.name) else None
         names = [name for file in _FOLDER_FILES for name in (file, file + INDEX_SUFFIX)]
         found = [path / name for name in names if (path / name).is_file()]

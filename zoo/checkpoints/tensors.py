@@ -98,7 +98,7 @@ def _read_file(path: Path, state_key: str | None) -> tuple[Mapping[str, object],
             "save its state dict alone, best as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(f"cannot read {path}: {str(error) or 'it is empty or cut off'}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} must hold a state dict, got {type(content).__name__}")
     if state_key is None and all(isinstance(value, Tensor) for value in content.values()):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.layout import ParamLayout
+from zoo.networks.randomness import seeded_module
 
 _SCALED_ROLES: Final = ("input", "hidden", "output", "embedding")
 
@@ -42,15 +43,12 @@ def init_runs(
         seeds: N seeds; row i depends on `seeds[i]` alone.
         scales: factor on the matrices and embeddings, one or (N,).
     """
-    rows = []
-    with torch.random.fork_rng(devices=[]):
-        for seed in seeds:
-            torch.manual_seed(int(seed))
-            rows.append(layout.flatten(make_model()))
-    params = torch.stack(rows)
+    params = torch.stack([layout.flatten(seeded_module(make_model, seed)) for seed in seeds])
     if not isinstance(scales, Tensor) and scales == 1:
         return params
     factors = torch.as_tensor(scales, dtype=params.dtype, device=params.device).reshape(-1, 1)
+    if len(factors) not in (1, len(params)):
+        raise ValueError(f"expected one scale, or one for each of {len(params)} networks, got {len(factors)}")
     for slot in layout:
         if slot.role in _SCALED_ROLES:
             params[:, slot.span] *= factors

@@ -111,17 +111,6 @@ def wrong_prediction_iou(predictions: Tensor, targets: Tensor, others: Tensor | 
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
-def agreement(predictions: Tensor, others: Tensor | None = None) -> Tensor:
-    """Share (N, M) of examples on which two networks predict the same class.
-
-    Args:
-        predictions: (N, E) predicted classes.
-        others: (M, E); default `predictions`.
-    """
-    others = predictions if others is None else others
-    return torch.stack([(row == others).double().mean(1) for row in predictions])
-
-
 def loss_correlation(losses: Tensor, others: Tensor | None = None) -> Tensor:
     """Pearson correlation (N, M) of log(loss + LOSS_FLOOR) over examples.
 

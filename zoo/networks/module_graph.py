@@ -1,7 +1,7 @@
 """What a traced forward pass tells of a module: which tensors come first and last, and how a bare one is used.
 
 The pass runs on symbols (torch.fx), in a shallow copy of the module: no hook runs, no attribute or buffer of the
-user's module changes, and no random number is drawn. A module that cannot be traced (control flow that depends on
+user's module changes, and no random number is used up. A module that cannot be traced (control flow that depends on
 data) tells nothing.
 """
 
@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node, Tracer
 from torch.nn import functional as F
+
+from zoo.networks.randomness import preserved_randomness
 
 
 class Use(NamedTuple):
@@ -54,7 +56,7 @@ class ModuleGraph:
     def graph(self) -> Graph | None:
         """None if the module cannot be traced."""
         try:
-            with torch.random.fork_rng(devices=[]):
+            with preserved_randomness():
                 return _Tracer().trace(_shallow_copy(self._module, {}))
         except Exception:  # whatever the user's forward pass raises when it meets symbols
             return None

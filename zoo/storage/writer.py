@@ -83,8 +83,9 @@ class ZooWriter:
             write_files({staged / name: [content] for name, content in array_metadata(spec).items()})
             rename_directory(staged, path)
         except OSError as error:
+            was_staged = (staged / "zarr.json").exists()
             shutil.rmtree(staged, ignore_errors=True)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another builder was faster
+            if was_staged and error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another builder was faster
                 return cls.create(path, spec, defaults=defaults)
             raise ZooWriteError(error.errno, f"cannot create a zoo at {path}: {error.strerror}") from error
         return cls(path, spec)

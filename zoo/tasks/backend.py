@@ -2,7 +2,7 @@
 
 MLPs run through functions that are written out by hand (`zoo.tasks.batched_mlp`), other modules through `torch.func`
 (`zoo.tasks.vmapped_module`), and what `torch.func` cannot run one after another (`zoo.tasks.looped_module`).
-`zoo.tasks.agreement` chooses.
+`zoo.tasks.trial` chooses.
 
 Legend: N networks, P numbers of one network (T of them trainable), B examples, K outputs.
 """
@@ -10,10 +10,15 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from zoo.networks.layout import ParamLayout
+from zoo.networks.randomness import seeded_module
+from zoo.tasks.objectives import Objective
 
 
 class Backend(Protocol):
@@ -41,11 +46,26 @@ class Backend(Protocol):
         ...
 
 
-def seeded_module(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The module that `build` makes under a seed; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
+@dataclass(frozen=True)
+class Networks:
+    """What is run: networks of one module, and what is asked of them.
+
+    Args:
+        build: makes the module.
+        layout: of the module.
+        objective: whose losses are taken.
+        input_ndim, target_ndim: dims of inputs and targets that all networks share; own ones have one more.
+    """
+
+    build: Callable[[], nn.Module]
+    layout: ParamLayout
+    objective: Objective
+    input_ndim: int
+    target_ndim: int
+
+    def module(self, seed: int = 0) -> nn.Module:
+        """The module as it is built under a seed, on the CPU."""
+        return seeded_module(self.build, seed)
 
 
 def output_tensor(output: object) -> Tensor:

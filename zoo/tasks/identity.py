@@ -10,14 +10,12 @@ Legend: P numbers of one network, B examples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.networks.layout import ParamLayout
-from zoo.tasks.backend import output_tensor, seeded_module
+from zoo.tasks.backend import Networks, output_tensor
 from zoo.tasks.objectives import Objective
 
 
@@ -27,25 +25,22 @@ def structure(module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def behaviour(
-    build: Callable[[], nn.Module], layout: ParamLayout, objective: Objective, inputs: Tensor, targets: Tensor
-) -> str:
+def behaviour(networks: Networks, inputs: Tensor, targets: Tensor) -> str:
     """A line of numbers: mean size of initial parameters, root mean square of outputs, loss and error.
 
     Args:
-        build: makes the module.
-        layout: of the module.
-        objective: loss and error.
+        networks: of which the one of seed 0 is taken.
         inputs: (B, ...) examples.
         targets: theirs, as the objective takes them.
     """
-    initial = layout.flatten(seeded_module(build, 0)).double()
+    layout, objective = networks.layout, networks.objective
+    initial = layout.flatten(networks.module()).double()
     fixed = initial.clone()
     stream = np.random.RandomState(0)  # which never changes
     for slot in layout:
         if slot.kind == "param" and len(slot.shape) > 1:  # vectors keep their zeros and ones
             fixed[slot.span] = torch.from_numpy(stream.uniform(-1, 1, slot.numel)) * slot.fan_in**-0.5
-    module = seeded_module(build, 0).eval()
+    module = networks.module().eval()
     module.load_state_dict(layout.unflatten(fixed))
     digits = 6
     try:

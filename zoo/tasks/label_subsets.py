@@ -59,5 +59,5 @@ class SubsetTask(Task):
         """Zeros and ones (N, B) from classes (B,) or (N, B)."""
         if self._runs is not None and len(self._runs) != num_networks:
             raise ValueError(f"the task is bound to {len(self._runs)} runs, got {num_networks} networks")
-        masks = self.run_attributes(self._runs or range(num_networks))["mask"].to(targets.device)
+        masks = self.run_attributes(self._runs or range(num_networks))["mask"].to(targets.device, non_blocking=True)
         return (masks[:, None] >> targets) & 1

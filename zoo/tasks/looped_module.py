@@ -5,77 +5,53 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from zoo.networks.layout import ParamLayout
-from zoo.tasks.backend import output_tensor, seeded_module
-from zoo.tasks.objectives import Objective
+from zoo.tasks.backend import Networks, output_tensor
 
 
 class LoopedModule:
-    """A Backend that loads each network into the module. Its results can be differentiated once.
-
-    Args:
-        build: makes the module.
-        layout: of the module.
-        objective: whose losses are taken.
-        input_ndim, target_ndim: dims of inputs and targets that all networks share; own ones have one more.
-        device: of the networks.
-    """
+    """A Backend that loads each network into the module. Its results can be differentiated once."""
 
     is_compilable = False
 
-    def __init__(
-        self,
-        build: Callable[[], nn.Module],
-        layout: ParamLayout,
-        objective: Objective,
-        *,
-        input_ndim: int,
-        target_ndim: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self._build = build
-        self._layout = layout
-        self._objective = objective
-        self._input_ndim = input_ndim
-        self._target_ndim = target_ndim
-        self._module = seeded_module(build, 0).to(device)
+    def __init__(self, networks: Networks, device: torch.device | str = "cpu") -> None:
+        self._networks = networks
+        self._module = networks.module().to(device)
         named = dict(self._module.named_parameters())
-        self._params = [named[slot.name] for slot in layout if slot.kind == "param"]
+        self._params = [named[slot.name] for slot in networks.layout if slot.kind == "param"]
 
     def to(self, device: torch.device | str) -> LoopedModule:
-        ndims = {"input_ndim": self._input_ndim, "target_ndim": self._target_ndim}
-        return LoopedModule(self._build, self._layout, self._objective, device=device, **ndims)
+        return LoopedModule(self._networks, device)
 
     def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
         return _Outputs.apply(params, inputs, self, False)
 
     def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self._objective.loss(_Outputs.apply(params, inputs, self, True), targets)
+        return self._networks.objective.loss(_Outputs.apply(params, inputs, self, True), targets)
 
     @torch.enable_grad()
     def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        own_targets = targets.ndim > self._target_ndim
+        own_targets = targets.ndim > self._networks.target_ndim
         losses, grads = [], []
         for i, outputs in enumerate(self.each_output(params, inputs, training=True)):
-            loss = self._objective.loss(outputs[None], targets[i : i + 1] if own_targets else targets)
+            loss = self._networks.objective.loss(outputs[None], targets[i : i + 1] if own_targets else targets)
             grads.append(self.gradient(loss.sum()))
             losses.append(loss.detach())
             with torch.no_grad():  # buffers, and what a forward pass does to its parameters (embeddings of max_norm)
-                params[i] = self._layout.flatten(self._module)
+                params[i] = self._networks.layout.flatten(self._module)
         return torch.cat(losses), torch.stack(grads).to(params.dtype)
 
     def each_output(self, params: Tensor, inputs: Tensor, *, training: bool) -> Iterator[Tensor]:
         """Outputs (B, ..., K) of one network after another, each with its graph to the module's own parameters."""
         self._module.train(training)
         for i in range(len(params)):
-            self._module.load_state_dict(self._layout.unflatten(params[i].detach()))
-            yield output_tensor(self._module(inputs[i] if inputs.ndim > self._input_ndim else inputs))
+            self._module.load_state_dict(self._networks.layout.unflatten(params[i].detach()))
+            yield output_tensor(self._module(inputs[i] if inputs.ndim > self._networks.input_ndim else inputs))
 
     def gradient(self, value: Tensor, output_grad: Tensor | None = None) -> Tensor:
         """Gradient (T,) of a value by the parameters of the network that the module holds."""

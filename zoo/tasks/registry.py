@@ -15,7 +15,7 @@ from torch import nn
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.tasks.datasets import DATASETS, Dataset, dataset_options, get_dataset
 from zoo.tasks.label_subsets import ALL_MASKS, SubsetTask
-from zoo.tasks.objectives import OBJECTIVES, Objective
+from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.policies import ENVIRONMENTS, PolicyTask
 from zoo.tasks.task import Task
 
@@ -45,12 +45,13 @@ def get_task(name: str, *, architecture: str | None = None, parametrization: str
     masks = _checked_masks(options.pop("masks", None)) if is_family else None
     data_options, model_options = _split_options(name, dataset_name, architecture, options)
     dataset = get_dataset(dataset_name, **data_options)
+    usual = "cross_entropy" if dataset.num_classes else "squared_error"
+    objective = OBJECTIVES["binary_cross_entropy" if is_family else usual]
     environment = ENVIRONMENTS.get(name)
-    objective = _objective(dataset, is_binary=is_family)
-    if environment is not None:
-        num_outputs = environment.num_actions
-    else:
+    if environment is None:
         num_outputs = objective.num_outputs(dataset.num_classes, dataset.train.targets)
+    else:
+        num_outputs = environment.num_actions
     build = ARCHITECTURES[architecture](dataset, num_outputs, **model_options)
     config: dict[str, object] = {"name": name, "architecture": architecture, "parametrization": parametrization}
     config |= {key: _jsonable(value) for key, value in (data_options | model_options).items()}
@@ -113,12 +114,6 @@ def _split_options(
     if missing:
         raise ValueError(f"task {name!r} needs the options {missing}")
     return data_options, model_options
-
-
-def _objective(dataset: Dataset, *, is_binary: bool) -> Objective:
-    if is_binary:
-        return OBJECTIVES["binary_cross_entropy"]
-    return OBJECTIVES["cross_entropy" if dataset.num_classes else "squared_error"]
 
 
 def _checked_masks(masks: object) -> list[int] | None:

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from zoo.networks.initialization import init_runs
 from zoo.networks.layout import ParamLayout
 from zoo.networks.parametrization import PARAMETRIZATIONS, parametrize
-from zoo.tasks.agreement import choose_backend, examples_to_try, preserved_randomness, why_not_a_population
-from zoo.tasks.backend import Backend, first_line, seeded_module
-from zoo.tasks.checks import check_fit, check_module, check_splits, trial_outputs
+from zoo.tasks.backend import Networks, first_line
+from zoo.tasks.checks import check_fit, check_splits
 from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
-from zoo.tasks.evaluation import activation_bytes, evenly_chosen, mean_loss_and_error, pairs_at_once
+from zoo.tasks.evaluation import activation_bytes, evenly_chosen, pairs_at_once
 from zoo.tasks.identity import behaviour, structure
 from zoo.tasks.objectives import Objective
+from zoo.tasks.trial import Trial, checked_module, examples_to_try, trial_outputs, try_module
 
 
 class Batch(NamedTuple):
@@ -48,6 +48,7 @@ class Task:
         plays_episodes: whether networks are scored by what they do in an environment, not on examples alone.
         layout: of the networks.
         backend: what runs them.
+        flaw: why populations would not be what their seeds and parameters say, in words; None for a sound module.
 
     Args:
         name: for people.
@@ -82,33 +83,23 @@ class Task:
         self.objective = objective
         self.parametrization = parametrization
         self.config = dict(config or {})
-        self._build = build
         try:
-            self.layout, self.backend, slow = self._prepared()
+            trial = self._tried_on(build)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
+        self.backend, slow, self.flaw = trial
         if slow:
             warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)
 
-    def _prepared(self) -> tuple[ParamLayout, Backend, str | None]:
-        """Layout, backend, and why that is a slow one, once data, module and objective have been seen to fit."""
+    def _tried_on(self, build: Callable[[], nn.Module]) -> Trial:
+        """What a trial of the module shows, once data, module and objective have been seen to fit."""
         check_splits(self.dataset)
-        module = seeded_module(self._build, 0)
-        check_module(self._build, module)
-        with preserved_randomness():  # the forward pass is traced
-            layout = ParamLayout.of(module)
-        train = self.dataset.train
+        train, module = self.dataset.train, checked_module(build)
+        self.layout = ParamLayout.of(module)
         self._tried = examples_to_try(module, train.inputs)
         self.check_fit(trial_outputs(module.to(self.device), train.inputs[self._tried]))
-        backend, slow = choose_backend(
-            self._build,
-            layout,
-            self.objective,
-            batches=(self.trial_batch(), self.trial_batch(own=True)),
-            input_ndim=train.inputs.ndim,
-            target_ndim=train.targets.ndim,
-        )
-        return layout, backend, slow
+        self._networks = Networks(build, self.layout, self.objective, train.inputs.ndim, train.targets.ndim)
+        return try_module(self._networks, (self.trial_batch(), self.trial_batch(own=True)))
 
     @property
     def device(self) -> torch.device:
@@ -131,14 +122,9 @@ class Task:
             "name": self.name,
             "objective": self.objective.name,
             "parametrization": self.parametrization,
-            "module": structure(seeded_module(self._build, 0)),
-            "behaviour": behaviour(self._build, self.layout, self.objective, inputs, targets),
+            "module": structure(self._networks.module()),
+            "behaviour": behaviour(self._networks, inputs, targets),
         }
-
-    @cached_property
-    def flaw(self) -> str | None:
-        """Why populations would not be what their seeds and parameters say, in words; None for a sound module."""
-        return why_not_a_population(self._build, self.dataset.train.inputs[self._tried])
 
     def to(self, device: torch.device | str) -> Task:
         """This task with its data on another device."""
@@ -148,9 +134,12 @@ class Task:
         moved.__dict__.pop("_evaluated_train", None)
         return moved
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.layout.num_params:,} parameters)"
+
     def make_model(self) -> nn.Module:
         """One freshly initialised module, on the CPU."""
-        model = self._build()
+        model = self._networks.build()
         return parametrize(model) if self.parametrization == "mup" else model
 
     def init(self, rng: torch.Generator, n: int) -> Tensor:
@@ -204,10 +193,10 @@ class Task:
     def draw_examples(self, num_examples: int, rng: torch.Generator, splits: Sequence[str] = ("train",)) -> Batch:
         """Random examples of some splits together, on which networks can be compared by what they compute."""
         parts = [self.dataset.split(name) for name in splits]
-        chosen = torch.randint(sum(len(part) for part in parts), (num_examples,), generator=rng).to(self.device)
+        chosen = torch.randint(sum(len(part) for part in parts), (num_examples,), generator=rng)
         inputs, targets = [], []
-        for part in parts:
-            inside = chosen[(chosen >= 0) & (chosen < len(part))]
+        for part in parts:  # masks wait for a GPU; those of the CPU do not
+            inside = chosen[(chosen >= 0) & (chosen < len(part))].to(self.device, non_blocking=True)
             inputs.append(part.inputs[inside])
             targets.append(part.targets[inside])
             chosen = chosen - len(part)
@@ -252,10 +241,22 @@ class Task:
             memory_budget: bytes of activations that may exist at once; by default 4 MiB on a CPU, 256 MiB elsewhere.
         """
         self.layout.check_vector(params)
+        data = self.evaluated_examples(split)
         pairs = pairs_at_once(self.bytes_per_example, self.device, memory_budget)
-        loss, error = mean_loss_and_error(
-            params, self.evaluated_examples(split), self.predict, self.targets_for, self.objective, pairs=pairs
-        )
+        num_examples = min(len(data), pairs)
+        num_networks = max(1, pairs // num_examples)
+        loss, error = params.new_zeros(len(params)), params.new_zeros(len(params))
+        for start in range(0, len(data), num_examples):
+            inputs = data.inputs[start : start + num_examples]
+            targets = self.targets_for(data.targets[start : start + num_examples], len(params))
+            has_own_targets = targets.ndim > data.targets.ndim
+            share = len(inputs) / len(data)
+            for first in range(0, len(params), num_networks):
+                some = slice(first, first + num_networks)
+                outputs = self.predict(params[some], inputs)
+                wanted = targets[some] if has_own_targets else targets
+                loss[some] += share * self.objective.loss(outputs, wanted)
+                error[some] += share * self.objective.error(outputs, wanted)
         return {"loss": loss, "error": error}
 
     def evaluated_examples(self, split: str) -> Split:
@@ -273,4 +274,4 @@ class Task:
     @cached_property
     def bytes_per_example(self) -> int:
         """Size of all activations of one network on one example."""
-        return activation_bytes(seeded_module(self._build, 0).eval(), self.dataset.train.inputs[:1].cpu())
+        return activation_bytes(self._networks.module().eval(), self.dataset.train.inputs[:1].cpu())

@@ -5,50 +5,28 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.networks.layout import ParamLayout
-from zoo.tasks.backend import output_tensor, seeded_module
-from zoo.tasks.objectives import Objective
+from zoo.tasks.backend import Networks, output_tensor
 
 
 class VmappedModule:
-    """A Backend: one vmap over the networks of a functional call of the module.
-
-    Args:
-        build: makes the module.
-        layout: of the module.
-        objective: whose losses are taken.
-        input_ndim: dims of inputs that all networks share; own ones have one more.
-        device: of the networks.
-    """
+    """A Backend: one vmap over the networks of a functional call of the module."""
 
     is_compilable = True
 
-    def __init__(
-        self,
-        build: Callable[[], nn.Module],
-        layout: ParamLayout,
-        objective: Objective,
-        *,
-        input_ndim: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self._build = build
-        self._layout = layout
-        self._objective = objective
-        self._input_ndim = input_ndim
-        self._template = seeded_module(build, 0).to(device).eval()
-        self._training_template = seeded_module(build, 0).to(device).train()
-        self._padding_rows = _padding_rows(self._template, layout)
+    def __init__(self, networks: Networks, device: torch.device | str = "cpu") -> None:
+        self._networks = networks
+        self._template = networks.module().to(device).eval()
+        self._training_template = networks.module().to(device).train()
+        self._padding_rows = _padding_rows(self._template, networks.layout)
 
     def to(self, device: torch.device | str) -> VmappedModule:
-        return VmappedModule(self._build, self._layout, self._objective, input_ndim=self._input_ndim, device=device)
+        return VmappedModule(self._networks, device)
 
     def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
         fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -59,26 +37,27 @@ class VmappedModule:
             torch.backends.mha.set_fastpath_enabled(fastpath)
 
     def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self._objective.loss(self._run(self._training_template, params, inputs)[0], targets)
+        return self._networks.objective.loss(self._run(self._training_template, params, inputs)[0], targets)
 
     def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         def total(params: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
             outputs, buffers = self._run(self._training_template, params, inputs)
-            losses = self._objective.loss(outputs, targets)
+            losses = self._networks.objective.loss(outputs, targets)
             return losses.sum(), (losses, buffers)
 
         grads, (_, (losses, buffers)) = grad_and_value(total, has_aux=True)(params)
         for name, value in buffers.items():
-            params[:, self._layout[name].span] = value.reshape(len(params), -1).to(params.dtype)
-        return losses.detach(), grads[:, : self._layout.num_trainable]
+            params[:, self._networks.layout[name].span] = value.reshape(len(params), -1).to(params.dtype)
+        return losses.detach(), grads[:, : self._networks.layout.num_trainable]
 
     def _run(self, template: nn.Module, params: Tensor, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs (N, B, ..., K), and the buffers by name as the forward pass has left them."""
-        tensors = self._layout.unflatten(params)
-        named = {slot.name: tensors[slot.name] for slot in self._layout}  # tied ones under one of their names
-        buffers = {slot.name: named[slot.name].detach().clone() for slot in self._layout if slot.kind == "buffer"}
+        layout = self._networks.layout
+        tensors = layout.unflatten(params)
+        named = {slot.name: tensors[slot.name] for slot in layout}  # tied ones under one of their names
+        buffers = {slot.name: named[slot.name].detach().clone() for slot in layout if slot.kind == "buffer"}
         named |= buffers
-        has_own_inputs = inputs.ndim > self._input_ndim
+        has_own_inputs = inputs.ndim > self._networks.input_ndim
         if has_own_inputs:  # the batching rule of embeddings then forgets that padding has no gradient
             for name, row in self._padding_rows.items():
                 is_padding = torch.arange(named[name].shape[1], device=params.device) == row  # (V,)

@@ -8,6 +8,7 @@ Legend: N networks, B examples of a minibatch, n examples of the training split.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def own_indices(run_seeds: Sequence[int], num_examples: int, batch_size: int, de
 
 def check_batch_size(batch_size: int, num_examples: int) -> None:
     """Raise ValueError unless a minibatch of that size can be drawn from that many examples."""
-    if not isinstance(batch_size, int) or not 1 <= batch_size <= num_examples:
+    if not isinstance(batch_size, Integral) or not 1 <= batch_size <= num_examples:
         raise ValueError(
             f"batch_size must be an integer from 1 to {num_examples} (the training split), got {batch_size!r}"
         )
@@ -44,6 +45,6 @@ def _batches(run_seeds: Sequence[int], num_examples: int, batch_size: int, devic
     rngs = [torch.Generator().manual_seed(derive_seed(seed, "data order")) for seed in run_seeds]
     while True:
         orders = [torch.randperm(num_examples, generator=rng, dtype=torch.int32) for rng in rngs]
-        epoch = torch.stack(orders).to(device)  # (N, n)
+        epoch = torch.stack(orders).to(device, non_blocking=True)  # (N, n)
         for start in range(0, num_examples - batch_size + 1, batch_size):
             yield epoch[:, start : start + batch_size].long()

@@ -227,7 +227,7 @@ def as_coefficients(values: Mapping[str, Hyperparameter], like: Tensor) -> State
         raise ValueError(f"hyperparameters must be numbers, or one for each of {len(like)} networks; got {wrong.pop()}")
     table = torch.stack(torch.broadcast_tensors(*tensors.values()))  # (number of values,) or (number of values, N)
     columns = table[..., None] if table.ndim > 1 else table
-    return dict(zip(tensors, columns.to(like).unbind(), strict=True))
+    return dict(zip(tensors, columns.to(like, non_blocking=True).unbind(), strict=True))
 
 
 def check_hyperparameters(optimizer: object, **upper_bounds: float | None) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Final
 
 import torch
@@ -44,7 +45,7 @@ def quadratic_steps(num_steps: int, num_snapshots: int = DEFAULT_NUM_SNAPSHOTS) 
 
     There are fewer than `num_snapshots` where early ones would coincide.
     """
-    are_integers = isinstance(num_steps, int) and isinstance(num_snapshots, int)
+    are_integers = isinstance(num_steps, Integral) and isinstance(num_snapshots, Integral)
     if not are_integers or num_steps < 1 or num_snapshots < 2:
         raise ValueError(
             f"num_steps must be an integer >= 1 and num_snapshots one >= 2, got {num_steps} and {num_snapshots}"
@@ -92,8 +93,8 @@ def train_population(
     check_repeatable(task)
     steps = tuple(quadratic_steps(num_steps) if snapshot_steps is None else snapshot_steps)
     check_snapshot_steps(steps, num_steps)
-    if len(seeds) == 0:
-        raise ValueError("seeds must name at least one run, got none")
+    if len(seeds) == 0 or not all(isinstance(seed, Integral) and -(2**63) <= seed < 2**63 for seed in seeds):
+        raise ValueError(f"seeds must be one or more integers of 64 bits, got {list(seeds)[:4]}")
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
     num_train = len(task.dataset.train)
@@ -104,43 +105,23 @@ def train_population(
     params = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
     if compile == "auto":
         compile = should_compile(len(seeds) * num_steps, task.device)
-    return _snapshots(
-        task,
-        optimizer,
-        params,
-        indices=indices,
-        snapshot_steps=steps,
-        num_steps=num_steps,
-        max_loss=max_loss,
-        compile=bool(compile),
-    )
+    step = InnerStep(task, optimizer, compile=bool(compile))
 
+    def snapshots() -> Iterator[Snapshot]:
+        state = optimizer.init_state(task.layout, params)
+        alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
+        last, inner_step = params.clone(), 0
+        for snapshot_step in steps:
+            while inner_step < snapshot_step:
+                batch = task.batch(next(indices), len(params))
+                loss = step(params, state, batch, inner_step=inner_step, num_steps=num_steps)
+                alive = alive & (loss <= max_loss)  # also False for NaN
+                inner_step += 1
+            alive = alive & params.isfinite().all(1)
+            last = torch.where(alive[:, None], params, last)
+            yield Snapshot(inner_step, last, alive)
 
-def _snapshots(
-    task: Task,
-    optimizer: InnerOptimizer,
-    params: Tensor,
-    *,
-    indices: Iterator[Tensor],
-    snapshot_steps: tuple[int, ...],
-    num_steps: int,
-    max_loss: float,
-    compile: bool,
-) -> Iterator[Snapshot]:
-    step = InnerStep(task, optimizer, compile=compile)
-    state = optimizer.init_state(task.layout, params)
-    alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
-    last = params.clone()
-    inner_step = 0
-    for snapshot_step in snapshot_steps:
-        while inner_step < snapshot_step:
-            batch = task.batch(next(indices), len(params))
-            loss = step(params, state, batch, inner_step=inner_step, num_steps=num_steps)
-            alive = alive & (loss <= max_loss)  # also False for NaN
-            inner_step += 1
-        alive = alive & params.isfinite().all(1)
-        last = torch.where(alive[:, None], params, last)
-        yield Snapshot(inner_step, last, alive)
+    return snapshots()
 
 
 def check_repeatable(task: Task) -> None:
@@ -152,8 +133,9 @@ def check_repeatable(task: Task) -> None:
 def check_snapshot_steps(steps: Sequence[int], num_steps: int) -> None:
     """Raise ValueError unless there are steps, and they increase from 0 or later to `num_steps` or earlier."""
     increases = all(earlier < later for earlier, later in pairwise(steps))
-    if not steps or not increases or steps[0] < 0 or steps[-1] > num_steps:
-        raise ValueError(f"snapshot_steps must increase within 0 ... {num_steps}, got {tuple(steps)}")
+    are_integers = all(isinstance(step, Integral) for step in steps)
+    if not steps or not are_integers or not increases or steps[0] < 0 or steps[-1] > num_steps:
+        raise ValueError(f"snapshot_steps must be integers that increase within 0 ... {num_steps}, got {tuple(steps)}")
 
 
 def _checked(task: Task, init_params: Tensor, num_networks: int) -> Tensor:

@@ -190,9 +190,9 @@ def test_keyword_arguments_are_the_fields_of_a_plan():
         ({"block_size": 0}, "block_size must be a positive integer"),
         ({"num_runs": True}, "num_runs must be a positive integer"),
         ({"seed": 1.5}, "seed must be an integer"),
-        ({"snapshot_steps": [0, 3, 2]}, "snapshot_steps must increase"),
-        ({"snapshot_steps": [0, 1000]}, "snapshot_steps must increase"),
-        ({"snapshot_steps": []}, "snapshot_steps must increase"),
+        ({"snapshot_steps": [0, 3, 2]}, "snapshot_steps must be integers that increase"),
+        ({"snapshot_steps": [0, 1000]}, "snapshot_steps must be integers that increase"),
+        ({"snapshot_steps": []}, "snapshot_steps must be integers that increase"),
         ({"snapshot_steps": None, "num_snapshots": 1}, "num_snapshots"),
         ({"max_loss": -1.0}, "max_loss must be a number above 0"),
         ({"init_scale": "large"}, "init_scale must be a number or one of .* got 'large'"),
@@ -380,3 +380,32 @@ def test_runs_added_to_a_zoo_are_those_that_a_larger_one_has(tmp_path, task):
     whole = build_zoo(tmp_path / "whole", task, **(settings | {"num_runs": 10}))
     assert np.array_equal(zoo.runs["seed"], whole.runs["seed"])
     np.testing.assert_allclose(zoo.params[:], whole.params[:], rtol=1e-3, atol=1e-4)
+
+
+def test_a_name_is_no_task(tmp_path):
+    with pytest.raises(TypeError, match=r"get_task\('digits'\), got str"):
+        build_zoo(tmp_path / "zoo", "digits", num_runs=2, num_steps=2)
+
+
+class Greedy(Adam):
+    def init_state(self, layout, params):
+        return {"history": torch.empty(len(params), 2**50)}
+
+
+def test_a_block_that_does_not_fit_says_what_to_lower(tmp_path, task):
+    settings = SETTINGS | {"optimizer": Greedy(), "optimizer_config": {"name": "greedy"}, "init_scale": 1.0}
+    message = r"^memory ran out on cpu while a block of 4 runs was trained; lower block_size \(now 4\) or batch_size"
+    with pytest.raises(MemoryError, match=message):
+        build_zoo(tmp_path / "zoo", task, **settings)
+
+
+def test_networks_of_double_precision_are_rounded_with_a_word(tmp_path, task):
+    own = Task("own", task.dataset, double_module, OBJECTIVES["cross_entropy"])
+    with pytest.warns(UserWarning, match="trained in float64 and stored as float32"):
+        build_zoo(tmp_path / "zoo", own, num_runs=2, num_steps=2)
+
+
+def double_module():
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).double()
+    module.register_forward_pre_hook(lambda _, args: (args[0].double(),))
+    return module

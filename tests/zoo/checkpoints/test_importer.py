@@ -357,3 +357,16 @@ def test_settings_that_differ_between_checkpoints_are_not_recorded_as_the_first_
     with pytest.warns(UserWarning, match="the optimizer noted beside the checkpoints differs"):
         zoo = import_checkpoints(noted(tmp_path / "in", a=same, b=other), tmp_path / "zoo")
     assert (zoo.task_config, zoo.spec.optimizer_config) == ({"name": "digits"}, {})
+
+
+def test_a_checkpoint_without_numbers_is_refused(tmp_path):
+    torch.save({"weight": torch.zeros(0)}, tmp_path / "empty.pt")
+    with pytest.raises(CheckpointError, match=r"do not make a zoo: .* positive integer, got 0"):
+        import_checkpoints(tmp_path / "empty.pt", tmp_path / "zoo")
+
+
+def test_a_broken_link_is_not_passed_over(tmp_path):
+    save_all(tmp_path / "runs" / "first", states(1))
+    (tmp_path / "runs" / "first" / "net_1.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"cannot read .*net_1.safetensors: .*No such file"):
+        import_checkpoints(tmp_path / "runs", tmp_path / "zoo")

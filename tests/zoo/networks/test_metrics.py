@@ -96,12 +96,6 @@ def test_wrong_prediction_iou_on_an_example_by_hand():
     )
 
 
-def test_agreement_counts_equal_classes():
-    predictions = torch.tensor([[0, 1, 2, 3], [0, 1, 0, 0]])
-    assert metrics.agreement(predictions).tolist() == [[1, 0.5], [0.5, 1]]
-    assert metrics.agreement(predictions, torch.tensor([[9, 9, 9, 3]])).tolist() == [[0.25], [0]]
-
-
 def test_loss_correlation_is_that_of_the_logarithms():
     losses = torch.rand(4, 30).exp() - 1
     expected = torch.corrcoef((losses.double() + metrics.LOSS_FLOOR).log())

@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,17 +20,17 @@ class Stateful(nn.Module):
     def forward(self, x):
         self.count += 1
         self.seen.append(x)
-        self.last = self.layer(x) + torch.randn(3)
+        self.last = self.layer(x) + torch.randn(3) + random.random() + float(np.random.rand())
         return self.last
 
 
 def test_tracing_leaves_the_module_and_the_random_state_alone():
     module, called = Stateful(), []
     module.layer.register_forward_hook(lambda *_: called.append(1))
-    state = torch.get_rng_state()
+    states = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
     assert ModuleGraph(module).ends(["layer.weight"], []) == ({"layer.weight"}, {"layer.weight"})
     assert (module.count, module.seen, module.last, called) == (0, [], None, [])
-    assert torch.equal(torch.get_rng_state(), state)
+    assert states == (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
 
 
 class Branching(nn.Module):

@@ -50,6 +50,12 @@ def test_a_path_that_holds_something_else_is_left_alone(tmp_path, toy):
         ZooWriter.create(tmp_path / "foreign", toy.spec())
 
 
+def test_a_path_below_a_file_is_refused(tmp_path, toy):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ZooWriteError, match="cannot create a zoo at"):
+        ZooWriter.create(tmp_path / "file" / "zoo", toy.spec())
+
+
 def test_an_empty_folder_may_become_a_zoo(tmp_path, toy):
     assert toy.fill(tmp_path).verify() == []
 

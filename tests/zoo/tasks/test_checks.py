@@ -62,6 +62,9 @@ def test_all_splits_are_looked_through():
     wider = replace(data, val=Split(torch.zeros(N, 5), SIGNS))
     with pytest.raises(ValueError, match=r"as in the train split, float32 \(n, 4\), got float32 \(n, 5\)"):
         make_task(wider, OBJECTIVES["cross_entropy"], 2)
+    foreign = replace(data, val=Split(INPUTS.numpy(), SIGNS))
+    with pytest.raises(ValueError, match=r"val split of 'own': expected inputs .* to be tensors .*from_numpy"):
+        make_task(foreign, OBJECTIVES["cross_entropy"], 2)
     shorter = replace(data, val=Split(INPUTS, SIGNS[1:]))
     with pytest.raises(ValueError, match="got 12 inputs and 11 targets"):
         make_task(shorter, OBJECTIVES["cross_entropy"], 2)

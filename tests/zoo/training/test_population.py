@@ -151,13 +151,17 @@ def test_any_inner_optimizer_may_train_a_population():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"snapshot_steps": (0, 50)}, r"snapshot_steps must increase within 0 ... 40, got \(0, 50\)"),
-        ({"snapshot_steps": (5, 5)}, "snapshot_steps must increase"),
-        ({"snapshot_steps": ()}, "snapshot_steps must increase"),
+        ({"snapshot_steps": (0, 50)}, r"snapshot_steps must be integers that increase within 0 ... 40, got \(0, 50\)"),
+        ({"snapshot_steps": (5, 5)}, "snapshot_steps must be"),
+        ({"snapshot_steps": (0.5, 3)}, "snapshot_steps must be integers"),
+        ({"snapshot_steps": ()}, "snapshot_steps must be"),
         ({"batch_size": 0}, r"batch_size must be an integer from 1 to 1257 \(the training split\), got 0"),
         ({"batch_size": 2000}, "batch_size must be an integer from 1"),
         ({"compile": "yes"}, "compile must be"),
-        ({"seeds": []}, "at least one run"),
+        ({"seeds": []}, "one or more integers"),
+        ({"seeds": [1.5]}, "one or more integers"),
+        ({"seeds": [2**70]}, "integers of 64 bits"),
+        ({"init_scales": torch.ones(2)}, "one scale, or one for each of 6 networks, got 2"),
     ],
 )
 def test_bad_arguments_are_refused_before_training(options, message):

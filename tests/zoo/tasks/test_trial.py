@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import re
 import warnings
 
 import numpy as np
@@ -158,7 +159,7 @@ def plainly_trained(task, seed, indices, num_steps):
     return module
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # said by torch.func where it is slow
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # which the task has said in a line
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_populations_do_what_the_module_does_in_a_plain_loop(name):
@@ -184,11 +185,22 @@ def test_own_architectures_run_as_they_always_do():
     assert type(get_task("digits", architecture="cnn").backend) is VmappedModule
 
 
-def test_what_runs_slowly_says_so_in_one_line():
-    with pytest.warns(UserWarning, match=r"task 'own' runs .* one after another.* cannot run .*lstm") as caught:
-        Task("own", DATA["sequences"], lambda: Recurrent(nn.LSTM), OBJECTIVES["cross_entropy"])
-    assert len(caught) == 1
-    assert "\n" not in str(caught[0].message)
+@pytest.mark.parametrize(
+    ("data", "build", "why"),
+    [
+        ("sequences", lambda: Recurrent(nn.LSTM), "cannot run .*lstm"),
+        ("digits", lambda: wrapped(utils.parametrizations.weight_norm), "no batched form of aten::_weight_norm"),
+    ],
+)
+def test_what_runs_slowly_says_so_in_one_line(data, build, why):
+    with warnings.catch_warnings(record=True) as caught:
+        task = Task("own", DATA[data], build, OBJECTIVES["cross_entropy"])
+        list(train_population(task, Sgd(), SEEDS, num_steps=2))
+    (message,) = (str(warning.message) for warning in caught)
+    assert re.fullmatch(f"task 'own' runs .* one after another.* {why}.*", message)
+
+
+def test_what_runs_fast_says_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Task("own", DATA["digits"], lambda: with_layer(nn.ReLU()), OBJECTIVES["cross_entropy"])
@@ -238,6 +250,13 @@ class RandomFeatures(nn.Module):
         return self.head((x.flatten(1) @ self.features).cos())
 
 
+def halved(module):
+    """The last layer, and what goes into it, in bfloat16."""
+    if isinstance(module, nn.Linear) and module.out_features == 10:
+        module.bfloat16()
+        module.register_forward_pre_hook(lambda _, args: (args[0].bfloat16(),))
+
+
 def drawn_by_numpy():
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     module[1].bias.data = torch.from_numpy(np.random.rand(10).astype(np.float32))
@@ -255,9 +274,10 @@ def drawn_by_numpy():
         (Counts, r"depends on more than its parameters and persistent buffers \('count'\)"),
         (Centres, r"persistent buffers \('mean'\)"),
         (RandomFeatures, r"persistent buffers \('features'\)"),
+        (lambda: with_layer(nn.ReLU()).apply(halved), "'3.weight' is bfloat16, but populations train in float32"),
         (drawn_by_numpy, "initial values do not follow from torch.manual_seed"),
     ],
-    ids=["dropout", "random", "numpy", "own generator", "counter", "buffer", "features", "initial values"],
+    ids=["dropout", "random", "numpy", "own generator", "counter", "buffer", "features", "bfloat16", "initial values"],
 )
 def test_modules_whose_runs_would_not_repeat_are_refused(build, message):
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
@@ -278,6 +298,11 @@ def test_dropout_may_be_evaluated():
     assert torch.equal(task.evaluate(params)["loss"], task.evaluate(params)["loss"])
 
 
+class NotANumber(nn.Module):
+    def forward(self, x):
+        return x * torch.nan
+
+
 SHARED = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
@@ -294,6 +319,8 @@ def frozen():
         ("digits", frozen, r"\['3.weight', '3.bias'\] do not require gradients"),
         ("digits", lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "'1.weight', .* have no size"),
         ("digits", lambda: nn.Linear(3, 10), r"cannot be run on inputs float32 \(n, 1, 8, 8\)"),
+        ("digits", nn.Flatten, "no parameters that could be trained"),
+        ("digits", lambda: with_layer(NotANumber()), "outputs are NaN or infinite"),
         ("sequences", lambda: Recurrent(nn.LSTM, batch_first=False), "depend on the others"),
         ("digits", lambda: with_layer(nn.BatchNorm1d(8, track_running_stats=False)), "depend on the others"),
         ("sequences", lambda: nn.LSTM(8, 2), r"must return one tensor, .* got tuple of 2"),
