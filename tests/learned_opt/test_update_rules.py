@@ -1,5 +1,7 @@
 """One battery for every update rule."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -127,6 +129,68 @@ def test_zero_gradients_give_finite_updates(rule):
         zeros = [torch.zeros_like(p) for p in params]
         rule.update(random_theta(rule, 2), SPECS, params, zeros, state, inner_step=inner_step, num_steps=None)
     assert all(torch.isfinite(p).all() for p in params)
+
+
+MASKED = [*RULES, MlpRule(8, native=False), MlpRule(8, reference=True), NormalizedRule(reference=True)]
+
+
+@pytest.mark.parametrize("rule", MASKED, ids=[*IDS, "in torch", "mulo reference", "normalized reference"])
+def test_inactive_networks_stay_and_others_do_not_notice(rule):
+    theta = random_theta(rule, 3)
+    runs = []
+    for is_masked in (True, False):
+        params = random_tensors(3, 0)
+        state = rule.init_state(SPECS, params)
+        for inner_step in range(3):
+            grads = random_tensors(3, 1 + inner_step, 0.1)
+            options = {}
+            if is_masked and inner_step == 2:
+                before = [t[1].clone() for tensors in (params, *state.values()) for t in tensors]
+                for grad in grads:
+                    grad[1] = torch.nan
+                options = {"active": [torch.tensor([True, False, True])] * len(SPECS)}
+            rule.update(
+                theta, SPECS, params, grads, state, inner_step=inner_step, num_steps=9, weight_decay=0.1, **options
+            )
+        runs.append([t for tensors in (params, *state.values()) for t in tensors])
+    for masked, whole, old in zip(*runs, before, strict=True):
+        assert torch.equal(masked[1], old)
+        torch.testing.assert_close(masked[[0, 2]], whole[[0, 2]], rtol=1e-5, atol=1e-6)
+
+
+class SignRule:
+    """A rule of a user, which has not heard of inactive networks and changes tensors in place."""
+
+    name, num_theta, uses_horizon = "sign", 1, False
+    config: ClassVar[dict] = {}
+
+    def init_theta(self, rng):
+        return torch.zeros(1)
+
+    def init_state(self, specs, params):
+        return {"momentum": [torch.zeros_like(p) for p in params]}
+
+    def update(self, theta, specs, params, grads, state, *, inner_step, num_steps, lr=1.0, weight_decay=0.0):
+        for param, grad, momentum in zip(params, grads, state["momentum"], strict=True):
+            momentum.lerp_(grad, 0.1)
+            param.sub_(0.01 * momentum.sign())
+
+
+def test_for_other_rules_the_optimizer_restores_inactive_networks():
+    rule, stack = SignRule(), torch.nn.Module()
+    stack.experts = torch.nn.Parameter(torch.ones(3, 2, 4))
+    optimizer = learned_opt.LearnedOptimizer(
+        stack, learned_opt.Pretrained(rule, torch.zeros(1)), roles={"experts": "hidden"}, depth=1
+    )
+    for _ in range(2):
+        stack.experts.grad = torch.ones(3, 2, 4)
+        optimizer.step()
+    before, momentum = stack.experts.detach().clone(), optimizer.state[stack.experts]["momentum"].clone()
+    stack.experts.grad[1] = 0.0
+    optimizer.step()
+    for now, then in ((stack.experts, before), (optimizer.state[stack.experts]["momentum"], momentum)):
+        assert torch.equal(now[1], then[1])
+        assert not (now[[0, 2]] == then[[0, 2]]).any()
 
 
 @every_rule

@@ -60,7 +60,8 @@ def updated(update, shape, device, **options):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_triton_kernels_equal_chunks(shape, device):
+@pytest.mark.parametrize("active", [None, [True, False]], ids=["all", "one network"])
+def test_triton_kernels_equal_chunks(shape, device, active):
     pytest.importorskip("triton")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
@@ -68,8 +69,9 @@ def test_triton_kernels_equal_chunks(shape, device):
         pytest.skip("kernels are compiled here, the interpreter is not needed")
     from learned_opt.rules.kernels.triton_mlp import fused_update_
 
-    expected = updated(chunked_update_, shape, device, chunk_numel=50)
-    for fused, chunked in zip(updated(fused_update_, shape, device), expected, strict=True):
+    mask = None if active is None else torch.tensor(active, device=device)
+    expected = updated(chunked_update_, shape, device, chunk_numel=50, active=mask)
+    for fused, chunked in zip(updated(fused_update_, shape, device, active=mask), expected, strict=True):
         torch.testing.assert_close(fused, chunked, rtol=1e-5, atol=1e-5)
 
 
