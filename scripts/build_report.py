@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -12,12 +13,11 @@ from .cli import console
 
 
 class Report:
-    """Shows a build's progress: blocks, runs and model-steps per second, time left.
+    """Shows a build's progress from its first block on: blocks, runs and model-steps per second, time left.
 
     Attributes:
         runs, model_steps: built so far.
         speeds: model-steps per second of each block.
-        bar: to show while building.
     """
 
     def __init__(self) -> None:
@@ -26,15 +26,23 @@ class Report:
         self._started = time.perf_counter()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"))
         times = (TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self.bar = Progress(*columns, *times, console=console, speed_estimate_period=600)
-        self._row = self.bar.add_task("building", total=None, speed="")
+        self._bar = Progress(*columns, *times, console=console, speed_estimate_period=600)
+        self._row = self._bar.add_task("building", total=None, speed="")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def __call__(self, state: BuildState) -> None:
-        self.bar.update(self._row, completed=state.num_done, total=state.num_blocks)
+        self._bar.start()
+        self._bar.update(self._row, completed=state.num_done, total=state.num_blocks)
         if state.report is not None:
             self.runs += state.report.num_runs
             self.model_steps += state.report.model_steps
             self.speeds.append(state.report.model_steps / state.report.seconds)
             seconds = time.perf_counter() - self._started
             speed = f"{self.runs / seconds:,.1f} runs/s, {self.model_steps / seconds:,.0f} model-steps/s"
-            self.bar.update(self._row, speed=speed)
+            self._bar.update(self._row, speed=speed)

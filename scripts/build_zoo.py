@@ -29,9 +29,8 @@ from .cli import console, run, save_run
 
 def main(config: DictConfig) -> None:
     out = Path(config.out).absolute()
-    report = Report()
     started = time.perf_counter()
-    with report.bar:
+    with Report() as report:
         zoo = build(config, report)
     summary = summarize(zoo)
     for table in summary_tables(summary):

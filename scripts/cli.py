@@ -1,7 +1,7 @@
-"""How every command starts: a Hydra config, help that helps, and user errors in one line.
+"""How every command starts: a Hydra config, settings that are checked, and user errors in one line.
 
-`HYDRA_FULL_ERROR=1` shows the full traceback instead. Exit codes: 0 done, 1 a finding or failure that the script
-reports, 2 wrong usage or input, 130 interrupted.
+`HYDRA_FULL_ERROR=1` shows the full traceback instead, and where warnings come from. Exit codes: 0 done, 1 a finding or
+failure that the script reports, 2 wrong usage or input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +29,7 @@ from rich.console import Console
 from zoo.devices import is_out_of_memory
 
 from . import defaults  # noqa: F401 (Hydra finds the defaults of dataclasses through it)
+from .usage import help_text
 
 console = Console()
 _HYDRA_SETTINGS = (
@@ -33,7 +37,6 @@ _HYDRA_SETTINGS = (
     "hydra.run.dir=.",
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
-    "hydra.help.header='Values and their defaults:'",
 )
 _USER_ERRORS = (ValueError, KeyError, OSError, ImportError, HydraException, OmegaConfBaseException)
 
@@ -42,18 +45,25 @@ def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
     """Compose `conf/<config_name>.yaml` with the command line's overrides, call `main` with it, exit with its code."""
 
     def guarded(config: DictConfig) -> None:
+        if os.environ.get("HYDRA_FULL_ERROR") != "1":
+            warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         code = _report_errors(lambda: main(_checked(config, config_name)))
         if code or HydraConfig.get().mode is not RunMode.MULTIRUN:
             sys.exit(code)
 
-    is_plain = not any(argument.startswith("-") for argument in sys.argv[1:])
-    if code := _report_errors(lambda: compose(config_name, sys.argv[1:] if is_plain else []) and None):
+    arguments = sys.argv[1:]
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    asks_for_help = bool({"-h", "--help"} & set(arguments))
+    is_plain = asks_for_help or overrides == arguments
+    if code := _report_errors(lambda: _check_overrides(config_name, arguments, overrides if is_plain else [])):
         sys.exit(code)
-    default_config(config_name)
-    sys.argv[1:1] = _HYDRA_SETTINGS
     try:
-        if {"-h", "--help"} & set(sys.argv):
-            print(_usage(str(sys.modules[main.__module__].__doc__)), flush=True)
+        if asks_for_help:
+            text = str(sys.modules[main.__module__].__doc__)
+            print(help_text(text, config_name, compose(config_name, overrides)), flush=True)
+            sys.exit(0)
+        first = next((i for i, argument in enumerate(sys.argv) if "=" in argument), len(sys.argv))  # all in one row
+        sys.argv[first:first] = _HYDRA_SETTINGS
         hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)()
     except BrokenPipeError:  # whoever read the help has left: --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,11 +89,36 @@ def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> No
     (out / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
 
 
-def _usage(text: str) -> str:
-    """A script's docstring, its commands as they are typed where this package was started from."""
-    if __package__ == "scripts":
-        return text
-    return re.sub(r"python -m scripts\.(\w+)", lambda found: f"weightfoundry {found[1].replace('_', '-')}", text)
+def _check_overrides(config_name: str, arguments: Sequence[str], overrides: Sequence[str]) -> None:
+    known = _flat(default_config(config_name))
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+        if argument.startswith("--") and name in known:
+            raise ValueError(f"settings are given as NAME=VALUE: {name}=..., got {argument!r}")
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise ValueError(f"settings are given as NAME=VALUE, got {override!r}; see --help")
+    try:
+        compose(config_name, overrides)
+    except ConfigCompositionException as error:
+        if not (found := re.match(r"Could not override '([^']+)'", str(error))):
+            raise
+        near = get_close_matches(found[1], known, n=1, cutoff=0.8)
+        is_open = known.get(found[1].rpartition(".")[0]) == {}
+        hint = f"+{found[1]}=... adds it" if is_open else f"did you mean {near[0]}?" if near else "see --help"
+        raise ValueError(f"{config_name} has no setting {found[1]!r}; {hint}") from error
+
+
+def _flat(config: DictConfig) -> dict[str, object]:
+    """Settings by their dotted names, groups of them included."""
+
+    def flat(values: Mapping[object, object], prefix: str) -> Iterator[tuple[str, object]]:
+        for key, value in values.items():
+            yield f"{prefix}{key}", value
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{key}.")
+
+    return dict(flat(cast("dict[object, object]", OmegaConf.to_container(config)), ""))
 
 
 def _checked(config: DictConfig, config_name: str) -> DictConfig:
@@ -93,6 +128,15 @@ def _checked(config: DictConfig, config_name: str) -> DictConfig:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}, or see --help")
+    usual = _flat(default_config(config_name))
+    for name, value in _flat(config).items():
+        if value == "":
+            raise ValueError(f"{name} is empty; give a value, or null for none")
+        if isinstance(usual.get(name), bool) and not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+        is_word = isinstance(value, str) and value != "auto" and not value.startswith("${")
+        if is_word and isinstance(usual.get(name), int | float):
+            raise ValueError(f"{name} must be a number, got {value!r}")
     return config
 
 

@@ -19,6 +19,8 @@ from .studies.optimizers.coordinate_check import check_pretrained, plot
 
 def main(config: DictConfig) -> None:
     out, widths = Path(str(config.out)), [int(width) for width in config.widths]
+    if len(set(widths)) < 2:
+        raise ValueError(f"an exponent of growth needs at least two widths, got {widths}")
     checks = check_pretrained(str(config.theta), widths, seeds=range(config.num_seeds))
     layers = next(iter(checks.values())).layers
     table = Table("exponent of width in the change of", *layers)

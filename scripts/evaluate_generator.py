@@ -1,7 +1,7 @@
 """Evaluate a generator on initial networks that it has not seen, beside everything that it must beat.
 
     python -m scripts.evaluate_generator pipeline=out/generator zoo=PATH
-    python -m scripts.evaluate_generator pipeline=PATH zoo=PATH others.twin=PATH others.function_loss_only=PATH
+    python -m scripts.evaluate_generator pipeline=PATH zoo=PATH +others.twin=PATH +others.function_loss_only=PATH
     python -m scripts.evaluate_generator pipeline=PATH zoo=PATH train_controls=true
 
 Inputs: the folder of a trained generator, and the zoo that it was trained on. Outputs in `out`: `report.txt` with all
@@ -22,6 +22,7 @@ from .cli import console, run, save_run
 
 def main(config: DictConfig) -> None:
     import torch
+    from diffusers.utils.logging import disable_progress_bar
     from hydra.utils import instantiate
     from rich.console import Console
 
@@ -42,6 +43,7 @@ def main(config: DictConfig) -> None:
     trained = trained if (trained / "pipeline").exists() else trained.parent  # folder of the training
     out = Path(str(config.out or trained / "evaluation"))
     paths = {"generator": config.pipeline, **config.others}
+    disable_progress_bar()  # of loading three small files
     pipes = {name: ParameterPipeline.from_pretrained(str(path)) for name, path in paths.items()}
     if pipes["generator"].model.config["num_task_bits"]:
         tasks = unseen_tasks_report(pipes["generator"], zoo, rivals=task_rivals)

@@ -2,6 +2,7 @@
 
     python -m scripts.evaluate_optimizer
     python -m scripts.evaluate_optimizer groups=[main] 'theta.mulo-norm=[A.safetensors,B.safetensors]' record=true
+    python -m scripts.evaluate_optimizer groups=[main] '+theta.mine=[A.safetensors]'
 
 Inputs: for each learned optimizer names of the package or files that differ in their meta-seed, in the same order;
 `celo2` a file of PyLO. Outputs in `out`: `report.md`, `ratios-<group>.png`, `curves-<group>.png`, and `results/` with a

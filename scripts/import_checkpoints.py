@@ -21,8 +21,6 @@ from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> int:
-    if not isinstance(config.keep_nonfinite, bool):
-        raise ValueError(f"keep_nonfinite must be true or false, got {config.keep_nonfinite!r}")
     task = None if config.task is None else get_task(**OmegaConf.to_container(config.task))
     paths = [str(path) for path in config.paths] if isinstance(config.paths, ListConfig) else str(config.paths)
     out = Path(str(config.out)).absolute()

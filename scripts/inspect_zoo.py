@@ -22,8 +22,6 @@ from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> int:
-    if not isinstance(config.verify, bool):
-        raise ValueError(f"verify must be true or false, got {config.verify!r}")
     zoo = Zoo.open(str(config.zoo))
     out = _out_folder(str(config.zoo), config.out)
     if config.verify:

@@ -20,15 +20,26 @@ from .cli import console, run, save_run
 
 def main(config: DictConfig) -> None:
     import torch
+    from diffusers.utils.logging import disable_progress_bar
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     from generator import ParameterPipeline
     from generator.training.tasks import task_of
     from zoo.storage.zoo import Zoo
 
+    out = Path(str(config.out)).absolute()
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ValueError(f"out must be a file x.safetensors, got {out}")
+    prompt = {str(name): value for name, value in config.prompt.items() if value is not None}
+    if words := {name: value for name, value in prompt.items() if not isinstance(value, int | float)}:
+        raise ValueError(f"prompts must be numbers, got {words}")
+    try:
+        start = None if config.start is None else load_file(str(config.start))
+    except SafetensorError as error:
+        raise ValueError(f"{config.start} is not a safetensors file: {error}") from error
+    disable_progress_bar()  # of loading three small files
     pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(config.device)
-    start = None if config.start is None else load_file(str(config.start))
-    prompt = {str(name): float(value) for name, value in config.prompt.items() if value is not None}
     generated = pipe(
         start,
         prompt,
@@ -40,7 +51,6 @@ def main(config: DictConfig) -> None:
         generator=torch.Generator().manual_seed(config.seed),
     )
     states = generated.state_dicts()
-    out = Path(str(config.out)).absolute()
     paths = _numbered(out, len(states))
     for state, path in zip(states, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)

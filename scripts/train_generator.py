@@ -11,7 +11,9 @@ with a start and from noise. On a digits zoo the defaults take about five minute
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -23,11 +25,14 @@ def main(config: DictConfig) -> None:
     import torch
     from hydra.utils import instantiate
     from lightning.pytorch.utilities import rank_zero_only
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from generator import train_generator
     from generator.evaluation import alignment_report
     from zoo.storage.zoo import Zoo
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")  # hints on workers and checkpoints
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     paths = list(config.zoo) if isinstance(config.zoo, ListConfig) else [config.zoo]
@@ -37,7 +42,10 @@ def main(config: DictConfig) -> None:
     trainer_options = OmegaConf.to_container(config.trainer, resolve=True)
 
     began = time.monotonic()
-    pipe = train_generator(zoos, settings, out=out, trainer_options=trainer_options)
+    try:
+        pipe = train_generator(zoos, settings, out=out, trainer_options=trainer_options)
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
     seconds = time.monotonic() - began
     if rank_zero_only.rank:  # another process reports and saves
         return

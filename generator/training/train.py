@@ -60,6 +60,8 @@ def train_generator(
     zoos = [zoos] if isinstance(zoos, Zoo) else list(zoos)
     if not zoos:
         raise ValueError("zoos must hold at least one zoo, got none")
+    if unopened := [zoo for zoo in zoos if not isinstance(zoo, Zoo)]:
+        raise TypeError(f"zoos must be open, as from Zoo.open(path), got {unopened[0]!r}")
     splits = holding_out(zoos, config.num_held_out) if config.num_held_out else None
     zoos = [with_splits(zoo, splits) for zoo in zoos]
     tasks = tasks_of(zoos, tasks, config)

@@ -24,8 +24,7 @@ LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def run(config: DictConfig) -> StageResult:
-    report = Report()
-    with report.bar:
+    with Report() as report:
         zoo = build(config.zoo, report)
     plain = plain_loop_speed(get_task(**dict(zoo.task_config)), config.zoo.plain_loop_seconds)
     findings = zoo.verify()

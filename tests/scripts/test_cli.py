@@ -79,6 +79,31 @@ def test_unknown_choice_lists_what_there_is(monkeypatch, capsys):
     assert stderr.strip().endswith("there are arrays, cartpole, digits, digits_subset, mnist1d, mnist5k, python_source")
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("num_run=3", "build_zoo has no setting 'num_run'; did you mean num_runs?"),
+        ("num_runs=ten", "num_runs must be a number, got 'ten'"),
+        ("shared_batches=perhaps", "shared_batches must be true or false, got 'perhaps'"),
+        ("shared_batches=1", "shared_batches must be true or false, got 1"),
+        ("out=", "out is empty; give a value, or null for none"),
+        ("--num-runs=3", "settings are given as NAME=VALUE: num_runs=..., got '--num-runs=3'"),
+        ("three", "settings are given as NAME=VALUE, got 'three'; see --help"),
+    ],
+)
+def test_what_was_mistyped_is_said_with_what_was_meant(argument, message, monkeypatch, capsys):
+    code, stdout, stderr = start("build_zoo", "out=x", argument, monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, stdout, stderr.strip()) == (2, "", f"error: {message}")
+
+
+def test_help_shows_a_commands_own_choices_and_what_its_settings_are_for(monkeypatch, capsys):
+    _, stdout, _ = start("build_zoo", "num_runs=7", "--help", monkeypatch=monkeypatch, capsys=capsys)
+    assert "\n  experiment: zoo_cartpole\n" in stdout
+    assert "\n  num_runs: 7\n" in stdout
+    assert "\n  out: ???  # folder of the zoo;" in stdout
+    assert "pydoc zoo.building.BuildPlan\n" in stdout
+
+
 @pytest.mark.parametrize(("added", "name"), [("+foo=1", "foo"), ("experiment=generator_cnn", "generator")])
 def test_settings_that_a_script_does_not_have_are_not_ignored(added, name, tmp_path, monkeypatch, capsys):
     code, _, stderr = start("build_zoo", f"out={tmp_path}/zoo", added, monkeypatch=monkeypatch, capsys=capsys)

@@ -74,12 +74,15 @@ def build_zoo(
         The complete zoo.
 
     Raises:
+        TypeError: for a name in place of a task, and for settings that there are not.
         ValueError: for settings that are not possible.
         FileExistsError: if the path holds something that is no zoo.
         SettingsMismatchError: if it holds a zoo with other settings.
         ZooWriteError: if it cannot be written; what was committed stays.
         MemoryError: if a block does not fit the device; the message says what to lower.
     """
+    if not isinstance(task, Task):
+        raise TypeError(f"task must be a task, as from get_task({task!r}), got {type(task).__name__}")
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
     if plan.block_size is None and (path / "zarr.json").is_file():

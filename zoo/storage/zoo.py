@@ -86,6 +86,10 @@ class Zoo:
             warnings.warn(f"the attributes of {source} were changed; verify() says what no longer fits", stacklevel=2)
         return cls(group, spec, _shards_of(group, spec))
 
+    def __repr__(self) -> str:
+        runs, snapshots, params = self.spec.shape
+        return f"Zoo({runs:,} runs x {snapshots} snapshots x {params:,} parameters, {self.spec.dtype})"
+
     @property
     def layout(self) -> ParamLayout:
         return self.spec.layout

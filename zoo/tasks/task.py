@@ -134,6 +134,9 @@ class Task:
         moved.__dict__.pop("_evaluated_train", None)
         return moved
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.layout.num_params:,} parameters)"
+
     def make_model(self) -> nn.Module:
         """One freshly initialised module, on the CPU."""
         model = self._networks.build()

@@ -387,6 +387,11 @@ def test_runs_added_to_a_zoo_are_those_that_a_larger_one_has(tmp_path, task):
     np.testing.assert_allclose(zoo.params[:], whole.params[:], rtol=1e-3, atol=1e-4)
 
 
+def test_a_name_is_no_task(tmp_path):
+    with pytest.raises(TypeError, match=r"get_task\('digits'\), got str"):
+        build_zoo(tmp_path / "zoo", "digits", num_runs=2, num_steps=2)
+
+
 class Greedy(Adam):
     def init_state(self, layout, params):
         return {"history": torch.empty(len(params), 2**50)}
