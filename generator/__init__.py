@@ -1,4 +1,12 @@
-"""Generate networks: from a zoo to new parameters, or to the update of a start that reaches a prompted loss."""
+"""Generate networks: from a zoo to new parameters, or to the update of a start that reaches a prompted loss.
+
+    training   zoo -> trajectories -> training.pairs -> training.losses -> training.module
+    the model  parameters -> tokens -> model.transformer -> parameters, for the layout and task of a model.context
+    sampling   prompts.prompt and a start (networks) -> pipeline -> sampler -> model -> GeneratedParams
+    judging    any sampler -> evaluation, on runs that training never saw (evaluation.testbed)
+
+`training.train.train_generator` and `pipeline.ParameterPipeline` are where to begin to read.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -13,10 +21,9 @@ if TYPE_CHECKING:
     from generator.networks import GeneratedParams
     from generator.pipeline import ParameterPipeline
     from generator.tokens.normalizer import ParamNormalizer
-    from generator.training.config import GeneratorConfig
-    from generator.training.module import OptimizationConfig
+    from generator.training.config import GeneratorConfig, OptimizationConfig
+    from generator.training.pairs import PairConfig
     from generator.training.train import train_generator
-    from generator.trajectories import PairConfig
 else:
     __getattr__, __dir__ = lazy_surface(__name__)
 

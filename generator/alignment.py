@@ -60,6 +60,11 @@ class Alignment:
         """Mean test accuracy at the lowest prompt."""
         return 1 - self.test["error"][:, 0].mean().item()
 
+    def at(self, chosen: slice) -> Alignment:
+        """The alignment at some of the prompts."""
+        val, test = ({name: values[:, chosen] for name, values in split.items()} for split in (self.val, self.test))
+        return Alignment(self.prompts[chosen], val, test, self.metric)
+
 
 def prompt_grid(trajectories: Trajectories, metric: str = "val_loss", *, num_prompts: int = 16) -> Tensor:
     """Prompts (K,) from the median over runs of the best value a run reaches, to what initial networks have.
@@ -94,10 +99,15 @@ def measure_alignment(
     )
 
 
+def measured(task: Task, networks: Tensor, split: str) -> dict[str, Tensor]:
+    """What the task measures of networks (N, P) on a split, each (N,) on the CPU, wherever networks and task are."""
+    return {name: values.cpu() for name, values in task.evaluate(networks.to(task.device), split).items()}
+
+
 def alignment_of(networks: Tensor, task: Task, prompts: Tensor, *, metric: str = "loss") -> Alignment:
     """Alignment of networks (N * K, P), which answer the K prompts for each of N starts in turn."""
     val, test = (
-        {name: values.view(-1, len(prompts)).cpu() for name, values in task.evaluate(networks, split).items()}
+        {name: values.view(-1, len(prompts)) for name, values in measured(task, networks, split).items()}
         for split in ("val", "test")
     )
     return Alignment(prompts.cpu(), val, test, metric)

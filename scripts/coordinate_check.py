@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     out, widths = Path(str(config.out)), [int(width) for width in config.widths]
     if len(set(widths)) < 2:
         raise ValueError(f"an exponent of growth needs at least two widths, got {widths}")
-    checks = check_pretrained(str(config.theta), widths, seeds=range(config.num_seeds))
+    checks = check_pretrained(str(config.theta), widths, range(config.num_seeds), config.device)
     layers = next(iter(checks.values())).layers
     table = Table("exponent of width in the change of", *layers)
     for title, check in checks.items():

@@ -9,9 +9,9 @@ default is left to the YAML. Nothing is imported before a config asks for it.
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -32,11 +32,14 @@ def default_config(name: str) -> dict[str, Any]:
     Raises:
         ImportError: if nothing has.
     """
-    owner, last = name.rpartition(".")[::2]
-    whole = _find(owner)
-    if callable(whole) and last in (known := defaults_of(whole)):
-        return {last: _node(known[last])}
-    found = _part(whole, owner, last)
+    owner, _, last = name.rpartition(".")
+    try:
+        whole = resolve_name(owner)
+        if callable(whole) and last in (known := defaults_of(whole)):
+            return {last: _node(known[last])}
+        found = whole[last] if isinstance(whole, Mapping) else resolve_name(name)
+    except (AttributeError, KeyError) as error:
+        raise ImportError(f"there is no {name!r} to take defaults from") from error
     values = dict(found) if isinstance(found, Mapping) else defaults_of(found)
     return {key: _node(value) for key, value in values.items()}
 
@@ -49,23 +52,6 @@ def _node(value: object) -> Any:
     is_public = getattr(importlib.import_module(package), kind.__name__, None) is kind
     target = f"{package if is_public else kind.__module__}.{kind.__name__}"
     return {"_target_": target, **default_config(target)}
-
-
-def _find(name: str) -> Any:
-    """The module, class, function or mapping of a full name."""
-    owner, last = name.rpartition(".")[::2]
-    return _part(_find(owner), owner, last) if owner else importlib.import_module(name)
-
-
-def _part(whole: Any, name: str, part: str) -> Any:
-    """What a module, class or mapping of that name calls so."""
-    if isinstance(whole, Mapping) and part in whole:
-        return whole[part]
-    if hasattr(whole, part):
-        return getattr(whole, part)
-    if inspect.ismodule(whole):
-        return importlib.import_module(f"{name}.{part}")
-    raise ImportError(f"{name} has no {part!r}")
 
 
 class DefaultsSource(ConfigSource):

@@ -1,6 +1,6 @@
 """All three jobs on real data in one run: a zoo, a generator, prompts, a learned optimizer, both together, a report.
 
-    python -m scripts.demo [out=out/demo] [seed=0] [stages=[zoo,generator,...]] [skip=[optimizer]]
+    python -m scripts.demo [out=out/demo] [seed=0] [device=auto] [stages=[zoo,generator,...]] [skip=[optimizer]]
 
 Inputs: none, all data ship with the dependencies. Outputs in `out`: `report.html`, one page that needs nothing else;
 `summary.json`; the zoo; the generator; a record of each stage. Ctrl-C loses nothing: finished stages are kept, the

@@ -29,8 +29,9 @@ def main(config: DictConfig) -> None:
     from generator import ParameterPipeline, PipelineSampler, Testbed
     from generator.evaluation import unseen_tasks_report
     from zoo import Zoo
+    from zoo.devices import resolve_device
 
-    from .studies.generator.controls import control_reports, train_controls
+    from .studies.generator.controls import control_reports
     from .studies.generator.plots import save_plots
     from .studies.generator.report import print_report, print_verdicts, save_report, summary, task_table
     from .studies.generator.ridge import task_rivals
@@ -42,15 +43,16 @@ def main(config: DictConfig) -> None:
     trained = Path(str(config.pipeline))
     trained = trained if (trained / "pipeline").exists() else trained.parent  # folder of the training
     out = Path(str(config.out or trained / "evaluation"))
+    device = resolve_device(config.device)
     paths = {"generator": config.pipeline, **config.others}
     disable_progress_bar()  # of loading three small files
-    pipes = {name: ParameterPipeline.from_pretrained(str(path)) for name, path in paths.items()}
+    pipes = {name: ParameterPipeline.from_pretrained(str(path)).to(device) for name, path in paths.items()}
     if pipes["generator"].model.config["num_task_bits"]:
         tasks = unseen_tasks_report(pipes["generator"], zoo, rivals=task_rivals)
         console.print(task_table(tasks))
         save_run(out, config, tasks)
         return
-    testbed = Testbed.from_zoo(zoo)
+    testbed = Testbed.from_zoo(zoo, device=device)
     sampling = {name: config[name] for name in ("use_start", "num_inference_steps", "eta")}
     samplers = {name: PipelineSampler(pipe, testbed.task, **sampling) for name, pipe in pipes.items()}
     generator = samplers.pop("generator")
@@ -71,17 +73,19 @@ def main(config: DictConfig) -> None:
     save_plots(result, out)
     if config.train_controls:
         settings = OmegaConf.load(config.training_config or trained / "config.yaml")
-        controls = train_controls(
+        halves, band = control_reports(
             testbed,
             zoo,
+            generator,
             instantiate(settings.generator, _convert_="all"),
             out=out / "controls",
+            device=config.device,
             trainer_options=OmegaConf.to_container(settings.trainer, resolve=True),
+            seed=sizes.seed,
             report=console.print,
         )
-        reports = control_reports(testbed, zoo, controls, generator, seed=sizes.seed)
-        print_verdicts({"novelty C": reports.halves.verdict, "novelty E": reports.band.verdict}, text)
-        save_report(reports, out / "controls.json")
+        print_verdicts({"novelty C": halves.verdict, "novelty E": band.verdict}, text)
+        save_report({"halves": halves, "band": band}, out / "controls.json")
     text.save_text(str(out / "report.txt"))
     save_run(out, config, summary(result.evaluation))
     console.print(f"report and pictures in {out}", soft_wrap=True)

@@ -10,8 +10,7 @@ file for each task, method and learning rate, so that a rerun trains only what i
 `record=true` also puts the figures into `scripts/bench/results`, and `cards=learned_opt/pretrained` new tables into the
 cards NAME.md of a folder.
 
-Main and far tasks take about 20 CPU-minutes, the others an hour. Prodigy, Schedule-Free and Lion need
-`pip install prodigyopt schedulefree lion-pytorch`.
+Main and far tasks take about 20 CPU-minutes, the others an hour. Rivals need prodigyopt, schedulefree, lion-pytorch.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
-from learned_opt.evaluation import Method, Result, Results, evaluate, evaluation_tasks
-from learned_opt.evaluation.learned_methods import celo2, learned_methods, shipped, untrained_frame
-from learned_opt.evaluation.rivals import rivals
+from learned_opt.evaluation import Result, Results, evaluate, evaluation_tasks
+from learned_opt.evaluation.learned_methods import learned_methods, named_rivals, shipped
 
 from . import cli
 from .allocator import keep_freed_memory
@@ -44,6 +42,7 @@ def main(config: DictConfig) -> None:
     torch.set_num_threads(config.num_threads)
     keep_freed_memory()
     out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
     learned = learned_methods(OmegaConf.to_container(config.theta))
     methods = [method for group in learned.values() for method in group]
     tasks = evaluation_tasks(tuple(config.groups))
@@ -57,21 +56,14 @@ def main(config: DictConfig) -> None:
             progress.update(bar, advance=1, description=f"{task}, {method}")
 
         for group in config.groups:
-            compared = [*_rivals(config, tuple(config.learning_rates[group])), *methods]
+            compared = [*named_rivals(config.rivals, tuple(config.learning_rates[group]), config.celo2), *methods]
             chosen = [task for task in tasks if task.group == group]
-            evaluate(
-                compared,
-                chosen,
-                num_seeds=config.num_seeds,
-                cache=out / "results",
-                train_missing=config.train,
-                on_result=show,
-            )
+            options = {"num_seeds": config.num_seeds, "device": config.device, "train_missing": config.train}
+            evaluate(compared, chosen, cache=out / "results", on_result=show, **options)
     names = {name: [method.name for method in group] for name, group in learned.items()}
     comparison = Comparison(results, tasks, names, shipped(methods))
     rows = [*goal_rows(comparison), *comparison_rows(comparison)]
     text = f"{HOW_TO_READ}\n\n{tables(rows)}"
-    out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(text + "\n")
     plot_all(comparison, out)
     cli.console.print(text, soft_wrap=True, markup=False)
@@ -83,16 +75,6 @@ def main(config: DictConfig) -> None:
     if config.cards:
         cli.console.print(f"wrote {', '.join(map(str, write_cards(comparison, Path(config.cards))))}")
     cli.save_run(out, config, {"tasks": len(tasks), "methods": list(results)})
-
-
-def _rivals(config: DictConfig, learning_rates: tuple[float, ...]) -> list[Method]:
-    known = [*rivals(learning_rates), untrained_frame()]
-    if config.celo2:
-        known.append(celo2(config.celo2, learning_rates))
-    by_name = {method.name: method for method in known}
-    if unknown := sorted(set(config.rivals) - set(by_name)):
-        raise ValueError(f"rivals must be among {sorted(by_name)}, got {unknown}")
-    return [by_name[name] for name in config.rivals]
 
 
 if __name__ == "__main__":

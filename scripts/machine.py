@@ -1,4 +1,4 @@
-"""What figures were measured on: the commit and the processor."""
+"""What figures were measured on: the commit, the versions, the processor and the card."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import platform
 import re
 import subprocess
-from importlib.metadata import version
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -28,14 +30,39 @@ def commit() -> str:
     return f"{name}-dirty" if differs else name
 
 
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of Python and of those distributions that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def hardware(device: str = "cpu") -> str:
-    """Name of the processor, its cores and, for another device than the CPU, the name of that."""
+    """Name of the processor, its cores and, for another device than the CPU, name and memory of that."""
     here = f"{processor()}, {num_cores()} cores"
-    if device == "cpu":
+    kind = device.partition(":")[0]
+    if kind == "cpu":
         return here
     import torch
 
-    return f"{here}, {torch.cuda.get_device_name(device)}"
+    if kind != "cuda":
+        return f"{here}, {kind}"
+    card = torch.cuda.get_device_properties(device)
+    return f"{here}, {card.name}, {card.total_memory / 2**30:.0f} GiB"
+
+
+def card_versions() -> dict[str, str]:
+    """Versions of what a GPU's figures depend on: the driver, CUDA and Triton."""
+    import torch
+
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = "unknown"
+    return {"driver": driver, "cuda": str(torch.version.cuda)} | versions(("triton",))
 
 
 def processor() -> str:

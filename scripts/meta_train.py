@@ -19,11 +19,10 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from learned_opt.meta_training import (
-    Devices,
-    FabricDevices,
     MetaTrainHistory,
     MetaTrainStage,
     TrainedStage,
+    launched_devices,
     run_recipe,
     stage_info,
 )
@@ -42,7 +41,7 @@ def main(config: DictConfig) -> None:
     keep_freed_memory()
     stages = [instantiate(stage, name=name, _convert_="all") for name, stage in config.stages.items()]
     out = Path(config.out)
-    devices = _devices(config)
+    devices = launched_devices(config.num_devices, config.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TextColumn("{task.fields[state]}"))
     bars = {one.name: progress.add_task(one.name, total=one.training.num_outer_steps, state="") for one in stages}
@@ -54,21 +53,13 @@ def main(config: DictConfig) -> None:
         progress.update(bars[stage.name], completed=done, state=state)
 
     with progress:
-        results = run_recipe(stages, seed=config.seed, out=out, devices=devices, on_outer_step=show)
+        results = run_recipe(
+            stages, seed=config.seed, out=out, devices=devices, device=config.device, on_outer_step=show
+        )
     if devices.rank == 0:
         _save(results, out, config)
         cli.console.print(f"meta-parameters and history.json in {out.absolute()}", soft_wrap=True)
     devices.close()
-
-
-def _devices(config: DictConfig) -> Devices:
-    if config.num_devices == 1:
-        return Devices()
-    from lightning.fabric import Fabric
-
-    fabric = Fabric(accelerator=config.accelerator, devices=config.num_devices, strategy="ddp")
-    fabric.launch()
-    return FabricDevices(fabric)
 
 
 def _save(results: list[TrainedStage], out: Path, config: DictConfig) -> None:

@@ -13,7 +13,7 @@ class PlainLoop:
     """A module of a task, Adam and its minibatches; `train` continues where it stopped."""
 
     def __init__(self, task: Task, batch_size: int = 64) -> None:
-        self.model = task.make_model()
+        self.model = task.make_model().to(task.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
         self.train_split = task.dataset.train
         self.batches = shared_indices(0, len(self.train_split), batch_size, task.device)

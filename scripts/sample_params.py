@@ -26,6 +26,7 @@ def main(config: DictConfig) -> None:
 
     from generator import ParameterPipeline
     from generator.training.tasks import task_of
+    from zoo.devices import resolve_device
     from zoo.storage.zoo import Zoo
 
     out = Path(str(config.out)).absolute()
@@ -39,7 +40,7 @@ def main(config: DictConfig) -> None:
     except SafetensorError as error:
         raise ValueError(f"{config.start} is not a safetensors file: {error}") from error
     disable_progress_bar()  # of loading three small files
-    pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(config.device)
+    pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(resolve_device(config.device))
     generated = pipe(
         start,
         prompt,

@@ -29,6 +29,7 @@ def main(config: DictConfig) -> None:
 
     from generator import train_generator
     from generator.evaluation import alignment_report
+    from zoo.devices import resolve_device
     from zoo.storage.zoo import Zoo
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -43,12 +44,13 @@ def main(config: DictConfig) -> None:
 
     began = time.monotonic()
     try:
-        pipe = train_generator(zoos, settings, out=out, trainer_options=trainer_options)
+        pipe = train_generator(zoos, settings, out=out, device=config.device, trainer_options=trainer_options)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
     seconds = time.monotonic() - began
     if rank_zero_only.rank:  # another process reports and saves
         return
+    pipe.to(resolve_device(config.device))
     reports = [alignment_report(pipe, zoo, settings, num_starts=config.num_starts) for zoo in zoos]
     for path, report in zip(paths, reports, strict=True):
         console.print(f"{path}:")

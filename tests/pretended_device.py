@@ -61,6 +61,9 @@ class _Backend(_DummyBackendModule):
     def device_count(self) -> int:
         return int(_state["exists"])
 
+    def synchronize(self) -> None:
+        pass
+
     def get_rng_state(self, device: object = None) -> Tensor:
         return torch.empty(0, dtype=torch.uint8)
 

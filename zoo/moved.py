@@ -32,7 +32,7 @@ _RENAMED: Final = {
     "zoo.inner_loop": "zoo.training.inner_step",
     "zoo.policy_task": "zoo.tasks.policies",
     "zoo.subset_tasks": "zoo.tasks.label_subsets",
-    "generator.dataset": "generator.trajectories",
+    "generator.dataset": "generator.training.pairs",
     "generator.prompt_alignment": "generator.alignment",
     "generator.train": "generator.training.train",
     "learned_opt.update_rule": "learned_opt.rules.rule",

@@ -136,6 +136,8 @@ def networks_at(train: Trajectories, rows: Tensor, asked: Tensor, metric: str = 
 
 def runs_near(train: Trajectories, asked: Tensor, num_runs: int, rng: torch.Generator, metric: str = METRIC) -> Tensor:
     """Random distinct runs (num_runs,) of the quarter that comes nearest to a loss ()."""
+    if num_runs > len(train):
+        raise ValueError(f"an average of {num_runs} networks needs as many training runs, got {len(train)}")
     gaps = log_gap(train.metrics[metric], asked).min(1).values
     num_near = min(len(train), max(num_runs, math.ceil(_NEAR_SHARE * len(train))))
     return gaps.argsort()[:num_near][torch.randperm(num_near, generator=rng)[:num_runs]]

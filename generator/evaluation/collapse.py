@@ -8,7 +8,7 @@ Legend: N networks, E examples, K classes, P numbers of one network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -83,7 +83,7 @@ class Behaviour:
         data = [task.dataset.split(name) for name in splits]
         if data[0].targets.ndim != 1 or not task.dataset.num_classes:
             raise ValueError(f"behaviour is compared for classification tasks, {task.name!r} is none")
-        outputs = [task.predict(params, one.inputs).detach() for one in data]
+        outputs = [task.predict(params.to(task.device), one.inputs).detach() for one in data]
         if outputs[0].shape[-1] != task.dataset.num_classes:
             raise ValueError(f"expected {task.dataset.num_classes} logits, got outputs {tuple(outputs[0].shape)}")
         targets = torch.cat([one.targets for one in data])
@@ -125,55 +125,56 @@ def collapse_report(testbed: Testbed, starts: Tensor, generated: Tensor, prompt:
         generated: (N, P) one network per start, all prompted with the same loss.
         prompt: that loss.
     """
-    losses = testbed.val_loss(generated).cpu()
-    real = testbed.real_at(losses.nan_to_num(nan=float("inf")))
+    starts, generated = starts.cpu(), generated.cpu()
+    real = testbed.real_at(testbed.val_loss(generated).nan_to_num(nan=float("inf")))
     used = slice(0, testbed.task.layout.num_trainable)
-    pairs = [(params[:, used], Behaviour.of(testbed.task, params)) for params in (generated, real)]
-    rows = [_pair_rows(params, behaviour) for params, behaviour in pairs]
-    deltas = [params - starts[:, used] for params, _ in pairs]
-    measures = {
-        "test accuracy": _both(pairs, lambda params, does: does.accuracy.mean()),
-        "val loss": Compared(*(testbed.val_loss(one).log().mean().exp().item() for one in (generated, real))),
-        "mean-update share": Compared(*(mean_delta_share(delta).item() for delta in deltas)),
-        "norm": _both(pairs, lambda params, does: params.norm(dim=1).mean()),
-        **{name: Compared(*(one[name].mean().item() for one in rows)) for name in rows[0]},
-        "ensemble gain": _both(pairs, lambda params, does: ensemble_gain(does.log_probs, does.targets).accuracy),
-    }
+    deltas = [(params - starts)[:, used] for params in (generated, real)]
+    ours, theirs = (_measures(testbed, params, delta) for params, delta in zip((generated, real), deltas, strict=True))
     return CollapseReport(
         prompt,
-        {name: measures[name] for name in MEASURES},
+        {name: Compared(ours[name].mean().item(), theirs[name].mean().item()) for name in MEASURES},
         Estimate.of(F.cosine_similarity(deltas[0], deltas[1])),
-        Estimate.of((pairs[0][0] - pairs[1][0]).norm(dim=1)),
-        _verdicts(measures["mean-update share"], rows[0], rows[1]),
+        Estimate.of((generated - real)[:, used].norm(dim=1)),
+        _verdicts(ours, theirs),
     )
 
 
-def _pair_rows(params: Tensor, behaviour: Behaviour) -> dict[str, Tensor]:
-    """Measures of pairs, as each network's mean over the others (N,)."""
+def _measures(testbed: Testbed, networks: Tensor, deltas: Tensor) -> dict[str, Tensor]:
+    """Each of MEASURES by name, () or (N,); those of pairs as each network's mean over the others.
+
+    Args:
+        testbed: task.
+        networks: (N, P).
+        deltas: (N, T) what their trainable numbers are ahead of their starts.
+    """
+    params, does = networks[:, : deltas.shape[1]], Behaviour.of(testbed.task, networks)
     matrices = {
         "raw distance": euclidean_distances(params),
-        "wrong-prediction IoU": wrong_prediction_iou(behaviour.predictions, behaviour.targets),
-        "loss correlation": loss_correlation(behaviour.losses),
-        "log-prob distance": log_prob_distance(behaviour.log_probs),
+        "wrong-prediction IoU": wrong_prediction_iou(does.predictions, does.targets),
+        "loss correlation": loss_correlation(does.losses),
+        "log-prob distance": log_prob_distance(does.log_probs),
     }
-    return {name: (matrix.sum(1) - matrix.diagonal()).double() / (len(matrix) - 1) for name, matrix in matrices.items()}
+    return {
+        "test accuracy": does.accuracy,
+        "val loss": testbed.val_loss(networks).log().mean().exp(),
+        "mean-update share": mean_delta_share(deltas),
+        "norm": params.norm(dim=1),
+        "ensemble gain": ensemble_gain(does.log_probs, does.targets).accuracy,
+        **{name: (one.sum(1) - one.diagonal()).double() / (len(one) - 1) for name, one in matrices.items()},
+    }
 
 
-def _both(pairs: list[tuple[Tensor, Behaviour]], measure: Callable[[Tensor, Behaviour], Tensor]) -> Compared:
-    generated, real = (measure(params, behaviour).item() for params, behaviour in pairs)
-    return Compared(generated, real)
-
-
-def _verdicts(share: Compared, generated: dict[str, Tensor], real: dict[str, Tensor]) -> dict[str, Verdict]:
+def _verdicts(generated: dict[str, Tensor], real: dict[str, Tensor]) -> dict[str, Verdict]:
     """Claims on diversity; each network's mean over the others counts as one unit of the bootstrap."""
+    shares = generated["mean-update share"].item(), real["mean-update share"].item()
     iou = Estimate.of(generated["wrong-prediction IoU"] - real["wrong-prediction IoU"])
     ratio = Estimate.of(generated["log-prob distance"] / real["log-prob distance"].mean())
     correlation = Estimate.of(generated["loss correlation"] - real["loss correlation"])
     return {
         "no template": Verdict(
-            share.generated <= SHARE_RATIO * share.real,
-            f"share of the updates' energy common to all starts is {share.generated:.3f}, "
-            f"real {share.real:.3f} (at most {SHARE_RATIO:g}x)",
+            shares[0] <= SHARE_RATIO * shares[1],
+            f"share of the updates' energy common to all starts is {shares[0]:.3f}, "
+            f"real {shares[1]:.3f} (at most {SHARE_RATIO:g}x)",
         ),
         "errors differ": Verdict(
             iou.high <= IOU_MARGIN,

@@ -82,6 +82,7 @@ def novelty_report(testbed: Testbed, generated: Tensor, prompt: float, rng: torc
         prompt: loss that they were prompted with.
         rng: of the noise and of what is copied.
     """
+    generated = generated.cpu()
     losses = testbed.val_loss(generated)
     level = losses.log().mean().exp()
     pool = pool_at(testbed.train, level)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generator.alignment import Alignment, alignment_of
+from generator.alignment import Alignment, alignment_of, measured
 from generator.evaluation.baselines import (
     MatchedAverage,
     MeanDelta,
@@ -148,7 +148,7 @@ def evaluate(
         report("feeding networks back")
     return Evaluation(
         testbed.floor,
-        1 - testbed.task.evaluate(last, "test")["error"].cpu(),
+        1 - measured(testbed.task, last, "test")["error"],
         results,
         recursion(generator, testbed, generated, own_result.alignment, config),
         tuple(novelty),
@@ -170,14 +170,7 @@ def simple_baselines(train: Trajectories) -> dict[str, Sampler]:
 def evaluate_sampler(
     sampler: Sampler, testbed: Testbed, starts: Tensor, config: EvaluationConfig
 ) -> tuple[SamplerResult, Tensor]:
-    """Result of one sampler, and its networks (N, K, P) at the prompts from the floor upwards.
-
-    Args:
-        sampler: to evaluate.
-        testbed: task and real runs.
-        starts: (N, P) initial networks of the first N unseen runs.
-        config: sizes.
-    """
+    """Result of a sampler on starts (N, P) of the first N unseen runs, and its networks (N, K, P) from the floor up."""
     usual = testbed.prompts(config.num_prompts)
     prompts = torch.cat((testbed.floor * torch.tensor(BELOW_FLOOR), usual))
     num_below = len(BELOW_FLOOR)
@@ -192,11 +185,11 @@ def evaluate_sampler(
     gaps = (achieved - usual.log()).abs()
     used = slice(0, testbed.task.layout.num_trainable)
     became = testbed.real_at(usual[:1].expand(len(starts)))
-    alignment = _columns(whole, slice(num_below, None))
-    train_loss = testbed.task.evaluate(grid.flatten(0, 1), "train")["loss"].view(grid.shape[:2]).cpu()
+    alignment = whole.at(slice(num_below, None))
+    train_loss = measured(testbed.task, grid.flatten(0, 1), "train")["loss"].view(grid.shape[:2])
     result = SamplerResult(
         alignment,
-        _columns(whole, slice(num_below)),
+        whole.at(slice(num_below)),
         collapse,
         Foretelling(gaps.mean(1), F.cosine_similarity((grid[:, 0] - starts)[:, used], (became - starts)[:, used])),
         Generalization.of(testbed.real_curves, train_loss, alignment.test["error"]),
@@ -213,15 +206,7 @@ def diversity_places(prompts: Tensor) -> list[int]:
 def recursion(
     sampler: Sampler, testbed: Testbed, generated: Tensor, first: Alignment, config: EvaluationConfig
 ) -> list[Alignment]:
-    """Alignment after each update, when networks are fed back with the same prompts.
-
-    Args:
-        sampler: to apply again.
-        testbed: task.
-        generated: (N, K, P) networks after the first update.
-        first: their alignment.
-        config: sizes.
-    """
+    """The first alignment, and that after each further update of the networks (N, K, P) with the same prompts."""
     results = [first]
     networks = generated.flatten(0, 1)
     for update in range(1, config.num_updates if config.uses_start else 1):
@@ -234,11 +219,6 @@ def _sample_grid(sampler: Sampler, starts: Tensor, prompts: Tensor, seed: int) -
     """Networks (N * K, P) for starts (N * K, P) that each are repeated for the K prompts."""
     asked = {METRIC: prompts.repeat(len(starts) // len(prompts))}
     return sampler(starts, asked, torch.Generator().manual_seed(seed)).cpu()
-
-
-def _columns(alignment: Alignment, chosen: slice) -> Alignment:
-    val, test = ({name: values[:, chosen] for name, values in one.items()} for one in (alignment.val, alignment.test))
-    return Alignment(alignment.prompts[chosen], val, test, alignment.metric)
 
 
 def _verdicts(

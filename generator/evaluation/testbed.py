@@ -17,11 +17,12 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
-from generator.alignment import prompt_grid
+from generator.alignment import measured, prompt_grid
 from generator.evaluation.generalization import RealCurves
 from generator.pipeline import ParameterPipeline
 from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
+from zoo.devices import resolve_device
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
@@ -105,14 +106,14 @@ class Testbed:
                 raise ValueError(f"{name} runs are of another architecture than the task's; was the zoo built for it?")
 
     @classmethod
-    def from_zoo(cls, zoo: Zoo) -> Testbed:
-        """The task that the zoo records, its training runs, and its test runs as unseen ones."""
+    def from_zoo(cls, zoo: Zoo, *, device: str | torch.device = "cpu") -> Testbed:
+        """The task that the zoo records, on a device, its training runs, and its test runs as unseen ones."""
         if METRIC not in zoo.spec.metric_names:
             raise ValueError(
                 f"the protocol compares networks by {METRIC}, the zoo records {list(zoo.spec.metric_names)}; prompt "
                 "alignment on other metrics is measured by alignment_report, at the end of scripts.train_generator"
             )
-        task = task_of(zoo)
+        task = task_of(zoo).to(resolve_device(device))
         train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))
         return cls(task, train, unseen)
 
@@ -142,12 +143,13 @@ class Testbed:
         rows, snapshots = torch.where(torch.arange(shape[1]) < self.unseen.counts[:, None])
         networks = self.unseen.read(rows, snapshots)
         losses, accuracies = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
-        losses[rows, snapshots] = self.task.evaluate(networks, "train")["loss"].cpu()
-        accuracies[rows, snapshots] = 1 - self.task.evaluate(networks, "test")["error"].cpu()
+        losses[rows, snapshots] = measured(self.task, networks, "train")["loss"]
+        accuracies[rows, snapshots] = 1 - measured(self.task, networks, "test")["error"]
         return RealCurves(losses, accuracies)
 
     def val_loss(self, params: Tensor) -> Tensor:
-        return self.task.evaluate(params, "val")["loss"]
+        """Val losses (N,) of networks (N, P), on the CPU."""
+        return measured(self.task, params, "val")["loss"]
 
 
 def nearest_snapshots(values: Tensor, asked: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from generator.alignment import Alignment, alignment_of, prompt_grid
+from generator.evaluation.testbed import PipelineSampler
 from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.pipeline import ParameterPipeline
 from generator.prompts.prompt import ALIASES, is_lower_better
@@ -53,7 +54,7 @@ def alignment_report(
     for mode in config.pairs.modes:
         (alignment,) = unseen_alignments(
             pipe,
-            task_of(zoo),
+            task_of(zoo).to(pipe.device),
             prompts,
             use_start=mode == "start",
             metric=metric,
@@ -87,19 +88,12 @@ def unseen_alignments(
         num_updates: how often networks are fed back with the same prompt.
         num_inference_steps: denoising steps of each update.
     """
+    sample = PipelineSampler(pipe, task, use_start, num_inference_steps)
     networks = task.init(torch.Generator().manual_seed(_START_SEED), num_starts).repeat_interleave(len(prompts), dim=0)
     rng = torch.Generator().manual_seed(0)
     results = []
     for _ in range(num_updates if use_start else 1):
-        networks = pipe(
-            networks if use_start else None,
-            {metric: prompts.repeat(num_starts)},
-            num_samples=len(networks),
-            num_inference_steps=num_inference_steps,
-            layout=task.layout,
-            task=task,
-            generator=rng,
-        ).params
+        networks = sample(networks, {metric: prompts.repeat(num_starts)}, rng)
         results.append(alignment_of(networks, task, prompts, metric=metric.removeprefix("val_")))
     return results
 

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
+from generator.alignment import measured
 from generator.evaluation.testbed import METRIC
 from generator.pipeline import ParameterPipeline
 from generator.training.tasks import task_of, with_splits
@@ -63,7 +64,7 @@ def unseen_tasks_report(
         Trajectories.from_zoo(zoo, split, (METRIC,), mask_column=column, num_task_bits=num_bits)
         for split in ("train", "test")
     )
-    task = task_of(zoo).for_runs(held_out.runs.tolist())
+    task = task_of(zoo).to(pipe.device).for_runs(held_out.runs.tolist())
 
     def generated(task_bits: Tensor, asked: Tensor, rng: torch.Generator) -> Tensor:
         return pipe(
@@ -73,7 +74,7 @@ def unseen_tasks_report(
             num_inference_steps=_NUM_INFERENCE_STEPS,
             layout=zoo.layout,
             generator=rng,
-        ).params.cpu()
+        ).params
 
     samplers: dict[str, TaskSampler] = {
         GENERATOR: generated,
@@ -89,7 +90,7 @@ def unseen_tasks_report(
 
 def task_figures(task: Task, networks: Tensor, runs: Trajectories) -> dict[str, float]:
     """Figures of one network (R, P) for each run: accuracy by task, norm."""
-    accuracy = 1 - task.evaluate(networks, "test")["error"].cpu()  # (R,)
+    accuracy = 1 - measured(task, networks, "test")["error"]  # (R,)
     _, which = runs.task_bits.unique(dim=0, return_inverse=True)
     num_tasks = int(which.max()) + 1
     by_task = torch.zeros(num_tasks).index_add_(0, which, accuracy) / torch.bincount(which)

@@ -22,6 +22,8 @@ from torch.func import functional_call, vmap
 from generator.trajectories import Trajectories
 from zoo.networks.layout import ParamLayout
 from zoo.networks.randomness import seeded_module
+from zoo.tasks.backend import output_tensor
+from zoo.tasks.looped_module import LoopedModule
 from zoo.tasks.task import Task
 
 NUM_EXAMPLES: Final = 256  # loss and accuracy of real networks are then those with statistics of all images
@@ -46,9 +48,18 @@ def run_in_batch_mode(task: Task, params: Tensor, inputs: Tensor) -> tuple[Tenso
         Outputs, and networks (N, P) that are `params` but for their running statistics, detached.
     """
     model = _template(task, params.device)
-    named = task.layout.unflatten(params)
+    tensors = task.layout.unflatten(params)
+    named = {slot.name: tensors[slot.name] for slot in task.layout}  # tied ones under one of their names
     buffers = {slot.name: torch.zeros_like(named[slot.name]) for slot in task.layout if slot.kind == "buffer"}
-    outputs = vmap(lambda values: functional_call(model, values, (inputs,)), randomness="different")(named | buffers)
+    named |= buffers
+
+    def forward(values: dict[str, Tensor]) -> Tensor:
+        return output_tensor(functional_call(model, values, (inputs,)))
+
+    if isinstance(task.backend, LoopedModule):  # torch.func cannot run the module in batches
+        outputs = torch.stack([forward({name: v[i] for name, v in named.items()}) for i in range(len(params))])
+    else:
+        outputs = vmap(forward, randomness="different")(named)
     updated = params.detach().clone()
     for slot in task.layout:
         if slot.role in _STATISTICS:

@@ -152,7 +152,7 @@ def return_gap(task: Task, predicted: Tensor, real: Tensor, num_episodes: int, r
         num_episodes: of the training split.
         rng: to draw them, on the CPU.
     """
-    chosen = torch.randint(len(task.dataset.train), (num_episodes,), generator=rng).to(task.device)
+    chosen = torch.randint(len(task.dataset.train), (num_episodes,), generator=rng).to(task.device, non_blocking=True)
     together = torch.cat((predicted, real))
     achieved, reference = task.loss(together, task.batch(chosen, len(together))).chunk(2)
     return (achieved - reference).abs()

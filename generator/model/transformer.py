@@ -251,7 +251,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
     def _places(self, tokenizer: ParamTokenizer, batch: int) -> list[Tensor]:
         """(B, n, d) of each group: where its tokens are in the network."""
         if isinstance(tokenizer, ChunkTokenizer):
-            positions = sinusoids(tokenizer.positions.to(self.device), self.config["width"])
+            positions = sinusoids(tokenizer.positions.to(self.device, non_blocking=True), self.config["width"])
             return [positions.to(self.dtype).expand(batch, -1, -1)]
         depth = torch.arange(len(tokenizer.groups), device=self.device) / len(tokenizer.groups)
         of_groups = torch.zeros(len(depth), 3, device=self.device)  # is it first, is it last, relative depth

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 PromptValue = float | Sequence[float] | np.ndarray | Tensor  # one number, or one for each network
 ALIASES: Final = {"loss": "val_loss", "error": "val_error", "return": "val_return"}
-_FREQUENCIES: Final = (0.5, 1.0, 2.0, 4.0)
+_NUM_FREQUENCIES: Final = 4  # from 1/2 on, each twice the one before
 _LOG_FLOORS: Final = {"loss": 1e-4, "error": 5e-3}
 
 
@@ -89,8 +89,9 @@ class Prompt:
         """(B,) bool: whether nothing is asked."""
         return self.target.isnan().all(1) & self.task_bits.isnan().all(1)
 
-    def to(self, device: torch.device | str) -> Prompt:
-        return Prompt(self.target.to(device), self.start.to(device), self.task_bits.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Prompt:
+        parts = (self.target, self.start, self.task_bits)
+        return Prompt(*(part.to(device, non_blocking=non_blocking) for part in parts))
 
     def repeat(self, times: int) -> Prompt:
         """The whole batch `times` times over."""
@@ -131,14 +132,14 @@ class PromptEncoder(nn.Module):
     def __init__(self, ranges: Mapping[str, MetricRange], num_task_bits: int = 0) -> None:
         super().__init__()
         self.ranges = dict(ranges)
-        self.width = len(self.ranges) * (2 * len(_FREQUENCIES) + 4) + 2 * num_task_bits
+        self.width = len(self.ranges) * (2 * _NUM_FREQUENCIES + 4) + 2 * num_task_bits
 
     def forward(self, prompt: Prompt) -> Tensor:
         parts = []
         for i, (name, known) in enumerate(self.ranges.items()):
             target, has_target = _present(readable(name, known, prompt.target[:, i]))
             start, has_start = _present(readable(name, known, prompt.start[:, i]))
-            waves = target[:, None] * torch.tensor(_FREQUENCIES, device=target.device)  # (B, 4)
+            waves = target[:, None] * 2.0 ** torch.arange(-1, _NUM_FREQUENCIES - 1, device=target.device)  # (B, 4)
             fourier = torch.cat((waves.sin(), waves.cos()), dim=1) * has_target[:, None]
             parts += [torch.stack((target / 2, has_target, start, has_start), dim=1), fourier]
         bits, has_bits = _present(prompt.task_bits * 2 - 1)

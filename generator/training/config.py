@@ -1,15 +1,63 @@
-"""All settings of a training, besides the zoos."""
+"""The settings of a training, besides its zoos; those of pairs and losses are beside what they are for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from generator.model.objectives import ObjectiveConfig
 from generator.prompts.prompt import ALIASES
-from generator.training.module import OptimizationConfig
-from generator.trajectories import PairConfig
+from generator.training.pairs import PairConfig
+
+PRECISIONS: Final = ("auto", "bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """How the generator is trained.
+
+    Attributes:
+        num_steps: batches in all.
+        num_epochs: into which they are divided; after each there is a checkpoint and alignment is measured.
+        learning_rate: of AdamW, for vectors, embeddings and the first and last layers.
+        muon_learning_rate: of Muon, for the matrices of the denoiser blocks; 0 to use AdamW for these too.
+        warmup_steps: both rates rise linearly; afterwards they follow a cosine to 0.
+        weight_decay: of both.
+        clip_norm: bound of the gradient's norm.
+        average_decay: of the averaged weights, from which the pipeline samples; approached from 0.
+        precision: "bfloat16", "float32", or "auto" for bfloat16 where the device has instructions for it.
+        seed: of pairs, noise and examples.
+    """
+
+    num_steps: int = 2500
+    num_epochs: int = 10
+    learning_rate: float = 2e-3
+    muon_learning_rate: float = 0.02
+    warmup_steps: int = 60
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    average_decay: float = 0.998
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("muon_learning_rate", "warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay must be from 0 to below 1, got {self.average_decay}")
+        if self.num_steps < 1 or self.num_epochs < 1 or self.num_steps % self.num_epochs:
+            raise ValueError(f"num_steps must be a multiple of num_epochs, got {self.num_steps} and {self.num_epochs}")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_steps // self.num_epochs
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from generator.model.batch_norm import has_batch_norm, with_recomputed_batch_norm
 from generator.prompts.prompt import canonical_metric
 from generator.training.config import GeneratorConfig
@@ -57,9 +59,12 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
 
 
 def training_runs(
-    zoos: Sequence[Zoo], tasks: Sequence[Task | None], config: GeneratorConfig
+    zoos: Sequence[Zoo], tasks: Sequence[Task | None], config: GeneratorConfig, device: torch.device
 ) -> tuple[GeneratorConfig, list[Trajectories]]:
-    """The runs to train on, and the config: without pairs of a start if no run has two snapshots."""
+    """The runs to train on, and the config: without pairs of a start if no run has two snapshots.
+
+    BatchNorm's statistics are recomputed on the device, where that is asked for.
+    """
     for zoo in zoos:
         missing = int((zoo.status == RunStatus.EMPTY).sum())
         if missing:
@@ -78,7 +83,7 @@ def training_runs(
         config = replace(config, pairs=replace(config.pairs, start_share=0.0))
     if config.recompute_batch_norm:
         runs = [
-            with_recomputed_batch_norm(one, task) if task is not None and has_batch_norm(one.layout) else one
+            with_recomputed_batch_norm(one, task.to(device)) if task is not None and has_batch_norm(one.layout) else one
             for one, task in zip(runs, tasks, strict=True)
         ]
     return config, runs

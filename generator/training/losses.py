@@ -28,7 +28,7 @@ from generator.model.objectives import (
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer
 from generator.tokens.windows import to_windows
-from generator.trajectories import PairBatch
+from generator.training.pairs import PairBatch
 
 
 def training_losses(
@@ -56,12 +56,13 @@ def training_losses(
     clean = context.scale.normalize(batch.target)  # (B, P)
     start = context.scale.normalize(batch.start) if options["use_start"] else None
 
-    # What is drawn, on the CPU, so that it is the same on every device.
-    timestep = torch.rand(size, generator=rng).to(device)
-    gaussian = torch.randn(clean.shape, generator=rng).to(device)
-    latent = None
-    if options["use_latent"]:
-        latent = torch.randn(num_samples * size, clean.shape[1], generator=rng).to(device)
+    def gaussians(copies: int) -> Tensor:
+        return torch.randn(copies * size, clean.shape[1], generator=rng).to(device, non_blocking=True)
+
+    # What is drawn, on the CPU, so that it is the same on every device; nothing here waits for the device.
+    timestep = torch.rand(size, generator=rng).to(device, non_blocking=True)
+    gaussian = gaussians(1)
+    latent = gaussians(num_samples) if options["use_latent"] else None
     windows = _draw_windows(model, context, config, rng) if config.windows_per_step else None
     examples = of_start = None
     if options["num_fingerprints"]:
@@ -93,12 +94,11 @@ def training_losses(
     signal, noise = signal_and_noise(config.prediction, timestep[:, None])
     noisy = signal * clean + noise * gaussian
     if config.self_fed_share and float(torch.rand((), generator=rng)) < config.self_fed_share:
-        before = timestep + (1 - timestep) * torch.rand(size, generator=rng).to(device)
+        before = timestep + (1 - timestep) * torch.rand(size, generator=rng).to(device, non_blocking=True)
         signal, noise = signal_and_noise(config.prediction, before[:, None])
         noisier = signal * clean + noise * gaussian
-        other = None if latent is None else torch.randn(clean.shape, generator=rng).to(device)
         with torch.no_grad():
-            guess = predict(noisier, before, other).float()
+            guess = predict(noisier, before, gaussians(1) if options["use_latent"] else None).float()
         noisy = deterministic_step(config.prediction, noisier, guess, before, timestep)
     noisy, timesteps = noisy.repeat(num_samples, 1), timestep.repeat(num_samples)
 
@@ -164,7 +164,7 @@ def _draw_windows(
             "weights 0: a part of a network can neither be run on examples nor be fed back"
         )
     total = math.ceil(context.tokenizer.groups[0].size / model.window)
-    return torch.randperm(total, generator=rng)[: config.windows_per_step].to(model.device)
+    return torch.randperm(total, generator=rng)[: config.windows_per_step].to(model.device, non_blocking=True)
 
 
 def _window_loss(chunks: Tensor, wanted: Tensor, context: NetworkContext, windows: Tensor) -> Tensor:
@@ -172,6 +172,8 @@ def _window_loss(chunks: Tensor, wanted: Tensor, context: NetworkContext, window
     assert isinstance(context.tokenizer, ChunkTokenizer)
     window = chunks.shape[1]
     targets = to_windows(context.tokenizer.encode(wanted)[CHUNKS], window, windows)
-    mask = to_windows(context.tokenizer.mask[None].float().to(chunks.device), window, windows)  # (K, window, W)
+    mask = to_windows(
+        context.tokenizer.mask[None].float().to(chunks.device, non_blocking=True), window, windows
+    )  # (K, window, W)
     counted = mask.repeat(len(chunks) // len(windows), 1, 1)
     return ((chunks - targets).square() * counted).sum() / counted.sum().clamp(min=1)

@@ -8,73 +8,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Final, cast
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from generator.model.context import NetworkContext
 from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer
+from generator.training.config import OptimizationConfig
 from generator.training.losses import training_losses
-from generator.trajectories import PairBatch, PairBatches, PairConfig, Trajectories, batch_rng
+from generator.training.pairs import PairBatch, PairConfig, batch_rng, numbered_batch
+from generator.trajectories import Trajectories
 from zoo.training.schedules import Schedule
 
-PRECISIONS: Final = ("auto", "bfloat16", "float32")
 _MIN_MUON_DIM: Final = 16
 _NOISE_STREAM: Final = 1
-
-
-@dataclass(frozen=True)
-class OptimizationConfig:
-    """How the generator is trained.
-
-    Attributes:
-        num_steps: batches in all.
-        num_epochs: into which they are divided; after each there is a checkpoint and alignment is measured.
-        learning_rate: of AdamW, for vectors, embeddings and the first and last layers.
-        muon_learning_rate: of Muon, for the matrices of the denoiser blocks; 0 to use AdamW for these too.
-        warmup_steps: both rates rise linearly; afterwards they follow a cosine to 0.
-        weight_decay: of both.
-        clip_norm: bound of the gradient's norm.
-        average_decay: of the averaged weights, from which the pipeline samples; approached from 0.
-        precision: "bfloat16", "float32", or "auto" for bfloat16 where the device has instructions for it.
-        seed: of pairs, noise and examples.
-    """
-
-    num_steps: int = 2500
-    num_epochs: int = 10
-    learning_rate: float = 2e-3
-    muon_learning_rate: float = 0.02
-    warmup_steps: int = 60
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    average_decay: float = 0.998
-    precision: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
-        for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("muon_learning_rate", "warmup_steps", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay must be from 0 to below 1, got {self.average_decay}")
-        if self.num_steps < 1 or self.num_epochs < 1 or self.num_steps % self.num_epochs:
-            raise ValueError(f"num_steps must be a multiple of num_epochs, got {self.num_steps} and {self.num_epochs}")
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.num_steps // self.num_epochs
 
 
 class GeneratorModule(lightning.LightningModule):
@@ -82,7 +37,7 @@ class GeneratorModule(lightning.LightningModule):
 
     Args:
         model: to train.
-        contexts: of each zoo, in the order of the data module's trajectories.
+        contexts: of each zoo, in the order of the data module's runs.
         objective: losses.
         optimization: optimizers and schedule.
     """
@@ -119,33 +74,16 @@ class GeneratorModule(lightning.LightningModule):
                 group["peak_lr"] = group["lr"]
         return optimizers
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["settings"] = self._settings
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["settings"] != self._settings:
-            raise ValueError(
-                f"the folder holds a training with other settings, {checkpoint['settings']}; "
-                f"got {self._settings}. Choose another folder, or remove its checkpoints"
-            )
-
-    @property
-    def _settings(self) -> str:
-        return f"{self.objective} {self.optimization}"
-
     def on_fit_start(self) -> None:
-        device = self.device.type
         self.contexts = [context.to(self.device) for context in self.contexts]
-        self.precision = torch.autocast(
-            device, torch.bfloat16, enabled=uses_bfloat16(self.optimization.precision, device)
-        )
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> None:
         config = self.optimization
         step = self.current_epoch * config.steps_per_epoch + batch_idx
+        precision = autocast(config.precision, self.device.type)
         rng = batch_rng(config.seed, batch.index, _NOISE_STREAM)
         losses = training_losses(
-            self.model, self.contexts[batch.zoo], batch, self.objective, rng=rng, precision=self.precision
+            self.model, self.contexts[batch.zoo], batch, self.objective, rng=rng, precision=precision
         )
         factor = Schedule("cosine", config.warmup_steps).factor(step, config.num_steps)
         optimizers = self.optimizers()
@@ -166,37 +104,23 @@ class PairDataModule(lightning.LightningDataModule):
     """Batches of pairs for each epoch; the whole training is one sequence of batches.
 
     Args:
-        trajectories: of each zoo.
+        runs: of each zoo.
         pairs: how pairs are drawn.
         optimization: number of steps, epochs, and the seed.
-        num_workers: processes that read batches ahead; 0 is best where trajectories are in memory.
     """
 
-    def __init__(
-        self,
-        trajectories: Sequence[Trajectories],
-        pairs: PairConfig,
-        optimization: OptimizationConfig,
-        num_workers: int = 0,
-    ) -> None:
+    def __init__(self, runs: Sequence[Trajectories], pairs: PairConfig, optimization: OptimizationConfig) -> None:
         super().__init__()
-        self.trajectories = trajectories
+        self.runs = runs
         self.pairs = pairs
         self.optimization = optimization
-        self.num_workers = num_workers
 
     def train_dataloader(self) -> DataLoader[Any]:
-        count = self.optimization.steps_per_epoch
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        world_size = self.trainer.world_size if self.trainer else 1
-        batches = PairBatches(
-            self.trajectories,
-            self.pairs,
-            seed=self.optimization.seed,
-            first=epoch * count * world_size,
-            count=count * world_size,
-        )
-        return DataLoader(batches, batch_size=None, shuffle=False, num_workers=self.num_workers)
+        epoch, num_processes = (self.trainer.current_epoch, self.trainer.world_size) if self.trainer else (0, 1)
+        count = self.optimization.steps_per_epoch * num_processes
+        draw = partial(numbered_batch, self.runs, self.pairs, self.optimization.seed)
+        numbers = cast("Dataset[int]", range(epoch * count, (epoch + 1) * count))
+        return DataLoader(numbers, batch_size=None, shuffle=False, collate_fn=draw)
 
 
 def split_params(model: nn.Module, *, use_muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -217,10 +141,8 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
     torch._foreach_lerp_(mine, list(model.parameters()), weight)
 
 
-def uses_bfloat16(precision: str, device: str) -> bool:
-    """Whether the model runs in bfloat16: on a GPU that has it, on a CPU only with instructions for it."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+def autocast(precision: str, device: str) -> AbstractContextManager:
+    """Context in which the model runs; "auto" is bfloat16 where a GPU has it, or a CPU instructions for it."""
+    automatic = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_avx512_bf16_supported}
+    is_bfloat16 = automatic.get(device, bool)() if precision == "auto" else precision == "bfloat16"
+    return torch.autocast(device, torch.bfloat16) if is_bfloat16 else nullcontext()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -51,7 +51,10 @@ def begin_or_resume(
     now = {
         "config": replace(config, metrics=metrics, model=options),
         "zoos": [_identity(zoo) for zoo in zoos],
-        "tasks": [None if task is None else _task_identity(task) for task in tasks],
+        "tasks": [
+            None if task is None else _without_path(task.description) | {"data_hash": task.dataset.data_hash}
+            for task in tasks
+        ],
     }
     software = installed_software("lightning", "diffusers")
     record, checkpoint = out / RECORD, out / LAST_CHECKPOINT
@@ -76,7 +79,7 @@ def _identity(zoo: Zoo) -> dict[str, object]:
     done = zoo.status != RunStatus.EMPTY
     seen = [zoo.inner_step, *(zoo.split(name) for name in sorted(zoo.spec.splits.fractions))]
     return {
-        "task": {name: value for name, value in zoo.task_config.items() if name != "path"},
+        "task": _without_path(zoo.task_config),
         "optimizer": zoo.spec.optimizer_config,
         "seed": zoo.spec.seed,
         "num_runs": zoo.num_runs,
@@ -85,6 +88,5 @@ def _identity(zoo: Zoo) -> dict[str, object]:
     }
 
 
-def _task_identity(task: Task) -> dict[str, object]:
-    own = {name: value for name, value in task.description.items() if name != "path"}
-    return own | {"data_hash": task.dataset.data_hash}
+def _without_path(settings: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if name != "path"}

@@ -7,6 +7,7 @@ one that holds out fewer.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,4 +54,8 @@ def holding_out(zoos: Sequence[Zoo], num_held_out: int) -> SplitRule:
 
 def with_splits(zoo: Zoo, rule: SplitRule | None) -> Zoo:
     """The same zoo with other splits; as it is without a rule."""
-    return zoo if rule is None else Zoo(zoo.group, replace(zoo.spec, splits=rule), zoo.shards)
+    if rule is None:
+        return zoo
+    view = copy.copy(zoo)  # of a selection a selection
+    view.spec = replace(zoo.spec, splits=rule)
+    return view

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,19 +19,20 @@ from generator.model.transformer import RecurrentDiffusionTransformer, model_wid
 from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
-from generator.training.config import GeneratorConfig
+from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.inputs import tasks_of, training_runs, validation_starts
-from generator.training.module import GeneratorModule, OptimizationConfig, PairDataModule
+from generator.training.module import GeneratorModule, PairDataModule
 from generator.training.resumption import begin_or_resume
 from generator.training.tasks import holding_out, with_splits
 from generator.training.validation import AlignmentSelection, calibrations
 from generator.trajectories import Trajectories
+from zoo.devices import resolve_device
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
-TRAINER_OPTIONS: Final[Mapping[str, Any]] = {"accelerator": "auto", "devices": 1}  # unless others are given
 _NETWORKS_FOR_STATISTICS: Final = 8192
 _MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
+_FROM_CONFIG: Final = {"max_epochs", "reload_dataloaders_every_n_epochs"}  # no options of the trainer's
 
 
 def train_generator(
@@ -39,9 +41,10 @@ def train_generator(
     *,
     out: str | Path,
     tasks: Sequence[Task | None] | None = None,
+    device: str | torch.device = "auto",
     trainer_options: Mapping[str, Any] | None = None,
 ) -> ParameterPipeline:
-    """Train a generator, save its pipeline in `out`/pipeline and return it.
+    """Train a generator, save its pipeline in `out`/pipeline and return it, on the CPU.
 
     An interrupted training in `out` is resumed exactly. Zoos without a task (imported checkpoints) train without the
     function-space loss; zoos of final networks alone, one snapshot a run, train networks from noise.
@@ -51,45 +54,52 @@ def train_generator(
         config: all settings.
         out: folder of checkpoints, logs and the pipeline.
         tasks: of each zoo; default those that the zoos record.
-        trainer_options: for lightning.Trainer (accelerator, devices, strategy, enable_progress_bar ...).
+        device: "auto", "cpu", "cuda", "cuda:1", "mps" ...; a training may be resumed on another one.
+        trainer_options: for lightning.Trainer (devices and strategy for several of them, logger, callbacks ...).
 
     Raises:
         SettingsMismatchError: if `out` holds a training with other settings, or of other zoos or tasks.
-        ValueError: if a zoo has no runs to train or to validate on, or lacks a metric or a task that the config needs.
+        ValueError: if a zoo has no runs to train or to validate on, or lacks a metric or a task that the config needs,
+            there is no such device, or the trainer has no such option.
     """
     zoos = [zoos] if isinstance(zoos, Zoo) else list(zoos)
     if not zoos:
         raise ValueError("zoos must hold at least one zoo, got none")
     if unopened := [zoo for zoo in zoos if not isinstance(zoo, Zoo)]:
         raise TypeError(f"zoos must be open, as from Zoo.open(path), got {unopened[0]!r}")
+    # What is trained on, and what the model is selected on.
+    place = resolve_device(device)
     splits = holding_out(zoos, config.num_held_out) if config.num_held_out else None
     zoos = [with_splits(zoo, splits) for zoo in zoos]
     tasks = tasks_of(zoos, tasks, config)
-    config, runs = training_runs(zoos, tasks, config)
+    config, runs = training_runs(zoos, tasks, config, place)
     validation = validation_starts(zoos, runs, tasks, config)
+
+    # The training, or what is left of it.
     model, normalizer, contexts = assemble(runs, tasks, config)
     checkpoint = begin_or_resume(Path(out), zoos, tasks, config, model)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
-    callbacks: list[Callback] = [keep_last_checkpoint(out)]
-    selection = None
-    if validation:
-        selection = AlignmentSelection(validation, config.objective.prediction, config.pairs.modes)
-        callbacks.insert(0, selection)
-    trainer = make_trainer(config.optimization, out, callbacks, trainer_options or {})
+    selection = AlignmentSelection(validation, config.objective.prediction, config.pairs.modes)
+    callbacks = [selection, keep_last_checkpoint(out)] if validation else [keep_last_checkpoint(out)]
+    trainer = make_trainer(config.optimization, out, callbacks, device=device, options=trainer_options or {})
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+
+    # The pipeline of the best weights.
     best = module.averaged
-    if selection is not None and selection.best_weights is not None:
+    if selection.best_weights is not None:
         best.load_state_dict(selection.best_weights)
     pipe = ParameterPipeline(
-        best.eval().cpu(),
+        best.eval(),
         normalizer,
         make_scheduler(config.objective.prediction),
         splits=None if splits is None else splits.to_dict(),
         task_bits_column=config.task_bits,
     )
     if config.calibrate_prompts and validation:
+        pipe.to(trainer.strategy.root_device)
         pipe.register_to_config(calibrations=calibrations(pipe, validation, config.pairs.modes))
+    pipe.to("cpu")
     if trainer.is_global_zero:
         pipe.save_pretrained(Path(out) / PIPELINE_FOLDER)
     return pipe
@@ -142,24 +152,42 @@ def keep_last_checkpoint(out: str | Path) -> ModelCheckpoint:
 
 
 def make_trainer(
-    optimization: OptimizationConfig, out: str | Path, callbacks: list[Callback], options: Mapping[str, Any]
+    optimization: OptimizationConfig,
+    out: str | Path,
+    callbacks: Sequence[Callback],
+    *,
+    device: str | torch.device = "auto",
+    options: Mapping[str, Any],
 ) -> lightning.Trainer:
-    """Trainer for a generator: CSV log, TensorBoard too if it is installed, rich progress, no validation loop."""
+    """Trainer for a generator: CSV log, TensorBoard too if it is installed, rich progress, no validation loop.
+
+    Raises:
+        ValueError: for options that the trainer does not have, or that follow from the config or contradict the device.
+    """
+    place = resolve_device(device)
+    accelerator, devices = options.get("accelerator", "auto"), options.get("devices", 1)
+    if isinstance(accelerator, str) and "auto" not in (accelerator, str(device)) and accelerator != place.type:
+        raise ValueError(f"device={str(device)!r} and accelerator={accelerator!r} of trainer_options differ; give one")
+    known = inspect.signature(lightning.Trainer).parameters.keys() - _FROM_CONFIG
+    if unknown := sorted(options.keys() - known):
+        raise ValueError(f"trainer_options {unknown} are none of lightning.Trainer's, or follow from the config")
     loggers: list[Logger] = [CSVLogger(str(out), name="log")]
     if importlib.util.find_spec("tensorboard"):
         loggers.append(TensorBoardLogger(str(out), name="tensorboard"))
-    every = min(50, optimization.steps_per_epoch)
-    settings = {**TRAINER_OPTIONS, "log_every_n_steps": every, **options}
+    if accelerator == "auto":
+        accelerator, devices = place.type, [place.index] if devices == 1 and place.index is not None else devices
+    settings = {
+        "logger": loggers,
+        "log_every_n_steps": min(50, optimization.steps_per_epoch),
+        "default_root_dir": str(out),
+        "enable_model_summary": False,
+        **options,
+        "accelerator": accelerator,
+        "devices": devices,
+    }
     if settings.get("strategy") == "ddp":  # a zoo without edges leaves the edge layers without gradients
         settings["strategy"] = "ddp_find_unused_parameters_true"
-    if settings.get("enable_progress_bar", True):
-        callbacks = [*callbacks, RichProgressBar(refresh_rate=20)]
-    return lightning.Trainer(
-        max_epochs=optimization.num_epochs,
-        reload_dataloaders_every_n_epochs=1,
-        logger=loggers,
-        callbacks=callbacks,
-        default_root_dir=str(out),
-        enable_model_summary=False,
-        **settings,
-    )
+    others = settings.pop("callbacks", None) or []
+    own = [RichProgressBar(refresh_rate=20)] if settings.get("enable_progress_bar", True) else []
+    settings["callbacks"] = [*callbacks, *own, *(others if isinstance(others, Sequence) else [others])]
+    return lightning.Trainer(max_epochs=optimization.num_epochs, reload_dataloaders_every_n_epochs=1, **settings)

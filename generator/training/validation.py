@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from generator.alignment import alignment_of, measure_alignment, prompt_grid
+from generator.alignment import measure_alignment, prompt_grid
 from generator.model.context import NetworkContext
 from generator.pipeline import ParameterPipeline
 from generator.prompts.calibration import Calibration
@@ -116,14 +116,13 @@ def calibrations(
 
 
 def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, mode: str) -> Calibration:
-    starts, prompts = validation.starts, validation.prompts(_NUM_CALIBRATION_PROMPTS)
-    networks = pipe(
-        starts.repeat_interleave(len(prompts), dim=0) if mode == "start" else None,
-        {validation.metric: prompts.repeat(len(starts))},
-        num_samples=len(starts) * len(prompts),
-        layout=validation.seen.layout,
-        task=validation.task,
-        generator=torch.Generator().manual_seed(0),
-    ).params
-    achieved = alignment_of(networks, validation.task, prompts, metric=validation.kind).val[validation.kind]
+    task, layout = validation.task.to(pipe.device), validation.seen.layout
+    rng = torch.Generator().manual_seed(0)
+
+    def generate(networks: Tensor, asked: Tensor) -> Tensor:
+        start, prompt = networks if mode == "start" else None, {validation.metric: asked}
+        return pipe(start, prompt, num_samples=len(asked), layout=layout, task=task, generator=rng).params
+
+    prompts, kind = validation.prompts(_NUM_CALIBRATION_PROMPTS), validation.kind
+    achieved = measure_alignment(generate, task, validation.starts, prompts, metric=kind).val[kind]
     return Calibration.fit(prompts, achieved, validation.metric)

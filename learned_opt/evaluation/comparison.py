@@ -25,6 +25,7 @@ from torch import Tensor
 from learned_opt.evaluation.rivals import Method, TorchPopulation
 from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training.objective import cap_loss, final_loss
+from zoo.devices import resolve_device
 from zoo.settings import digest
 from zoo.training.inner_step import InnerStep
 
@@ -44,7 +45,7 @@ class Result:
         final_loss: (H, S) over the last 5% of the steps.
         val_loss, val_error, test_loss, test_error: (H, S) after the last step, on at most 512 examples of the split.
         curve: (H, points) training loss averaged over seeds and pieces of the run.
-        seconds: (H,) CPU time of a step of one network, gradients included.
+        seconds: (H,) CPU time, on another device time, of a step of one network, gradients included.
     """
 
     learning_rates: list[float]
@@ -84,21 +85,24 @@ def joined(results: Sequence[Result]) -> Result:
     return Result(**{name: list(chain.from_iterable(entry[name] for entry in fields)) for name in fields[0]})
 
 
-def train(task: EvaluationTask, method: Method, *, num_seeds: int = 3) -> Result:
+def train(task: EvaluationTask, method: Method, *, num_seeds: int = 3, device: torch.device | str = "cpu") -> Result:
     """Train H x S networks of a task by a method."""
-    family, num_settings = task.family, len(method.learning_rates)
+    device = torch.device(device)
+    family, num_settings = task.family.to(device), len(method.learning_rates)
     params = family.init(torch.arange(_FIRST_SEED, _FIRST_SEED + num_seeds)).repeat(num_settings, 1)  # (N, P)
     optimizer = method.make(torch.tensor(method.learning_rates, dtype=torch.float64).repeat_interleave(num_seeds))
     step = InnerStep(family, optimizer)
     state = optimizer.init_state(family.layout, params)
     members = torch.zeros(num_seeds, dtype=torch.long)
     rng = torch.Generator().manual_seed(_FIRST_SEED)
-    losses = torch.empty(task.num_steps, len(params))
-    start = time.process_time()
+    losses = torch.empty(task.num_steps, len(params), device=device)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    start = clock()
     for inner_step in range(task.num_steps):
-        batch = family.batch(members, torch.rand(num_seeds, family.batch_size, generator=rng), len(params))
+        batch = family.batch(members, torch.rand(num_seeds, family.batch_size, generator=rng).to(device), len(params))
         losses[inner_step] = step(params, state, batch, inner_step=inner_step, num_steps=task.num_steps)
-    seconds = (time.process_time() - start) / (task.num_steps * len(params))
+    losses = losses.cpu()  # when all steps are done
+    seconds = (clock() - start) / (task.num_steps * len(params))
     if isinstance(optimizer, TorchPopulation):
         optimizer.finish()
 
@@ -130,6 +134,7 @@ def evaluate(
     tasks: Sequence[EvaluationTask],
     *,
     num_seeds: int = 3,
+    device: torch.device | str = "auto",
     cache: Path | None = None,
     train_missing: bool = True,
     on_result: Callable[[str, str, Result | None], None] | None = None,
@@ -140,14 +145,16 @@ def evaluate(
         methods: with different names.
         tasks: with different names.
         num_seeds: S.
+        device: where networks are trained, see `zoo.devices.resolve_device`.
         cache: folder that keeps a file for each task, method and learning rate; only what is missing there is trained.
         train_missing: False leaves out what the folder lacks.
         on_result: called with method name, task name and result as each is known; None if it is left out.
     """
+    device = resolve_device(device)
     results: Results = {method.name: {} for method in methods}
     for task in tasks:
         for method in methods:
-            result = _result(task, method, num_seeds, cache, train_missing=train_missing)
+            result = _result(task, method, num_seeds, cache, device=device, train_missing=train_missing)
             if result:
                 results[method.name][task.name] = result
             if on_result:
@@ -156,24 +163,30 @@ def evaluate(
 
 
 def _result(
-    task: EvaluationTask, method: Method, num_seeds: int, cache: Path | None, *, train_missing: bool
+    task: EvaluationTask,
+    method: Method,
+    num_seeds: int,
+    cache: Path | None,
+    *,
+    device: torch.device,
+    train_missing: bool,
 ) -> Result | None:
     """Result of a method, its missing settings trained together and written to the folder."""
     if cache is None:
-        return train(task, method, num_seeds=num_seeds)
-    paths = {rate: cache / f"{_key(task, method, rate, num_seeds)}.json" for rate in method.learning_rates}
+        return train(task, method, num_seeds=num_seeds, device=device)
+    paths = {rate: cache / f"{_key(task, method, rate, num_seeds, device)}.json" for rate in method.learning_rates}
     missing = tuple(rate for rate, path in paths.items() if not path.exists())
     if missing and not train_missing:
         return None
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
-        trained = train(task, method.at(missing), num_seeds=num_seeds)
+        trained = train(task, method.at(missing), num_seeds=num_seeds, device=device)
         for index, rate in enumerate(missing):
             paths[rate].write_text(json.dumps(asdict(trained.setting(index))))
     return joined([Result(**json.loads(path.read_text())) for path in paths.values()])
 
 
-def _key(task: EvaluationTask, method: Method, learning_rate: float, num_seeds: int) -> str:
+def _key(task: EvaluationTask, method: Method, learning_rate: float, num_seeds: int, device: torch.device) -> str:
     """Name of a result: the same settings have the same one, so a changed one is trained and no other is read."""
     family = task.family
     settings = {
@@ -188,4 +201,6 @@ def _key(task: EvaluationTask, method: Method, learning_rate: float, num_seeds: 
         "learning_rate": f"{learning_rate:.6g}",
         "num_seeds": num_seeds,
     }
+    if device.type != "cpu":
+        settings["device"] = device.type
     return digest(settings)[:24]

@@ -58,7 +58,7 @@ def coordinate_check(
     Args:
         make_model: width -> classifier, initialised under torch's global seed.
         make_optimizer: model -> optimizer.
-        inputs: (B, ...).
+        inputs: (B, ...), on the device where models are trained.
         targets: (B,) class indices.
         widths: to compare.
         num_updates: steps of training.
@@ -73,7 +73,7 @@ def coordinate_check(
         for seed in seeds:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = make_model(width)
+                model = make_model(width).to(inputs.device)
                 change[i] += _change(
                     model, make_optimizer(model), inputs, targets, names=names, num_updates=num_updates
                 )

@@ -11,7 +11,7 @@ from typing import Final
 
 from torch import Tensor
 
-from learned_opt.evaluation.rivals import COSINE, LEARNING_RATES, Method
+from learned_opt.evaluation.rivals import COSINE, LEARNING_RATES, Method, rivals
 from learned_opt.pretrained.files import Pretrained, available, load_pretrained, theta_hash
 from learned_opt.rules.celo2 import STEP_SIZE, Celo2Rule
 from learned_opt.rules.controller import encode_scalars
@@ -33,6 +33,23 @@ def learned_methods(sources: Mapping[str, Sequence[str | Path]]) -> dict[str, li
             in "-wsd" a rule that knows no horizon runs with its multiplier, 1, decayed to zero in the last fifth.
     """
     return {name: _meta_seeds(name, [load_pretrained(source) for source in group]) for name, group in sources.items()}
+
+
+def named_rivals(
+    names: Sequence[str], learning_rates: tuple[float, ...], celo2_file: str | Path | None = None
+) -> list[Method]:
+    """What learned optimizers are compared with, by name: `rivals`, the untrained frame, and Celo2 if it has a file.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    known = [*rivals(learning_rates), untrained_frame()]
+    if celo2_file:
+        known.append(celo2(celo2_file, learning_rates))
+    by_name = {method.name: method for method in known}
+    if unknown := sorted(set(names) - set(by_name)):
+        raise ValueError(f"rivals must be among {sorted(by_name)}, got {unknown}")
+    return [by_name[name] for name in names]
 
 
 def shipped(methods: Sequence[Method]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """How update rules get their theta: tasks, truncated training, estimators, the outer loop, recipes."""
 
-from learned_opt.meta_training.devices import Devices, FabricDevices
+from learned_opt.meta_training.devices import Devices, FabricDevices, launched_devices
 from learned_opt.meta_training.estimators import FullUnrollES
 from learned_opt.meta_training.objective import LogLossObjective
 from learned_opt.meta_training.recipe import (
@@ -30,6 +30,7 @@ __all__ = [
     "ThetaOptimizerConfig",
     "TrainedStage",
     "TruncatedConfig",
+    "launched_devices",
     "meta_train",
     "run_recipe",
     "stage_info",

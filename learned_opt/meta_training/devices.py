@@ -1,6 +1,7 @@
 """Splitting particles over processes, and bringing back together what they found.
 
-`Devices()` is a single process. `FabricDevices` uses Lightning Fabric, whatever its strategy and accelerator.
+`Devices()` is a single process. `FabricDevices` uses Lightning Fabric, whatever its strategy and accelerator;
+`launched_devices` starts its processes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from zoo.devices import resolve_device
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -19,6 +22,10 @@ class Devices:
 
     num_processes: int = 1
     rank: int = 0
+
+    def place(self, device: torch.device | str) -> torch.device:
+        """Where this process trains networks, given what the user asks for, see `zoo.devices.resolve_device`."""
+        return resolve_device(device)
 
     def share(self, count: int) -> slice:
         """The part of `count` particles that this process holds: equal parts, in the order of ranks.
@@ -51,6 +58,9 @@ class FabricDevices(Devices):
         self.num_processes = fabric.world_size
         self.rank = fabric.global_rank
 
+    def place(self, device: torch.device | str) -> torch.device:
+        return self.fabric.device
+
     def gather(self, rows: Tensor) -> Tensor:
         gathered = self.fabric.all_gather(rows)
         if not isinstance(gathered, Tensor):
@@ -68,3 +78,14 @@ class FabricDevices(Devices):
         if torch.distributed.is_initialized():
             self.fabric.barrier()
             torch.distributed.destroy_process_group()
+
+
+def launched_devices(num_devices: int, device: str = "auto") -> Devices:
+    """This process alone, or for several devices of a kind one process each, all of which run what follows."""
+    if num_devices == 1:
+        return Devices()
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator=resolve_device(device).type, devices=num_devices, strategy="ddp")
+    fabric.launch()
+    return FabricDevices(fabric)

@@ -10,7 +10,7 @@ Legend: M meta-parameters, Q antithetic pairs, N networks, K inner steps of a tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import ClassVar, Final, Protocol
 
 import torch
@@ -35,9 +35,12 @@ class MetaGradient:
 
 
 class GradientEstimator(Protocol):
-    """Anything that gives a gradient for theta; `state_dict` holds what an exact resume needs."""
+    """Anything that gives a gradient for theta; `state_dict` holds what an exact resume needs, on the CPU."""
 
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient: ...
+
+    def to(self, device: torch.device) -> None:
+        """Train networks there from now on."""
 
     def state_dict(self) -> dict[str, object]: ...
 
@@ -67,10 +70,16 @@ class FullUnrollES:
     std: float | Tensor
     normalise: bool = True
     devices: Devices = field(default_factory=Devices)
+    device: torch.device | None = field(default=None, init=False)  # None: where a task's data is
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
 
     @torch.no_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
         family, num_steps = self.sample_task(rng)
+        if self.device is not None:
+            family, theta = family.to(self.device), theta.to(self.device)
         std = _as_vector(self.std, theta)
         perturbations = draw_perturbations(rng, self.num_pairs, std)  # (Q, M)
         held = perturbations[self.devices.share(self.num_pairs)]
@@ -113,6 +122,10 @@ class _Truncations:
             raise ValueError(f"steps of {name} must be one or more TruncatedStep with num_copies={self.num_copies}")
         self.states = [None] * len(self.steps)
 
+    def to(self, device: torch.device) -> None:
+        self.steps = [replace(step, family=step.family.to(device)) for step in self.steps]
+        self.states = [state and state.to(device) for state in self.states]
+
     def draw_bucket(self, rng: torch.Generator) -> tuple[int, TruncatedStep, InnerState]:
         """One of the buckets, its networks begun if they are not yet."""
         bucket = int(torch.randint(len(self.steps), (), generator=rng))
@@ -127,10 +140,11 @@ class _Truncations:
         return MetaGradient(self.devices.mean(grad), float(self.devices.mean(meta_loss)), num_inner_steps)
 
     def state_dict(self) -> dict[str, object]:
-        return {"states": [state and vars(state) for state in self.states]}
+        return {"states": [state and vars(state.to("cpu")) for state in self.states]}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        self.states = [saved and InnerState(**saved) for saved in self._one_each(state, "states")]
+        saved = zip(self._one_each(state, "states"), self.steps, strict=True)
+        self.states = [one and InnerState(**one).to(step.family.device) for one, step in saved]
 
     def _one_each(self, state: dict[str, object], key: str) -> list:
         saved = state.get(key)
@@ -165,6 +179,7 @@ class TruncatedES(_Truncations):
     @torch.no_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
         bucket, step, state = self.draw_bucket(rng)
+        theta = theta.to(state.params.device)
         std = _as_vector(self.std, theta)
         perturbations = draw_perturbations(rng, step.num_groups, std)[step.held]
         truncation = step.advance(antithetic(theta, perturbations), state, self.truncation_length, rng)
@@ -173,15 +188,20 @@ class TruncatedES(_Truncations):
         grad = self._gradient(bucket, pos - neg, truncation.fresh, perturbations, std)
         return self.estimated(grad, (pos + neg).mean() / 2, step)
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.accumulators = [None if a is None else a.to(device) for a in self.accumulators]
+
     def _gradient(self, bucket: int, differences: Tensor, fresh: Tensor, perturbations: Tensor, std: Tensor) -> Tensor:
         return es_gradient(differences.mean(0), perturbations, std)
 
     def state_dict(self) -> dict[str, object]:
-        return super().state_dict() | {"accumulators": self.accumulators}
+        return super().state_dict() | {"accumulators": [None if a is None else a.cpu() for a in self.accumulators]}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         super().load_state_dict(state)
-        self.accumulators = self._one_each(state, "accumulators")
+        saved = zip(self._one_each(state, "accumulators"), self.steps, strict=True)
+        self.accumulators = [None if one is None else one.to(step.family.device) for one, step in saved]
 
 
 class PES(TruncatedES):
@@ -217,7 +237,7 @@ class TruncatedBackprop(_Truncations):
     @torch.enable_grad()
     def estimate(self, theta: Tensor, rng: torch.Generator) -> MetaGradient:
         _, step, state = self.draw_bucket(rng)
-        leaf = theta.detach().clone().requires_grad_()
+        leaf = theta.detach().to(state.params.device, copy=True).requires_grad_()
         losses = step_meta_loss(step.advance(leaf, state, self.truncation_length, rng).losses, self.log_floor)
         (grad,) = torch.autograd.grad(losses.mean(), leaf)
         state.params = state.params.detach()

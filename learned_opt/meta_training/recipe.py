@@ -135,6 +135,7 @@ def run_recipe(
     seed: int,
     out: Path,
     devices: Devices | None = None,
+    device: torch.device | str = "auto",
     on_outer_step: OnOuterStep | None = None,
 ) -> list[TrainedStage]:
     """Run stages one after the other, resuming what is found in `out`.
@@ -147,9 +148,12 @@ def run_recipe(
         seed: meta-seed; different ones share nothing but the tasks for selection.
         out: folder, one sub-folder a stage.
         devices: processes among which particles are split.
+        device: where networks are trained, see `Devices.place`.
         on_outer_step: called with the stage, the outer steps done and the curves.
     """
     devices = devices or Devices()
+    place = devices.place(device)
+    tasks = [(family.to(place), num_steps) for family, num_steps in validation_tasks()]
     theta: Tensor | None = None
     results: list[TrainedStage] = []
     for stage in stages:
@@ -164,7 +168,7 @@ def run_recipe(
             theta,
             training,
             unit=perturbation_std(stage, rule),
-            validate=Validation(rule, validation_tasks(), stage.objective),
+            validate=Validation(rule, tasks, stage.objective),
             out=out / stage.name,
             settings={
                 "stage": replace(stage, rule_options=dict(rule.config)),
@@ -175,6 +179,7 @@ def run_recipe(
             },
             on_outer_step=partial(on_outer_step, stage) if on_outer_step else None,
             devices=devices,
+            device=place,
         )
         theta = result.theta
         results.append(TrainedStage(stage, rule, result))

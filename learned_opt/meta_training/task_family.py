@@ -6,6 +6,7 @@ P numbers of one network (the first T trainable).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Final
@@ -52,6 +53,17 @@ class TaskFamily:
         self.param_scale = param_scale
         self.name = f"{tasks[0].name}-b{batch_size}"
 
+    @property
+    def device(self) -> torch.device:
+        return self.tasks[0].device
+
+    def to(self, device: torch.device | str) -> TaskFamily:
+        """This family with its data on another device."""
+        moved = copy.copy(self)
+        moved.tasks = [task.to(device) for task in self.tasks]
+        moved.__dict__.pop("_train", None)
+        return moved
+
     def init(self, seeds: Tensor) -> Tensor:
         """(G, P) initial networks; row i depends on seeds[i] alone."""
         params = self.tasks[0].init_runs(seeds.tolist(), self.init_scale)
@@ -63,15 +75,15 @@ class TaskFamily:
 
         Args:
             members: (G,) index of each group's task.
-            places: (G, B) in [0, 1), places in the training split.
+            places: (G, B) in [0, 1), places in the training split, on the data's device.
             num_networks: N.
         """
         train = self._train
-        index = (places * train.inputs.shape[1]).long().to(train.inputs.device)
+        index = (places * train.inputs.shape[1]).long()
         if len(index) == 1:  # all networks share the minibatch
             only = int(members[0])
             return Batch(train.inputs[only, index[0]], train.targets[only, index[0]])
-        which, copies = members.to(index.device)[:, None], num_networks // len(index)
+        which, copies = members.to(index.device, non_blocking=True)[:, None], num_networks // len(index)
         drawn = (tensor[which, index] for tensor in (train.inputs, train.targets))  # (G, B, ...)
         return Batch(*(tensor.repeat(copies, *[1] * (tensor.ndim - 1)) for tensor in drawn))
 
@@ -97,7 +109,7 @@ class TaskFamily:
         for index, task in enumerate(self.tasks):
             examples = task.dataset.split(split)
             inputs, targets = examples.inputs[:MAX_EVALUATED], examples.targets[:MAX_EVALUATED]
-            rows = (which == index).nonzero().flatten()
+            rows = (which == index).nonzero().flatten().to(params.device)
             for part in rows.split(_NETWORKS_AT_ONCE) if len(rows) else ():
                 outputs = task.predict(computing[part], inputs)
                 loss[part] = task.objective.loss(outputs, targets)

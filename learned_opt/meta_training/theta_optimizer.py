@@ -70,7 +70,7 @@ class ThetaOptimizer:
 
         A gradient that is not finite is passed over: it says nothing about where to go.
         """
-        scaled = grad * self._unit
+        scaled = grad.to(self._unit.device) * self._unit
         norm = float(scaled.norm())
         if not math.isfinite(norm):
             return norm

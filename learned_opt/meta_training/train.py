@@ -84,8 +84,11 @@ def meta_train(
     settings: object = None,
     on_outer_step: Progress | None = None,
     devices: Devices | None = None,
+    device: torch.device | str = "auto",
 ) -> MetaTrainResult:
     """Meta-parameters with the lowest validation meta-loss.
+
+    Theta itself stays on the CPU; an outer step ends by reading its gradient. A checkpoint is resumed on any device.
 
     Args:
         estimator: of the meta-gradient.
@@ -96,6 +99,7 @@ def meta_train(
         settings: what the estimator was made from, and whatever else decides theta; needed with `out`.
         on_outer_step: called with the number of outer steps done and the history.
         devices: processes among which particles are split; all must call this function with the same arguments.
+        device: where networks are trained, see `Devices.place`.
 
     Raises:
         SettingsMismatchError: if the checkpoint in `out` is of other settings.
@@ -104,6 +108,7 @@ def meta_train(
     devices = devices or Devices()
     if out is not None and settings is None:
         raise ValueError("a folder of checkpoints needs settings, which say what the estimator was made from")
+    estimator.to(devices.place(device))
     optimizer = ThetaOptimizer(theta, config.optimizer, unit=unit, num_outer_steps=config.num_outer_steps)
     run = _Run(optimizer, estimator, MetaTrainHistory(), theta, float("inf"), 0)
     path = out and out / f"checkpoint-{devices.rank}.pt"

@@ -11,7 +11,7 @@ T horizon in inner steps.
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Final
 
 import torch
@@ -67,6 +67,11 @@ class InnerState:
     inner_step: Tensor
     num_steps: Tensor
     members: Tensor
+
+    def to(self, device: torch.device | str) -> InnerState:
+        """The networks on another device."""
+        optimizer = {name: tensor.to(device) for name, tensor in self.optimizer.items()}
+        return replace(self, params=self.params.to(device), optimizer=optimizer)
 
 
 @dataclass(frozen=True)
@@ -133,27 +138,31 @@ class TruncatedStep:
     def advance(self, theta: Tensor, state: InnerState, num_inner_steps: int, rng: torch.Generator) -> Truncation:
         """Do inner steps in place, resetting groups at the beginning of the step after their last.
 
+        Nothing waits for the device: clocks are on the CPU, losses stay where the networks are.
+
         Args:
             theta: (M,) shared by all networks, or (N, M). If it requires gradients, the losses can be differentiated.
             state: changed in place.
             num_inner_steps: K.
             rng: of minibatches and resets; the same draws for all copies of a group.
         """
-        optimizer = PopulationOptimizer(self.rule, theta)
+        device = state.params.device
+        optimizer = PopulationOptimizer(self.rule, theta.to(device))
         kind = DifferentiableStep if torch.is_grad_enabled() and theta.requires_grad else InnerStep
         step = kind(self.family, optimizer)
         places = torch.rand(num_inner_steps, self.num_groups, self.family.batch_size, generator=rng)
+        places = places[:, self.held].to(device)
         losses, fresh = [], []
         is_fresh = torch.zeros(self.num_groups, dtype=torch.bool)
         for k in range(num_inner_steps):
             is_fresh = is_fresh | self._reset_finished(state, rng)
-            batch = self.family.batch(state.members[self.held], places[k, self.held], len(state.params))
+            batch = self.family.batch(state.members[self.held], places[k], len(state.params))
             inner_step, num_steps = self._counts(state)
             loss = step(state.params, state.optimizer, batch, inner_step=inner_step, num_steps=num_steps)
             state.inner_step += 1
             losses.append(cap_loss(loss))
             fresh.append(is_fresh)
-        return Truncation(torch.stack(losses), torch.stack(fresh)[:, self.held].to(state.params.device))
+        return Truncation(torch.stack(losses), torch.stack(fresh)[:, self.held].to(device, non_blocking=True))
 
     def _counts(self, state: InnerState) -> tuple[StepCount, StepCount]:
         """Steps of the networks held: plain numbers if all agree (no tensor arithmetic in the rule then), else (N,)."""
@@ -173,7 +182,7 @@ class TruncatedStep:
         state.num_steps[finished], state.members[finished] = num_steps[finished], members[finished]
         local = finished[self.held]
         if local.any():
-            rows = local.repeat(self.num_copies).to(state.params.device)
+            rows = local.repeat(self.num_copies).nonzero().flatten().to(state.params.device)
             fresh = self.family.init(seeds[self.held][local]).repeat(self.num_copies, 1)
             state.params[rows] = fresh
             for name, tensor in self._optimizer_state(fresh).items():

@@ -1,5 +1,8 @@
 """The gradients of one step: which tensors have one, how large they are, and what a rule is told of them.
 
+What decides about a step (is a gradient infinite, is it zero everywhere) is known at once on a CPU. On any other device
+it stays there, as masks, so that the program need not wait for the device.
+
 Legend: N matrices of a stack, 1 for every other tensor.
 """
 
@@ -26,16 +29,17 @@ class Pending:
     spec: TensorSpec
     axes: str
     group: Mapping[str, Any]
-    rows: Tensor | None = None  # which of the N matrices have a gradient; None for all
+    active: Tensor | None = None  # (N,) which matrices are to be updated; None for all
+
+    @property
+    def num_matrices(self) -> int:
+        """N."""
+        return self.grad.shape[0]
 
     @property
     def is_stack(self) -> bool:
         """Whether the parameter has a dim for the N matrices."""
         return self.axes.startswith("e")
-
-    def used(self, whole: Tensor) -> Tensor:
-        """Of the parts of N matrices those that have a gradient; a view where all have."""
-        return whole if self.rows is None else whole[self.rows]
 
 
 def gradients_of(group: Mapping[str, Any]) -> Iterator[Pending]:
@@ -50,23 +54,39 @@ def gradients_of(group: Mapping[str, Any]) -> Iterator[Pending]:
         yield Pending(param, grad, spec, axes, group)
 
 
-def largest_entries(grads: Sequence[Tensor]) -> list[list[float]]:
-    """Largest absolute entry of each of the N matrices of each gradient (N, *shape), with one transfer a device."""
-    largest: list[list[float]] = [[] for _ in grads]
-    for device in {grad.device for grad in grads}:
+def largest_entries(grads: Sequence[Tensor]) -> Tensor:
+    """Largest absolute entry of every matrix of all gradients (N, *shape), one after the other, on one device."""
+    devices = {grad.device for grad in grads}
+    largest: dict[int, Tensor] = {}
+    for device in devices:
         places = [i for i, grad in enumerate(grads) if grad.device == device]
-        norms = {i: torch.linalg.vector_norm(grads[i].flatten(1), math.inf, dim=1) for i in places if len(grads[i]) > 1}
-        if single := [i for i in places if i not in norms]:
-            norms |= zip(single, torch._foreach_norm([grads[i] for i in single], math.inf), strict=True)
-        values = iter(torch.cat([norms[i].reshape(-1).float() for i in places]).tolist())
-        for i in places:
-            largest[i] = [next(values) for _ in range(len(grads[i]))]
-    return largest
+        stacks = [i for i in places if grads[i].shape[0] > 1]
+        largest |= {i: torch.linalg.vector_norm(grads[i].flatten(1), math.inf, dim=1) for i in stacks}
+        if single := [i for i in places if i not in largest]:
+            largest |= zip(single, torch._foreach_norm([grads[i] for i in single], math.inf), strict=True)
+    home = next((device for device in devices if device.type != "cpu"), grads[0].device)
+    return torch.cat([largest[i].reshape(-1).float().to(home, non_blocking=True) for i in range(len(grads))])
 
 
-def used_part(entry: Pending, largest: Sequence[float]) -> Pending | None:
-    """The part of a tensor whose gradient is not zero, None if there is none."""
-    if all(largest):
-        return entry
-    rows = [i for i, size in enumerate(largest) if size]
-    return replace(entry, rows=torch.tensor(rows, device=entry.param.device)) if rows else None
+def known(flag: Tensor) -> bool | Tensor:
+    """A bool on the CPU, where nothing has to be waited for; elsewhere the tensor itself."""
+    return bool(flag) if flag.device.type == "cpu" else flag
+
+
+def to_update(pending: Sequence[Pending], has_gradient: Tensor) -> list[Pending]:
+    """The tensors to update, with masks of their matrices.
+
+    On a CPU tensors without any gradient are left out, and those with all need no mask.
+
+    Args:
+        pending: of the step.
+        has_gradient: bool of every matrix, in the order of `largest_entries`.
+    """
+    parts = has_gradient.split([entry.num_matrices for entry in pending])
+    if has_gradient.device.type != "cpu":
+        masks = (part.to(entry.param.device, non_blocking=True) for entry, part in zip(pending, parts, strict=True))
+        return [replace(entry, active=mask) for entry, mask in zip(pending, masks, strict=True)]
+    if bool(has_gradient.all()):
+        return list(pending)
+    used = [(entry, part) for entry, part in zip(pending, parts, strict=True) if bool(part.any())]
+    return [replace(entry, active=None if bool(part.all()) else part) for entry, part in used]

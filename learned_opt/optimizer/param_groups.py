@@ -78,6 +78,17 @@ def groups_of_params(
     ]
 
 
+def complete_group(group: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Add to a loaded group what its release did not save, and what the constructor was told: `own`."""
+    if "axes" in group:
+        group |= {key: own[key] for key in DESCRIPTION}
+    else:  # version 0.1: every tensor as it lies in memory, and no decay meant the learned one
+        group["axes"] = ["oi"] * len(group["params"])
+        group["weight_decay"] = group["weight_decay"] or None
+    group |= {key: value for key, value in own.items() if key not in group}
+    group["num_training_steps"] = own["num_training_steps"] or group["num_training_steps"]
+
+
 def tensors_of(group: Mapping[str, Any]) -> list[Tensor]:
     """Parameters of a group, named or not."""
     return [entry[1] if isinstance(entry, tuple) else entry for entry in group["params"]]

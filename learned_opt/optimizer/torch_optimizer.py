@@ -10,7 +10,6 @@ rule's base step, so that the usual values (0.01 to 0.1) are sensible.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +21,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learned_opt.optimizer.checks import check_options, check_param, checked_horizon
-from learned_opt.optimizer.gradients import Pending, gradients_of, largest_entries, used_part
-from learned_opt.optimizer.loading import complete_group, restore_float32
-from learned_opt.optimizer.param_groups import Params, groups_of_model, groups_of_params, tensors_of
+from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
+from learned_opt.optimizer.param_groups import (
+    Params,
+    complete_group,
+    groups_of_model,
+    groups_of_params,
+    tensors_of,
+)
 from learned_opt.pretrained.files import Pretrained, load_pretrained
-from learned_opt.rules.rule import RuleState
+from learned_opt.rules.rule import RuleState, update_active
 from learned_opt.rules.tensor_specs import matrix_view
 
 WITHOUT_HORIZON: Final = "mulo"
@@ -50,7 +54,8 @@ class LearnedOptimizer(Optimizer):
 
     A tensor without a gradient, or with one that is zero everywhere (an expert without tokens, a parameter that a step
     of DDP did not use), stays as it is, and nothing of it enters the updates of others. Under `torch.compile` a step
-    runs as it does without.
+    runs as it does without. A step never waits for a GPU: whether gradients are finite is decided there, and counters,
+    and a warning that all steps are skipped, come when they are asked for or the state is saved.
 
     Args:
         params: a model, whose tensors' roles are inferred (see `zoo.networks.roles`); or parameters, named parameters
@@ -63,7 +68,7 @@ class LearnedOptimizer(Optimizer):
             Given a model, biases and norms are in a second group without it.
         maximize: ascend instead of descend.
         nonfinite: what to do with infinite or NaN gradients: "skip" the whole step and count it in
-            `num_skipped_steps`, or "raise".
+            `num_skipped_steps`, or "raise", for which each step waits for the device.
         roles: roles by parameter name or pattern ("blocks.*.mlp.*") that override the inferred ones; only with a model.
         depth: residual branches or hidden layers, default inferred.
 
@@ -91,7 +96,9 @@ class LearnedOptimizer(Optimizer):
         self.nonfinite = nonfinite
         self._thetas: dict[torch.device, Tensor] = {}
         self._warned: set[str] = set()
-        self._num_skipped_in_a_row = 0
+        self._most_steps = 0  # no fewer than `inner_step`, which may be on a device
+        self._num_skipped_in_a_row: int | Tensor = 0
+        self._bad: tuple[list[str], Tensor] | None = None  # matrices of the last step that may have been skipped
         self._loading: Mapping[str, Any] | None = None
         if isinstance(params, nn.Module):
             groups = groups_of_model(params, roles, depth, weight_decay)
@@ -122,11 +129,12 @@ class LearnedOptimizer(Optimizer):
     @property
     def inner_step(self) -> int:
         """Updates made so far."""
-        return self.param_groups[0]["inner_step"]
+        return int(self.param_groups[0]["inner_step"])
 
     @property
     def num_skipped_steps(self) -> int:
         """Steps skipped so far because gradients were not finite."""
+        self._read_counters()
         return self.param_groups[0]["num_skipped_steps"]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -166,24 +174,33 @@ class LearnedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         pending = [entry for group in self.param_groups for entry in gradients_of(group)]
+        if not pending:
+            return loss
         largest = largest_entries([entry.grad for entry in pending])
-        if not self._check_finite(pending, largest):
+        is_skipped = self._count_skip(pending, largest)
+        if is_skipped is True:
             return loss
         for entry in pending:  # also of zero gradients: that is how torch.distributed.checkpoint asks for state
             if not self.state[entry.param]:
                 self._init_state(entry)
-        pending = [used for entry, sizes in zip(pending, largest, strict=True) if (used := used_part(entry, sizes))]
+        has_gradient = largest != 0 if is_skipped is False else (largest != 0) & ~is_skipped
+        pending = to_update(pending, has_gradient)
         if not pending:
             return loss
         self._warn_of_settings()
         together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
         for entry in pending:
-            num_networks = len(entry.grad) if entry.rows is None else len(entry.rows)
-            together[entry.param.device, num_networks].append(entry)
+            together[entry.param.device, entry.num_matrices].append(entry)
         for (device, _), entries in together.items():
             self._update(device, entries)
-        self._set("inner_step", self.inner_step + 1)
+        self._set("inner_step", self.param_groups[0]["inner_step"] + known(has_gradient.any()))
+        self._most_steps += 1
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of torch.optim, counters as Python integers."""
+        self._read_counters()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit for bit where `state_dict()` was taken.
@@ -201,93 +218,110 @@ class LearnedOptimizer(Optimizer):
             self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
+        self._read_counters()
         own = ("pretrained", "nonfinite", "_warned", "_num_skipped_in_a_row", "_loading")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_thetas": {}}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_thetas": {}, "_bad": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = self.__dict__.get("_loading")
         if loading is not None:  # before the user's hooks that run after loading
             for group, own in zip(state["param_groups"], self.param_groups, strict=True):
                 complete_group(group, own)
-            restore_float32(state, loading)
+            _restore_float32(state, loading)
         super().__setstate__(state)
+        self._most_steps = self.inner_step
 
-    def _set(self, counter: str, value: int | None) -> None:
+    def _set(self, counter: str, value: int | Tensor | None) -> None:
         for group in self.param_groups:
             group[counter] = value
 
-    def _check_finite(self, pending: Sequence[Pending], largest: Sequence[Sequence[float]]) -> bool:
-        if math.isfinite(sum(map(sum, largest))):
-            self._num_skipped_in_a_row = 0
-            return True
-        finite = [all(map(math.isfinite, sizes)) for sizes in largest]
-        bad = [entry.spec.name for entry, is_finite in zip(pending, finite, strict=True) if not is_finite][:8]
-        if self.nonfinite == "raise":
+    def _count_skip(self, pending: Sequence[Pending], largest: Tensor) -> bool | Tensor:
+        """Whether gradients are not finite, so that the step is skipped; a tensor where one would have to wait."""
+        is_finite = largest.isfinite()
+        is_bad = ~is_finite.all()
+        is_skipped = bool(is_bad) if self.nonfinite == "raise" else known(is_bad)
+        if is_skipped is not False:
+            self._bad = [entry.spec.name for entry in pending for _ in range(entry.num_matrices)], is_finite
+        if is_skipped is True and self.nonfinite == "raise":
             raise NonFiniteGradientError(
-                f"gradients of {bad} are not finite at step {self.inner_step}; parameters are unchanged"
+                f"gradients of {self._bad_names()} are not finite at step {self.inner_step}; parameters are unchanged"
             )
-        self._set("num_skipped_steps", self.num_skipped_steps + 1)
-        self._num_skipped_in_a_row += 1
-        if self._num_skipped_in_a_row >= SKIPS_BEFORE_WARNING:
-            self._warn_once(
-                "skips",
-                f"the last {SKIPS_BEFORE_WARNING} steps were skipped, because gradients of {bad} are not finite; "
-                'nothing is trained. nonfinite="raise" stops at the first one',
-            )
-        return False
+        self._set("num_skipped_steps", self.param_groups[0]["num_skipped_steps"] + is_skipped)
+        self._num_skipped_in_a_row = (self._num_skipped_in_a_row + 1) * is_skipped
+        if is_skipped is True:
+            self._warn_of_skips()
+        return is_skipped
+
+    def _read_counters(self) -> None:
+        """Make counters that stayed on a device Python integers."""
+        for name in ("inner_step", "num_skipped_steps"):
+            self._set(name, int(self.param_groups[0][name]))
+        self._num_skipped_in_a_row = int(self._num_skipped_in_a_row)
+        self._warn_of_skips()
+
+    def _bad_names(self) -> list[str]:
+        """Of some tensors whose gradients were not finite."""
+        names, is_finite = self._bad or ([], torch.empty(0))
+        return [name for name, fine in zip(names, is_finite.tolist(), strict=True) if not fine][:8]
 
     def _update(self, device: torch.device, pending: Sequence[Pending]) -> None:
         """Run the rule on the tensors of one device that are equally many matrices, as one model."""
-        whole = [matrix_view(entry.param.detach(), entry.axes) for entry in pending]
-        parts = [entry.used(view) for entry, view in zip(pending, whole, strict=True)]
+        parts = [matrix_view(entry.param.detach(), entry.axes) for entry in pending]
         params = [part.to(torch.float32) for part in parts]
         before = [param if part is param else param.clone() for part, param in zip(parts, params, strict=True)]
-        grads = [entry.used(entry.grad) for entry in pending]
         state: RuleState = defaultdict(list)
         for entry in pending:
             for key, kept in self.state[entry.param].items():
-                state[key].append(entry.used(kept if entry.is_stack else kept.unsqueeze(0)))
+                state[key].append(kept if entry.is_stack else kept.unsqueeze(0))
+        old_state = {key: list(tensors) for key, tensors in state.items()}
         if device not in self._thetas:
             self._thetas[device] = self.pretrained.theta.to(device)
-        self.pretrained.rule.update(
+        update_active(
+            self.pretrained.rule,
             self._thetas[device],
             [entry.spec for entry in pending],
             params,
-            [(-g if entry.group["maximize"] else g).to(torch.float32) for g, entry in zip(grads, pending, strict=True)],
-            state,
-            inner_step=self.inner_step,
+            grads=[(-entry.grad if entry.group["maximize"] else entry.grad).to(torch.float32) for entry in pending],
+            state=state,
+            active=[entry.active for entry in pending],
+            inner_step=self.param_groups[0]["inner_step"],
             num_steps=self.num_training_steps,
             lr=[float(entry.group["lr"]) for entry in pending],
             weight_decay=[entry.group["weight_decay"] for entry in pending],
         )
-        for i, entry in enumerate(pending):
-            is_float32 = parts[i].dtype == torch.float32
-            new = params[i] if is_float32 else parts[i] + (params[i] - before[i]).to(parts[i].dtype)
-            if entry.rows is not None:
-                whole[i][entry.rows] = new
-            elif new.data_ptr() != whole[i].data_ptr():  # otherwise the rule has changed the parameter itself
-                whole[i].copy_(new)
-            self._keep(entry, {key: tensors[i] for key, tensors in state.items()})
+        for i, (entry, part, param) in enumerate(zip(pending, parts, params, strict=True)):
+            if part.dtype != torch.float32:
+                part.add_((param - before[i]).to(part.dtype))
+            elif param is not part:  # otherwise the rule has changed the parameter itself
+                part.copy_(param)
+            self._keep(entry, {key: new[i] for key, new in state.items() if new[i] is not old_state[key][i]})
 
     def _init_state(self, entry: Pending) -> None:
         fresh = self.pretrained.rule.init_state([entry.spec], [matrix_view(entry.param.detach(), entry.axes)])
         self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
 
     def _keep(self, entry: Pending, state: Mapping[str, Tensor]) -> None:
-        """Store the state (N, ...) of the used matrices of a parameter, without the dim N unless it has one itself."""
-        kept = self.state[entry.param]
-        if entry.rows is not None:
-            for key, tensor in state.items():
-                kept[key][entry.rows] = tensor
-        else:
-            kept.update(state if entry.is_stack else {key: tensor.squeeze(0) for key, tensor in state.items()})
+        """Store the state (N, ...) of a parameter, without the dim N unless the parameter has it."""
+        self.state[entry.param].update(
+            state if entry.is_stack else {key: tensor.squeeze(0) for key, tensor in state.items()}
+        )
+
+    def _warn_of_skips(self) -> None:
+        if self._num_skipped_in_a_row >= SKIPS_BEFORE_WARNING:
+            self._warn_once(
+                "skips",
+                f"the last {self._num_skipped_in_a_row} steps were skipped, because gradients of {self._bad_names()} "
+                'are not finite; nothing is trained. nonfinite="raise" stops at the first one',
+            )
 
     def _warn_of_settings(self) -> None:
         total = self.num_training_steps
-        if total is not None and self.inner_step >= total:
+        if total is not None and self._most_steps >= total and "horizon" not in self._warned:
+            self._most_steps = self.inner_step  # may have to wait for the device, at the end of a run
+        if total is not None and self._most_steps >= total:
             self._warn_once(
                 "horizon",
-                f"step {self.inner_step} is beyond num_training_steps={total}; the step size stays that of the last "
+                f"step {self._most_steps} is beyond num_training_steps={total}; the step size stays that of the last "
                 "step. Set optimizer.num_training_steps to train longer",
             )
         if any(group["momentum"] is not None for group in self.param_groups):
@@ -336,3 +370,13 @@ def _note_loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             "make it with the same theta"
         )
     optimizer._loading = state_dict
+
+
+def _restore_float32(loaded: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    """Undo torch's cast of the state to the parameters' dtype."""
+    for group, saved_group in zip(loaded["param_groups"], saved["param_groups"], strict=True):
+        for param, i in zip(group["params"], saved_group["params"], strict=True):
+            if param.dtype != torch.float32 and i in saved["state"]:
+                loaded["state"][param] = {
+                    key: value.to(param.device, copy=True) for key, value in saved["state"][i].items()
+                }

@@ -23,13 +23,7 @@ from torch import Tensor
 from learned_opt.rules import features
 from learned_opt.rules.features import Accumulators, Decays
 from learned_opt.rules.kernels.folding import unpack_layers
-from learned_opt.rules.rule import (
-    RuleOption,
-    RuleState,
-    TensorSpec,
-    batched_theta,
-    per_tensor,
-)
+from learned_opt.rules.rule import RuleOption, RuleState, TensorSpec, TensorUpdate, TensorwiseRule, constant
 from zoo.training.muon import orthogonalize
 from zoo.training.schedules import StepCount
 
@@ -44,7 +38,7 @@ SMALL_GRAD_LIMIT: Final = 0.1
 _RMS_FLOOR: Final = 1e-9
 
 
-class Celo2Rule:
+class Celo2Rule(TensorwiseRule):
     """Celo2, or Celo2-base without orthogonalisation.
 
     Args:
@@ -81,39 +75,22 @@ class Celo2Rule:
         state = features.init_accumulators([spec.shape for spec in specs], params)
         return state | {"age": [param.new_zeros(len(param), 1, dtype=torch.float32) for param in params]}
 
-    def update(
-        self,
-        theta: Tensor,
-        specs: Sequence[TensorSpec],
-        params: list[Tensor],
-        grads: Sequence[Tensor],
-        state: RuleState,
-        *,
-        inner_step: StepCount,
-        num_steps: StepCount | None,
-        lr: Sequence[float] | float = 1.0,
-        weight_decay: Sequence[float | None] | float | None = None,
+    def update_tensors(
+        self, theta: Tensor, tensors: Sequence[TensorUpdate], *, inner_step: StepCount, num_steps: StepCount | None
     ) -> None:
-        """Change `params` and `state` in place, see `UpdateRule.update`; time is not used."""
-        if not params:
-            return
-        theta = batched_theta(theta, self, params[0].shape[0])
-        lrs, decay_rates = per_tensor(lr, len(specs)), per_tensor(weight_decay, len(specs))
-        for i, spec in enumerate(specs):
-            if params[i].numel() == 0:
-                continue
-            grad = features.canonical(grads[i].clamp(-GRAD_LIMIT, GRAD_LIMIT), spec.shape)
-            new = features.accumulate(features.accumulators_of(state, i, spec.shape), grad, _decays(grad))
-            age = state["age"][i] + 1
-            if new.factored and spec.role != "embedding":
-                step = self._network_step(theta, params[i], grad, new, spec.shape)
+        """See `TensorwiseRule`; time is not used."""
+        for tensor in tensors:
+            shape, state = tensor.spec.shape, tensor.state
+            grad = features.canonical(tensor.grad().clamp(-GRAD_LIMIT, GRAD_LIMIT), shape)
+            new = features.accumulate(features.accumulators_of(state, shape), grad, _decays(grad.device))
+            age = state["age"] + 1
+            if new.factored and tensor.spec.role != "embedding":
+                step = self._network_step(theta, tensor.param, grad, new, shape)
             else:
-                step = features.uncanonical(_adam_step(new, age), spec.shape)
-            size = lrs[i] * STEP_SIZE
-            params[i].copy_((1 - size * (decay_rates[i] or 0.0)) * params[i] - size * step)
-            for key in features.STATE_KEYS:
-                state[key][i].copy_(getattr(new, key))
-            state["age"][i].copy_(age)
+                step = features.uncanonical(_adam_step(new, age), shape)
+            size = tensor.lr * STEP_SIZE
+            param = (1 - size * (tensor.weight_decay or 0.0)) * tensor.param - size * step
+            tensor.write(param, {key: getattr(new, key) for key in features.STATE_KEYS} | {"age": age})
 
     def _network_step(
         self, theta: Tensor, param: Tensor, grad: Tensor, accumulators: Accumulators, shape: tuple[int, ...]
@@ -132,9 +109,9 @@ class Celo2Rule:
         return _normalised(direction)
 
 
-def _decays(like: Tensor) -> Decays:
-    momentum, factored = like.new_tensor([MOMENTUM_DECAYS]), like.new_tensor([FACTORED_DECAYS])
-    return Decays(momentum, like.new_tensor([[SQUARE_DECAY]]), factored)
+def _decays(device: torch.device) -> Decays:
+    decays = (MOMENTUM_DECAYS, (SQUARE_DECAY,), FACTORED_DECAYS)
+    return Decays(*(constant(numbers, device)[None] for numbers in decays))
 
 
 def _features(param: Tensor, grad: Tensor, accumulators: Accumulators) -> list[Tensor]:

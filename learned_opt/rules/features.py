@@ -16,12 +16,15 @@ Legend: N networks, 3 decays, E x R x C one tensor, n = E * R * C.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import torch
 from torch import Tensor
+
+from learned_opt.rules.rule import constant
 
 NUM_FEATURES: Final = 39
 NUM_TENSOR_FEATURES: Final = 28
@@ -81,12 +84,13 @@ def init_accumulators(shapes: Sequence[tuple[int, ...]], params: Sequence[Tensor
     return state
 
 
-def accumulators_of(state: dict[str, list[Tensor]], i: int, shape: tuple[int, ...]) -> Accumulators:
-    """Those of tensor i of a rule's state."""
-    momentum, square, row, column = (state[key][i] for key in STATE_KEYS)
+def accumulators_of(state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Accumulators:
+    """Those in the state of one tensor."""
+    momentum, square, row, column = (state[key] for key in STATE_KEYS)
     return Accumulators(momentum, square, row, column, factored_axes(shape) is not None)
 
 
+@lru_cache(maxsize=1024)
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
     """(second largest axis, largest axis), later ones first among equals; None for vectors and scalars."""
     if len(shape) < 2:
@@ -257,8 +261,7 @@ def inverse_rms(mean_square: Tensor) -> Tensor:
 
 def time_features(inner_step: Tensor) -> Tensor:
     """tanh(t / tau - 1) for each time scale: (N,) -> (N, 11)."""
-    scales = torch.tensor(TIMESCALES, dtype=torch.float32, device=inner_step.device)
-    return torch.tanh(inner_step[:, None] / scales - 1)
+    return torch.tanh(inner_step[:, None] / constant(TIMESCALES, inner_step.device) - 1)
 
 
 def _safe_rsqrt(x: Tensor) -> Tensor:

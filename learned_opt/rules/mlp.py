@@ -28,15 +28,16 @@ from torch import Tensor
 from learned_opt.rules import features
 from learned_opt.rules.features import Accumulators, Decays
 from learned_opt.rules.kernels.chunked_mlp import chunked_update_
-from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, unpack_layers
+from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, only_active, unpack_layers
 from learned_opt.rules.kernels.native_mlp import is_available, native_update_
 from learned_opt.rules.rule import (
     RuleOption,
     RuleState,
     TensorSpec,
-    batched_theta,
+    TensorUpdate,
+    TensorwiseRule,
+    constant,
     per_network,
-    per_tensor,
 )
 from zoo.networks.parametrization import update_scale
 from zoo.training.schedules import StepCount
@@ -51,10 +52,12 @@ _NUM_DECAYS: Final = len(MOMENTUM_DECAYS) + len(SQUARE_DECAYS) + len(FACTORED_DE
 _TRUNCATED_NORMAL_STD: Final = 0.87962566  # std of a standard normal cut at +-2
 
 
-FastUpdate = Callable[..., None]  # changes one tensor of all networks; arguments of `fused_update_` after the third
+# Changes one tensor of all networks in place, or returns its new accumulators and parameters; arguments of
+# `reference_update` after the second.
+Kernel = Callable[..., tuple[Accumulators, Tensor] | None]
 
 
-class MlpRule:
+class MlpRule(TensorwiseRule):
     """small_fc_lopt.
 
     Args:
@@ -121,48 +124,36 @@ class MlpRule:
         )
         return layers, decays
 
-    def update(
-        self,
-        theta: Tensor,
-        specs: Sequence[TensorSpec],
-        params: list[Tensor],
-        grads: Sequence[Tensor],
-        state: RuleState,
-        *,
-        inner_step: StepCount,
-        num_steps: StepCount | None,
-        lr: Sequence[float] | float = 1.0,
-        weight_decay: Sequence[float | None] | float | None = None,
+    def update_tensors(
+        self, theta: Tensor, tensors: Sequence[TensorUpdate], *, inner_step: StepCount, num_steps: StepCount | None
     ) -> None:
-        """Change `params` and `state` in place, see `UpdateRule.update`; the horizon `num_steps` is not used."""
-        if not params:
-            return
-        theta = batched_theta(theta, self, params[0].shape[0])
-        fast_update = None if self.reference else self._fast_update(theta)
-        time = per_network(inner_step, params[0])
-        lrs, decay_rates = per_tensor(lr, len(specs)), per_tensor(weight_decay, len(specs))
-        for i, spec in enumerate(specs):
-            if params[i].numel() == 0:
-                continue
-            base = lrs[i] * STEP_SIZES[self.parametrization]
-            step_size = base * update_scale(spec.role, spec.width, self.parametrization)
-            shrink = 1 - base * (decay_rates[i] or 0.0)
-            param, grad = features.canonical(params[i], spec.shape), features.canonical(grads[i], spec.shape)
-            accumulators = features.accumulators_of(state, i, spec.shape)
-            if fast_update is None:
-                accumulators, step = reference_step(
-                    *self.unpack(theta), accumulators, param=param, grad=grad, inner_step=time
-                )
-                params[i] = features.uncanonical(shrink * param - step_size * step, spec.shape)
-                for key in features.STATE_KEYS:
-                    state[key][i] = getattr(accumulators, key)
-                continue
-            fast_update(accumulators, param=param, grad=grad, inner_step=time, step_size=step_size, shrink=shrink)
-            if param.data_ptr() != params[i].data_ptr():  # the canonical form could not be a view
-                params[i].copy_(features.uncanonical(param, spec.shape))
+        """See `TensorwiseRule`; the horizon `num_steps` is not used."""
+        kernel = self._kernel(theta)
+        time = per_network(inner_step, tensors[0].param)
+        for tensor in tensors:
+            shape, role = tensor.spec.shape, tensor.spec.role
+            base = tensor.lr * STEP_SIZES[self.parametrization]
+            param = features.canonical(tensor.param, shape)
+            new = kernel(
+                features.accumulators_of(tensor.state, shape),
+                param=param,
+                grad=features.canonical(tensor.grad(), shape),
+                inner_step=time,
+                step_size=base * update_scale(role, tensor.spec.width, self.parametrization),
+                shrink=1 - base * (tensor.weight_decay or 0.0),
+                active=tensor.active,
+            )
+            if new is not None:
+                accumulators, param = new
+                tensor.state |= {kind: getattr(accumulators, kind) for kind in features.STATE_KEYS}
+                tensor.param = features.uncanonical(param, shape)
+            elif not param._is_view():  # the canonical form had to be a copy
+                tensor.param.copy_(features.uncanonical(param, shape))
 
-    def _fast_update(self, theta: Tensor) -> FastUpdate:
-        """The fastest of the kernels that can run under meta-parameters (N, M), as a function of one tensor."""
+    def _kernel(self, theta: Tensor) -> Kernel:
+        """The fastest that can run under meta-parameters (N, M), or the readable twin."""
+        if self.reference:
+            return partial(reference_update, *self.unpack(theta))
         if theta.device.type == "cpu" and (is_available() if self.native == "auto" else self.native):
             if torch.is_grad_enabled() and theta.requires_grad:
                 raise RuntimeError("the native kernel has no derivative with respect to theta; use reference=True")
@@ -177,13 +168,12 @@ class MlpRule:
         return partial(chunked_update_, layers, decays, chunk_numel=self.chunk_numel)
 
 
-def learned_decay(initial: Sequence[float], offset: Tensor) -> Tensor:
+def learned_decay(initial: tuple[float, ...], offset: Tensor) -> Tensor:
     """1 - exp(10 (log(1 - initial) / 10 + offset)), equal to `initial` at offset 0."""
-    start = torch.log1p(-torch.tensor(initial, dtype=torch.float32, device=offset.device))
-    return 1 - torch.exp(start + 10 * offset)
+    return 1 - torch.exp(torch.log1p(-constant(initial, offset.device)) + 10 * offset)
 
 
-def reference_step(
+def reference_update(
     layers: Sequence[Layer],
     decays: Decays,
     accumulators: Accumulators,
@@ -191,11 +181,16 @@ def reference_step(
     param: Tensor,
     grad: Tensor,
     inner_step: Tensor,
+    step_size: float,
+    shrink: float,
+    active: Tensor | None = None,
 ) -> tuple[Accumulators, Tensor]:
-    """New accumulators and step (N, E, R, C) before scaling: the readable, differentiable twin."""
+    """New accumulators and parameters (N, E, R, C): the readable, differentiable twin of the kernels."""
+    layers, decays, shrink_of = only_active(layers, decays, shrink, active)
     accumulators = features.accumulate(accumulators, grad, decays)
     x = features.all_features(param, grad, accumulators, inner_step).flatten(2)  # (N, 39, n)
     for layer in layers[:-1]:
         x = torch.relu(layer.weight @ x + layer.bias[..., None])  # (N, H, n)
     direction, magnitude = (layers[-1].weight @ x + layers[-1].bias[..., None]).unbind(1)
-    return accumulators, (direction * torch.exp(MAGNITUDE_SCALE * magnitude)).view_as(param)
+    step = (direction * torch.exp(MAGNITUDE_SCALE * magnitude)).view_as(param)
+    return accumulators, shrink_of * param - step_size * step

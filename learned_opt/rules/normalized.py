@@ -58,9 +58,11 @@ from learned_opt.rules.rule import (
     RuleOption,
     RuleState,
     TensorSpec,
-    batched_theta,
+    TensorUpdate,
+    TensorwiseRule,
+    constant,
+    expanded,
     per_network,
-    per_tensor,
 )
 from zoo.networks.roles import MATRIX_ROLES
 from zoo.training.muon import orthogonalize
@@ -73,7 +75,7 @@ MIN_BFLOAT16_SIZE: Final = 256  # smaller side of a matrix from which on it is o
 _TINY: Final = 1e-24
 
 
-class NormalizedRule:
+class NormalizedRule(TensorwiseRule):
     """The rule above.
 
     Args:
@@ -117,110 +119,74 @@ class NormalizedRule:
         state["statistics"] = [p.new_zeros(p.shape[0], NUM_STATISTICS, dtype=torch.float32) for p in params]
         return state
 
-    def update(
-        self,
-        theta: Tensor,
-        specs: Sequence[TensorSpec],
-        params: list[Tensor],
-        grads: Sequence[Tensor],
-        state: RuleState,
-        *,
-        inner_step: StepCount,
-        num_steps: StepCount | None,
-        lr: Sequence[float] | float = 1.0,
-        weight_decay: Sequence[float | None] | float | None = None,
+    def update_tensors(
+        self, theta: Tensor, tensors: Sequence[TensorUpdate], *, inner_step: StepCount, num_steps: StepCount | None
     ) -> None:
-        """Change `params` and `state`, see `UpdateRule.update`; without `num_steps` the step stays constant."""
-        used = [i for i, param in enumerate(params) if param.numel()]
-        if not used:
-            return
-        theta = batched_theta(theta, self, params[0].shape[0])
+        """See `TensorwiseRule`; without `num_steps` the step stays constant."""
         scalars, layer = decode(theta, feedback=self.feedback, embedding_offset=self.embedding_offset)
-        signals = self._accumulate(scalars, [params[i] for i in used], [grads[i] for i in used], state, used)
-        statistics = Statistics(*torch.stack([state["statistics"][i] for i in used], dim=1).unbind(2))
-        horizon = horizon_of(inner_step, num_steps, like=params[used[0]])
+        signals = [self._accumulate(scalars, tensor) for tensor in tensors]
         statistics, controls = control(
             scalars,
             layer,
-            specs=[specs[i] for i in used],
-            statistics=statistics,
-            signals=signals,
-            horizon=horizon,
+            specs=[tensor.spec for tensor in tensors],
+            statistics=Statistics(*torch.stack([tensor.state["statistics"] for tensor in tensors], dim=1).unbind(2)),
+            signals=Signals(*(torch.stack(column, dim=1) for column in zip(*signals, strict=True))),
+            horizon=horizon_of(inner_step, num_steps, like=tensors[0].param),
         )
-        for i, row in zip(used, torch.stack(statistics, dim=2).unbind(1), strict=True):
-            self._set(state["statistics"], i, row)
-
-        lrs, decay_rates = per_tensor(lr, len(specs)), per_tensor(weight_decay, len(specs))
+        rows = torch.stack(statistics, dim=2).unbind(1)
         unit, learned_decay = controls.decay_unit[:, 0], controls.learned_decay[:, 0]
-        columns = {i: column for column, i in enumerate(used)}
-        for i, update in self._updates(
-            scalars, controls.nesterov, specs=specs, grads=grads, state=state, columns=columns
-        ):
-            size = lrs[i] * controls.size[:, columns[i]]
-            asked = decay_rates[i]
-            own = learned_decay if specs[i].role in MATRIX_ROLES else 0.0
-            kept = params[i] * _like(1 - lrs[i] * unit * (own if asked is None else asked), params[i])
-            self._set(params, i, torch.addcmul(kept, update, _like(size, kept), value=-1))
+        for i, update in self._updates(scalars, controls.nesterov, tensors):
+            tensor = tensors[i]
+            asked, own = tensor.weight_decay, learned_decay if tensor.spec.role in MATRIX_ROLES else 0.0
+            kept = tensor.param * expanded(1 - tensor.lr * unit * (own if asked is None else asked), update)
+            size = expanded(tensor.lr * controls.size[:, i], update)
+            param = torch.addcmul(kept, update, size, value=-1)
+            tensor.write(param, {"statistics": rows[i]}, in_place=not self.reference)
 
-    def _accumulate(
-        self, scalars: Scalars, params: list[Tensor], grads: list[Tensor], state: RuleState, used: list[int]
-    ) -> Signals:
-        """Update momenta and second moments of the used tensors; the signals of the gradients."""
-        columns = []
-        for param, grad, i in zip(params, grads, used, strict=True):
-            momentum, square = state["momentum"][i], state["square"][i]
-            agreement = cosine(grad, momentum * (square + _TINY).rsqrt_())
-            momentum = self._lerp(state["momentum"], i, grad, 1 - scalars["momentum_decay"])
-            square = self._lerp(state["square"], i, grad.square(), 1 - scalars["square_decay"])
-            share = mean_square(momentum) / (_flat(square).mean(1) + 1e-30)
-            columns.append(Signals(mean_square(grad), agreement, share, mean_square(param)))
-        return Signals(*(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
+    def _accumulate(self, scalars: Scalars, tensor: TensorUpdate) -> Signals:
+        """Update momentum and second moment; what is seen of the gradient, (N,) each."""
+        grad, state = tensor.grad(), tensor.state
+        agreement = cosine(grad, state["momentum"] * (state["square"] + _TINY).rsqrt_())
+        self._lerp(tensor, "momentum", grad, 1 - scalars["momentum_decay"])
+        self._lerp(tensor, "square", grad.square(), 1 - scalars["square_decay"])
+        share = mean_square(state["momentum"]) / (_flat(state["square"]).mean(1) + 1e-30)
+        return Signals(mean_square(grad), agreement, share, mean_square(tensor.param))
+
+    def _lerp(self, tensor: TensorUpdate, kind: str, value: Tensor, weight: Tensor) -> None:
+        weight = weight[:, 0] if tensor.active is None else weight[:, 0] * tensor.active
+        weight = expanded(weight, value)
+        old = tensor.state[kind]
+        tensor.state[kind] = old.lerp(value, weight) if self.reference else old.lerp_(value, weight)
 
     def _updates(
-        self,
-        scalars: Scalars,
-        nesterov: Tensor,
-        *,
-        specs: Sequence[TensorSpec],
-        grads: Sequence[Tensor],
-        state: RuleState,
-        columns: dict[int, int],
+        self, scalars: Scalars, nesterov: Tensor, tensors: Sequence[TensorUpdate]
     ) -> Iterator[tuple[int, Tensor]]:
         """Index and update (N, *shape), of unit RMS, of each tensor; equal shapes are orthogonalised together."""
         groups: dict[int | tuple[int, ...], list[int]] = defaultdict(list)
-        for i in columns:
-            alone = specs[i].role not in MATRIX_ROLES or self.reference
-            groups[i if alone else specs[i].shape].append(i)
+        for i, tensor in enumerate(tensors):
+            alone = tensor.spec.role not in MATRIX_ROLES or self.reference
+            groups[i if alone else tensor.spec.shape].append(i)
         for group in groups.values():
-            per_batch = max(1, MAX_BATCH_NUMEL // grads[group[0]].numel())
+            per_batch = max(1, MAX_BATCH_NUMEL // tensors[group[0]].param.numel())
             for start in range(0, len(group), per_batch):
                 batch = group[start : start + per_batch]
-                directions = []
-                for i in batch:
-                    weight = _like(nesterov[:, columns[i]], grads[i])
-                    direction = state["momentum"][i].lerp(grads[i], weight)
-                    directions.append(rms_normalised(direction.mul_((state["square"][i] + _TINY).rsqrt_())))
-                if specs[batch[0]].role in MATRIX_ROLES:
-                    mixes = torch.stack([scalars[f"mix_{specs[i].role}"][:, 0] for i in batch], dim=1)
+                directions = [direction_of(tensors[i], nesterov[:, i]) for i in batch]
+                if tensors[batch[0]].spec.role in MATRIX_ROLES:
+                    mixes = torch.stack([scalars[f"mix_{tensors[i].spec.role}"][:, 0] for i in batch], dim=1)
                     directions = orthogonal_mix(directions, mixes)
                 yield from zip(batch, directions, strict=True)
 
-    def _lerp(self, tensors: list[Tensor], i: int, value: Tensor, weight: Tensor) -> Tensor:
-        weight = _like(weight[:, 0], value)
-        tensors[i] = tensors[i].lerp(value, weight) if self.reference else tensors[i].lerp_(value, weight)
-        return tensors[i]
 
-    def _set(self, tensors: list[Tensor], i: int, value: Tensor) -> None:
-        if self.reference:
-            tensors[i] = value
-        else:
-            tensors[i].copy_(value)
+def direction_of(tensor: TensorUpdate, nesterov: Tensor) -> Tensor:
+    """(N, *shape) of unit RMS: the momentum with some of the newest gradient, over the root of the second moment."""
+    momentum, square, grad = tensor.state["momentum"], tensor.state["square"], tensor.grad()
+    return rms_normalised(momentum.lerp(grad, expanded(nesterov, grad)).mul_((square + _TINY).rsqrt_()))
 
 
 def horizon_of(inner_step: StepCount, num_steps: StepCount | None, like: Tensor) -> Horizon:
     """Where runs stand; past their end they stay at the last step size."""
     if num_steps is None:
-        return Horizon(like.new_tensor([CONSTANT_FRACTION]), like.new_tensor([float(REFERENCE_HORIZON)]))
+        return Horizon(*(constant((x,), like.device) for x in (CONSTANT_FRACTION, float(REFERENCE_HORIZON))))
     total = per_network(num_steps, like)
     return Horizon(torch.minimum(per_network(inner_step, like), total - 1) / total, total)
 
@@ -240,7 +206,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def rms_normalised(x: Tensor) -> Tensor:
     """Each network's tensor (N, *shape) brought to root mean square one."""
-    return x * _like((mean_square(x) + _TINY).rsqrt(), x)
+    return x * expanded((mean_square(x) + _TINY).rsqrt(), x)
 
 
 def orthogonal_mix(directions: Sequence[Tensor], mixes: Tensor) -> list[Tensor]:
@@ -250,14 +216,9 @@ def orthogonal_mix(directions: Sequence[Tensor], mixes: Tensor) -> list[Tensor]:
         stacked = stacked.unsqueeze(2)
     batch = stacked.flatten(0, 1)
     dtype = torch.bfloat16 if min(batch.shape[1:]) >= MIN_BFLOAT16_SIZE else None
-    mixed = batch.lerp(rms_normalised(orthogonalize(batch, dtype)), _like(mixes.flatten(), batch))
+    mixed = batch.lerp(rms_normalised(orthogonalize(batch, dtype)), expanded(mixes.flatten(), batch))
     return list(rms_normalised(mixed).view(stacked.shape[:2] + directions[0].shape[1:]).unbind(1))
 
 
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], -1)
-
-
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    """(N,) -> (N, 1, ..., 1) with as many dims as `other`."""
-    return x.reshape(-1, *(1,) * (other.ndim - 1))

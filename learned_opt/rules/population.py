@@ -88,7 +88,7 @@ class PopulationOptimizer:
         for name, tensor in state.items():  # in the order of the indices, as `init_state` made them
             nested.setdefault(name.rpartition(".")[0], []).append(tensor)
         self.rule.update(
-            theta.to(params.device),
+            theta.to(params.device, non_blocking=True),
             specs_of(layout, self.depth),
             views,
             [grads[:, slot.span].view(len(grads), *slot.shape) for slot in slots],

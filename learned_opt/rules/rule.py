@@ -9,9 +9,11 @@ Legend: N networks, R tensors of one network, M meta-parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -113,6 +115,112 @@ class UpdateRule(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class TensorUpdate:
+    """One tensor in one update; a rule changes `param` and `state` in place or puts new tensors there."""
+
+    spec: TensorSpec
+    param: Tensor  # (N, *shape)
+    raw_grad: Tensor  # (N, *shape), of inactive networks anything
+    state: dict[str, Tensor]
+    lr: float
+    weight_decay: float | None
+    active: Tensor | None  # (N,) bool
+
+    def grad(self) -> Tensor:
+        """(N, *shape) gradient, zero for inactive networks; a temporary where there can be any."""
+        if self.active is None:
+            return self.raw_grad
+        return torch.where(expanded(self.active, self.raw_grad), self.raw_grad, 0.0)
+
+    def write(self, param: Tensor, state: Mapping[str, Tensor], *, in_place: bool = True) -> None:
+        """Give active networks new numbers, in the memory of the old ones or in new tensors."""
+        self.param = self._merged(self.param, param, in_place)
+        for kind, new in state.items():
+            self.state[kind] = self._merged(self.state[kind], new, in_place)
+
+    def _merged(self, old: Tensor, new: Tensor, in_place: bool) -> Tensor:
+        if self.active is not None:
+            return torch.where(expanded(self.active, old), new, old, out=old if in_place else None)
+        return old.copy_(new) if in_place else new
+
+
+class TensorwiseRule(UpdateRule, ABC):
+    """A rule that is written as `update_tensors` and can be told to leave some networks alone."""
+
+    @abstractmethod
+    def update_tensors(
+        self, theta: Tensor, tensors: Sequence[TensorUpdate], *, inner_step: StepCount, num_steps: StepCount | None
+    ) -> None:
+        """Update the tensors, at least one and none empty, under meta-parameters (N, M)."""
+
+    def update(
+        self,
+        theta: Tensor,
+        specs: Sequence[TensorSpec],
+        params: list[Tensor],
+        grads: Sequence[Tensor],
+        state: RuleState,
+        *,
+        inner_step: StepCount,
+        num_steps: StepCount | None,
+        lr: Sequence[float] | float = 1.0,
+        weight_decay: Sequence[float | None] | float | None = None,
+        active: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """Change `params` and `state`, see `UpdateRule.update`.
+
+        Args:
+            active: for each tensor None, or which of its N networks have a gradient, (N,) bool. Parameters and state of
+                the others stay as they are, whatever their gradients hold.
+        """
+        used = [i for i, param in enumerate(params) if param.numel()]
+        if not used:
+            return
+        count = len(params)
+        lrs, decays, masks = per_tensor(lr, count), per_tensor(weight_decay, count), per_tensor(active, count)
+        tensors = [
+            TensorUpdate(
+                specs[i],
+                params[i],
+                grads[i],
+                {kind: kept[i] for kind, kept in state.items()},
+                lrs[i],
+                decays[i],
+                masks[i],
+            )
+            for i in used
+        ]
+        theta = batched_theta(theta, self, len(params[0]))
+        self.update_tensors(theta, tensors, inner_step=inner_step, num_steps=num_steps)
+        for i, tensor in zip(used, tensors, strict=True):
+            params[i] = tensor.param
+            for kind, kept in tensor.state.items():
+                state[kind][i] = kept
+
+
+def update_active(
+    rule: UpdateRule,
+    theta: Tensor,
+    specs: Sequence[TensorSpec],
+    params: list[Tensor],
+    *,
+    grads: Sequence[Tensor],
+    state: RuleState,
+    active: Sequence[Tensor | None],
+    **options: Any,
+) -> None:
+    """`rule.update` with `active`, on copies where it matters for a rule that is no `TensorwiseRule`."""
+    if isinstance(rule, TensorwiseRule):
+        rule.update(theta, specs, params, grads, state, **options, active=active)
+        return
+    masks = [(i, mask) for i, mask in enumerate(active) if mask is not None]
+    before = [(tensors, i, mask, tensors[i].clone()) for tensors in (params, *state.values()) for i, mask in masks]
+    rule.update(theta, specs, params, grads, state, **options)
+    for tensors, i, mask, old in before:
+        tensors[i] = torch.where(expanded(mask, old), tensors[i], old)
+
+
 def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:
     """Meta-parameters (N, M) from (M,) or (N, M).
 
@@ -129,7 +237,7 @@ def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:
     return theta.expand(num_networks, -1)
 
 
-_Value = TypeVar("_Value", float, float | None)
+_Value = TypeVar("_Value", float, float | None, Tensor | None)
 
 
 def per_tensor(value: Sequence[_Value] | _Value, num_tensors: int) -> list[_Value]:
@@ -138,5 +246,19 @@ def per_tensor(value: Sequence[_Value] | _Value, num_tensors: int) -> list[_Valu
 
 
 def per_network(count: StepCount, like: Tensor) -> Tensor:
-    """Step count as a float32 tensor (1,) or (N,) on the device of `like`."""
-    return torch.as_tensor(count, dtype=torch.float32, device=like.device).reshape(-1)
+    """Step count as a float32 tensor (1,) or (N,) on the device of `like`, without waiting for it."""
+    if isinstance(count, Tensor):
+        return count.to(like.device, torch.float32, non_blocking=True).reshape(-1)
+    return torch.full((1,), float(count), dtype=torch.float32, device=like.device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a float32 tensor that is copied to a device once."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def expanded(x: Tensor, other: Tensor) -> Tensor:
+    """(N,) -> (N, 1, ..., 1) with as many dims as `other`."""
+    return x.reshape(-1, *(1,) * (other.ndim - 1))

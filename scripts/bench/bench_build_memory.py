@@ -9,25 +9,25 @@ Takes about a minute.
 
 from __future__ import annotations
 
-import argparse
-import resource
 import tempfile
 from pathlib import Path
+
+import torch
 
 from zoo import ZooWriter, get_task
 from zoo.building import BuildPlan
 from zoo.building.build import BlockBuilder
 
-from ..rows import Row, tables
-from .record import record
+from ..rows import Row
+from .measure import peak_bytes
+from .record import arguments, publish
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--num-runs", type=int, default=360)
     parser.add_argument("--num-steps", type=int, default=220)
     parser.add_argument("--num-blocks", type=int, default=2)
-    parser.add_argument("--record", action="store_true", help="put the row into scripts/bench/results")
     options = parser.parse_args()
     task = get_task("mnist5k", hidden=[512, 512])
     plan = BuildPlan(task=task, num_runs=options.num_runs, num_steps=options.num_steps)
@@ -47,13 +47,11 @@ def main() -> None:
         figures={"zoo, GB": gigabytes, "block, MB": gigabytes * 1e3 * spec.block_size / runs, **peaks},
         note="Largest resident size of the process so far.",
     )
-    print(tables([row]))
-    if options.record:
-        print(f"recorded in {record('store', [row])}")
+    publish("store", [row], options)
 
 
 def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return peak_bytes(torch.device("cpu")) / 1e6
 
 
 if __name__ == "__main__":

@@ -1,73 +1,89 @@
 """What does one step of a learned optimizer cost, beside AdamW, Muon and a plain implementation?
 
-    OMP_NUM_THREADS=1 python -m scripts.bench.bench_optimizer_step [--device cpu] [--num-steps 7] [--record]
+    OMP_NUM_THREADS=1 python -m scripts.bench.bench_optimizer_step [--device auto] [--num-steps 7] [--record]
 
 Rows: median and fastest step (on the CPU in CPU time of the process, which other load does not stretch), temporary
-memory of one step (by how much it raises the peak of a process of its own; on a GPU peak allocated), and the state.
-Shapes: one matrix of a million numbers; the matrices of a transformer block of width 768; on a GPU also those of
-ViT-B/16. Gradients are given, so nothing but the optimizer runs.
+memory of one step (by how much it raises the peak; on the CPU in a process of its own), and the state. Shapes: one
+matrix of a million numbers; the matrices of a transformer block of width 768; on a GPU also all tensors of ViT-B/16 and
+of GPT-2 small. Gradients are given, so nothing but the optimizer runs.
 """
 
 from __future__ import annotations
 
-import argparse
+import math
 import multiprocessing
 import os
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from learned_opt import MlpRule, MuLO, NormalizedRule, Pretrained, TensorSpec, UpdateRule
+from zoo.devices import resolve_device
 
-from ..rows import Row, tables
-from .record import record
+from ..rows import Row
+from .measure import forget_peak, peak_bytes, seconds, used_bytes
+from .record import arguments, publish
 
-BLOCK = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
-SHAPES: dict[str, list[tuple[int, ...]]] = {
-    "1024 x 1024": [(1024, 1024)],
-    "transformer block, width 768": BLOCK,
-    "ViT-B/16": [(768, 768), *BLOCK * 12, (768, 1000)] + [(768,)] * 110,
-}
+Tensors = Sequence[tuple[str, tuple[int, ...]]]  # role and shape of each
 Step = Callable[[], object]
+Build = Callable[[list[dict]], list[torch.optim.Optimizer]]  # of parameter groups that carry roles
+
+_BLOCK: Tensors = [("hidden", (768, 768))] * 4 + [("hidden", (3072, 768)), ("hidden", (768, 3072))]
+_BLOCK_VECTORS: Tensors = [("norm", (768,))] * 4 + [("bias", (768,))] * 5 + [("bias", (3072,))]
+SHAPES: dict[str, Tensors] = {
+    "1024 x 1024": [("hidden", (1024, 1024))],
+    "transformer block, width 768": _BLOCK,
+    "ViT-B/16": [
+        ("input", (768, 3, 16, 16)),
+        ("embedding", (197, 768)),
+        *[*_BLOCK, *_BLOCK_VECTORS] * 12,
+        *[("norm", (768,))] * 2,
+        ("output", (1000, 768)),
+    ],
+    "GPT-2 small": [
+        ("embedding", (50257, 768)),
+        ("embedding", (1024, 768)),
+        *[*_BLOCK, *_BLOCK_VECTORS] * 12,
+        *[("norm", (768,))] * 2,
+    ],
+}
+LARGE = ("GPT-2 small", "ViT-B/16")  # too slow for a CPU
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
+    parser = arguments(__doc__)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--num-steps", type=int, default=7)
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
-    shapes = SHAPES if options.device != "cpu" else {k: v for k, v in SHAPES.items() if k != "ViT-B/16"}
-    rows = []
-    for title, tensors in shapes.items():
-        for name in candidates(tensors):
-            rows.append(row(name, title, tensors, options.device, options.num_steps))
-            print(tables(rows[-1:]), flush=True)
-    print(tables(rows))
-    if options.record:
-        print(f"recorded in {record('optimizer_step', rows, packages=('torch',), device=options.device)}")
+    device = resolve_device(options.device)
+    titles = [title for title in SHAPES if device.type != "cpu" or title not in LARGE]
+    pairs = ((title, name) for title in titles for name in OPTIMIZERS if name != PLAIN or len(SHAPES[title]) == 1)
+    rows = (row(name, title, device, options.num_steps) for title, name in pairs)
+    publish("optimizer_step", rows, options, packages=("torch",), device=device)
 
 
-def candidates(tensors: Sequence[tuple[int, ...]]) -> list[str]:
-    """Optimizers that can be run on these shapes."""
-    names = list(OPTIMIZERS)
-    return names if len(tensors) == 1 else [name for name in names if name != PLAIN]
+def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
+    """Learned optimizers beside AdamW and Muon on the tensors of whole networks."""
+    if size == "full":
+        titles, names, num_steps = LARGE, ["AdamW fused", MUON, "mulo-norm", "mulo, H = 32"], 20
+    else:
+        titles, names, num_steps = ("1024 x 1024",), [MUON, "mulo-norm"], 2
+    for title in titles:
+        for name in names:
+            yield row(name, title, device, num_steps)
 
 
-def row(name: str, title: str, tensors: list[tuple[int, ...]], device: str, num_steps: int) -> Row:
-    step, params, optimizer = make(name, tensors, device)
-    step()
-    times = [1e3 * seconds(step, device) for _ in range(num_steps)]
-    num_params = sum(param.numel() for param in params)
-    figures: dict[str, float] = {"ms": statistics.median(times), "temporaries, MiB": temporaries(name, tensors, device)}
-    if optimizer is not None:
-        figures["state, bytes a parameter"] = state_bytes(optimizer) / num_params
-    clock = "CPU time of the process" if device == "cpu" else "wall time"
+def row(name: str, title: str, device: torch.device, num_steps: int) -> Row:
+    step, optimizers = make(name, SHAPES[title], device)
+    times = [1e3 * time for time in seconds(step, device, num_steps, by_cpu=device.type == "cpu")]
+    num_params = sum(math.prod(shape) for _, shape in SHAPES[title])
+    figures = {"ms": statistics.median(times), "temporaries, MiB": temporaries(name, SHAPES[title], device) / 2**20}
+    if optimizers:
+        figures["state, bytes a parameter"] = sum(map(state_bytes, optimizers)) / num_params
+    clock = "CPU time of the process" if device.type == "cpu" else "wall time"
     return Row(
         question=__doc__.splitlines()[0],
         setting={"tensors": title, "parameters": num_params, "optimizer": name, "threads": torch.get_num_threads()},
@@ -78,28 +94,29 @@ def row(name: str, title: str, tensors: list[tuple[int, ...]], device: str, num_
     )
 
 
-def make(
-    name: str, tensors: list[tuple[int, ...]], device: str
-) -> tuple[Step, list[nn.Parameter], torch.optim.Optimizer | None]:
-    """A step to call, the parameters it changes, and its optimizer."""
+def make(name: str, tensors: Tensors, device: torch.device) -> tuple[Step, list[torch.optim.Optimizer]]:
+    """A step to call, and what does it; nothing for the plain implementation."""
     torch.manual_seed(0)
-    params = [nn.Parameter(0.03 * torch.randn(shape, device=device)) for shape in tensors]
+    params = [nn.Parameter(0.03 * torch.randn(shape, device=device)) for _, shape in tensors]
     for param in params:
         param.grad = torch.randn_like(param)
     if name == PLAIN:
-        return plain_step(params), params, None
-    optimizer = OPTIMIZERS[name](params)
-    return optimizer.step, params, optimizer
+        return plain_step(params), []
+    groups = [{"params": [param], "role": role} for param, (role, _) in zip(params, tensors, strict=True)]
+    optimizers = OPTIMIZERS[name](groups)
 
+    def step() -> None:
+        for optimizer in optimizers:
+            optimizer.step()
 
-def untrained(rule: UpdateRule) -> Pretrained:
-    return Pretrained(rule, rule.init_theta(torch.Generator().manual_seed(0)))
+    return step, optimizers
 
 
 def plain_step(params: list[nn.Parameter]) -> Step:
     """The published rule as one would write it: all 39 features of the whole tensor at once."""
     rule = MlpRule(32, reference=True)
-    theta, (param,) = rule.init_theta(torch.Generator().manual_seed(0)), params
+    (param,) = params
+    theta = rule.init_theta(torch.Generator().manual_seed(0)).to(param.device)
     specs, values = [TensorSpec("w", "hidden", param.shape[1], tuple(param.shape))], [param.detach()[None]]
     assert param.grad is not None
     grads, state = [param.grad[None]], rule.init_state(specs, values)
@@ -110,23 +127,28 @@ def plain_step(params: list[nn.Parameter]) -> Step:
     return step
 
 
-def learned(rule: UpdateRule) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
-    def build(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-        groups = [{"params": [p], "role": "hidden" if p.ndim > 1 else "bias"} for p in params]
-        return MuLO(groups, untrained(rule), num_training_steps=1000)
-
-    return build
+def learned(rule: UpdateRule) -> Build:
+    untrained = Pretrained(rule, rule.init_theta(torch.Generator().manual_seed(0)))
+    return lambda groups: [MuLO(groups, untrained, num_training_steps=1000)]
 
 
-def muon(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Muon([p for p in params if p.ndim == 2])
+def adamw(groups: list[dict], **options: bool) -> list[torch.optim.Optimizer]:
+    return [torch.optim.AdamW(_params(groups), **options)]
 
 
+def muon(groups: list[dict]) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices and fused AdamW for all else, as it is meant to be used."""
+    hidden = [group for group in groups if group["role"] == "hidden"]
+    others = [group for group in groups if group["role"] != "hidden"]
+    return [torch.optim.Muon(_params(hidden)), *(adamw(others, fused=True) if others else [])]
+
+
+MUON = "torch.optim.Muon"
 PLAIN = "small_fc_lopt, plain, H = 32"
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
-    "AdamW fused": lambda params: torch.optim.AdamW(params, fused=True),
-    "AdamW foreach": lambda params: torch.optim.AdamW(params, foreach=True),
-    "torch.optim.Muon": muon,
+OPTIMIZERS: dict[str, Build] = {
+    "AdamW fused": lambda groups: adamw(groups, fused=True),
+    "AdamW foreach": lambda groups: adamw(groups, foreach=True),
+    MUON: muon,
     "mulo-norm": learned(NormalizedRule()),
     "mulo-norm-scalars": learned(NormalizedRule(feedback=False)),
     "mulo, H = 32": learned(MlpRule(32)),
@@ -135,51 +157,30 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 }
 
 
-def seconds(step: Step, device: str) -> float:
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    synchronize(device)
-    start = clock()
-    step()
-    synchronize(device)
-    return clock() - start
+def _params(groups: list[dict]) -> list[nn.Parameter]:
+    return [param for group in groups for param in group["params"]]
 
 
-def synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def temporaries(name: str, tensors: list[tuple[int, ...]], device: str) -> float:
-    """MiB by which a step raises the peak over what lives between steps."""
-    if device != "cpu":
-        step, _, _ = make(name, tensors, device)
-        step()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+def temporaries(name: str, tensors: Tensors, device: torch.device) -> int:
+    """Bytes by which a step raises the peak over what lives between steps."""
+    if device.type != "cpu":
+        return _peak_growth(name, tensors, device)
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # so that the C library gives back what is freed
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_growth, name, tensors).result()
+        return pool.submit(_peak_growth, name, tensors, device).result()
 
 
-def _peak_growth(name: str, tensors: list[tuple[int, ...]]) -> float:
-    """As `temporaries`, from the kernel's account of resident memory (Linux)."""
-    torch.set_num_threads(1)
-    for shapes in ([(64, 64)], [(600, 600)]):  # loads libraries and their buffers
-        step, _, _ = make(name, shapes, "cpu")
-        step()
-    step, _, _ = make(name, tensors, "cpu")
+def _peak_growth(name: str, tensors: Tensors, device: torch.device) -> int:
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        for size in (64, 600):  # loads libraries and their buffers
+            make(name, [("hidden", (size, size))], device)[0]()
+    step, _ = make(name, tensors, device)
     step()  # makes the state
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status_kib("VmRSS")
+    forget_peak(device)
+    before = used_bytes(device)
     step()
-    return (_status_kib("VmHWM") - before) / 2**10
-
-
-def _status_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(field)))
+    return peak_bytes(device) - before
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

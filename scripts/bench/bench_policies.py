@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import gymnasium
@@ -23,8 +24,8 @@ from zoo.networks.initialization import run_seed
 from zoo.tasks.policies import PolicyTask, leave_one_out_advantages
 from zoo.training.optimizers import Adam
 
-from ..rows import Row, tables
-from .record import record
+from ..rows import Row
+from .record import arguments, publish
 
 NUM_EPISODES = 8  # a minibatch
 LEARNING_RATE = 0.01
@@ -39,29 +40,25 @@ class Measured(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-threads", type=int, default=2)
+    parser = arguments(__doc__)
+    parser.set_defaults(num_threads=2)
     parser.add_argument("--num-repeats", type=int, default=3)
     parser.add_argument("--num-policies", type=int, default=256)
     parser.add_argument("--num-updates", type=int, default=80)
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
-    torch.set_num_threads(options.num_threads)
+    publish("policies", rows(options), options, packages=("torch", "numpy", "gymnasium"))
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
     task = get_task("cartpole")
     assert isinstance(task, PolicyTask)
-
     alone, together = [], []
     for seed in range(options.num_repeats):
         alone.append(one_policy(task, seed, options.num_updates))
         together.append(population(task, seed, options.num_policies, options.num_updates))
     setting = {"threads": options.num_threads, "updates": options.num_updates}
-    rows = [
-        row({"method": "one policy, Gymnasium"} | setting, alone, alone),
-        row({"method": f"population of {options.num_policies}"} | setting, together, alone),
-    ]
-    print(tables(rows))
-    if options.record:
-        print(f"recorded in {record('policies', rows, packages=('torch', 'numpy', 'gymnasium'))}")
+    yield row({"method": "one policy, Gymnasium"} | setting, alone, alone)
+    yield row({"method": f"population of {options.num_policies}"} | setting, together, alone)
 
 
 def one_policy(task: PolicyTask, seed: int, num_updates: int) -> Measured:

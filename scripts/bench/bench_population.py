@@ -12,116 +12,102 @@ warm-up and is listed apart. Prints tables and, with --record, puts their rows i
 
 from __future__ import annotations
 
-import argparse
-import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 
 from zoo import Task, get_task, train_population
+from zoo.devices import is_out_of_memory
 from zoo.networks.initialization import run_seed
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer, Sgd
 
 from ..plain_loop import PlainLoop
-from ..rows import Row, tables
-from .record import record
+from ..rows import Row
+from .measure import forget_peak, peak_bytes, synchronize
+from .record import arguments, publish
 
 BATCH_SIZE = 64
-SECTIONS = ("speed", "blocks", "tasks", "zoo")
+MAX_CALLS = 1000  # of a rival
+NUM_INITIAL = 256  # different initial networks
 MLPS = {"digits 64-16-10": {"name": "digits", "hidden": [16]}, "mnist5k 784-10-10": {"name": "mnist5k", "hidden": [10]}}
+CNN = {"digits CNN 16-32-32": {"name": "digits", "architecture": "cnn"}}
+TRANSFORMER = {
+    "python_source transformer 16, 1 block": {"name": "python_source", "width": 16, "num_blocks": 1, "num_heads": 2}
+}
 OTHER_TASKS = {
     "digits 64-16-16-16-10": {"name": "digits", "hidden": [16, 16, 16]},
     "digits_subset 64-16-1": {"name": "digits_subset", "hidden": [16]},
-    "digits CNN 16-32-32": {"name": "digits", "architecture": "cnn"},
-    "python_source transformer 16, 1 block": {"name": "python_source", "width": 16, "num_blocks": 1, "num_heads": 2},
+    **CNN,
+    **TRANSFORMER,
 }
 OPTIMIZERS: dict[str, InnerOptimizer] = {"SGD Nesterov": Sgd(0.1, 0.9, nesterov=True), "Adam": Adam(), "Muon": Muon()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--num-threads", type=int, default=2)
+    sections = {"speed": speed, "blocks": block_sizes, "tasks": other_tasks, "zoo": whole_zoo}
+    parser = arguments(__doc__)
+    parser.set_defaults(num_threads=2)
+    parser.add_argument("--sections", nargs="+", choices=sections, default=list(sections))
     parser.add_argument("--num-repeats", type=int, default=7)
     parser.add_argument("--num-networks", type=int, default=256)
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
-    torch.set_num_threads(options.num_threads)
-
-    sections = {"speed": speed, "blocks": block_sizes, "tasks": other_tasks, "zoo": whole_zoo}
-    rows: list[Row] = []
-    for name in options.sections:
-        new = sections[name](options.num_networks, options.num_repeats)
-        print(f"\n{tables(new)}", flush=True)
-        rows += new
-    if options.record:
-        print(f"\nrecorded in {record('population', rows)}")
+    rows = (sections[name](options.num_networks, options.num_repeats) for name in options.sections)
+    publish("population", chain.from_iterable(rows), options)
 
 
-def speed(num_networks: int, num_repeats: int) -> list[Row]:
+def speed(num_networks: int, num_repeats: int) -> Iterator[Row]:
     """Both MLPs against the plain loop, compiled or not, minibatches shared or not."""
-    rows = []
     for name, config in MLPS.items():
         task = get_task(**config)
         rivals = {
             "plain loop": plain_loop(task),
-            "population, eager": Population(task, num_networks),
-            "population, compiled": Population(task, num_networks, compile=True),
-            "population, eager, own minibatches": Population(task, num_networks, shared_batches=False, num_steps=20),
+            "population, eager": population(task, num_networks),
+            "population, compiled": population(task, num_networks, compile=True),
+            "population, eager, own minibatches": population(task, num_networks, shared_batches=False, num_steps=20),
         }
         rates, warm_up = measure(rivals, num_repeats)
         plain = Rate(*map(statistics.median, zip(*rates["plain loop"], strict=True)))
         for rival, values in rates.items():
             walls, cpus = zip(*values, strict=True)
             wall, cpu = statistics.median(walls), statistics.median(cpus)
-            rows.append(
-                Row(
-                    question=__doc__.splitlines()[0],
-                    setting={"network": name, "method": rival, **common_setting(num_networks)},
-                    figures={
-                        "model-steps/s": wall,
-                        "times the plain loop": wall / plain.per_second,
-                        "model-steps/CPU-s": cpu,
-                        "times, by CPU time": cpu / plain.per_cpu_second,
-                        "first call, s": warm_up[rival],
-                    },
-                    spread={
-                        "model-steps/s": (min(walls), max(walls)),
-                        "model-steps/CPU-s": (min(cpus), max(cpus)),
-                    },
-                    note=f"Adam, batch {BATCH_SIZE}. Median and range of {num_repeats} repeats.",
-                )
+            yield Row(
+                question=__doc__.splitlines()[0],
+                setting={"network": name, "method": rival, **common_setting(num_networks)},
+                figures={
+                    "model-steps/s": wall,
+                    "times the plain loop": wall / plain.per_second,
+                    "model-steps/CPU-s": cpu,
+                    "times, by CPU time": cpu / plain.per_cpu_second,
+                    "first call, s": warm_up[rival],
+                },
+                spread={"model-steps/s": (min(walls), max(walls)), "model-steps/CPU-s": (min(cpus), max(cpus))},
+                note=f"Adam, batch {BATCH_SIZE}. Median and range of {num_repeats} repeats.",
             )
-    return rows
 
 
-def block_sizes(num_networks: int, num_repeats: int) -> list[Row]:
+def block_sizes(num_networks: int, num_repeats: int) -> Iterator[Row]:
     """Which N is fastest: small ones leave overhead, large ones leave the cache."""
-    rows = []
     sizes, num_repeats = (64, 256, 1024), max(3, num_repeats // 2)
     for name, config in MLPS.items():
         task = get_task(**config)
         for compile in (False, True):
-            rivals = {str(n): Population(task, n, compile=compile, num_steps=25_600 // n) for n in sizes}
+            rivals = {str(n): population(task, n, compile=compile, num_steps=25_600 // n) for n in sizes}
             rates, _ = measure(rivals, num_repeats)
-            rows += [
-                Row(
+            for n in sizes:
+                yield Row(
                     question="How large should a population be?",
                     setting={"network": name, "method": "compiled" if compile else "eager", **common_setting(n)},
                     figures={"model-steps/s": median(rates[str(n)])},
                     note=f"Adam, batch {BATCH_SIZE}. Median of {num_repeats} repeats.",
                 )
-                for n in sizes
-            ]
-    return rows
 
 
-def other_tasks(num_networks: int, num_repeats: int) -> list[Row]:
+def other_tasks(num_networks: int, num_repeats: int) -> Iterator[Row]:
     """Other architectures and optimizers, uncompiled: what vmap gives any module."""
     num_repeats = max(3, num_repeats // 2)
 
@@ -133,60 +119,106 @@ def other_tasks(num_networks: int, num_repeats: int) -> list[Row]:
             note=f"Eager, batch {BATCH_SIZE}. Median of {num_repeats} repeats.",
         )
 
-    rows = []
     for name, config in OTHER_TASKS.items():
         task = get_task(**config)
         num = num_networks if "mlp" in task.config.values() else num_networks // 8
-        rivals = {"plain loop": plain_loop(task, 40), "Adam": Population(task, num, num_steps=40)}
-        rates, _ = measure(rivals, num_repeats)
-        plain, ours = (median(rates[key]) for key in rivals)
+        rates, _ = measure({"plain": plain_loop(task, 40), "ours": population(task, num, num_steps=40)}, num_repeats)
+        plain, ours = map(median, rates.values())
         figures = {"model-steps/s": ours, "plain loop, model-steps/s": plain, "times the plain loop": ours / plain}
-        rows.append(row(name, "Adam", num, figures))
+        yield row(name, "Adam", num, figures)
     task = get_task("digits", hidden=[16, 16])
     for name, optimizer in OPTIMIZERS.items():
-        population = Population(task, num_networks, optimizer=optimizer, num_steps=40)
-        rates, _ = measure({name: population}, num_repeats)
-        rows.append(row("digits 64-16-16-10", name, num_networks, {"model-steps/s": median(rates[name])}))
-    return rows
+        rates, _ = measure({name: population(task, num_networks, optimizer, num_steps=40)}, num_repeats)
+        yield row("digits 64-16-16-10", name, num_networks, {"model-steps/s": median(rates[name])})
 
 
-def whole_zoo(num_networks: int, num_repeats: int) -> list[Row]:
+def whole_zoo(num_networks: int, num_repeats: int) -> Iterator[Row]:
     """Seconds for 2,304 runs x 1,280 steps x 21 snapshots of digits 64-16-10, evaluated on val and test."""
     num_runs, num_steps = 2304, 1280
     task = get_task("digits")
-    training = evaluating = 0.0
+    evaluating = 0.0
     began = time.perf_counter()
     for first in range(0, num_runs, num_networks):
         seeds = [run_seed(0, i) for i in range(first, min(first + num_networks, num_runs))]
         snapshots = train_population(task, Adam(), seeds, num_steps=num_steps, batch_size=BATCH_SIZE, compile=True)
-        while (snapshot := next(snapshots, None)) is not None:
+        for snapshot in snapshots:
             now = time.perf_counter()
             for split in ("val", "test"):
                 metrics = task.evaluate(snapshot.params, split)
             evaluating += time.perf_counter() - now
     total = time.perf_counter() - began
-    training = total - evaluating
-    return [
-        Row(
-            question="How long does a whole zoo take to train and evaluate?",
-            setting={
-                "network": "digits 64-16-10",
-                "runs": num_runs,
-                "steps": num_steps,
-                "snapshots": 21,
-                **common_setting(num_networks),
-            },
-            figures={
-                "seconds": total,
-                "of these training, with compiling": training,
-                "of these evaluating": evaluating,
-                "model-steps/s of training": num_runs * num_steps / training,
-                "test error of the last block": metrics["error"].mean().item(),
-                "peak memory of the process, GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            },
-            note="Nothing is written to disk. One measurement.",
-        )
-    ]
+    network = {"network": "digits 64-16-10", "runs": num_runs, "steps": num_steps, "snapshots": 21}
+    yield Row(
+        question="How long does a whole zoo take to train and evaluate?",
+        setting={**network, **common_setting(num_networks)},
+        figures={
+            "seconds": total,
+            "of these training, with compiling": total - evaluating,
+            "of these evaluating": evaluating,
+            "model-steps/s of training": num_runs * num_steps / (total - evaluating),
+            "test error of the last block": metrics["error"].mean().item(),
+            "peak memory of the process, GiB": peak_bytes(task.device) / 2**30,
+        },
+        note="Nothing is written to disk. One measurement.",
+    )
+
+
+def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
+    """Populations that grow until the device is full, then compiled ones of that size and of smaller sizes."""
+    if size == "full":
+        networks, sizes, num_repeats = {**MLPS, **CNN, **TRANSFORMER}, [4**k for k in range(4, 10)], 5
+    else:
+        networks, sizes, num_repeats = {"digits 64-16-10": MLPS["digits 64-16-10"]}, [16, 64], 2
+    tasks = {name: get_task(**config).to(device) for name, config in networks.items()}
+    plain: dict[str, list[Rate]] = {}
+    full: dict[str, int] = {}
+    for name, task in tasks.items():
+        plain[name] = measure({name: plain_loop(task, 100)}, num_repeats)[0][name]
+        yield device_row({"network": name, "method": "plain loop", "N": 1}, plain[name], plain[name], device)
+        best = 0.0
+        for num in sizes:
+            rates = population_rates(task, num, num_repeats, num_steps=round(best / num / 4))
+            if rates is None:
+                break
+            yield device_row({"network": name, "method": "eager", "N": num}, rates, plain[name], device)
+            if median(rates) < 1.1 * best:
+                break
+            best, full[name] = median(rates), num
+    for factor in (1, 16):
+        for name, num in full.items():
+            if rates := population_rates(tasks[name], num // factor, num_repeats, num_steps=20, compile=True):
+                setting = {"network": name, "method": "compiled", "N": num // factor}
+                yield device_row(setting, rates, plain[name], device)
+
+
+def population_rates(
+    task: Task, num_networks: int, num_repeats: int, *, num_steps: int, **options: bool
+) -> list[Rate] | None:
+    """Rates of a population, None if it does not fit the device's memory."""
+    forget_peak(task.device)
+    try:
+        ours = population(task, num_networks, num_steps=min(50, max(num_steps, 4)), **options)
+        return measure({"": ours}, num_repeats)[0][""]
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+
+
+def device_row(setting: dict[str, str | int], rates: list[Rate], plain: list[Rate], device: torch.device) -> Row:
+    walls = [rate.per_second for rate in rates]
+    return Row(
+        question="How fast are populations on this device, and how many networks fill it?",
+        setting=setting,
+        figures={
+            "model-steps/s": median(rates),
+            "times the plain loop": median(rates) / median(plain),
+            "peak memory, GiB": peak_bytes(device) / 2**30,
+        },
+        spread={"model-steps/s": (min(walls), max(walls))},
+        note=f"Adam, batch {BATCH_SIZE}; the plain loop is on the same device. A population fills it where four times "
+        f"the networks add less than a tenth. Median and range of {len(rates)} repeats.",
+    )
 
 
 def common_setting(num_networks: int) -> dict[str, int]:
@@ -200,41 +232,36 @@ class Rate(NamedTuple):
     per_cpu_second: float
 
 
-@dataclass
-class Population:
-    """Model-steps/s of N networks trained at once for `num_steps` steps."""
-
-    task: Task
-    num_networks: int
-    optimizer: InnerOptimizer = field(default_factory=Adam)
-    shared_batches: bool = True
-    compile: bool = False
-    num_steps: int = 100
-
-    def __call__(self) -> Rate:
-        options = {"num_steps": self.num_steps, "batch_size": BATCH_SIZE, "snapshot_steps": (0, self.num_steps)}
-        seeds = range(self.num_networks)
-        snapshots = train_population(
-            self.task, self.optimizer, seeds, shared_batches=self.shared_batches, compile=self.compile, **options
-        )
-        next(snapshots)  # initialised
-
-        def finish() -> None:
-            for _ in snapshots:
-                pass
-
-        return timed(finish, self.num_networks * self.num_steps)
+def population(
+    task: Task, num_networks: int, optimizer: InnerOptimizer | None = None, *, num_steps: int = 100, **options: bool
+) -> Callable[[], Rate]:
+    """Model-steps/s of N networks trained at once; each call trains them `num_steps` steps further."""
+    steps = range(num_steps, (MAX_CALLS + 1) * num_steps, num_steps)
+    few = task.init_runs(range(min(num_networks, NUM_INITIAL)))  # to initialise many takes longer than to train them
+    snapshots = train_population(
+        task,
+        optimizer or Adam(),
+        range(num_networks),
+        num_steps=steps[-1],
+        batch_size=BATCH_SIZE,
+        snapshot_steps=steps,
+        init_params=few.repeat(-(-num_networks // len(few)), 1)[:num_networks],
+        **options,
+    )
+    return lambda: timed(lambda: next(snapshots), num_networks * num_steps, task.device)
 
 
 def plain_loop(task: Task, num_steps: int = 300) -> Callable[[], Rate]:
     """Model-steps/s of one module trained as everybody does."""
     loop = PlainLoop(task, BATCH_SIZE)
-    return lambda: timed(lambda: loop.train(num_steps), num_steps)
+    return lambda: timed(lambda: loop.train(num_steps), num_steps, task.device)
 
 
-def timed(action: Callable[[], None], num_model_steps: int) -> Rate:
+def timed(action: Callable[[], object], num_model_steps: int, device: torch.device) -> Rate:
+    synchronize(device)
     began, cpu_began = time.perf_counter(), time.process_time()
     action()
+    synchronize(device)
     return Rate(num_model_steps / (time.perf_counter() - began), num_model_steps / (time.process_time() - cpu_began))
 
 
@@ -242,16 +269,13 @@ def measure(
     rivals: Mapping[str, Callable[[], Rate]], num_repeats: int
 ) -> tuple[dict[str, list[Rate]], dict[str, float]]:
     """Rates of each rival, one after the other in every repeat, and the seconds of its first call."""
-    rates: dict[str, list[Rate]] = {name: [] for name in rivals}
     warm_up = {}
     for name, rival in rivals.items():
         began = time.perf_counter()
         rival()
         warm_up[name] = time.perf_counter() - began
-    for _ in range(num_repeats):
-        for name, rival in rivals.items():
-            rates[name].append(rival())
-    return rates, warm_up
+    turns = [{name: rival() for name, rival in rivals.items()} for _ in range(num_repeats)]
+    return {name: [turn[name] for turn in turns] for name in rivals}, warm_up
 
 
 def median(rates: list[Rate]) -> float:

@@ -9,7 +9,6 @@ the rounding is beside the update between neighbouring snapshots (root mean squa
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -19,15 +18,14 @@ import torch
 from zoo import Task, Zoo, build_zoo, get_task
 from zoo.storage.precision import from_stored, to_stored
 
-from ..rows import Row, tables
-from .record import record
+from ..rows import Row
+from .record import arguments, publish
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--num-runs", type=int, default=128)
     parser.add_argument("--num-steps", type=int, default=1280)
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     task = get_task("digits")
     with tempfile.TemporaryDirectory() as folder:
@@ -38,10 +36,7 @@ def main() -> None:
             num_steps=options.num_steps,
             optimizer={"name": "adam", "lr": {"log_uniform": [1e-3, 3e-2]}},
         )
-        rows = [row(zoo, task, dtype, options.num_steps) for dtype in ("float16", "bfloat16")]
-    print(tables(rows))
-    if options.record:
-        print(f"recorded in {record('store', rows)}")
+        publish("store", (row(zoo, task, dtype, options.num_steps) for dtype in ("float16", "bfloat16")), options)
 
 
 def row(zoo: Zoo, task: Task, dtype: str, num_steps: int) -> Row:

@@ -10,7 +10,6 @@ three minutes.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
 import tempfile
@@ -23,9 +22,9 @@ import numpy as np
 from zoo import ParamLayout
 from zoo.networks.architectures import MLP
 
-from ..rows import Row, tables
-from .record import record
-from .rival_stores import STORES, OpenFiles, check
+from ..rows import Row
+from .record import arguments, publish
+from .rival_stores import STORES, check
 
 BATCH = 64
 Times = dict[str, list[tuple[float, float]]]  # CPU and wall seconds of each repeat
@@ -33,36 +32,39 @@ PACKAGES = ("numpy", "zarr", "tensorstore", "lmdb", "h5py", "safetensors")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--num-runs", type=int, default=512)
     parser.add_argument("--num-snapshots", type=int, default=26)
     parser.add_argument("--hidden", type=int, default=128, help="width of the MLP 64-hidden-10")
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--num-repeats", type=int, default=31, help="of reading; a tenth of it of writing and scanning")
     parser.add_argument("--folder", default=tempfile.gettempdir())
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
     layout = ParamLayout.of(MLP(64, (options.hidden,), 10))
     rng = np.random.default_rng(0)
     params = rng.normal(size=(options.num_runs, options.num_snapshots, layout.num_params)).astype(np.float32)
-    folder = Path(tempfile.mkdtemp(dir=options.folder))
-    try:
-        few = max(1, options.num_repeats // 10)
-        writing = rounds(few, {name: writer(name, folder, params, layout, options.block_size) for name in written()})
-        stores = {name: opener(folder / file_name(name)) for name, (_, opener) in STORES.items()}
+    few = max(1, options.num_repeats // 10)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        paths = {name: Path(folder) / file_name(name) for name in STORES}
+
+        def write(name: str) -> None:
+            shutil.rmtree(paths[name], ignore_errors=True)
+            STORES[name][0](paths[name], params, layout, options.block_size)
+
+        written = [name for name, (write_files, _) in STORES.items() if write_files is not None]
+        writing = rounds(few, {name: lambda _, name=name: write(name) for name in written})
+        stores = {name: opener(paths[name]) for name, (_, opener) in STORES.items()}
         for store in stores.values():
             check(store, params)
         pairs = rng.integers(0, params.shape[:2], (options.num_repeats + 1, BATCH, 2))
-        reading = rounds(options.num_repeats, {name: reader(store, pairs) for name, store in stores.items()})
-        scanning = rounds(few, {name: scanner(store) for name, store in stores.items()})
-    finally:
-        shutil.rmtree(folder)
+        reads = {name: lambda i, store=store: store.read(pairs[i]) for name, store in stores.items()}
+        reading = rounds(options.num_repeats, reads)
+        scans = {name: lambda _, store=store: sum(one.nbytes for one in store.scan()) for name, store in stores.items()}
+        scanning = rounds(few, scans)
     shape = " x ".join(f"{size:,}" for size in params.shape)
     data = f"{shape} float32, {params.nbytes / 1e6:.0f} MB, blocks of {options.block_size} runs"
-    rows = [row(name, data, params.nbytes, (writing, reading, scanning)) for name in STORES]
-    print(tables(rows))
-    if options.record:
-        print(f"recorded in {record('store', rows, packages=PACKAGES)}")
+    rows = (row(name, data, params.nbytes, (writing, reading, scanning)) for name in STORES)
+    publish("store", rows, options, packages=PACKAGES)
 
 
 def row(name: str, data: str, nbytes: int, times: tuple[Times, Times, Times]) -> Row:
@@ -98,32 +100,6 @@ def rounds(num_repeats: int, actions: dict[str, Callable[[int], object]]) -> Tim
             action(i)
             times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
     return {name: values[1:] for name, values in times.items()}
-
-
-def writer(
-    name: str, folder: Path, params: np.ndarray, layout: ParamLayout, block_size: int
-) -> Callable[[int], object]:
-    write = STORES[name][0]
-    path = folder / file_name(name)
-
-    def action(i: int) -> None:
-        shutil.rmtree(path, ignore_errors=True)
-        write(path, params, layout, block_size)
-
-    return action
-
-
-def reader(store: OpenFiles, pairs: np.ndarray) -> Callable[[int], object]:
-    return lambda i: store.read(pairs[i])
-
-
-def scanner(store: OpenFiles) -> Callable[[int], object]:
-    return lambda i: sum(piece.nbytes for piece in store.scan())
-
-
-def written() -> list[str]:
-    """Stores that have files of their own."""
-    return [name for name, (write, _) in STORES.items() if write is not None]
 
 
 def file_name(name: str) -> str:

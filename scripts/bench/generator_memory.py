@@ -1,6 +1,6 @@
 """How much memory and time does a generator of a large network need?
 
-    python -m scripts.bench.generator_memory [--width 2048] [--device cpu] [--num-steps 3] [--record]
+    python -m scripts.bench.generator_memory [--width 2048] [--device auto] [--num-steps 3] [--record]
 
 The network is an MLP 784-W-W-W-10 as chunk tokens (W = 2048: 10 million parameters; W = 9900: 204 million). The
 recurrence runs over all tokens, the denoiser on sampled windows in training and on all windows in sampling. Prints
@@ -9,11 +9,10 @@ parameters, seconds for each step (median) and peak memory: resident on the CPU,
 
 from __future__ import annotations
 
-import argparse
-import resource
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -23,98 +22,119 @@ from generator.model.transformer import model_widths
 from generator.prompts.prompt import Prompt
 from generator.sampler import make_scheduler, sample_params
 from generator.training.losses import training_losses
-from generator.trajectories import PairConfig, Trajectories, batch_rng
+from generator.training.pairs import PairConfig, batch_rng, draw_pairs
+from generator.trajectories import Trajectories
+from zoo.devices import resolve_device
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
 
-from ..rows import Row, tables
+from ..rows import Row
 from .generator_table import PACKAGES
-from .record import record
+from .measure import forget_peak, peak_bytes, seconds
+from .record import arguments, publish
 
-CHUNK_WIDTH = 1024
 WINDOW = 64
+LARGE = 9900  # width
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--chunk-width", type=int, default=1024)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--num-steps", type=int, default=3)
     parser.add_argument("--windows", type=int, default=8, help="windows that a training step denoises")
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
-    device = torch.device(options.device)
-
-    context, runs = make_context(options.width, device)
-    nodes, edges = model_widths([context.tokenizer])
-    model = RecurrentDiffusionTransformer(
-        nodes, edges, {"val_loss": (0.1, 2.3)}, use_latent=False, width=256, window=WINDOW
-    ).to(device)
-    setting = {
-        "parameters": context.layout.num_params,
-        "tokens": context.tokenizer.groups[0].size,
-        "generator's parameters": model.num_parameters(),
-        "device": device.type,
-    }
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-    objective = ObjectiveConfig(
-        energy_score=False, function_weight=0.0, function_energy_weight=0.0, windows_per_step=options.windows
-    )
-    precision = torch.autocast(device.type, torch.bfloat16)
-
-    def train() -> None:
-        batch = runs.pairs(PairConfig(batch_size=1), batch_rng(0, 0)).to(device)
-        loss = training_losses(model, context, batch, objective, rng=batch_rng(0, 0), precision=precision)["total"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    rows = [row({**setting, "step": "training"}, train, options.num_steps)]
-    prompt = Prompt.of({"loss": 0.5}, ["val_loss"], 1)
-    scheduler = make_scheduler("sample")
-
-    def sample() -> None:
-        with precision:
-            sample_params(model, context, scheduler, prompt, num_inference_steps=1)
-
-    rows.append(row({**setting, "step": "sampling"}, sample, options.num_steps))
-    print(tables(rows))
-    if options.record:
-        print(f"recorded in {record('generator', rows, packages=PACKAGES, device=options.device)}")
+    device = resolve_device(options.device)
+    work = Work(options.width, options.chunk_width, device, num_windows=options.windows)
+    steps = {"training": Work.train, "sampling": lambda work: work.sample(1)}
+    rows = (row(work, name, action, options.num_steps) for name, action in steps.items())
+    publish("generator", rows, options, packages=PACKAGES, device=device)
 
 
-def make_context(width: int, device: torch.device) -> tuple[NetworkContext, Trajectories]:
-    """Context of the network, and one run of two random snapshots."""
-    layout = ParamLayout.of(MLP(784, (width, width, width), 10))
-    params = torch.randn(1, 2, layout.num_params) * 0.02
-    normalizer = ParamNormalizer.fit("chunk", [layout], [params[0]], chunk_width=CHUNK_WIDTH)
-    runs = Trajectories(layout, params, {"val_loss": torch.tensor([[2.3, 0.5]])})
-    return NetworkContext.of(normalizer, layout).to(device), runs
+def sampling_stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
+    """Twenty denoising steps of a whole network."""
+    for shape in shapes(size):
+        yield row(Work(*shape, device), "sampling, 20 steps", lambda work: work.sample(20), 1)
 
 
-def row(setting: dict[str, str | int], action: Callable[[], None], num_steps: int) -> Row:
-    """Median time of `action` after a warm-up, and the peak memory since the program began."""
-    on_gpu = setting["device"] == "cuda"
-    seconds = []
-    for _ in range(num_steps + 1):
-        if on_gpu:
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        action()
-        if on_gpu:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def training_stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
+    """Training steps on sampled windows."""
+    for shape in shapes(size):
+        yield row(Work(*shape, device), "training", Work.train, 10 if size == "full" else 2)
+
+
+def shapes(size: str) -> list[tuple[int, int]]:
+    """Widths of network and chunks in a stage."""
+    return [(LARGE, 16_384), (LARGE, 8192)] if size == "full" else [(64, 1024)]
+
+
+@dataclass
+class Work:
+    """What a generator of one large network does: training and sampling.
+
+    Args:
+        width: W.
+        chunk_width: numbers in a token.
+        device: where to.
+        num_windows: that a training step denoises.
+    """
+
+    width: int
+    chunk_width: int
+    device: torch.device
+    num_windows: int = 8
+
+    def __post_init__(self) -> None:
+        forget_peak(self.device)
+        layout = ParamLayout.of(MLP(784, (self.width, self.width, self.width), 10))
+        params = torch.randn(1, 2, layout.num_params) * 0.02
+        normalizer = ParamNormalizer.fit("chunk", [layout], [params[0]], chunk_width=self.chunk_width)
+        self.runs = Trajectories(layout, params, {"val_loss": torch.tensor([[2.3, 0.5]])})
+        self.context = NetworkContext.of(normalizer, layout).to(self.device)
+        nodes, edges = model_widths([self.context.tokenizer])
+        ranges = {"val_loss": (0.1, 2.3)}
+        model = RecurrentDiffusionTransformer(nodes, edges, ranges, use_latent=False, width=256, window=WINDOW)
+        self.model = model.to(self.device)
+        self.precision = torch.autocast(self.device.type, torch.bfloat16)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.model.parameters(), 1e-4)
+
+    def train(self) -> None:
+        """One training step."""
+        objective = ObjectiveConfig(
+            energy_score=False, function_weight=0.0, function_energy_weight=0.0, windows_per_step=self.num_windows
+        )
+        rng, batch = batch_rng(0, 0), draw_pairs(self.runs, PairConfig(batch_size=1), batch_rng(0, 0)).to(self.device)
+        losses = training_losses(self.model, self.context, batch, objective, rng=rng, precision=self.precision)
+        self.optimizer.zero_grad()
+        losses["total"].backward()
+        self.optimizer.step()
+
+    def sample(self, num_steps: int) -> None:
+        """One network."""
+        prompt = Prompt.of({"loss": 0.5}, ["val_loss"], 1).to(self.device)
+        with self.precision:
+            sample_params(self.model, self.context, make_scheduler("sample"), prompt, num_inference_steps=num_steps)
+
+
+def row(work: Work, step: str, action: Callable[[Work], None], num_steps: int) -> Row:
+    """Median time of `action`, and the peak memory since the work was prepared."""
+    times = seconds(lambda: action(work), work.device, num_steps)
     return Row(
         question=__doc__.splitlines()[0],
-        setting=setting,
-        figures={
-            "seconds": statistics.median(seconds[1:]),
-            "peak memory, GiB": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else resident,
+        setting={
+            "parameters": work.context.layout.num_params,
+            "tokens": work.context.tokenizer.groups[0].size,
+            "generator's parameters": work.model.num_parameters(),
+            "device": work.device.type,
+            "step": step,
         },
-        spread={"seconds": (min(seconds[1:]), max(seconds[1:]))},
-        note=f"Median and range of {num_steps} steps; peak since the program began, resident on the CPU, "
-        "allocated on a GPU.",
+        figures={"seconds": statistics.median(times), "peak memory, GiB": peak_bytes(work.device) / 2**30},
+        spread={"seconds": (min(times), max(times))},
+        note=f"Median and range of {num_steps} step(s); the peak is resident on the CPU, allocated on a GPU.",
     )
 
 

@@ -28,9 +28,9 @@ from generator.trajectories import Trajectories
 from zoo import Task, Zoo
 from zoo.networks.metrics import euclidean_distances, log_prob_distance, mean_delta_share, mean_over_pairs
 
-from ..rows import Row, tables
+from ..rows import Row
 from .generator_table import PACKAGES
-from .record import record
+from .record import arguments, publish
 
 METRIC = "val_return"
 NUM_PROMPTS = 16
@@ -38,15 +38,16 @@ NUM_STATES = 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
+    parser.set_defaults(num_threads=1)
     parser.add_argument("pipeline", help="folder of a pipeline")
     parser.add_argument("zoo", help="that it was trained on")
     parser.add_argument("--num-starts", type=int, default=64)
-    parser.add_argument("--num-threads", type=int, default=1)
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
-    torch.set_num_threads(options.num_threads)
+    publish("generator", rows(options), options, packages=PACKAGES)
 
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
     zoo = Zoo.open(options.zoo)
     pipe, task = ParameterPipeline.from_pretrained(options.pipeline), task_of(zoo)
     train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))
@@ -67,11 +68,9 @@ def main() -> None:
     again = sample(generators["generator, start"], networks["generator, start"], asked)
     networks = {"generator, start": networks.pop("generator, start"), "the same, fed back": again, **networks}
     networks["real"] = networks_at(unseen, runs.repeat_interleave(len(prompts)), asked, METRIC)
-    rows = [alignment_row(name, some, task, prompts) for name, some in networks.items()]
-    rows += diversity_rows(networks, starts, prompts, task, train)
-    print(tables(rows))
-    if options.record:
-        print(f"recorded in {record('generator', rows, packages=PACKAGES)}")
+    for name, some in networks.items():
+        yield alignment_row(name, some, task, prompts)
+    yield from diversity_rows(networks, starts, prompts, task, train)
 
 
 def sample(sampler: Sampler, starts: Tensor, asked: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ and range over the seeds and, with --record, puts the rows into scripts/bench/re
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..rows import Row, tables
-from .record import record
+from ..rows import Row
+from .record import arguments, publish
 
 QUESTION = "Do generated networks have the loss that was asked for?"
 NAMES = {
@@ -30,14 +29,11 @@ PACKAGES = ("torch", "diffusers", "lightning")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("generators", nargs="+", metavar="NAME=FOLDER,FOLDER,...")
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
-    rows = [row for argument in options.generators for row in rows_of(*argument.split("=", maxsplit=1))]
-    print(tables(rows))
-    if options.record:
-        print(f"recorded in {record('generator', rows, packages=PACKAGES)}")
+    rows = (row for argument in options.generators for row in rows_of(*argument.split("=", maxsplit=1)))
+    publish("generator", rows, options, packages=PACKAGES)
 
 
 def rows_of(name: str, folders: str) -> Iterator[Row]:

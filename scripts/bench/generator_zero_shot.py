@@ -10,10 +10,9 @@ training runs of the lowest val loss) to 2.2. Prints a row for each architecture
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from generator import ParameterPipeline, prompt_grid
 from generator.evaluation.unseen_starts import alignment_figures, unseen_alignments
@@ -21,29 +20,29 @@ from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 from zoo.tasks.registry import get_task
 
-from ..rows import Row, tables
+from ..rows import Row
 from .generator_table import PACKAGES, named
-from .record import record
+from .record import arguments, publish
 
 METRIC = "val_loss"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
+    parser.set_defaults(num_threads=1)
     parser.add_argument("pipeline", help="folder of a pipeline with a start")
     parser.add_argument("--zoos", nargs="+", required=True, help="that it was trained on")
     parser.add_argument("--hidden", nargs="+", required=True, help="hidden widths of each architecture, as 16x16")
     parser.add_argument("--num-starts", type=int, default=128)
     parser.add_argument("--num-updates", type=int, default=2)
-    parser.add_argument("--num-threads", type=int, default=1)
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
-    torch.set_num_threads(options.num_threads)
+    publish("generator", rows(options), options, packages=PACKAGES)
 
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
     pipe = ParameterPipeline.from_pretrained(options.pipeline)
     zoos = [Zoo.open(path) for path in options.zoos]
     trained = [widths_of(zoo) for zoo in zoos]
-    rows = []
     for text in options.hidden:
         hidden = tuple(int(width) for width in text.split("x"))
         nearest = min(
@@ -61,18 +60,12 @@ def main() -> None:
         )
         for update, alignment in enumerate(alignments, 1):
             setting = {"hidden layers": text.replace("x", "-"), "trained on": hidden in trained, "update": update}
-            rows.append(
-                Row(
-                    question=__doc__.splitlines()[0],
-                    setting={**setting, "prompts of": Path(options.zoos[nearest]).name},
-                    figures=named(alignment_figures(alignment)),
-                    note=f"{options.num_starts} unseen starts, 16 prompts; R² is of log loss against the prompt.",
-                )
+            yield Row(
+                question=__doc__.splitlines()[0],
+                setting={**setting, "prompts of": Path(options.zoos[nearest]).name},
+                figures=named(alignment_figures(alignment)),
+                note=f"{options.num_starts} unseen starts, 16 prompts; R² is of log loss against the prompt.",
             )
-            print(tables(rows[-1:]), flush=True)
-    print(f"\n{tables(rows)}")
-    if options.record:
-        print(f"recorded in {record('generator', rows, packages=PACKAGES)}")
 
 
 def widths_of(zoo: Zoo) -> tuple[int, ...]:

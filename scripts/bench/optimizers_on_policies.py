@@ -9,7 +9,6 @@ return on test episodes over all policies, and its range over seeds (of episodes
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,8 +20,8 @@ from zoo.networks.initialization import run_seed
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer
 
-from ..rows import Row, tables
-from .record import record
+from ..rows import Row
+from .record import arguments, publish
 
 RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 LEARNED = ("mulo-norm", "mulo")
@@ -31,21 +30,13 @@ NUM_EPISODES = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
+    parser.set_defaults(num_threads=1)
     parser.add_argument("--num-policies", type=int, default=32)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--num-threads", type=int, default=1)
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
     options = parser.parse_args()
-    torch.set_num_threads(options.num_threads)
-
-    rows = []
-    for setting, optimizer in methods():
-        rows.append(row(setting, optimizer, options.seeds, options.num_policies))
-        print(tables(rows[-1:]), flush=True)
-    print(f"\n{tables(rows)}")
-    if options.record:
-        print(f"recorded in {record('learned_opt', rows)}")
+    rows = (row(setting, optimizer, options.seeds, options.num_policies) for setting, optimizer in methods())
+    publish("learned_opt", rows, options)
 
 
 def methods() -> Iterator[tuple[dict[str, str | float], InnerOptimizer]]:

@@ -6,23 +6,59 @@ versions, hardware, date. `python -m scripts.bench.render` makes the tables in `
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import math
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
-from ..machine import commit, hardware
-from ..rows import Figure, Row
+import torch
+
+from zoo.storage.durable import write_file
+
+from ..machine import card_versions, commit, hardware, versions
+from ..rows import Figure, Row, tables
 
 RESULTS = Path(__file__).parent / "results"
 NUM_DIGITS = 5  # of a figure that is no whole number
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """The command line of a benchmark, of which the docstring is the help; `publish` reads what it adds."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
+    return parser
+
+
+def publish(
+    topic: str,
+    rows: Iterable[Row],
+    options: argparse.Namespace,
+    *,
+    packages: Sequence[str] = ("torch", "numpy"),
+    device: str | torch.device = "cpu",
+) -> None:
+    """Measure with the threads that were asked for, print the tables, and record the rows if that was asked for.
+
+    Args:
+        topic, packages, device: see `record`.
+        rows: printed as they are measured, and all together at the end.
+        options: of `arguments`.
+    """
+    torch.set_num_threads(options.num_threads)
+    measured = []
+    for row in rows:
+        measured.append(row)
+        print(tables([row]), flush=True)
+    print(f"\n{tables(measured)}")
+    if options.record:
+        print(f"recorded in {record(topic, measured, packages=packages, device=device)}")
 
 
 def record(
@@ -31,7 +67,7 @@ def record(
     *,
     packages: Sequence[str] = ("torch", "numpy"),
     command: str | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     folder: Path = RESULTS,
 ) -> Path:
     """Path of `<folder>/<topic>.jsonl`, after the rows were put there.
@@ -42,7 +78,7 @@ def record(
     Args:
         topic: name of the file.
         rows: what was measured.
-        packages: whose versions matter.
+        packages: whose versions matter, those of a GPU's software apart.
         command: that measured it; default that of this process.
         device: that the figures are of; a GPU is named in the hardware.
         folder: for the file.
@@ -50,20 +86,24 @@ def record(
     origin = {
         "command": command or this_command(),
         "commit": commit(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "hardware": hardware(device),
+        "versions": versions(packages) | (card_versions() if torch.device(device).type == "cuda" else {}),
+        "hardware": hardware(str(device)),
         "date": f"{datetime.date.today()}",
     }
-    kept = {_identity(row): row for row in read_rows(topic, folder)}
+    new = []
     for row in rows:
         values = asdict(row)
         values["figures"] = {name: _rounded(figure) for name, figure in row.figures.items()}
         values["spread"] = {name: [_rounded(end) for end in ends] for name, ends in row.spread.items()}
-        new = {"topic": topic, **values, **origin}
-        kept[_identity(new)] = new
-    folder.mkdir(exist_ok=True, parents=True)
+        new.append({"topic": topic, **values, **origin})
+    return put(topic, new, folder)
+
+
+def put(topic: str, rows: Iterable[Mapping], folder: Path = RESULTS) -> Path:
+    """Path of `<folder>/<topic>.jsonl`, after rows that have been recorded were put there, as `record` does."""
+    kept = {_identity(row): row for row in (*read_rows(topic, folder), *rows)}
     path = folder / f"{topic}.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept.values()))
+    write_file(path, [f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in kept.values()])
     return path
 
 

@@ -2,28 +2,36 @@
 
     python -m scripts.bench.render             # all topics
     python -m scripts.bench.render population  # one of them
+    python -m scripts.bench.render --add PATH  # all, after the rows of `scripts.bench.all` in that folder were added
 
 What the figures mean and what was learned from them is said in docs/findings.md, which this never touches.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..rows import table
-from .record import RESULTS, read_rows
+from .record import RESULTS, put, read_rows
 
 TABLES = Path(__file__).parents[2] / "docs" / "results"
 
 
-def main(topics: Sequence[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("topics", nargs="*", help="default all")
+    parser.add_argument("--add", type=Path, help="folder with rows to add first: `out` of scripts.bench.all")
+    options = parser.parse_args()
+    for path in sorted(options.add.glob("*.jsonl")) if options.add else ():
+        put(path.stem, read_rows(path.stem, options.add))
     known = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
-    if unknown := sorted(set(topics) - set(known)):
+    if unknown := sorted(set(options.topics) - set(known)):
         sys.exit(f"topics must be among {known}, got {unknown}")
     TABLES.mkdir(parents=True, exist_ok=True)
-    for topic in topics or known:
+    for topic in options.topics or known:
         path = TABLES / f"{topic}.md"
         path.write_text(page(topic, read_rows(topic)))
         print(f"wrote {path}")
@@ -57,4 +65,4 @@ def _origins(rows: Sequence[Mapping]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

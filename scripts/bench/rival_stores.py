@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, NamedTuple
 
 import h5py
 import lmdb
@@ -19,102 +19,74 @@ from safetensors.numpy import load_file, save_file
 from zoo import ParamLayout, Zoo, ZooSpec, ZooWriter
 
 
-class OpenFiles(Protocol):
-    """Files of one kind, open for reading."""
+class OpenFiles(NamedTuple):
+    """Files of one kind, open for reading.
 
-    def read(self, pairs: np.ndarray) -> np.ndarray:
-        """(B, P) parameters of (run, snapshot) pairs (B, 2)."""
-        ...
+    Attributes:
+        read: (B, P) parameters of (run, snapshot) pairs (B, 2).
+        scan: all parameters in pieces, in memory.
+    """
 
-    def scan(self) -> Iterator[np.ndarray]:
-        """All parameters in pieces, in memory."""
-        ...
-
-
-class ZooFiles:
-    def __init__(self, path: Path) -> None:
-        self.zoo = Zoo.open(path)
-
-    def read(self, pairs: np.ndarray) -> np.ndarray:
-        return self.zoo.read(pairs)
-
-    def scan(self) -> Iterator[np.ndarray]:
-        return (params for _, params in self.zoo.blocks())
+    read: Callable[[np.ndarray], np.ndarray]
+    scan: Callable[[], Iterable[np.ndarray]]
 
 
-class ZarrFiles:
-    def __init__(self, path: Path) -> None:
-        self.array = zarr.open_array(path / "params", mode="r")
-
-    def read(self, pairs: np.ndarray) -> np.ndarray:
-        return np.stack([self.array[run, snapshot] for run, snapshot in pairs.tolist()])
-
-    def scan(self) -> Iterator[np.ndarray]:
-        step = self.array.shards[0]
-        return (self.array[start : start + step] for start in range(0, self.array.shape[0], step))
+def open_zoo(path: Path) -> OpenFiles:
+    zoo = Zoo.open(path)
+    return OpenFiles(zoo.read, lambda: (params for _, params in zoo.blocks()))
 
 
-class TensorstoreFiles:
-    def __init__(self, path: Path) -> None:
-        source = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/params/"}}
-        self.array = tensorstore.open(source, read=True).result()
-
-    def read(self, pairs: np.ndarray) -> np.ndarray:
-        return self.array[pairs[:, 0], pairs[:, 1]].read().result()
-
-    def scan(self) -> Iterator[np.ndarray]:
-        step = self.array.chunk_layout.write_chunk.shape[0]
-        return (self.array[start : start + step].read().result() for start in range(0, self.array.shape[0], step))
+def open_zarr(path: Path) -> OpenFiles:
+    array = zarr.open_array(path / "params", mode="r")
+    return OpenFiles(one_by_one(lambda run, snapshot: array[run, snapshot]), in_slices(array, array.shards[0]))
 
 
-class MemmapFiles:
-    def __init__(self, path: Path) -> None:
-        self.array = np.load(path / "params.npy", mmap_mode="r")
-
-    def read(self, pairs: np.ndarray) -> np.ndarray:
-        return np.asarray(self.array[pairs[:, 0], pairs[:, 1]])
-
-    def scan(self) -> Iterator[np.ndarray]:
-        return (np.array(self.array[start : start + 16]) for start in range(0, len(self.array), 16))
+def open_tensorstore(path: Path) -> OpenFiles:
+    source = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/params/"}}
+    array = tensorstore.open(source, read=True).result()
+    scan = in_slices(array, array.chunk_layout.write_chunk.shape[0])
+    return OpenFiles(
+        lambda pairs: array[pairs[:, 0], pairs[:, 1]].read().result(), lambda: (part.read().result() for part in scan())
+    )
 
 
-class LmdbFiles:
-    def __init__(self, path: Path) -> None:
-        self.transaction = lmdb.open(str(path), readonly=True, lock=False, readahead=False).begin(buffers=True)
-
-    def read(self, pairs: np.ndarray) -> np.ndarray:
-        found = [self.transaction.get(lmdb_key(run, snapshot)) for run, snapshot in pairs.tolist()]
-        return np.stack([np.frombuffer(value, np.float32) for value in found])
-
-    def scan(self) -> Iterator[np.ndarray]:
-        return (np.frombuffer(value, np.float32).copy() for _, value in self.transaction.cursor())
+def open_memmap(path: Path) -> OpenFiles:
+    array = np.load(path / "params.npy", mmap_mode="r")
+    return OpenFiles(
+        lambda pairs: np.asarray(array[pairs[:, 0], pairs[:, 1]]), lambda: map(np.array, in_slices(array, 16)())
+    )
 
 
-class HdfFiles:
-    def __init__(self, path: Path) -> None:
-        self.array = h5py.File(path / "params.h5", "r")["params"]
-
-    def read(self, pairs: np.ndarray) -> np.ndarray:
-        return np.stack([self.array[run, snapshot] for run, snapshot in pairs.tolist()])
-
-    def scan(self) -> Iterator[np.ndarray]:
-        return (self.array[start : start + 16] for start in range(0, len(self.array), 16))
+def open_lmdb(path: Path) -> OpenFiles:
+    transaction = lmdb.open(str(path), readonly=True, lock=False, readahead=False).begin(buffers=True)
+    return OpenFiles(
+        one_by_one(lambda run, snapshot: np.frombuffer(transaction.get(lmdb_key(run, snapshot)), np.float32)),
+        lambda: (np.frombuffer(value, np.float32).copy() for _, value in transaction.cursor()),
+    )
 
 
-class SafetensorsFiles:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+def open_hdf(path: Path) -> OpenFiles:
+    array = h5py.File(path / "params.h5", "r")["params"]
+    return OpenFiles(one_by_one(lambda run, snapshot: array[run, snapshot]), in_slices(array, 16))
 
-    def read(self, pairs: np.ndarray) -> np.ndarray:
-        rows = []
-        for run, snapshot in pairs.tolist():
-            with safe_open(self.path / f"{run}.safetensors", "numpy") as file:
-                rows.append(file.get_tensor(str(snapshot)))
-        return np.stack(rows)
 
-    def scan(self) -> Iterator[np.ndarray]:
-        for run in range(len(os.listdir(self.path))):
-            yield from load_file(self.path / f"{run}.safetensors").values()
+def open_safetensors(path: Path) -> OpenFiles:
+    def read(run: int, snapshot: int) -> np.ndarray:
+        with safe_open(path / f"{run}.safetensors", "numpy") as file:
+            return file.get_tensor(str(snapshot))
+
+    files = [path / f"{run}.safetensors" for run in range(len(os.listdir(path)))]
+    return OpenFiles(one_by_one(read), lambda: (params for file in files for params in load_file(file).values()))
+
+
+def one_by_one(read: Callable[[int, int], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Reads many networks with what reads one."""
+    return lambda pairs: np.stack([read(run, snapshot) for run, snapshot in pairs.tolist()])
+
+
+def in_slices(array: Any, step: int) -> Callable[[], Iterator[Any]]:
+    """All of an array (R, ...), so many runs at a time."""
+    return lambda: (array[start : start + step] for start in range(0, array.shape[0], step))
 
 
 def write_zoo(path: Path, params: np.ndarray, layout: ParamLayout, block_size: int) -> None:
@@ -187,14 +159,14 @@ def sync_files(folder: Path) -> None:
 Writer = Callable[[Path, np.ndarray, ParamLayout, int], None]
 # name: how it is written (None: the zoo's own files), how it is opened
 STORES: Final[dict[str, tuple[Writer | None, Callable[[Path], OpenFiles]]]] = {
-    "zoo": (write_zoo, ZooFiles),
-    "zarr-python, the zoo's files": (None, ZarrFiles),
-    "tensorstore, the zoo's files": (None, TensorstoreFiles),
-    "zarr-python, shards without checksums": (write_zarr, ZarrFiles),
-    "numpy memmap": (write_memmap, MemmapFiles),
-    "LMDB": (write_lmdb, LmdbFiles),
-    "HDF5, a chunk per network": (write_hdf, HdfFiles),
-    "safetensors, a file per run": (write_safetensors, SafetensorsFiles),
+    "zoo": (write_zoo, open_zoo),
+    "zarr-python, the zoo's files": (None, open_zarr),
+    "tensorstore, the zoo's files": (None, open_tensorstore),
+    "zarr-python, shards without checksums": (write_zarr, open_zarr),
+    "numpy memmap": (write_memmap, open_memmap),
+    "LMDB": (write_lmdb, open_lmdb),
+    "HDF5, a chunk per network": (write_hdf, open_hdf),
+    "safetensors, a file per run": (write_safetensors, open_safetensors),
 }
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any, Final
 
 from omegaconf import DictConfig
@@ -15,7 +13,7 @@ from rich.table import Table
 from ..demo_stages.all import STAGES
 from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
 from ..demo_stages.stage import Record
-from ..machine import commit, num_cores, processor
+from ..machine import commit, num_cores, processor, versions
 
 _PACKAGES: Final = ("weightfoundry", "torch", "numpy", "zarr", "diffusers", "lightning")
 
@@ -31,7 +29,7 @@ def summarize(records: Mapping[str, Record], config: DictConfig) -> dict[str, An
             if record.result is not None
         },
         "commit": commit(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "versions": versions(_PACKAGES),
         "machine": {"processor": processor(), "cores": num_cores(), "memory_gib": _memory_gib()},
     }
 
@@ -45,7 +43,7 @@ def summary_table(records: Mapping[str, Record], summary: Mapping[str, Any]) -> 
     table.add_column("time", justify="right", no_wrap=True)
     for name, record in records.items():
         assert record.result is not None
-        for i, (what, result) in enumerate(_LINES[name](record.result.numbers)):
+        for i, (what, result) in enumerate(LINES[name](record.result.numbers)):
             table.add_row("" if i else name, what, result, "" if i else f"{record.seconds:.0f} s")
         table.add_section()
     missing = [name for name in STAGES if name not in records]
@@ -111,7 +109,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-_LINES: Final = {
+LINES: Final = {
     "zoo": _zoo_lines,
     "generator": _generator_lines,
     "prompting": _prompting_lines,

@@ -19,6 +19,7 @@ from generator import PipelineSampler, Testbed
 from learned_opt import load_pretrained
 from learned_opt.rules.population import PopulationOptimizer
 from zoo import Task, train_population
+from zoo.devices import resolve_device
 from zoo.networks.initialization import run_seed
 from zoo.training.population import Snapshot, quadratic_steps
 
@@ -40,6 +41,7 @@ def run(config: DictConfig) -> StageResult:
     sampler = PipelineSampler(open_pipeline(config), testbed.task)
     asked = {METRIC: torch.full((len(starts),), testbed.floor)}
     generated = sampler(starts, asked, torch.Generator().manual_seed(config.seed))
+    task = testbed.task.to(resolve_device(config.device))
     steps = quadratic_steps(options.num_steps)
     kinds = {"random": starts, "generated": generated}
     curves = {}
@@ -47,10 +49,10 @@ def run(config: DictConfig) -> StageResult:
         bar = progress.add_task("training", total=len(kinds) * len(steps))
         for kind, networks in kinds.items():
             measured = []
-            for snapshot in fine_tune(testbed.task, networks, config):
-                measured.append(testbed.task.evaluate(snapshot.params, "test"))
+            for snapshot in fine_tune(task, networks, config):
+                measured.append(task.evaluate(snapshot.params, "test"))
                 progress.advance(bar)
-            curves[kind] = {name: torch.stack([one[name] for one in measured], 1) for name in ("loss", "error")}
+            curves[kind] = {name: torch.stack([one[name] for one in measured], 1).cpu() for name in ("loss", "error")}
     levels = torch.tensor(QUANTILES)
     quantiles = {
         kind: {name: values.quantile(levels, dim=0) for name, values in one.items()} for kind, one in curves.items()

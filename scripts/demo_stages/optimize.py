@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from learned_opt import MuLO
 from zoo import Task, get_task
+from zoo.devices import resolve_device
 from zoo.networks.initialization import run_seed
 from zoo.settings import digest
 from zoo.storage.durable import write_file
@@ -59,7 +60,7 @@ class Trained:
 def run(config: DictConfig) -> StageResult:
     keep_freed_memory()
     options = config.optimizer
-    task = get_task(**OmegaConf.to_container(options.task, resolve=True))
+    task = get_task(**OmegaConf.to_container(options.task, resolve=True)).to(resolve_device(config.device))
     rates = [float(rate) for rate in options.learning_rates]
     if not rates or min(rates) <= 0:
         raise ValueError(f"optimizer.learning_rates must be positive numbers, got {rates}")
@@ -86,23 +87,24 @@ def train(task: Task, make: MakeOptimizer, config: DictConfig, *, seed: int) -> 
     rng = torch.Generator().manual_seed(run_seed(config.seed, seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run_seed(config.seed, seed))
-        model = task.make_model()
+        model = task.make_model().to(task.device)
     inputs, targets = task.dataset.train.inputs, task.dataset.train.targets
     optimizer, scheduler = make(model)
     losses = []
     for _ in range(num_steps):
-        batch = torch.randint(len(inputs), (batch_size,), generator=rng)
+        batch = torch.randint(len(inputs), (batch_size,), generator=rng).to(task.device)
         loss = F.cross_entropy(model(inputs[batch]), targets[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-        losses.append(loss.item())
-    pieces = np.array_split(np.array(losses), min(NUM_CURVE_POINTS, num_steps))
+        losses.append(loss.detach())
+    values = torch.stack(losses).double().cpu().numpy()
+    pieces = np.array_split(values, min(NUM_CURVE_POINTS, num_steps))
     params = task.layout.flatten(model)[None]
     val, test = (task.evaluate(params, split)["error"].item() for split in ("val", "test"))
-    return Trained([float(piece.mean()) for piece in pieces], float(np.mean(losses)), val, test)
+    return Trained([float(piece.mean()) for piece in pieces], float(values.mean()), val, test)
 
 
 def all_methods(rates: list[float], num_steps: int) -> dict[str, MakeOptimizer]:

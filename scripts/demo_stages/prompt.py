@@ -148,7 +148,7 @@ def _sample(
     row = progress.add_task(description, total=len(asked))
     parts = []
     for index in torch.arange(len(asked)).split(_NETWORKS_AT_ONCE):
-        parts.append(sampler(None if starts is None else starts[index], {METRIC: asked[index]}, rng))
+        parts.append(sampler(None if starts is None else starts[index], {METRIC: asked[index]}, rng).cpu())
         progress.advance(row, len(index))
     return torch.cat(parts)
 

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from generator.tokens.windows import from_windows, sinusoids, to_windows
-from generator.trajectories import PairConfig, Trajectories, batch_rng
+from generator.training.pairs import PairConfig, batch_rng, draw_pairs
+from generator.trajectories import Trajectories
 from zoo.building.build import build_zoo
 from zoo.tasks.registry import get_task
 
@@ -29,7 +30,7 @@ def test_snapshots_in_memory_are_those_on_disk(zoo):
 
 def test_metrics_belong_to_the_targets(zoo):
     runs = read(zoo)
-    batch = runs.pairs(PairConfig(batch_size=16, prompt_dropout=0.0, metric_dropout=0.0), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=16, prompt_dropout=0.0, metric_dropout=0.0), batch_rng(0, 0))
     task = get_task("digits_subset", hidden=(4,)).for_runs(batch.runs.tolist())
     torch.testing.assert_close(batch.prompt.target[:, 1], task.evaluate(batch.target, "val")["loss"])
     torch.testing.assert_close(batch.prompt.target[:, 0], task.evaluate(batch.target, "val")["error"])
@@ -43,7 +44,7 @@ def test_task_bits_are_the_bits_of_the_mask(zoo):
 
 def test_dropout_leaves_null_prompts(zoo):
     runs = read(zoo, mask_column="mask", num_task_bits=10)
-    prompt = runs.pairs(PairConfig(batch_size=200, prompt_dropout=0.5), batch_rng(0, 0)).prompt
+    prompt = draw_pairs(runs, PairConfig(batch_size=200, prompt_dropout=0.5), batch_rng(0, 0)).prompt
     null = prompt.target.isnan().all(1)
     assert 60 < null.sum() < 160
     assert prompt.task_bits[prompt.task_bits.isnan().any(1)].isnan().all()
@@ -52,7 +53,7 @@ def test_dropout_leaves_null_prompts(zoo):
 def test_permuted_pairs_compute_what_the_pairs_computed(zoo):
     runs = read(zoo)
     plain, permuted = (
-        runs.pairs(PairConfig(batch_size=8, permute_units=permute), batch_rng(0, 0)) for permute in (False, True)
+        draw_pairs(runs, PairConfig(batch_size=8, permute_units=permute), batch_rng(0, 0)) for permute in (False, True)
     )
     assert not torch.equal(plain.start, permuted.start)
     task = get_task("digits_subset", hidden=(4,))

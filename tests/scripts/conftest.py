@@ -3,33 +3,9 @@
 import pytest
 
 from scripts import cli, demo
+from scripts.bench.all import TINY_DEMO
 
-TINY = [
-    "zoo.num_runs=80",
-    "zoo.num_steps=40",
-    "zoo.num_snapshots=4",
-    "zoo.block_size=40",
-    "zoo.architecture.hidden=[4]",
-    "zoo.plain_loop_seconds=0.01",
-    "generator.generator.model.width=16",
-    "generator.generator.model.num_heads=2",
-    "generator.generator.model.num_blocks=1",
-    "generator.generator.optimization.num_steps=6",
-    "generator.generator.optimization.num_epochs=3",
-    "generator.generator.num_validation_starts=2",
-    "generator.trainer.accelerator=cpu",
-    "prompting.num_starts=3",
-    "prompting.num_prompts=3",
-    "prompting.num_novelty_starts=3",
-    "prompting.num_inference_steps=2",
-    "optimizer.task.name=digits",
-    "optimizer.task.hidden=[8]",
-    "optimizer.num_steps=6",
-    "optimizer.num_seeds=2",
-    "optimizer.learning_rates=[1e-3,1e-2]",
-    "join.num_networks=3",
-    "join.num_steps=6",
-]
+TINY = ["device=cpu", *TINY_DEMO.split()]
 
 
 def compose(folder, *overrides):

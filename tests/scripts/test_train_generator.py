@@ -26,7 +26,7 @@ def zoo(tmp_path_factory):
 SMALL = ["generator.model.width=16", "generator.model.num_heads=2", "generator.model.num_blocks=1"]
 STEPS = ["generator.optimization.num_steps=4", "generator.optimization.num_epochs=2"]
 COUNTS = ["num_starts=2", "generator.num_validation_starts=2", "generator.pairs.batch_size=4"]
-QUIET = ["trainer.accelerator=cpu", "+trainer.enable_progress_bar=false"]
+QUIET = ["device=cpu", "+trainer.enable_progress_bar=false"]
 
 
 def test_a_generator_is_trained_sampled_and_loaded(zoo, tmp_path):
@@ -69,7 +69,7 @@ def test_a_generator_that_looks_at_functions_is_sampled_with_its_zoo(zoo, tmp_pa
 def test_two_processes_train_one_generator(zoo, tmp_path):
     """Two processes share each step; both end with the same weights, of which one is saved."""
     out = tmp_path / "generator"
-    parallel = ["trainer.devices=2", "+trainer.strategy=ddp"]
+    parallel = ["+trainer.devices=2", "+trainer.strategy=ddp"]
     options = [f"zoo={zoo}", f"out={out}", *SMALL, *STEPS, *COUNTS, *QUIET, *parallel]
     done = subprocess.run(
         [sys.executable, "-m", "scripts.train_generator", *options], capture_output=True, text=True, check=False

@@ -24,14 +24,14 @@ _MAX_SWEEPS: Final = 100
 _GAIN_TOLERANCE: Final = 1e-12  # relative to the similarity, so that rounding cannot keep the descent going
 
 
-class Alignment(NamedTuple):
+class Aligned(NamedTuple):
     """How units were permuted, and the networks (N, P) with their units so."""
 
     permutations: Permutations
     params: Tensor
 
 
-def align(layout: ParamLayout, params: Tensor, reference: Tensor) -> Alignment:
+def align(layout: ParamLayout, params: Tensor, reference: Tensor) -> Aligned:
     """Networks with their units permuted so that they are as close to a reference as can be found.
 
     Minimises the Euclidean distance over trainable parameters by coordinate descent over the groups; each step is a
@@ -65,7 +65,7 @@ def align(layout: ParamLayout, params: Tensor, reference: Tensor) -> Alignment:
     if not groups_are_independent(layout):
         other = _descend(layout, params, target, _match_in_order(layout, params, target))
         permutations = _nearer(layout, params, target, permutations, other)
-    return Alignment(permutations, apply(layout, params, permutations))
+    return Aligned(permutations, apply(layout, params, permutations))
 
 
 def groups_are_independent(layout: ParamLayout) -> bool:

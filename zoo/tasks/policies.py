@@ -154,7 +154,7 @@ class PolicyTask(Task):
 
     def draw_examples(self, num_examples: int, rng: torch.Generator, splits: Sequence[str] = ("train",)) -> Batch:
         """Random states of the environment, whatever the splits; no action is right there, so targets are zeros."""
-        states = self.environment.sample_states(num_examples, rng).to(self.device)
+        states = self.environment.sample_states(num_examples, rng).to(self.device, non_blocking=True)
         return Batch(states, states.new_zeros(num_examples, self.environment.num_actions))
 
     @torch.no_grad()

@@ -193,10 +193,10 @@ class Task:
     def draw_examples(self, num_examples: int, rng: torch.Generator, splits: Sequence[str] = ("train",)) -> Batch:
         """Random examples of some splits together, on which networks can be compared by what they compute."""
         parts = [self.dataset.split(name) for name in splits]
-        chosen = torch.randint(sum(len(part) for part in parts), (num_examples,), generator=rng).to(self.device)
+        chosen = torch.randint(sum(len(part) for part in parts), (num_examples,), generator=rng)
         inputs, targets = [], []
-        for part in parts:
-            inside = chosen[(chosen >= 0) & (chosen < len(part))]
+        for part in parts:  # masks wait for a GPU; those of the CPU do not
+            inside = chosen[(chosen >= 0) & (chosen < len(part))].to(self.device, non_blocking=True)
             inputs.append(part.inputs[inside])
             targets.append(part.targets[inside])
             chosen = chosen - len(part)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learned_opt.rules import features
 from learned_opt.rules.features import Accumulators, Decays
-from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, fold, network_size
+from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, fold, network_size, only_active
 
 
 def chunked_update_(
@@ -26,12 +26,14 @@ def chunked_update_(
     step_size: float,
     shrink: float,
     chunk_numel: int,
+    active: Tensor | None = None,
 ) -> None:
-    """param <- shrink * param - step_size * step, and accumulate the gradient, in place.
+    """param <- shrink * param - step_size * step, and accumulate the gradient, in place where networks are active.
 
     Statistics of the features are needed before the network can run, so that features are built twice, unless one chunk
     holds them all.
     """
+    layers, decays, shrink_of = only_active(layers, decays, shrink, active)
     num_blocks, num_rows, num_columns = param.shape[1:]
     chunks = list(features.chunks((num_blocks, num_rows, num_columns), chunk_numel))
     room = min(chunk_numel, param[0].numel())
@@ -65,5 +67,5 @@ def chunked_update_(
         step = direction.mul_(magnitude.mul_(MAGNITUDE_SCALE).exp_())
         target = param[:, e, r, c]
         if shrink != 1:
-            target.mul_(shrink)
+            target.mul_(shrink_of)
         target.sub_(step.view_as(target), alpha=step_size)

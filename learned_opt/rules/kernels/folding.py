@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from learned_opt.rules import features
-from learned_opt.rules.features import Accumulators
+from learned_opt.rules.features import Accumulators, Decays
 
 MAGNITUDE_SCALE: Final = 0.001
 
@@ -71,6 +71,26 @@ def unpack_layers(theta: Tensor, sizes: Sequence[int]) -> tuple[list[Layer], Ten
         weight, bias, theta = theta.split([fan_in * fan_out, fan_out, theta.shape[1] - (fan_in + 1) * fan_out], dim=1)
         layers.append(Layer(weight.unflatten(1, (fan_out, fan_in)), bias))
     return layers, theta
+
+
+def only_active(
+    layers: Sequence[Layer], decays: Decays, shrink: float, active: Tensor | None
+) -> tuple[Sequence[Layer], Decays, float | Tensor]:
+    """Layers, decays and shrink factor that leave inactive networks as they are: no step, averages that keep all.
+
+    Args:
+        active: (N,) bool, None for all.
+
+    Returns:
+        The shrink factor as (N, 1, 1, 1) unless it is one for all.
+    """
+    if active is None:
+        return layers, decays, shrink
+    column, last = active[:, None], layers[-1]
+    kept = (torch.where(column, decay, 1.0) for decay in (decays.momentum, decays.square, decays.factored))
+    silent = Layer(last.weight * column[..., None], last.bias * column)
+    each = 1.0 if shrink == 1 else torch.where(active, shrink, 1.0)[:, None, None, None]
+    return [*layers[:-1], silent], Decays(*kept), each
 
 
 def network_size(layers: Sequence[Layer]) -> int:

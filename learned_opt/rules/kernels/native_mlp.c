@@ -44,6 +44,7 @@ typedef struct {
     float *momentum;         /* (N, 3, E, R, C) */
     float *square;           /* (N, E, R, C) */
     float *row, *column;     /* (N, 3, E, R) and (N, 3, E, C); (N, 3, C) both for vectors */
+    const uint8_t *active;   /* (N,): the other networks stay as they are; NULL for all */
     float step_size, shrink;
 } Update;
 
@@ -64,6 +65,7 @@ static const int ROW_INPUTS[ALONG] = {13, 14, 15, 19, 20, 21};
 static const int COLUMN_INPUTS[ALONG] = {16, 17, 18, 22, 23, 24};
 static const float TIMESCALES[TIME_INPUTS] = {1, 3, 10, 30, 100, 300, 1e3f, 3e3f, 1e4f, 3e4f, 1e5f};
 
+static int is_active(const Update *u, int64_t n) { return !u->active || u->active[n]; }
 static int64_t numel(const Update *u) { return u->num_blocks * u->num_rows * u->num_columns; }
 static int64_t padded(int64_t hidden) { return (hidden + UNITS - 1) / UNITS * UNITS; }
 static int64_t num_slabs(const Update *u) { return (numel(u) + SLAB - 1) / SLAB; }
@@ -406,15 +408,19 @@ int mlp_update(const Update *u, int num_threads) {
         if (!failed) {
 #pragma omp for
             for (int64_t n = 0; n < n_networks; n++) {
+                if (!is_active(u, n)) continue;
                 unpack_decays(u, n, scratch + n);
                 if (u->factored) accumulate_factors(u, n, scratch + n);
             }
 #pragma omp for
-            for (int64_t t = 0; t < num_tasks; t++) statistics(u, t / slabs, t % slabs, scratch + t / slabs);
+            for (int64_t t = 0; t < num_tasks; t++)
+                if (is_active(u, t / slabs)) statistics(u, t / slabs, t % slabs, scratch + t / slabs);
 #pragma omp for
-            for (int64_t n = 0; n < n_networks; n++) fold(u, n, scratch + n);
+            for (int64_t n = 0; n < n_networks; n++)
+                if (is_active(u, n)) fold(u, n, scratch + n);
 #pragma omp for
-            for (int64_t t = 0; t < num_tasks; t++) apply(u, t / slabs, t % slabs, scratch + t / slabs, hidden);
+            for (int64_t t = 0; t < num_tasks; t++)
+                if (is_active(u, t / slabs)) apply(u, t / slabs, t % slabs, scratch + t / slabs, hidden);
         }
         free(hidden);
     }

@@ -25,7 +25,7 @@ SOURCE: Final = Path(__file__).with_suffix(".c")
 # No -ffast-math: NaN must pass through, and linking with it makes the whole process flush denormals to zero.
 FLAGS: Final = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
 
-_INT, _FLOATS, _STRIDES = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64 * 4
+_INT, _POINTER, _STRIDES = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64 * 4
 
 
 class _Update(ctypes.Structure):
@@ -33,10 +33,11 @@ class _Update(ctypes.Structure):
 
     _fields_ = (
         *((name, _INT) for name in ("num_networks", "num_blocks", "num_rows", "num_columns", "factored", "hidden")),
-        *((name, _FLOATS) for name in ("theta", "inner_step", "param", "grad")),
+        *((name, _POINTER) for name in ("theta", "inner_step", "param", "grad")),
         *((name, _INT) for name in ("theta_stride", "inner_step_stride")),
         *((name, _STRIDES) for name in ("param_strides", "grad_strides")),
-        *((name, _FLOATS) for name in ("momentum", "square", "row", "column")),
+        *((name, _POINTER) for name in ("momentum", "square", "row", "column")),
+        ("active", _POINTER),
         *((name, ctypes.c_float) for name in ("step_size", "shrink")),
     )
 
@@ -55,6 +56,7 @@ def native_update_(
     inner_step: Tensor,
     step_size: float,
     shrink: float,
+    active: Tensor | None = None,
 ) -> None:
     """As `chunked_update_`, without features or activations of a whole tensor in memory.
 
@@ -69,6 +71,7 @@ def native_update_(
     assert param.dtype == grad.dtype == torch.float32
     assert all(x.is_contiguous() for x in state)
     assert theta.stride(1) == 1
+    assert active is None or active.is_contiguous()
     update = _Update(
         *param.shape,
         accumulators.factored,
@@ -82,6 +85,7 @@ def native_update_(
         param.stride(),
         grad.stride(),
         *(x.data_ptr() for x in state),
+        None if active is None else active.data_ptr(),
         step_size,
         shrink,
     )

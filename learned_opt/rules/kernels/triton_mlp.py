@@ -23,7 +23,7 @@ from torch import Tensor
 
 from learned_opt.rules import features
 from learned_opt.rules.features import Accumulators, Decays
-from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, fold, network_size
+from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, fold, network_size, only_active
 
 SUPPORTED_HIDDEN: Final = (16, 32, 64)  # sizes that the matrix units take
 NUM_DENSE: Final = len(features.DENSE)
@@ -41,8 +41,11 @@ def fused_update_(
     inner_step: Tensor,
     step_size: float,
     shrink: float,
+    active: Tensor | None = None,
 ) -> None:
     """As `chunked_update_`."""
+    layers, decays, shrink_of = only_active(layers, decays, shrink, active)
+    shrinks = shrink_of if isinstance(shrink_of, Tensor) else param.new_full((len(param),), shrink_of)
     num_networks, num_blocks, num_rows, num_columns = param.shape
     num_programs = num_blocks * num_rows * triton.cdiv(num_columns, STATISTICS_BLOCK)
     features.accumulate_factors(accumulators, grad, decays)
@@ -67,7 +70,7 @@ def fused_update_(
         _network[grid](
             *tensors,
             *(weight.contiguous() for weight in weights),
-            *(step_size, shrink, MAGNITUDE_SCALE, *shape),
+            *(shrinks, step_size, MAGNITUDE_SCALE, *shape),
             HIDDEN=network_size(layers),
             BLOCK=NETWORK_BLOCK,
         )
@@ -144,7 +147,7 @@ def _add(hidden, weights, index: tl.constexpr, values):
 @triton.jit
 def _network(
     param_ptr, grad_ptr, momentum_ptr, square_ptr, row_ptr, column_ptr, momentum_column_ptr,
-    w1_ptr, row_bias_ptr, column_bias_ptr, w2_ptr, b2_ptr, w3_ptr, b3_ptr, step_size, shrink, magnitude_scale,
+    w1_ptr, row_bias_ptr, column_bias_ptr, w2_ptr, b2_ptr, w3_ptr, b3_ptr, shrink_ptr, step_size, magnitude_scale,
     num_blocks, num_rows, num_columns, pn, pe, pr, pc, gn, ge, gr, gc, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     network, block, row, columns, mask = _place(num_blocks, num_rows, num_columns, BLOCK)
@@ -187,4 +190,4 @@ def _network(
     direction = tl.sum(tl.load(outputs)[:, None] * hidden, axis=0) + tl.load(b3_ptr + network * 2)
     magnitude = tl.sum(tl.load(outputs + HIDDEN)[:, None] * hidden, axis=0) + tl.load(b3_ptr + network * 2 + 1)
     step = direction * tl.exp(magnitude_scale * magnitude)
-    tl.store(param_place, shrink * param - step_size * step, mask)
+    tl.store(param_place, tl.load(shrink_ptr + network) * param - step_size * step, mask)

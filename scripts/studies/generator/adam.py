@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from generator.alignment import measured
 from generator.evaluation.baselines import distinct, with_valid_buffers
 from generator.evaluation.testbed import METRIC
 from zoo.networks.metrics import LOG_RANGE
@@ -131,10 +132,10 @@ class RankOneExtrapolation:
         direction = self._direction(self.calibration)
         task = self.tuned.task
         losses = [
-            task.evaluate(with_valid_buffers(task.layout, self.calibration + factor * direction), "val")["loss"]
+            measured(task, with_valid_buffers(task.layout, self.calibration + factor * direction), "val")["loss"]
             for factor in self._factors
         ]
-        return torch.stack([_mean_log(loss.unsqueeze(1))[0] for loss in losses])
+        return torch.stack([_mean_log(loss) for loss in losses])
 
     def _direction(self, starts: Tensor) -> Tensor:
         """Main direction (N, P) of the paths, as long as what the paths cover along it."""
@@ -167,12 +168,8 @@ def tune_adam(
     """
     steps = (0, *sorted({round(step) for step in np.geomspace(1, max_steps, num_counts)}))
     snapshots = _snapshots(task, starts, learning_rates, steps, batch_size=batch_size)
-    table = torch.stack(
-        [
-            torch.stack([_mean_log(task.evaluate(one, "val")["loss"].unsqueeze(1))[0] for one in networks])
-            for networks in snapshots
-        ]
-    )  # (S, L)
+    losses = [measured(task, networks.flatten(0, 1), "val")["loss"].view(networks.shape[:2]) for networks in snapshots]
+    table = _mean_log(torch.stack(losses).movedim(2, 0))  # (S, L)
     best = table.min(1)
     rates = [learning_rates[i] for i in best.indices.tolist()]
     return TunedAdam(task, steps, tuple(rates), tuple(best.values.tolist()), batch_size)
@@ -185,7 +182,7 @@ def adam_curve(tuned: TunedAdam, starts: Tensor) -> AdamCurve:
     networks = tuned.train(starts, positions)
     seconds = time.perf_counter() - began
     longest = dict(zip(tuned.learning_rates, tuned.steps, strict=True))  # by rate
-    val, test = ([tuned.task.evaluate(networks[i], split) for i in positions] for split in ("val", "test"))
+    val, test = ([measured(tuned.task, networks[i], split) for i in positions] for split in ("val", "test"))
     return AdamCurve(
         tuned.steps,
         tuned.learning_rates,
@@ -215,7 +212,7 @@ def _snapshots(
 
 
 def _mean_log(losses: Tensor) -> Tensor:
-    """Mean over networks of the log losses: (N, S) -> (S,)."""
+    """Mean over networks of the log losses: (N, ...) -> (...)."""
     return losses.nan_to_num(nan=torch.inf).log().clamp(*LOG_RANGE).mean(0)
 
 

@@ -17,16 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from generator import GeneratorConfig, ParameterPipeline, PipelineSampler, Testbed, train_generator
+from generator import GeneratorConfig, PipelineSampler, Testbed, train_generator
 from generator.evaluation.neighbours import nearest, paired_distances
 from generator.evaluation.novelty import pool_at
 from generator.evaluation.testbed import METRIC, Sampler, log_gap
 from generator.evaluation.verdict import Estimate, Verdict
 from generator.trajectories import Trajectories
 from zoo import Zoo
+from zoo.devices import resolve_device
 from zoo.storage.selection import SelectedZoo
 
-FIRST_HALF, SECOND_HALF, WITHOUT_BAND = CONTROLS = ("first_half", "second_half", "without_band")
+_NUM_STARTS: Final = 64
 _NUM_BAND_PROMPTS: Final = 8
 _SMALLEST: Final = 1e-12  # divides what is zero for equal networks
 
@@ -67,105 +68,54 @@ class BandReport:
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class ControlReports:
-    """Tests (C) and (E)."""
-
-    halves: HalvesReport
-    band: BandReport
-
-
-def control_zoos(testbed: Testbed, zoo: Zoo) -> dict[str, Zoo]:
-    """The parts of a zoo that the controls are trained on, by name.
-
-    Both halves have every second training run, and all runs of other splits, on which models are selected. The band
-    is the middle third of the range of prompts.
-    """
-    train = zoo.split("train")
-    losses = zoo.metric(METRIC)
-    low, high = band_of(testbed)
-    return {
-        FIRST_HALF: SelectedZoo(zoo, runs=np.setdiff1d(np.arange(zoo.num_runs), train[1::2])),
-        SECOND_HALF: SelectedZoo(zoo, runs=np.setdiff1d(np.arange(zoo.num_runs), train[0::2])),
-        WITHOUT_BAND: SelectedZoo(zoo, keep=~((losses > low) & (losses < high))),
-    }
-
-
-def band_of(testbed: Testbed) -> tuple[float, float]:
-    """Losses that are withheld for test (E)."""
-    return middle_band(testbed.prompts(2))
-
-
-def train_controls(
+def control_reports(
     testbed: Testbed,
     zoo: Zoo,
+    sampler: PipelineSampler,
     config: GeneratorConfig,
     *,
     out: Path,
+    device: str | torch.device = "auto",
     trainer_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
     report: Callable[[str], None] = print,
-) -> dict[str, ParameterPipeline]:
-    """Pipelines of the three controls; what is trained already in `out` is resumed, and so only read.
+) -> tuple[HalvesReport, BandReport]:
+    """Tests (C) and (E), with generators trained on parts of the zoo; those that are in `out` already are only read.
 
-    Their prompts are not calibrated: that would measure the answers inside the withheld band.
+    Both halves have every second training run, and all runs of other splits, on which models are selected. The band is
+    the middle third of the range of prompts. Prompts of the controls are not calibrated: that would measure the answers
+    inside the withheld band.
 
     Args:
         testbed: of the zoo.
         zoo: that the evaluated generator was trained on.
+        sampler: of the evaluated generator; controls are sampled as it is.
         config: settings of its training.
         out: folder of the controls.
-        trainer_options: see `train_generator`.
+        device, trainer_options: see `train_generator`.
+        seed: of the noise.
         report: told which control is trained.
     """
-    pipelines = {}
-    config = replace(config, calibrate_prompts=False)
-    for name, part in control_zoos(testbed, zoo).items():
+    train, losses = zoo.split("train"), zoo.metric(METRIC)
+    band = middle_band(testbed.prompts(2))
+    parts = {
+        "first_half": SelectedZoo(zoo, runs=np.setdiff1d(np.arange(zoo.num_runs), train[1::2])),
+        "second_half": SelectedZoo(zoo, runs=np.setdiff1d(np.arange(zoo.num_runs), train[0::2])),
+        "without_band": SelectedZoo(zoo, keep=~((losses > band[0]) & (losses < band[1]))),
+    }
+    samplers = []
+    for name, part in parts.items():
         report(f"training the control {name!r}")
-        pipelines[name] = train_generator([part], config, out=out / name, trainer_options=trainer_options)
-    return pipelines
-
-
-def control_reports(
-    testbed: Testbed,
-    zoo: Zoo,
-    pipelines: Mapping[str, ParameterPipeline],
-    sampler: PipelineSampler,
-    *,
-    num_starts: int = 64,
-    seed: int = 0,
-) -> ControlReports:
-    """Tests (C) and (E).
-
-    Args:
-        testbed: of the zoo.
-        zoo: of whose parts the controls were made.
-        pipelines: from `train_controls`.
-        sampler: of the evaluated generator; controls are sampled as it is.
-        num_starts: unseen starts.
-        seed: of the noise.
-    """
-    parts = control_zoos(testbed, zoo)
-    samplers = {name: replace(sampler, pipeline=pipelines[name]) for name in CONTROLS}
-    starts = testbed.starts(num_starts)
-    halves = halves_report(
-        (samplers[FIRST_HALF], samplers[SECOND_HALF]),
-        (
-            Trajectories.from_zoo(parts[FIRST_HALF], "train", (METRIC,)),
-            Trajectories.from_zoo(parts[SECOND_HALF], "train", (METRIC,)),
-        ),
-        starts=starts,
-        prompt=testbed.floor,
-        seed=seed,
+        settings = replace(config, calibrate_prompts=False)
+        pipe = train_generator([part], settings, out=out / name, device=device, trainer_options=trainer_options)
+        samplers.append(replace(sampler, pipeline=pipe.to(resolve_device(device))))
+    first, second, without_band = samplers
+    halves = [Trajectories.from_zoo(parts[name], "train", (METRIC,)) for name in ("first_half", "second_half")]
+    starts = testbed.starts(_NUM_STARTS)
+    return (
+        halves_report((first, second), (halves[0], halves[1]), starts=starts, prompt=testbed.floor, seed=seed),
+        withheld_band_report(testbed, without_band, band, starts=starts, num_prompts=_NUM_BAND_PROMPTS, seed=seed),
     )
-    band = withheld_band_report(
-        testbed,
-        samplers[WITHOUT_BAND],
-        band_of(testbed),
-        starts=starts,
-        num_prompts=_NUM_BAND_PROMPTS,
-        seed=seed,
-    )
-    return ControlReports(halves, band)
 
 
 def halves_report(

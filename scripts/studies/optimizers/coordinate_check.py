@@ -13,12 +13,16 @@ from learned_opt.evaluation.coordinate_check import CoordinateCheck, OptimizerOf
 from learned_opt.optimizer.torch_optimizer import MuLO
 from learned_opt.pretrained.files import Pretrained, load_pretrained
 from learned_opt.rules.registry import get_rule
+from zoo.devices import resolve_device
 from zoo.networks.architectures import MLP
 from zoo.networks.parametrization import parametrize
 
 
 def check_pretrained(
-    theta: str | Path | Pretrained, widths: Sequence[int], seeds: Sequence[int] = (0, 1, 2)
+    theta: str | Path | Pretrained,
+    widths: Sequence[int],
+    seeds: Sequence[int] = (0, 1, 2),
+    device: torch.device | str = "auto",
 ) -> dict[str, CoordinateCheck]:
     """Checks of MLPs 32-W-W-10 on random data: the optimizer in µP, the same without µP, and Adam without µP.
 
@@ -26,6 +30,7 @@ def check_pretrained(
         theta: meta-parameters, as of `LearnedOptimizer`.
         widths: W.
         seeds: of the initialisations.
+        device: where networks are trained, see `zoo.devices.resolve_device`.
     """
     ours = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
     without_mup = ours  # other rules have the width in their own step
@@ -33,6 +38,8 @@ def check_pretrained(
         without_mup = replace(ours, rule=get_rule("mlp", **{**ours.rule.config, "parametrization": "sp"}))
     rng = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(64, 32, generator=rng), torch.randint(10, (64,), generator=rng)
+    device = resolve_device(device)
+    inputs, targets = inputs.to(device), targets.to(device)
 
     def check(parametrization: str, make_optimizer: OptimizerOfModel) -> CoordinateCheck:
         def make_model(width: int) -> nn.Module:

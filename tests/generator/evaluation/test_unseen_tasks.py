@@ -1,17 +1,19 @@
 """Tasks that are held out are never trained on, and rivals see the same runs as the generator."""
 
+import numpy as np
 import pytest
 import torch
 
 from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.model.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
-from generator.training.config import GeneratorConfig
-from generator.training.module import OptimizationConfig
+from generator.training.config import GeneratorConfig, OptimizationConfig
+from generator.training.pairs import PairConfig
 from generator.training.tasks import holding_out, with_splits
 from generator.training.train import train_generator
-from generator.trajectories import PairConfig, Trajectories
+from generator.trajectories import Trajectories
 from zoo.building.build import build_zoo
+from zoo.storage.selection import SelectedZoo
 from zoo.tasks.registry import get_task
 
 NUM_PAIRS = 15  # runs 0 to 29 have masks 1 to 30 and runs 1022 - 30 to 1021 their complements
@@ -37,6 +39,15 @@ def test_exactly_so_many_pairs_are_held_out_and_fewer_are_among_them(zoo, num_he
     assert held_out.isdisjoint(trained)
     assert len(held_out | trained) == NUM_PAIRS
     assert set(pairs[with_splits(zoo, holding_out([zoo], 1)).split("test")]) <= held_out
+
+
+def test_a_selection_stays_one_when_tasks_are_held_out(zoo):
+    chosen = SelectedZoo(zoo, runs=range(0, 60, 2), keep=zoo.inner_step > 0)
+    other = with_splits(chosen, holding_out([chosen], 3))
+    runs = np.concatenate([other.split("train"), other.split("test")])
+    assert sorted(runs) == list(range(0, 60, 2))
+    np.testing.assert_array_equal(other.read([(4, 0)]), zoo.read([(4, 1)]))
+    assert set(chosen.spec.splits.fractions) == {"train", "val", "test"}
 
 
 def test_something_must_be_left_on_each_side(zoo):

@@ -17,7 +17,8 @@ from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
 from generator.training.losses import training_losses
-from generator.trajectories import PairConfig, Trajectories, batch_rng
+from generator.training.pairs import PairConfig, batch_rng, draw_pairs
+from generator.trajectories import Trajectories
 from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
@@ -39,6 +40,36 @@ def module_of(task, params):
     module = task.make_model()
     module.load_state_dict(task.layout.unflatten(params))
     return module
+
+
+class Branches(nn.Module):
+    """Its way through depends on the inputs, so torch.func cannot run it in batches; returns a dict of logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(1), nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.norm(x)
+        return {"logits": self.head((x if x.sum() > -1e9 else -x).flatten(1))}
+
+
+def test_networks_that_run_one_after_another_have_a_batch_mode_too():
+    plain = get_task("digits", architecture="cnn", channels=(4,))
+    with pytest.warns(UserWarning, match="one after another"):
+        task = Task("branches", plain.dataset, Branches, OBJECTIVES["cross_entropy"])
+    params = task.init(torch.Generator().manual_seed(0), 2).requires_grad_()
+    inputs = task.dataset.train.inputs[:20]
+    outputs, updated = run_in_batch_mode(task, params, inputs)
+    outputs[1].sum().backward()
+    module = module_of(task, params[1].detach()).train()
+    module.norm.momentum = 1.0
+    expected = module(inputs)["logits"]
+    expected.sum().backward()
+    torch.testing.assert_close(outputs[1], expected)
+    torch.testing.assert_close(updated[1, task.layout["norm.running_var"].span], module.norm.running_var)
+    torch.testing.assert_close(params.grad[1, task.layout["head.weight"].span], module.head.weight.grad.flatten())
+    assert not params.grad[0].any()
 
 
 def test_statistics_are_those_of_update_bn(task, networks, monkeypatch):
@@ -115,7 +146,7 @@ def test_pipelines_recompute_after_sampling_and_then_need_a_task(kind, task, net
         for param in model.parameters():
             param.add_(0.05 * torch.randn_like(param))
     config = ObjectiveConfig(energy_score=False, function_energy_weight=0.0, function_examples=16)
-    batch = make_runs(task, networks).pairs(PairConfig(batch_size=4), batch_rng(0, 0))
+    batch = draw_pairs(make_runs(task, networks), PairConfig(batch_size=4), batch_rng(0, 0))
     losses = training_losses(model, context, batch, config, rng=batch_rng(0, 0), precision=torch.enable_grad())
     losses["function"].backward()
     assert all(param.grad.isfinite().all() for param in model.parameters() if param.grad is not None)

@@ -9,7 +9,8 @@ from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
 from generator.training.losses import training_losses
-from generator.trajectories import PairConfig, Trajectories, batch_rng
+from generator.training.pairs import PairConfig, batch_rng, draw_pairs
+from generator.trajectories import Trajectories
 from zoo.networks import symmetry
 from zoo.tasks.registry import get_task
 
@@ -88,7 +89,7 @@ def test_fingerprints_reach_the_prediction_and_need_a_task(task):
     with torch.no_grad():
         for param in model.parameters():
             param.add_(0.05 * torch.randn_like(param))
-    batch = runs.pairs(PairConfig(batch_size=4, start_share=1.0), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=4, start_share=1.0), batch_rng(0, 0))
     losses = training_losses(
         model, context, batch, ObjectiveConfig(), rng=batch_rng(0, 0), precision=torch.enable_grad()
     )
@@ -118,7 +119,7 @@ def test_from_noise_the_noisy_network_is_looked_at(cnn_task):
     with torch.no_grad():
         for param in model.parameters():
             param.add_(0.05 * torch.randn_like(param))
-    batch = runs.pairs(PairConfig(batch_size=4, start_share=0.0), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=4, start_share=0.0), batch_rng(0, 0))
     config = ObjectiveConfig(energy_score=False, function_energy_weight=0.0, self_fed_share=0.5)
     losses = training_losses(model, context, batch, config, rng=batch_rng(0, 0), precision=torch.enable_grad())
     losses["total"].backward()

@@ -19,7 +19,8 @@ from generator.prompts.prompt import Prompt
 from generator.sampler import make_scheduler, sample_params
 from generator.tokens.normalizer import ParamNormalizer
 from generator.training.losses import training_losses
-from generator.trajectories import PairConfig, Trajectories, batch_rng
+from generator.training.pairs import PairConfig, batch_rng, draw_pairs
+from generator.trajectories import Trajectories
 from zoo.tasks.registry import get_task
 
 
@@ -67,7 +68,7 @@ def test_a_step_from_a_true_prediction_stays_on_the_path(prediction):
 
 def test_self_fed_steps_are_trained_on_what_the_model_itself_predicts(task, runs):
     model, context = make_parts(task, runs)
-    batch = runs.pairs(PairConfig(batch_size=6), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=6), batch_rng(0, 0))
     losses = {}
     for share in (0.0, 1.0):
         config = ObjectiveConfig(function_examples=16, self_fed_share=share)
@@ -130,7 +131,7 @@ def test_every_objective_gives_gradients_to_every_parameter(task, runs, predicti
     with torch.no_grad():
         for param in model.parameters():
             param.add_(0.05 * torch.randn_like(param))
-    batch = runs.pairs(PairConfig(batch_size=6), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=6), batch_rng(0, 0))
     config = ObjectiveConfig(prediction=prediction, function_examples=16)
     losses = training_losses(model, context, batch, config, rng=batch_rng(0, 0, 1), precision=torch.enable_grad())
     assert set(losses) == {"params", "function", "function_energy", "total"}
@@ -156,7 +157,7 @@ def test_every_kind_of_network_can_be_trained_on(options, kind):
     params = task.init(torch.Generator().manual_seed(0), 4)[:, None].repeat(1, 2, 1)
     runs = Trajectories(task.layout, params, {"val_loss": torch.rand(4, 2) + 0.1})
     model, context = make_parts(task, runs, kind)
-    batch = runs.pairs(PairConfig(batch_size=2), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=2), batch_rng(0, 0))
     config = ObjectiveConfig(function_examples=4)
     losses = training_losses(model, context, batch, config, rng=batch_rng(0, 0, 1), precision=torch.enable_grad())
     losses["total"].backward()
@@ -179,7 +180,7 @@ def test_examples_come_from_the_splits_that_are_named_and_never_from_test(task, 
 def test_perfect_predictions_have_no_function_loss(task, runs):
     """The reference is the real target network on the same examples, so the truth scores zero."""
     model, context = make_parts(task, runs, use_latent=False)
-    batch = runs.pairs(PairConfig(batch_size=6), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=6), batch_rng(0, 0))
     truth = context.scale.normalize(batch.target)
 
     class Oracle(torch.nn.Module):
@@ -196,7 +197,7 @@ def test_perfect_predictions_have_no_function_loss(task, runs):
 
 def test_null_prompts_are_left_out_of_the_function_loss(task, runs):
     model, context = make_parts(task, runs)
-    batch = runs.pairs(PairConfig(batch_size=6, prompt_dropout=1.0), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=6, prompt_dropout=1.0), batch_rng(0, 0))
     losses = training_losses(
         model, context, batch, ObjectiveConfig(), rng=batch_rng(0, 0), precision=torch.enable_grad()
     )
@@ -205,7 +206,7 @@ def test_null_prompts_are_left_out_of_the_function_loss(task, runs):
 
 def test_windows_score_a_part_of_the_network(task, runs):
     model, context = make_parts(task, runs, kind="chunk", window=2, use_latent=False)
-    batch = runs.pairs(PairConfig(batch_size=3), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=3), batch_rng(0, 0))
     options = {"energy_score": False, "function_weight": 0.0, "function_energy_weight": 0.0}
     config = ObjectiveConfig(**options, windows_per_step=2)
     loss = training_losses(model, context, batch, config, rng=batch_rng(0, 0), precision=torch.enable_grad())["total"]

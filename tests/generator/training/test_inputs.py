@@ -10,10 +10,9 @@ from torch import nn
 from generator.evaluation.unseen_starts import alignment_report
 from generator.model.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
-from generator.training.config import GeneratorConfig
-from generator.training.module import OptimizationConfig
+from generator.training.config import GeneratorConfig, OptimizationConfig
+from generator.training.pairs import PairConfig
 from generator.training.train import train_generator
-from generator.trajectories import PairConfig
 from zoo.building.build import build_zoo
 from zoo.checkpoints.importer import import_checkpoints
 from zoo.networks.layout import LayoutMismatchError

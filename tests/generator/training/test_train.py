@@ -8,10 +8,11 @@ from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
-from generator.training.config import GeneratorConfig
-from generator.training.module import GeneratorModule, OptimizationConfig, PairDataModule, split_params
+from generator.training.config import GeneratorConfig, OptimizationConfig
+from generator.training.module import GeneratorModule, PairDataModule, split_params
+from generator.training.pairs import PairConfig, batch_rng, draw_pairs, numbered_batch
 from generator.training.train import assemble, keep_last_checkpoint, make_trainer
-from generator.trajectories import PairBatches, PairConfig, Trajectories, batch_rng
+from generator.trajectories import Trajectories
 from zoo.tasks.registry import get_task
 
 SMALL = {"width": 16, "num_blocks": 1, "num_heads": 2, "edge_width": 8}
@@ -45,9 +46,8 @@ def train(tasks, config, out, *, checkpoint=None, callbacks=()):
     model, normalizer, contexts = assemble(runs, tasks, config)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
-    trainer = make_trainer(
-        config.optimization, out, list(callbacks), {**QUIET, "enable_checkpointing": bool(callbacks)}
-    )
+    options = {**QUIET, "enable_checkpointing": bool(callbacks)}
+    trainer = make_trainer(config.optimization, out, callbacks, options=options)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     return module, normalizer
 
@@ -55,7 +55,7 @@ def train(tasks, config, out, *, checkpoint=None, callbacks=()):
 def test_targets_come_later_in_the_run_of_the_start(tasks):
     runs = make_runs(tasks[0], num_snapshots=5)
     for index in range(5):
-        batch = runs.pairs(PairConfig(batch_size=64, start_share=1.0), batch_rng(0, index))
+        batch = draw_pairs(runs, PairConfig(batch_size=64, start_share=1.0), batch_rng(0, index))
         ratio = batch.target.norm(dim=1) / batch.start.norm(dim=1)
         assert (ratio > 1.1).all()
         cosine = torch.nn.functional.cosine_similarity(batch.start, batch.target)
@@ -67,7 +67,7 @@ def test_targets_come_later_in_the_run_of_the_start(tasks):
 def test_some_starts_already_meet_their_prompt(tasks):
     runs = make_runs(tasks[0], num_snapshots=5)
     config = PairConfig(batch_size=400, start_share=1.0, initial_share=0.5, stay_share=0.4, start_metric_dropout=0.0)
-    batch = runs.pairs(config, batch_rng(0, 0))
+    batch = draw_pairs(runs, config, batch_rng(0, 0))
     stays = (batch.start == batch.target).all(1)
     assert 0.15 < stays.double().mean() < 0.25
     known = stays & ~batch.prompt.target.isnan().any(1)
@@ -76,7 +76,7 @@ def test_some_starts_already_meet_their_prompt(tasks):
 
 def test_without_a_start_every_snapshot_is_a_target(tasks):
     runs = make_runs(tasks[0], num_snapshots=3)
-    batch = runs.pairs(PairConfig(batch_size=200, start_share=0.0, prompt_dropout=0.0), batch_rng(0, 0))
+    batch = draw_pairs(runs, PairConfig(batch_size=200, start_share=0.0, prompt_dropout=0.0), batch_rng(0, 0))
     assert not batch.has_start.any()
     assert batch.prompt.start.isnan().all()
     assert len(batch.prompt.target.unique()) == 24
@@ -85,11 +85,10 @@ def test_without_a_start_every_snapshot_is_a_target(tasks):
 def test_batches_follow_from_seed_and_index_alone(tasks):
     runs = [make_runs(task) for task in tasks]
     config = PairConfig(batch_size=4)
-    whole = PairBatches(runs, config, seed=3, first=0, count=6)
-    tail = PairBatches(runs, config, seed=3, first=4, count=2)
-    assert torch.equal(whole[5].target, tail[1].target)
-    assert not torch.equal(whole[5].target, PairBatches(runs, config, seed=4, first=5, count=1)[0].target)
-    assert [whole[i].zoo for i in range(4)] == [0, 1, 0, 1]
+    again = [numbered_batch(runs, config, 3, index) for index in range(6)]
+    assert torch.equal(again[5].target, numbered_batch(runs, config, 3, 5).target)
+    assert not torch.equal(again[5].target, numbered_batch(runs, config, 4, 5).target)
+    assert [batch.zoo for batch in again[:4]] == [0, 1, 0, 1]
 
 
 def test_muon_gets_the_matrices_of_the_blocks():
@@ -129,9 +128,6 @@ def test_resumed_training_equals_uninterrupted(tasks, tmp_path):
     resumed, _ = train(tasks, config, tmp_path / "rest", checkpoint=str(tmp_path / "checkpoints" / "last.ckpt"))
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    other = make_config(learning_rate=1e-3)
-    with pytest.raises(ValueError, match="other settings"):
-        train(tasks, other, tmp_path / "other", checkpoint=str(tmp_path / "checkpoints" / "last.ckpt"))
 
 
 def test_targets_can_be_even_where_snapshots_crowd(tasks):
@@ -143,7 +139,7 @@ def test_targets_can_be_even_where_snapshots_crowd(tasks):
     shares = []
     for share in (0.0, 1.0):
         config = PairConfig(batch_size=512, even_share=share)
-        batch = runs.pairs(config, batch_rng(0, 0))
+        batch = draw_pairs(runs, config, batch_rng(0, 0))
         given = batch.has_start > 0
         assert (batch.target[given, 0] > batch.start[given, 0]).all()
         asked = ~batch.prompt.target[:, 0].isnan()
@@ -162,3 +158,30 @@ def test_a_trained_pipeline_can_be_saved(tasks, tmp_path):
     loaded = ParameterPipeline.from_pretrained(tmp_path / "pipe")
     ours, theirs = (p(prompt={"loss": 0.5}, generator=torch.Generator().manual_seed(0)) for p in (pipe, loaded))
     torch.testing.assert_close(ours.params, theirs.params)
+
+
+def test_the_trainer_takes_a_logger_and_callbacks_of_the_user(tasks, tmp_path):
+    config = make_config(num_steps=2, num_epochs=1)
+    mine = lightning.pytorch.callbacks.LambdaCallback()
+    logger = lightning.pytorch.loggers.CSVLogger(tmp_path / "mine")
+    options = {"enable_progress_bar": False, "logger": logger, "callbacks": mine}
+    trainer = make_trainer(
+        config.optimization, tmp_path, [keep_last_checkpoint(tmp_path)], device="cpu", options=options
+    )
+    assert trainer.logger is logger
+    assert mine in trainer.callbacks
+    assert trainer.strategy.root_device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "message"),
+    [
+        ("auto", {"max_epochs": 3}, r"\['max_epochs'\] are none of lightning.Trainer's, or follow from the config"),
+        ("auto", {"acelerator": "cpu"}, r"\['acelerator'\] are none"),
+        ("cpu", {"accelerator": "cuda"}, "device='cpu' and accelerator='cuda' of trainer_options differ"),
+        ("cuda:99", {}, "there is no device 'cuda:99'"),
+    ],
+)
+def test_options_of_the_trainer_that_do_not_fit_are_refused(tmp_path, device, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(OptimizationConfig(), tmp_path, [], device=device, options=options)

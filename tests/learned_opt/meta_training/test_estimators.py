@@ -35,6 +35,7 @@ class Quadratic:
     is_compilable = False
     batch_size = 1
     tasks = (None,)
+    device = torch.device("cpu")
 
     def init(self, seeds: Tensor) -> Tensor:
         return torch.tensor([[1.0, -2.0]]).repeat(len(seeds), 1)
