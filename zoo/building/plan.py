@@ -101,8 +101,6 @@ class BuildPlan:
     split_fractions: Mapping[str, float] = field(default_factory=lambda: dict(SplitRule().fractions))
 
     def __post_init__(self) -> None:
-        if not isinstance(self.task, Task):
-            raise ValueError(f"task must be a Task, such as get_task('digits'), got {self.task!r}")
         for name in ("num_runs", "num_steps"):
             _check_integer(name, getattr(self, name), at_least=1)
         if self.block_size is not None:

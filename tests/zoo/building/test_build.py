@@ -223,11 +223,6 @@ def test_a_zoo_goes_on_when_its_data_have_moved_but_not_when_they_have_changed(t
         build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "other.npz"), hidden=[2]), **settings)
 
 
-def test_a_name_is_no_task(tmp_path):
-    with pytest.raises(ValueError, match=r"task must be a Task, such as get_task\('digits'\), got 'digits'"):
-        build_zoo(tmp_path / "zoo", "digits", **SETTINGS)
-
-
 def test_unknown_settings_are_refused(tmp_path, task):
     with pytest.raises(TypeError, match="learning_rate"):
         build_zoo(tmp_path / "zoo", task, learning_rate=1, **SETTINGS)
