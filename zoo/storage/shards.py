@@ -164,6 +164,8 @@ def _map(folder: Path, block: int) -> np.ndarray:
         raise ShardError(f"missing: {path}") from None
     except ValueError:
         raise ShardError(f"truncated: {path} is empty") from None
+    except OSError as error:
+        raise ShardError(f"cannot be read: {error}") from error
 
 
 def _fetch(store: Store, prefix: str, block: int) -> np.ndarray:

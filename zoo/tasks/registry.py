@@ -68,8 +68,6 @@ def _mlp(
 ) -> Callable[[], nn.Module]:
     if not dataset.train.inputs.is_floating_point():
         raise ValueError(f"an MLP does not take the symbols of {dataset.name!r}; use architecture='transformer'")
-    if isinstance(hidden, str) or not isinstance(hidden, Sequence) or not all(isinstance(n, int) for n in hidden):
-        raise ValueError(f"hidden must be a list of widths such as [32, 16], got {hidden!r}")
     num_inputs = dataset.train.inputs[0].numel()
     return lambda: MLP(num_inputs, tuple(hidden), num_outputs, activation)
 
@@ -104,16 +102,29 @@ def _split_options(
     data_options = dataset_options(dataset_name)
     parameters = inspect.signature(ARCHITECTURES[architecture]).parameters.values()
     model_options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    unknown = sorted(set(options) - set(data_options) - set(model_options))
+    known = data_options | model_options
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        known = sorted([*data_options, *model_options])
-        raise ValueError(f"task {name!r} with architecture {architecture!r} has the options {known}, got {unknown}")
+        names = sorted(known)
+        raise ValueError(f"task {name!r} with architecture {architecture!r} has the options {names}, got {unknown}")
+    for key, value in options.items():
+        _check_like(key, value, known[key])
     data_options |= {key: value for key, value in options.items() if key in data_options}
     model_options |= {key: value for key, value in options.items() if key in model_options}
     missing = [key for key, value in data_options.items() if value is inspect.Parameter.empty]
     if missing:
         raise ValueError(f"task {name!r} needs the options {missing}")
     return data_options, model_options
+
+
+def _check_like(name: str, value: object, default: object) -> None:
+    """Raise ValueError unless an option is an integer, or a list of such, where its default is."""
+    numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    are_integers = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    if isinstance(default, tuple) and (numbers is not value or not are_integers):
+        raise ValueError(f"{name} must be a list of integers such as {list(default)}, got {value!r}")
+    if isinstance(default, int) and (numbers is value or not are_integers):
+        raise ValueError(f"{name} must be an integer such as {default}, got {value!r}")
 
 
 def _checked_masks(masks: object) -> list[int] | None:

@@ -99,6 +99,15 @@ def test_a_truncated_shard_is_found(path, length):
     assert "truncated" in findings[0].message
 
 
+def test_a_shard_that_cannot_be_opened_is_found(path):
+    shard = path / "params/c/1/0/0"
+    shard.unlink()
+    shard.mkdir()
+    (finding,) = Zoo.open(path).verify()
+    assert (finding.block, finding.kind) == (1, "shard")
+    assert "cannot be read: [Errno 21] Is a directory" in finding.message
+
+
 def test_a_lengthened_shard_is_found(path):
     shard = path / "params/c/0/0/0"
     shard.write_bytes(shard.read_bytes() + b"\0")
