@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from zoo import Zoo, build_zoo, get_task
-from zoo.building import BuildPlan
+from zoo.building import BuildPlan, default_executor
 from zoo.building.build import Progress
 from zoo.devices import resolve_device
 from zoo.inspection import summarize, summary_tables
@@ -50,7 +50,8 @@ def build(config: DictConfig, report: Callable[[Progress], None]) -> Zoo:
     task = get_task(**values["task"], **values["architecture"]).to(resolve_device(config.device))
     plan = {field.name: values[field.name] for field in fields(BuildPlan) if field.name != "task"}
     out = Path(config.out).absolute()
-    return build_zoo(out, task, executor=instantiate(config.executor), progress=report, **plan)
+    executor = instantiate(config.executor) or default_executor(task.device, config.num_runs * config.num_steps)
+    return build_zoo(out, task, executor=executor, progress=report, **plan)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a build is made of: its plan, the optimizers of its runs, and where its blocks are computed."""
 
-from zoo.building.executors import Executor, InProcess, LocalProcesses, RayExecutor
+from zoo.building.executors import Executor, InProcess, LocalProcesses, RayExecutor, default_executor
 from zoo.building.plan import BuildPlan
 
 __all__ = [
@@ -9,4 +9,5 @@ __all__ = [
     "InProcess",
     "LocalProcesses",
     "RayExecutor",
+    "default_executor",
 ]
