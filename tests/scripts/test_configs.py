@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from scripts import cli
 from scripts.cli import compose
@@ -70,7 +70,7 @@ def test_every_config_belongs_to_a_script(script):
 
 @pytest.mark.parametrize(("script", "group", "choice"), CHOICES, ids=str)
 def test_every_choice_of_every_group_composes(script, group, choice):
-    assert compose(script, [f"{group}={choice}"])[group]
+    assert isinstance(compose(script, [f"{group}={choice}"])[group], DictConfig)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
