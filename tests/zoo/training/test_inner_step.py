@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 
@@ -37,9 +39,12 @@ def test_compiled_steps_equal_eager_ones_and_are_compiled_once():
 def test_a_process_may_compile_more_programs_than_torch_allows_by_itself():
     """Beyond torch's own limit all further networks would train uncompiled, in silence."""
     num_programs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    with torch._dynamo.config.patch(recompile_limit=1):
+    with torch._dynamo.config.patch(recompile_limit=1), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         for size in (2, 3):
             run_steps(get_task("digits", hidden=(size,)), Sgd(lr=0.1), compile=True)
+    if any("cannot compile" in str(one.message) for one in said):
+        pytest.skip("torch's compiler does not work here, for instance with ATEN_CPU_CAPABILITY=default")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == num_programs + 2
 
 
