@@ -3,7 +3,9 @@
 Networks in tests are so small that a second thread gains nothing, and on a busy machine threads wait for each other.
 """
 
+import getpass
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -19,6 +21,12 @@ from zoo.storage.zoo import Zoo
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))  # set for processes that tests start, too
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which diffusers and lightning do
+
+# Compiled programs that torch keeps for one instruction set compute nonsense, or crash, under another.
+capability = torch.backends.cpu.get_cpu_capability().lower()
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor-{getpass.getuser()}-{capability}"
+)
 
 pretended_device.register()
 
