@@ -17,12 +17,12 @@ class Report:
 
     Attributes:
         runs, model_steps: built so far.
-        speeds: model-steps per second of each block.
+        speed: model-steps per second of the whole build so far, start and compilation included; None before the first.
     """
 
     def __init__(self) -> None:
         self.runs = self.model_steps = 0
-        self.speeds: list[float] = []
+        self.speed: float | None = None
         self._started = time.perf_counter()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"))
         times = (TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -42,7 +42,6 @@ class Report:
         if state.report is not None:
             self.runs += state.report.num_runs
             self.model_steps += state.report.model_steps
-            self.speeds.append(state.report.model_steps / state.report.seconds)
             seconds = time.perf_counter() - self._started
-            speed = f"{self.runs / seconds:,.1f} runs/s, {self.model_steps / seconds:,.0f} model-steps/s"
-            self._bar.update(self._row, speed=speed)
+            self.speed = self.model_steps / seconds
+            self._bar.update(self._row, speed=f"{self.runs / seconds:,.1f} runs/s, {self.speed:,.0f} model-steps/s")

@@ -30,7 +30,7 @@ def run(config: DictConfig) -> StageResult:
     findings = zoo.verify()
     if findings:
         raise ValueError(f"the zoo is damaged: {findings[0]}; run the demo again to repair it")
-    speed = statistics.median(report.speeds) if report.speeds else None
+    speed = report.speed
     steps, losses = metric_quantiles(zoo, "val_loss", LEVELS)
     numbers = {
         "task": dict(zoo.task_config),
