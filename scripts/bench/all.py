@@ -31,6 +31,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Final, NamedTuple
@@ -61,21 +62,39 @@ TINY_DEMO: Final = """
 
 
 def gpu_tests(device: torch.device, size: str, budget: float) -> Iterator[Row]:
-    """How many of the tests that need a GPU pass."""
+    """How many of the tests that need a GPU pass, of those that the budget leaves time for."""
     folder = "tests" if size == "full" else "tests/learned_opt/rules"
-    options = ["-q", "-m", "gpu", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    options = ["-v", "-m", "gpu", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    if find_spec("xdist") is not None:
+        options += ["-n", str(min(8, os.cpu_count() or 1))]
     command = [sys.executable, "-m", "pytest", folder, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    print(done.stdout, done.stderr, flush=True)
-    *_, last = done.stdout.splitlines() or [""]
-    counts = {word.removesuffix("s"): int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", last)}
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    log, note = Path.cwd() / "logs" / "pytest.txt", ""
+    with log.open("w") as written:
+        try:
+            subprocess.run(command, cwd=ROOT, stdout=written, stderr=subprocess.STDOUT, check=False, timeout=budget)
+        except subprocess.TimeoutExpired:
+            note = f"Stopped after {budget:.0f} s. "
+    said = log.read_text()
+    print(said, flush=True)
+    outcomes = test_outcomes(said)
+    failed = [name for name, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")]
     yield Row(
         question="Do the tests that need a GPU pass?",
         setting={"device": device.type},
-        figures={name: counts.get(name, 0) for name in ("passed", "failed", "skipped", "error")},
-        note=f"Failed: {', '.join(failed)}." if failed else "",
+        figures={
+            outcome.lower(): list(outcomes.values()).count(outcome)
+            for outcome in ("PASSED", "FAILED", "SKIPPED", "ERROR")
+        },
+        note=note + (f"Failed: {', '.join(failed)}." if failed else ""),
     )
+
+
+def test_outcomes(said: str) -> dict[str, str]:
+    """Outcome of each test by its name, from what `pytest -v` wrote, in one process or several."""
+    outcome = "(PASSED|FAILED|SKIPPED|ERROR)"
+    lines = re.findall(rf"^(?:\[gw\d+\] \[ *\d+%\] )?{outcome} (tests/.+?)(?: - .*)?$", said, re.MULTILINE)
+    lines += [(end, name) for name, end in re.findall(rf"^(tests/.+?) {outcome}\b", said, re.MULTILINE)]
+    return {name.strip(): end for end, name in lines}
 
 
 def demo(device: torch.device, size: str, budget: float) -> Iterator[Row]:
@@ -104,7 +123,7 @@ class Stage(NamedTuple):
 
 
 STAGES: Final = {
-    "tests": Stage("tests", 1, "all:gpu_tests"),
+    "tests": Stage("tests", 2, "all:gpu_tests"),
     "populations": Stage("population", 2, "bench_population:stage"),
     "optimizers": Stage("optimizer_step", 1, "bench_optimizer_step:stage"),
     "meta": Stage("meta_train", 1, "bench_meta_train:stage"),
