@@ -19,7 +19,6 @@ from zoo.networks.initialization import run_seed
 from zoo.settings import Json
 from zoo.storage.schema import ZooSpec
 from zoo.storage.splits import SplitRule
-from zoo.tasks.label_subsets import NUM_CLASSES
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 from zoo.training.batches import check_batch_size
@@ -158,7 +157,7 @@ class BuildPlan:
             task_config=cast("dict[str, Json]", self.task.description),
             optimizer_config=recorded,
             seed=self.seed,
-            splits=SplitRule(self.split_fractions, "mask_pair" if "mask_pair" in columns else "seed"),
+            splits=SplitRule(self.split_fractions, self.task.split_key),
             data_hash=self.task.dataset.data_hash,
             extra={"training": training},
         )
@@ -203,8 +202,6 @@ class BuildPlan:
         if isinstance(self.init_scale, Mapping):
             values["init_scale"] = draw(self.init_scale, self.seeds(runs), "init_scale")
         values |= self.task.run_attributes(runs)
-        if "mask" in values:  # a subset and its complement are one question: splits must not part them
-            values["mask_pair"] = torch.minimum(values["mask"], 2**NUM_CLASSES - 1 - values["mask"])
         kinds = {name: np.float64 if value.is_floating_point() else np.int64 for name, value in values.items()}
         return {name: value.cpu().numpy().astype(kinds[name]) for name, value in values.items()}
 

@@ -1,0 +1,93 @@
+"""A family of tasks, trained on as one population.
+
+Legend: N networks, B examples.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from zoo.tasks.evaluation import even_indices
+from zoo.tasks.families.family import Family, Members
+from zoo.tasks.objectives import Objective
+from zoo.tasks.task import Batch, Task
+
+
+class FamilyTask(Task):
+    """Network j of a population trains on member j, unless `for_runs` or `for_members` say which.
+
+    Run i of a zoo has member i, or i modulo their number where the family has an end.
+
+    Args:
+        family: of tasks.
+        Others: as for Task.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        family: Family,
+        build: Callable[[], nn.Module],
+        objective: Objective,
+        *,
+        parametrization: str = "sp",
+        config: Mapping[str, object] | None = None,
+    ) -> None:
+        self.family = family
+        self._numbers: tuple[int, ...] | None = None
+        self._bound: Members | None = None
+        super().__init__(name, family.dataset, build, objective, parametrization=parametrization, config=config)
+
+    @property
+    def split_key(self) -> str:
+        return self.family.split_key
+
+    def to(self, device: torch.device | str) -> FamilyTask:
+        moved = super().to(device)
+        assert isinstance(moved, FamilyTask)
+        moved.family = self.family.to(device)
+        moved.dataset = moved.family.dataset
+        return moved if self._numbers is None else moved.for_members(self._numbers)
+
+    def for_runs(self, runs: Sequence[int]) -> FamilyTask:
+        return self.for_members(self._members_of(runs))
+
+    def for_members(self, members: Sequence[int]) -> FamilyTask:
+        """The task whose network j is to solve member `members[j]`."""
+        bound = copy.copy(self)
+        bound._numbers = tuple(int(member) for member in members)
+        bound._bound = self.family.bind(torch.tensor(bound._numbers))
+        return bound
+
+    def run_attributes(self, runs: Sequence[int]) -> dict[str, Tensor]:
+        return self.family.attributes(torch.tensor(self._members_of(runs)))
+
+    def batch(self, indices: Tensor, num_networks: int, split: str = "train") -> Batch:
+        return self._members(num_networks).examples(indices, split)
+
+    def _members_of(self, runs: Sequence[int]) -> list[int]:
+        count = self.family.num_members
+        return [int(run) if count is None else int(run) % count for run in runs]
+
+    def _members(self, num_networks: int) -> Members:
+        if self._numbers is None or self._bound is None:
+            return self.family.bind(torch.tensor(self._members_of(range(num_networks))))
+        if len(self._numbers) != num_networks:
+            raise ValueError(f"the task is bound to {len(self._numbers)} runs, got {num_networks} networks")
+        return self._bound
+
+    def _targets_to_fit(self, split: str) -> Tensor:
+        everything = torch.arange(len(self.dataset.split(split)), device=self.device)
+        return self.batch(everything, 1 if self._numbers is None else len(self._numbers), split).targets[0]
+
+    def _drawn(self, indices: Tensor, split: str) -> Batch:
+        return Task.batch(self, indices, 1, split) if self._bound is None else self._bound.examples(indices, split)
+
+    def _evaluated_batch(self, split: str, examples: slice, networks: slice, num_networks: int) -> Batch:
+        count = len(self.dataset.split(split))
+        indices = even_indices(count, self.max_train_evaluated if split == "train" else count, self.device)
+        return self._members(num_networks)[networks].examples(indices[examples], split)
