@@ -217,7 +217,7 @@ class BuildPlan:
         """A named task travels to other processes as its options."""
         state = dict(self.__dict__)
         if self.task.config:
-            state["task"] = (json.dumps(self.task.config), str(self.task.device))
+            state["task"] = (json.dumps(self.task.config), str(self.task.device), self.task.dataset.data_hash)
         return state
 
     def __setstate__(self, state: dict) -> None:
@@ -233,6 +233,9 @@ def _check_integer(name: str, value: object, *, at_least: int | None = None) -> 
 
 
 @lru_cache(2)
-def _named_task(config: str, device: str) -> Task:
+def _named_task(config: str, device: str, data_hash: str) -> Task:
     """The same object for all blocks of a worker process, which keeps its data and compiled programs."""
-    return get_task(**json.loads(config)).to(device)
+    task = get_task(**json.loads(config))
+    if task.dataset.data_hash != data_hash:
+        raise ValueError(f"the data of task {task.name!r} have changed while the zoo was built; restore them")
+    return task.to(device)

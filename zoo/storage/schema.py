@@ -20,7 +20,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from zoo.networks.layout import ParamLayout
-from zoo.settings import Json, installed_software, require_same
+from zoo.settings import REMEDY, Json, differences, installed_software, require_same
 from zoo.storage.splits import SplitRule
 
 FORMAT: Final = "weightfoundry-zoo"
@@ -31,7 +31,13 @@ _COLUMN_DTYPES: Final = ("float64", "int64")
 _RESERVED_COLUMNS: Final = {"seed": "int64", "checksum": "uint32", "status": "uint8"}
 _FILL: Final[dict[str, float | int]] = {"float64": np.nan, "float32": np.nan, "float16": np.nan, "int64": -1}
 _BFLOAT16_NAN: Final = 0x7FC0
-_NOT_COMPARED: Final = ("software", "format_version", "checksum", "task.path")  # of files, the data's hash is compared
+_NOT_COMPARED: Final = (
+    "software",
+    "format_version",
+    "checksum",
+    "task.path",
+    "task.base.path",
+)  # of files, the data's hash is compared
 
 
 class RunStatus(IntEnum):
@@ -190,7 +196,10 @@ class ZooSpec:
             where: the zoo, for the message.
             defaults: what fields have that either side lacks.
         """
-        require_same(self.to_attributes(), now.to_attributes(), where, defaults=defaults, free=_NOT_COMPARED)
+        begun, given = self.to_attributes(), now.to_attributes()
+        same_but_for_data = not differences(begun, given, defaults=defaults, free=(*_NOT_COMPARED, "data_hash"))
+        remedy = "the data have changed since: restore them, or choose another folder" if same_but_for_data else REMEDY
+        require_same(begun, given, where, defaults=defaults, free=_NOT_COMPARED, remedy=remedy)
 
 
 # the attribute of each field

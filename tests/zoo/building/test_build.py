@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -17,7 +18,7 @@ import torch
 from zoo.building.build import BlockBuilder, build_zoo
 from zoo.building.executors import InProcess, LocalProcesses, RayExecutor
 from zoo.building.hyperparameters import OPTIMIZER_DEFAULTS
-from zoo.building.plan import BuildPlan, BuildSettings
+from zoo.building.plan import BuildPlan, BuildSettings, _named_task
 from zoo.networks.initialization import run_seed
 from zoo.settings import SettingsMismatchError
 from zoo.storage.schema import RunStatus
@@ -158,7 +159,7 @@ def test_a_zoo_of_ones_own_task_is_resumed_though_what_it_computes_was_not_recor
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 
     own = Task("own", get_task("digits").dataset, build, OBJECTIVES["cross_entropy"])
-    plan = BuildPlan(task=own, num_runs=2, num_steps=1)
+    plan = BuildPlan(task=own, num_runs=2, num_steps=1, batch_size=4)
     assert "behaviour" in own.description
     earlier = {key: value for key, value in own.description.items() if key != "behaviour"}
     ZooWriter.create(tmp_path / "zoo", replace(plan.spec(), task_config=earlier))
@@ -217,10 +218,32 @@ def test_a_zoo_goes_on_when_its_data_have_moved_but_not_when_they_have_changed(t
     x, y = rng.normal(size=(40, 3)), rng.integers(2, size=40)
     for name, inputs in (("old", x), ("new", x), ("other", x + 1)):
         np.savez(tmp_path / f"{name}.npz", x=inputs, y=y)
-    build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "old.npz"), hidden=[2]), **settings)
-    build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "new.npz"), hidden=[2]), **settings)
-    with pytest.raises(SettingsMismatchError, match="data_hash"):
-        build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "other.npz"), hidden=[2]), **settings)
+
+    def tasks(name):
+        path = str(tmp_path / f"{name}.npz")
+        yield get_task("arrays", path=path, hidden=[2])
+        yield get_task("label_subsets", base={"name": "arrays", "path": path}, masks=[1], hidden=[2])
+
+    for i, (old, new, other) in enumerate(zip(tasks("old"), tasks("new"), tasks("other"), strict=True)):
+        build_zoo(tmp_path / f"zoo{i}", old, **settings)
+        build_zoo(tmp_path / f"zoo{i}", new, **settings)
+        with pytest.raises(
+            SettingsMismatchError, match=r"data_hash.*; the data have changed since: restore them"
+        ) as caught:
+            build_zoo(tmp_path / f"zoo{i}", other, **settings)
+        assert "\n" not in str(caught.value)
+
+
+def test_workers_refuse_data_that_change_under_them(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(40, 3)), y=rng.integers(2, size=40))
+    plan = BuildPlan(task=get_task("arrays", path=str(tmp_path / "data.npz"), hidden=[2]), num_runs=2, num_steps=1, batch_size=4)
+    sent = pickle.dumps(plan)
+    assert pickle.loads(sent).task.dataset.data_hash == plan.task.dataset.data_hash
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(40, 3)), y=rng.integers(2, size=40))
+    _named_task.cache_clear()  # as in a worker that has just begun
+    with pytest.raises(ValueError, match="the data of task 'arrays' have changed while the zoo was built"):
+        pickle.loads(sent)
 
 
 def test_unknown_settings_are_refused(tmp_path, task):
@@ -272,7 +295,7 @@ def test_subset_tasks_never_part_a_mask_from_its_complement(tmp_path):
     zoo = build_zoo(tmp_path / "zoo", task, optimizer={"name": "sgd"}, split_fractions=fractions, **settings)
     masks = {name: set(zoo.runs["mask"][zoo.split(name)].tolist()) for name in fractions}
     assert all(masks.values())
-    assert set.union(*masks.values()) == set(task.masks.tolist())
+    assert set.union(*masks.values()) == set(task.family.masks.tolist())
     for side in masks.values():
         assert {1023 - mask for mask in side} == side
 

@@ -79,8 +79,11 @@ def text_domains(
         if digest not in seen:  # a copy would put the same text into two domains
             seen.add(digest)
             documents.setdefault(file.relative_to(root).parts[0].removesuffix(".py"), []).append(text)
+    texts = {name: b"".join(parts) for name, parts in documents.items()}
+    if path is None:  # whose small modules nobody misses
+        texts = {name: text for name, text in texts.items() if len(text) >= min_bytes}
     return TextDomains(
-        {name: b"".join(parts) for name, parts in documents.items()},
+        texts,
         context=context,
         num_windows=num_windows,
         vocabulary=BYTE_VOCABULARY if path is None else BYTES,
