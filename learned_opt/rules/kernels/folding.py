@@ -18,6 +18,7 @@ from torch import Tensor
 
 from learned_opt.rules import features
 from learned_opt.rules.features import Accumulators, Decays
+from learned_opt.rules.rule import constant
 
 MAGNITUDE_SCALE: Final = 0.001
 
@@ -51,17 +52,20 @@ def fold(first: Layer, accumulators: Accumulators, dense_mean_square: Tensor, in
     rows, columns = features.row_features(accumulators), features.column_features(accumulators)
     num_networks, num_tensor_features = first.weight.shape[0], features.NUM_TENSOR_FEATURES
     mean_square = dense_mean_square.new_empty(num_networks, num_tensor_features)
-    mean_square[:, features.DENSE] = dense_mean_square
-    mean_square[:, features.ROW] = rows.square().mean(dim=(2, 3, 4))
-    mean_square[:, features.COLUMN] = columns.square().mean(dim=(2, 3, 4))
+    of_dense, of_rows, of_columns = (
+        constant(kind, first.weight.device, torch.int64) for kind in (features.DENSE, features.ROW, features.COLUMN)
+    )
+    mean_square[:, of_dense] = dense_mean_square
+    mean_square[:, of_rows] = rows.square().mean(dim=(2, 3, 4))
+    mean_square[:, of_columns] = columns.square().mean(dim=(2, 3, 4))
     scaled = first.weight[:, :, :num_tensor_features] * features.inverse_rms(mean_square)[:, None]
 
     time = features.time_features(inner_step).expand(num_networks, -1)
-    constant = first.bias + (first.weight[:, :, num_tensor_features:] @ time[..., None]).squeeze(-1)  # (N, H)
-    row_bias, column_bias = _mix(scaled[:, :, features.ROW], rows), _mix(scaled[:, :, features.COLUMN], columns)
+    bias = first.bias + (first.weight[:, :, num_tensor_features:] @ time[..., None]).squeeze(-1)  # (N, H)
+    row_bias, column_bias = _mix(scaled[:, :, of_rows], rows), _mix(scaled[:, :, of_columns], columns)
     if not accumulators.factored:  # a vector's row features vary along its columns
         row_bias, column_bias = torch.zeros_like(row_bias[..., :1]), row_bias + column_bias
-    return FoldedLayer(scaled[:, :, features.DENSE], row_bias + constant[..., None, None, None], column_bias)
+    return FoldedLayer(scaled[:, :, of_dense], row_bias + bias[..., None, None, None], column_bias)
 
 
 def unpack_layers(theta: Tensor, sizes: Sequence[int]) -> tuple[list[Layer], Tensor]:
