@@ -151,7 +151,7 @@ class TruncatedStep:
         kind = DifferentiableStep if torch.is_grad_enabled() and theta.requires_grad else InnerStep
         step = kind(self.family, optimizer)
         places = torch.rand(num_inner_steps, self.num_groups, self.family.batch_size, generator=rng)
-        places = places[:, self.held].to(device)
+        places = places[:, self.held].to(device, non_blocking=True)
         losses, fresh = [], []
         is_fresh = torch.zeros(self.num_groups, dtype=torch.bool)
         for k in range(num_inner_steps):

@@ -256,7 +256,7 @@ def per_network(count: StepCount, like: Tensor) -> Tensor:
 @torch.inference_mode(False)
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers as a float32 tensor that is copied to a device once."""
-    return torch.tensor(values, dtype=torch.float32, device=device)
+    return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
 
 
 def expanded(x: Tensor, other: Tensor) -> Tensor:

@@ -282,7 +282,7 @@ def test_a_comparison_of_optimizers(device):
     for name in here:
         for measure in ("mean_loss", "final_loss", "val_loss", "test_loss", "test_error"):
             expected, found = (results[name]["tiny"].measure(measure) for results in (here, there))
-            assert found == pytest.approx(expected, rel=1e-4, abs=1e-6), (name, measure)
+            assert found == pytest.approx(expected, rel=1e-3, abs=1e-5), (name, measure)
 
 
 def test_the_coordinate_check(device):
@@ -290,4 +290,4 @@ def test_the_coordinate_check(device):
     pretrained = Pretrained(rule, random_theta(rule), "tiny")
     here, there = (check_pretrained(pretrained, (8, 16), (0,), place) for place in ("cpu", device))
     for title, check in here.items():
-        assert there[title].change == pytest.approx(check.change, rel=1e-4)
+        assert there[title].change == pytest.approx(check.change, rel=1e-3)
