@@ -201,10 +201,11 @@ class TruncatedStep:
             rng: of minibatches and resets; the same draws for all copies of a group.
         """
         device = state.params.device
+        theta = theta.to(device, non_blocking=True)
         places = torch.rand(num_inner_steps, self.num_groups, self.family.batch_size, generator=rng)
         places = places[:, self.held].to(device, non_blocking=True)
         differentiable = torch.is_grad_enabled() and theta.requires_grad
-        unroll = None if differentiable else self._unroll(theta.to(device), state, num_inner_steps)
+        unroll = None if differentiable else self._unroll(theta, state, num_inner_steps)
         losses: list[Tensor] = []
         fresh = torch.zeros(num_inner_steps, self.num_groups, dtype=torch.bool)
         done = 0
@@ -212,7 +213,7 @@ class TruncatedStep:
             fresh[done:] |= self._reset_finished(state, rng)
             if unroll is None:
                 stop = done + 1
-                losses.append(self._differentiable_step(theta.to(device), state, places[done]))
+                losses.append(self._differentiable_step(theta, state, places[done]))
             else:
                 until_reset = int((state.num_steps - state.inner_step).min())
                 stop = min(num_inner_steps, done + MAX_ROWS, done + until_reset)

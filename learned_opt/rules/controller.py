@@ -254,7 +254,7 @@ def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
         ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
         torch.tensor(any(spec.reads_tokens for spec in specs)).float(),
     )
-    return _Static(*(column.to(device) for column in columns))
+    return _Static(*(column.to(device, non_blocking=True) for column in columns))
 
 
 def _log_base(scalars: Scalars, known: _Static, log_horizon: Tensor) -> Tensor:
