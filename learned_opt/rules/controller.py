@@ -240,7 +240,7 @@ class _Static(NamedTuple):
     has_embedding: Tensor  # () whether the network looks up any
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # what a recorded step reads must not be thrown away
 def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
     role = torch.tensor([PARAM_ROLES.index(spec.role) for spec in specs])
     width = torch.tensor([max(1, spec.width) for spec in specs]).float()
