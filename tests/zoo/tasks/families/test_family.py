@@ -113,10 +113,9 @@ def test_members_on_a_device_are_those_of_the_cpu_and_nothing_waits_for_them(tas
     here = task.for_members([3, 1]).batch(torch.arange(5), 2)
     with pretended_device() as device:
         there = task.for_members([3, 1]).to(device)
-        moved = there.for_members([3, 1])
         indices = torch.arange(5).to(device)
         with no_synchronization():
-            batch = moved.batch(indices, 2)
+            batch = there.for_members([3, 1]).batch(indices, 2)
         for found, wanted in zip(batch, here, strict=True):
             assert found.device == device
             torch.testing.assert_close(found.cpu(), wanted)
