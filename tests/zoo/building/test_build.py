@@ -159,7 +159,7 @@ def test_a_zoo_of_ones_own_task_is_resumed_though_what_it_computes_was_not_recor
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 
     own = Task("own", get_task("digits").dataset, build, OBJECTIVES["cross_entropy"])
-    plan = BuildPlan(task=own, num_runs=2, num_steps=1, batch_size=4)
+    plan = BuildPlan(task=own, num_runs=2, num_steps=1)
     assert "behaviour" in own.description
     earlier = {key: value for key, value in own.description.items() if key != "behaviour"}
     ZooWriter.create(tmp_path / "zoo", replace(plan.spec(), task_config=earlier))
@@ -237,7 +237,9 @@ def test_a_zoo_goes_on_when_its_data_have_moved_but_not_when_they_have_changed(t
 def test_workers_refuse_data_that_change_under_them(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "data.npz", x=rng.normal(size=(40, 3)), y=rng.integers(2, size=40))
-    plan = BuildPlan(task=get_task("arrays", path=str(tmp_path / "data.npz"), hidden=[2]), num_runs=2, num_steps=1, batch_size=4)
+    plan = BuildPlan(
+        task=get_task("arrays", path=str(tmp_path / "data.npz"), hidden=[2]), num_runs=2, num_steps=1, batch_size=4
+    )
     sent = pickle.dumps(plan)
     assert pickle.loads(sent).task.dataset.data_hash == plan.task.dataset.data_hash
     np.savez(tmp_path / "data.npz", x=rng.normal(size=(40, 3)), y=rng.integers(2, size=40))
