@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import itertools
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from torch import Tensor
 from zoo.tasks.cartpole import cartpole_episodes
 from zoo.tasks.files.arrays import load_array_file
 from zoo.tasks.files.columns import read_columns
-from zoo.tasks.files.examples import SPLIT_NAMES, Splits
+from zoo.tasks.files.examples import SPLIT_NAMES, Splits, row_places, warn_of_leaks
 from zoo.tasks.files.idx import read_idx_folder
 from zoo.tasks.files.images import read_image_folder
 from zoo.tasks.files.rows import Rows, encode_rows, read_saved_rows
@@ -176,9 +177,13 @@ def arrays(path: str) -> Dataset:
     """
     named = load_array_file(path)
     if set(named) == {"x", "y"}:
-        return _shuffled_dataset("arrays", named["x"], named["y"])
-    splits = [(named[f"x_{name}"], named[f"y_{name}"]) for name in SPLIT_NAMES]
-    return _dataset("arrays", splits, _count_classes([targets for _, targets in splits]))
+        dataset = _shuffled_dataset("arrays", named["x"], named["y"])
+    else:
+        splits = [(named[f"x_{name}"], named[f"y_{name}"]) for name in SPLIT_NAMES]
+        dataset = _dataset("arrays", splits, _count_classes([targets for _, targets in splits]))
+    inputs = [dataset.split(name).inputs.numpy() for name in SPLIT_NAMES]
+    warn_of_leaks(row_places(itertools.chain(*inputs)), np.repeat([0, 1, 2], [*map(len, inputs)]), str(path))
+    return dataset
 
 
 def idx_folder(path: str) -> Dataset:

@@ -165,6 +165,11 @@ class Task:
         return {}
 
     @property
+    def has_own_inputs(self) -> bool:
+        """Whether networks see inputs of their own, by the member of a family that they are to solve."""
+        return False
+
+    @property
     def split_key(self) -> str:
         """The column of a zoo's runs by whose hash they are split."""
         return "seed"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,12 @@ class FamilyTask(Task):
     @property
     def split_key(self) -> str:
         return self.family.split_key
+
+    @cached_property
+    def has_own_inputs(self) -> bool:
+        one = torch.zeros(1, dtype=torch.int64)
+        inputs = self.family.bind(one).examples(one.to(self.device, non_blocking=True)).inputs
+        return inputs.ndim > self.dataset.train.inputs.ndim
 
     def to(self, device: torch.device | str) -> FamilyTask:
         moved = super().to(device)

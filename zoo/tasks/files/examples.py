@@ -34,7 +34,7 @@ def places(contents: Iterable[bytes | memoryview]) -> NDArray[np.float64]:
     return (np.frombuffer(digests, ">u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def row_places(inputs: np.ndarray) -> NDArray[np.float64]:
+def row_places(inputs: Iterable[np.ndarray]) -> NDArray[np.float64]:
     """Numbers (n,) in [0, 1) for inputs (n, ...), equal for equal ones."""
     return places(np.ascontiguousarray(row).data.cast("B") for row in inputs)
 
@@ -63,11 +63,15 @@ def complete_splits(declared: Sequence[int] | np.ndarray, place: np.ndarray, wha
                 f"{what}: expected examples for train, val and test, got none for {kind} of "
                 f"{len(np.unique(place)):,} different ones; bring more, or declare the splits"
             )
-    in_train, elsewhere = np.unique(place[split == 0]), place[split != 0]
-    num_leaked = int(np.isin(elsewhere, in_train).sum())
-    if num_leaked:
-        warnings.warn(f"{what}: {num_leaked:,} examples of val and test are in train, too, as declared", stacklevel=2)
+    warn_of_leaks(place, split, what)
     return split
+
+
+def warn_of_leaks(place: np.ndarray, split: np.ndarray, what: str) -> None:
+    """Say how many examples (n,) of val and test are in train, too, as only splits that are declared can have it."""
+    num_leaked = int(np.isin(place[split != 0], place[split == 0]).sum())
+    if num_leaked:
+        warnings.warn(f"{what}: {num_leaked:,} examples of val and test are in train, too", stacklevel=2)
 
 
 def split_examples(

@@ -92,6 +92,10 @@ def test_drawn_examples_are_each_networks_own(task):
     assert unbound.inputs.shape == (9, *task.dataset.train.inputs.shape[1:])
 
 
+def test_it_is_known_who_sees_inputs_of_their_own(task):
+    assert task.has_own_inputs == (task.name not in ("digits_subset", "label_subsets"))
+
+
 def test_a_zoo_records_members_and_splits_runs_by_them(task, tmp_path):
     plan = {"num_runs": 6, "num_steps": 2, "num_snapshots": 2, "batch_size": 8, "evaluated_splits": ["val"]}
     build_zoo(tmp_path / "one", task, block_size=6, **plan)
