@@ -130,6 +130,11 @@ def test_tasks_of_control_are_refused() -> None:
         TaskFamily([get_task("cartpole", horizon=5)])
 
 
+def test_tasks_with_many_members_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"of one data set each, \['digits_subset'\] are families"):
+        TaskFamily([get_task("digits_subset", masks=[3, 5])])
+
+
 def test_group_range_must_lie_inside() -> None:
     with pytest.raises(ValueError, match="group_range"):
         make_step(small_family(), (5, 5), num_groups=2, group_range=range(1, 3))
