@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.devices import other_device
 from tests.pretended_graph import pretended_graphs
 from zoo.building.hyperparameters import OPTIMIZERS
 from zoo.tasks.registry import get_task
@@ -78,6 +79,16 @@ def test_recorded_populations_are_those_of_python_to_the_bit(name, optimizer):
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.params, other.params)
         assert torch.equal(one.alive, other.alive)
+
+
+@pytest.mark.filterwarnings("error:cannot record")
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_nothing_of_a_step_comes_from_the_host(name):
+    with other_device("sim") as device, pretended_graphs() as graphs:
+        task = get_task(**NETWORKS[name]).to(device)
+        optimizer = Adam(lr=torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
+        trained(task, optimizer, num_steps=4, snapshot_steps=(4,), shared_batches=False)
+    assert graphs.num_recorded == 1
 
 
 @pytest.mark.parametrize("shared_batches", [True, False])
