@@ -99,7 +99,7 @@ class _Recording(TorchDispatchMode):
 
 
 class _Program:
-    """Calls that make a tensor, to be made again; those left out would make what there is already, or nothing of use."""
+    """Calls that make a tensor, to be made again, without those that would make what is there or nothing of use."""
 
     def __init__(self, calls: Sequence[_Call], wanted: Tensor) -> None:
         self._wanted = id(wanted)
