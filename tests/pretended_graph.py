@@ -35,8 +35,9 @@ class _Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         if str(func).startswith(_SYNCHRONIZING):
             raise RuntimeError(f"{func} waits for the device, which a graph cannot")
-        devices = {one.device for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)}
-        if str(func).startswith(_COPYING) and len(devices | ({kwargs["device"]} if kwargs.get("device") else set())) > 1:
+        values = [*tree_flatten((args, kwargs))[0], kwargs.get("device")]
+        devices = {getattr(value, "device", value) for value in values if isinstance(value, Tensor | torch.device)}
+        if str(func).startswith(_COPYING) and len(devices) > 1:
             raise RuntimeError(f"{func} copies between devices, which a graph would repeat from memory that is gone")
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
         for argument in func._schema.arguments:
