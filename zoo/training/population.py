@@ -167,13 +167,13 @@ class _Training:
         self._names: list[str] = []
         self.alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
         can_record = step.coefficients is not None and task.is_compilable
-        self._steps = RecordedSteps(self._take, params.device, can_record=can_record)
+        self._steps = RecordedSteps(params.device, can_record=can_record)
 
     def run(self, until: int) -> None:
         """Train to that inner step."""
         while self._inner_step < until:
             count = 1 if self._step.coefficients is None else min(MAX_ROWS, until - self._inner_step)
-            self._steps.run(self._tables(count))
+            self._steps.run(self._take, self._tables(count))
             self._inner_step += count
 
     def _tables(self, count: int) -> Row:
