@@ -90,7 +90,7 @@ def import_checkpoints(
     first = runs[0].snapshots[0]
     source = _Source(_layout_of(model, first, state_key), state_key, dtype, keep_nonfinite)
     spec = _spec_of(runs, source, _noted(runs, "task", remarks) if task_config is None else task_config, remarks)
-    _check_adapters(runs)
+    check_adapters(runs)
     staged = out.with_name(f".{out.name}.{secrets.token_hex(6)}.import")
     try:
         writer = ZooWriter.create(staged, spec)
@@ -234,7 +234,7 @@ def _noted(runs: Sequence[RunFiles], name: str, remarks: list[str]) -> Mapping[s
     return {}
 
 
-def _check_adapters(runs: Sequence[RunFiles]) -> None:
+def check_adapters(runs: Sequence[RunFiles]) -> None:
     """All adapters must mean the same by their tensors."""
     first = runs[0].snapshots[0]
     for snapshot in (snapshot for run in runs for snapshot in run.snapshots):
