@@ -21,8 +21,9 @@ from torch import Tensor
 
 from zoo.checkpoints.importer import check_adapters
 from zoo.checkpoints.inferred_layout import layout_of_state_dict
+from zoo.checkpoints.readers import read_snapshot
 from zoo.checkpoints.runs import find_runs
-from zoo.checkpoints.tensors import CheckpointError, read_tensors
+from zoo.checkpoints.tensors import CheckpointError
 from zoo.networks.layout import ParamLayout
 from zoo.networks.wrappers import unwrapped
 from zoo.operations.compression import is_compressed, load_compressed
@@ -143,7 +144,7 @@ def _read_checkpoints(address: str) -> Iterator[_Read]:
     (run,), _ = find_runs([address])
     check_adapters([run])
     for snapshot in run.snapshots:
-        tensors, others = read_tensors(snapshot.path)
+        tensors, others = read_snapshot(snapshot)
         if others:
             raise CheckpointError(f"{snapshot.path} holds {list(others)} beside its state dict; save the one you mean")
         noted = snapshot.sidecar.get("layout")
