@@ -32,6 +32,7 @@ from zoo.checkpoints.records import Record, checkpoints_of_lightning, is_trial, 
 from zoo.checkpoints.tables import Known, Row, Table, json_object
 from zoo.checkpoints.tensors import INDEX_SUFFIX, SUFFIXES, CheckpointError, natural_key
 from zoo.settings import Json
+from zoo.storage.hub import SCHEME, local_copy, repository_of
 
 _FOLDER_FILES: Final = ("adapter_model.safetensors", "model.safetensors", "adapter_model.bin", "pytorch_model.bin")
 _NO_WEIGHTS: Final = re.compile(
@@ -93,7 +94,7 @@ def find_runs(paths: str | Path | Iterable[str | Path], table: str | Path | Sequ
 
     Args:
         paths: a folder, each child of which is a run; or a snapshot; or several paths, each of which is a run: a
-            snapshot, or a folder of snapshots.
+            snapshot, or a folder of snapshots. Any may be an address hf://USER/REPO/PATH.
         table: a table to use instead of those beside the checkpoints: its file, or rows whose `file` is a path.
 
     Raises:
@@ -102,8 +103,8 @@ def find_runs(paths: str | Path | Iterable[str | Path], table: str | Path | Sequ
     """
     search = _Search(None if table is None else Table.read(table))
     if not isinstance(paths, str | Path):
-        entries = [Path(path) for path in paths]
-    elif (root := Path(paths)).is_dir() and search.holds_runs(root):
+        entries = [_fetched(path) for path in paths]
+    elif (root := _fetched(paths)).is_dir() and search.holds_runs(root):
         root = root / "lightning_logs" if (root / "lightning_logs").is_dir() else root
         entries = search.runs_in(root)
         if len(entries) > 1 and len({_without_steps(child.name) for child in entries}) == 1:
@@ -202,7 +203,8 @@ class _Search:
         if len({snapshot.seed for snapshot in snapshots if snapshot.seed is not None}) > 1:
             raise CheckpointError(f"snapshots of {entry} are of different seeds, so of different runs")
         _check_steps(str(entry), snapshots)
-        return RunFiles(entry.name if entry.is_dir() else entry.stem, tuple(snapshots), record.settings)
+        name = repository_of(entry) or (entry.name if entry.is_dir() else entry.stem)
+        return RunFiles(name, tuple(snapshots), record.settings)
 
     def snapshots_in(self, entry: Path) -> list[Path]:
         """The snapshots of a run: the path itself, or the children of a folder, or both; none if it is no run."""
@@ -303,6 +305,10 @@ def _trainer_step(member: Path) -> int | None:
     """Step of a model that Hugging Face's Trainer saved, if it is noted beside it."""
     step = json_object(member / "trainer_state.json").get("global_step") if member.is_dir() else None
     return step if isinstance(step, int) else None
+
+
+def _fetched(path: str | Path) -> Path:
+    return local_copy(path) if isinstance(path, str) and path.startswith(SCHEME) else Path(path)
 
 
 def _check_steps(run: str, snapshots: Sequence[SnapshotFile]) -> None:
