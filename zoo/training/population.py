@@ -26,6 +26,7 @@ from zoo.tasks.task import Task
 from zoo.training.batches import own_indices, shared_indices
 from zoo.training.inner_step import InnerStep, should_compile
 from zoo.training.optimizers import InnerOptimizer
+from zoo.training.precision import check_precision
 from zoo.training.recorded_steps import MAX_ROWS, RecordedSteps, Row
 
 DEFAULT_NUM_SNAPSHOTS: Final = 21
@@ -69,6 +70,7 @@ def train_population(
     init_params: Tensor | None = None,
     max_loss: float = DEFAULT_MAX_LOSS,
     compile: bool | str = "auto",
+    precision: str = "32",
 ) -> Iterator[Snapshot]:
     """Snapshots of N networks in training, as training reaches them.
 
@@ -87,11 +89,13 @@ def train_population(
         max_loss: a run whose minibatch loss exceeds it, or is not finite, has diverged: from then on its snapshots
             repeat the last one before.
         compile: True, False, or "auto": when N * num_steps is worth the ten seconds that it takes.
+        precision: of the steps, see `zoo.training.precision`.
 
     Raises:
         ValueError: for arguments out of range, before any training.
     """
     check_repeatable(task)
+    check_precision(precision, task.device)
     steps = tuple(quadratic_steps(num_steps) if snapshot_steps is None else snapshot_steps)
     check_snapshot_steps(steps, num_steps)
     if len(seeds) == 0 or not all(isinstance(seed, Integral) and -(2**63) <= seed < 2**63 for seed in seeds):
@@ -106,7 +110,7 @@ def train_population(
     params = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
     if compile == "auto":
         compile = should_compile(len(seeds) * num_steps, task.device)
-    step = InnerStep(task, optimizer, compile=bool(compile))
+    step = InnerStep(task, optimizer, compile=bool(compile), precision=precision)
 
     def snapshots() -> Iterator[Snapshot]:
         last = params.clone()
@@ -163,17 +167,17 @@ class _Training:
         self._names: list[str] = []
         self.alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
         can_record = step.coefficients is not None and task.is_compilable
-        self._steps = RecordedSteps(self._take, params.device, can_record=can_record)
+        self._steps = RecordedSteps(params.device, can_record=can_record)
 
     def run(self, until: int) -> None:
         """Train to that inner step."""
         while self._inner_step < until:
             count = 1 if self._step.coefficients is None else min(MAX_ROWS, until - self._inner_step)
-            self._steps.run(self._tables(count))
+            self._steps.run(self._take, self._tables(count))
             self._inner_step += count
 
     def _tables(self, count: int) -> Row:
-        """What the next steps are given: indices (count, B) or (count, N, B), coefficients (count, V) or with (N, 1)."""
+        """Indices (count, B) or (count, N, B) of the next steps, and their coefficients (count, V) or with (N, 1)."""
         tables = {"indices": torch.stack([next(self._batches) for _ in range(count)])}
         if self._step.coefficients is not None:
             on_host = torch.empty(len(self._params), 0, dtype=self._params.dtype)

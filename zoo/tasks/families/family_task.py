@@ -40,7 +40,7 @@ class FamilyTask(Task):
     ) -> None:
         self.family = family
         self._numbers: tuple[int, ...] | None = None
-        self._bound: Members | None = None
+        self._bound: tuple[int, Members] | None = None  # how many, and which
         super().__init__(name, family.dataset, build, objective, parametrization=parametrization, config=config)
 
     @property
@@ -57,7 +57,7 @@ class FamilyTask(Task):
         moved = super().to(device)
         assert isinstance(moved, FamilyTask)
         moved.family = self.family.to(device)
-        moved.dataset = moved.family.dataset
+        moved.dataset, moved._bound = moved.family.dataset, None
         return moved if self._numbers is None else moved.for_members(self._numbers)
 
     def for_runs(self, runs: Sequence[int]) -> FamilyTask:
@@ -67,7 +67,7 @@ class FamilyTask(Task):
         """The task whose network j is to solve member `members[j]`."""
         bound = copy.copy(self)
         bound._numbers = tuple(int(member) for member in members)
-        bound._bound = self.family.bind(torch.tensor(bound._numbers))
+        bound._bound = len(bound._numbers), self.family.bind(torch.tensor(bound._numbers))
         return bound
 
     def run_attributes(self, runs: Sequence[int]) -> dict[str, Tensor]:
@@ -81,18 +81,21 @@ class FamilyTask(Task):
         return [int(run) if count is None else int(run) % count for run in runs]
 
     def _members(self, num_networks: int) -> Members:
-        if self._numbers is None or self._bound is None:
-            return self.family.bind(torch.tensor(self._members_of(range(num_networks))))
-        if len(self._numbers) != num_networks:
+        if self._numbers is not None and len(self._numbers) != num_networks:
             raise ValueError(f"the task is bound to {len(self._numbers)} runs, got {num_networks} networks")
-        return self._bound
+        if self._bound is None or self._bound[0] != num_networks:  # once, for a recorded step copies nothing from the host
+            members = torch.tensor(self._members_of(range(num_networks)))
+            self._bound = num_networks, self.family.bind(members)
+        return self._bound[1]
 
     def _targets_to_fit(self, split: str) -> Tensor:
         everything = torch.arange(len(self.dataset.split(split)), device=self.device)
         return self.batch(everything, 1 if self._numbers is None else len(self._numbers), split).targets[0]
 
     def _drawn(self, indices: Tensor, split: str) -> Batch:
-        return Task.batch(self, indices, 1, split) if self._bound is None else self._bound.examples(indices, split)
+        if self._numbers is None:
+            return super().batch(indices, 1, split)
+        return self._members(len(self._numbers)).examples(indices, split)
 
     def _evaluated_batch(self, split: str, examples: slice, networks: slice, num_networks: int) -> Batch:
         count = len(self.dataset.split(split))
