@@ -19,6 +19,7 @@ import torch
 from zoo.building.executors import Executor, InProcess
 from zoo.building.plan import BuildPlan, BuildSettings
 from zoo.devices import is_out_of_memory
+from zoo.networks.counter_rng import streams_of
 from zoo.storage.locks import LockLostError
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
@@ -122,7 +123,8 @@ def check_initial_loss(plan: BuildPlan) -> None:
     runs = range(min(plan.num_runs, _NUM_TRIED))
     task = plan.task.for_runs(runs)
     params = task.init_runs(plan.seeds(runs), plan.init_scales(runs))
-    batch = task.batch(torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device), len(runs))
+    chosen = torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device)
+    batch = task.batch(chosen, len(runs), stream=streams_of([plan.seed], task.device)[0])
     with torch.no_grad():
         losses = task.loss(params, batch)
     if (losses <= plan.max_loss).any():

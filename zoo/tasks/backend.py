@@ -33,11 +33,17 @@ class Backend(Protocol):
         """Outputs (N, B, ..., K) in evaluation mode, differentiable in `params`."""
         ...
 
-    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses (N,) in training mode, differentiable in `params`; buffers are left as they are."""
+    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None) -> Tensor:
+        """Losses (N,) in training mode, differentiable in `params`; buffers are left as they are.
+
+        Random numbers, as of dropout, are drawn from a stream (4,) that networks share, or from streams (N, 4); without
+        one from torch's global generator, as in the module itself.
+        """
         ...
 
-    def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(
+        self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Losses (N,) and their gradients (N, T); buffers in `params` (BatchNorm statistics) advance in place."""
         ...
 

@@ -17,9 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.networks.counter_rng import streams_of
 from zoo.networks.initialization import init_runs
 from zoo.networks.layout import ParamLayout
 from zoo.networks.parametrization import PARAMETRIZATIONS, parametrize
+from zoo.tasks.augmentation import recorded
 from zoo.tasks.backend import Networks, first_line
 from zoo.tasks.checks import check_fit, check_splits
 from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
@@ -32,11 +34,13 @@ from zoo.tasks.trial import Trial, checked_module, examples_to_try, trial_output
 class Batch(NamedTuple):
     """Examples for one step: inputs (B, ...) and targets (B, ...) shared by all networks, or either with N in front.
 
-    `Task.batch` makes one from the indices of examples.
+    `Task.batch` makes one from the indices of examples. `stream` is what the module's random numbers, as of dropout,
+    are drawn from, (4,) for all networks or (N, 4); None is torch's global generator.
     """
 
     inputs: Tensor
     targets: Tensor
+    stream: Tensor | None = None
 
 
 class Task:
@@ -49,6 +53,7 @@ class Task:
         layout: of the networks.
         backend: what runs them.
         flaw: why populations would not be what their seeds and parameters say, in words; None for a sound module.
+        is_random: whether a training step draws random numbers: the module's, or those of augmentations.
 
     Args:
         name: for people.
@@ -87,7 +92,8 @@ class Task:
             trial = self._tried_on(build)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
-        self.backend, slow, self.flaw = trial
+        self.backend, slow, self.flaw, module_is_random = trial
+        self.is_random = module_is_random or bool(dataset.augmentations)
         if slow:
             warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)
 
@@ -99,7 +105,9 @@ class Task:
         self._tried = examples_to_try(module, train.inputs)
         self.check_fit(trial_outputs(module.to(self.device), train.inputs[self._tried]))
         self._networks = Networks(build, self.layout, self.objective, train.inputs.ndim, train.targets.ndim)
-        return try_module(self._networks, (self.trial_batch(), self.trial_batch(own=True)))
+        streams = streams_of((0, 1), self.device)
+        shared, own = self.trial_batch(), self.trial_batch(own=True)
+        return try_module(self._networks, ((*shared[:2], streams[0]), (*own[:2], streams)))
 
     @property
     def device(self) -> torch.device:
@@ -117,13 +125,14 @@ class Task:
 
     @cached_property
     def _own_description(self) -> dict[str, object]:
-        inputs, targets = (values.cpu() for values in self.trial_batch(1))
+        inputs, targets = (values.cpu() for values in self.trial_batch(1)[:2])
         return {
             "name": self.name,
             "objective": self.objective.name,
             "parametrization": self.parametrization,
             "module": structure(self._networks.module()),
             "behaviour": behaviour(self._networks, inputs, targets),
+            **({"augment": recorded(self.dataset.augmentations)} if self.dataset.augmentations else {}),
         }
 
     def to(self, device: torch.device | str) -> Task:
@@ -164,16 +173,22 @@ class Task:
         """What distinguishes runs beside their seeds, by name, each (N,): here nothing."""
         return {}
 
-    def batch(self, indices: Tensor, num_networks: int, split: str = "train") -> Batch:
+    def batch(self, indices: Tensor, num_networks: int, split: str = "train", *, stream: Tensor | None = None) -> Batch:
         """Examples of a split for N networks.
 
         Args:
             indices: (B,) of examples that all networks share, or (N, B).
             num_networks: N.
             split: "train", "val" or "test".
+            stream: of a training step: (4,), or (N, 4) with indices (N, B), what augmentations and the module draw
+                from, see `zoo.networks.counter_rng`. Without one nothing is augmented.
         """
         data = self.dataset.split(split)
-        return Batch(data.inputs[indices], self.targets_for(data.targets[indices], num_networks))
+        if stream is None:
+            inputs, targets = data.inputs[indices], data.targets[indices]
+        else:
+            inputs, targets = self.dataset.training_examples(indices, stream)
+        return Batch(inputs, self.targets_for(targets, num_networks), stream)
 
     def trial_batch(self, num_networks: int = 2, *, own: bool = False) -> Batch:
         """A few training examples, always the same, on which modules are tried: shared, or two networks' own."""

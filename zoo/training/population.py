@@ -1,8 +1,8 @@
 """Training N networks as one batched program, with snapshots on the way.
 
 Run i is a function of the zoo's seed and of i: its own seed gives its initial parameters, its hyperparameters and, with
-own batches, its order of the data; with shared batches the order is that of the zoo's seed. Divergence of one run does
-not touch the others.
+own batches, its order of the data, masks of dropout and augmentations; with shared batches these are functions of the
+zoo's seed and the step. Divergence of one run does not touch the others.
 
 On one machine, with one number of threads and the same choice of compiling, a population repeats bit for bit. What its
 size or the threads may change is the order in which matrix products are summed, so across those runs agree to rounding
@@ -22,6 +22,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from zoo.networks.counter_rng import at, streams_of
 from zoo.tasks.task import Task
 from zoo.training.batches import own_indices, shared_indices
 from zoo.training.inner_step import InnerStep, should_compile
@@ -80,7 +81,7 @@ def train_population(
         snapshot_steps: increasing steps from 0 to `num_steps`; by default 21, quadratically spaced.
         shared_batches: all networks see one minibatch, drawn from `data_seed`: several times faster than own ones,
             which each run draws from its own seed.
-        data_seed: of the shared data order, the zoo's seed.
+        data_seed: of all that runs with shared batches share, the zoo's seed.
         init_scales: factor on the initial matrices and embeddings, one or (N,).
         init_params: (N, P) to start from instead of fresh networks.
         max_loss: a run whose minibatch loss exceeds it, or is not finite, has diverged: from then on its snapshots
@@ -100,8 +101,10 @@ def train_population(
     num_train = len(task.dataset.train)
     if shared_batches:
         indices = shared_indices(data_seed, num_train, batch_size, task.device)
+        streams = streams_of([data_seed], task.device)[0]  # (4,)
     else:
         indices = own_indices(seeds, num_train, batch_size, task.device)
+        streams = streams_of(seeds, task.device)  # (N, 4)
     params = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
     if compile == "auto":
         compile = should_compile(len(seeds) * num_steps, task.device)
@@ -113,7 +116,8 @@ def train_population(
         last, inner_step = params.clone(), 0
         for snapshot_step in steps:
             while inner_step < snapshot_step:
-                batch = task.batch(next(indices), len(params))
+                stream = at(streams, step=inner_step) if task.is_random else None
+                batch = task.batch(next(indices), len(params), stream=stream)
                 loss = step(params, state, batch, inner_step=inner_step, num_steps=num_steps)
                 alive = alive & (loss <= max_loss)  # also False for NaN
                 inner_step += 1
