@@ -27,7 +27,8 @@ from zoo.tasks.checks import check_fit, check_splits
 from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
 from zoo.tasks.evaluation import activation_bytes, evenly_chosen, pairs_at_once
 from zoo.tasks.identity import behaviour, structure
-from zoo.tasks.objectives import Objective
+from zoo.tasks.objectives import Objective, make_objective, shares
+from zoo.tasks.objectives import recorded as recorded_objective
 from zoo.tasks.trial import Trial, checked_module, examples_to_try, trial_outputs, try_module
 
 
@@ -59,7 +60,8 @@ class Task:
         name: for people.
         dataset: with its three splits.
         build: makes the module in its own initialisation, drawing from the CPU's global generator.
-        objective: loss and error.
+        objective: loss and error: one of `zoo.tasks.objectives.OBJECTIVES` by name, or a mapping of `name` and its
+            options such as `label_smoothing`, or an object.
         parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `parametrize`).
         config: JSON-able options from which `get_task(**config)` makes this task again; empty for a task of your own.
 
@@ -76,7 +78,7 @@ class Task:
         name: str,
         dataset: Dataset,
         build: Callable[[], nn.Module],
-        objective: Objective,
+        objective: Objective | str | Mapping[str, object],
         *,
         parametrization: str = "sp",
         config: Mapping[str, object] | None = None,
@@ -85,7 +87,7 @@ class Task:
             raise ValueError(f"parametrization must be one of {PARAMETRIZATIONS}, got {parametrization!r}")
         self.name = name
         self.dataset = dataset
-        self.objective = objective
+        self.objective = make_objective(objective)
         self.parametrization = parametrization
         self.config = dict(config or {})
         try:
@@ -128,7 +130,7 @@ class Task:
         inputs, targets = (values.cpu() for values in self.trial_batch(1)[:2])
         return {
             "name": self.name,
-            "objective": self.objective.name,
+            "objective": recorded_objective(self.objective),
             "parametrization": self.parametrization,
             "module": structure(self._networks.module()),
             "behaviour": behaviour(self._networks, inputs, targets),
@@ -261,17 +263,17 @@ class Task:
         num_examples = min(len(data), pairs)
         num_networks = max(1, pairs // num_examples)
         loss, error = params.new_zeros(len(params)), params.new_zeros(len(params))
-        for start in range(0, len(data), num_examples):
-            inputs = data.inputs[start : start + num_examples]
-            targets = self.targets_for(data.targets[start : start + num_examples], len(params))
-            has_own_targets = targets.ndim > data.targets.ndim
-            share = len(inputs) / len(data)
+        targets = self.targets_for(data.targets, len(params))
+        has_own_targets = targets.ndim > data.targets.ndim
+        parts = targets.split(num_examples, dim=int(has_own_targets))
+        in_whole = shares(self.objective, parts, own=has_own_targets)
+        for inputs, part, (of_loss, of_error) in zip(data.inputs.split(num_examples), parts, in_whole, strict=True):
             for first in range(0, len(params), num_networks):
                 some = slice(first, first + num_networks)
                 outputs = self.predict(params[some], inputs)
-                wanted = targets[some] if has_own_targets else targets
-                loss[some] += share * self.objective.loss(outputs, wanted)
-                error[some] += share * self.objective.error(outputs, wanted)
+                wanted = part[some] if has_own_targets else part
+                loss[some] += _of(of_loss, some) * self.objective.loss(outputs, wanted)
+                error[some] += _of(of_error, some) * self.objective.error(outputs, wanted)
         return {"loss": loss, "error": error}
 
     def evaluated_examples(self, split: str) -> Split:
@@ -290,3 +292,8 @@ class Task:
     def bytes_per_example(self) -> int:
         """Size of all activations of one network on one example."""
         return activation_bytes(self._networks.module().eval(), self.dataset.train.inputs[:1].cpu())
+
+
+def _of(share: Tensor | float, some: slice) -> Tensor | float:
+    """The share of some networks, where they have shares of their own."""
+    return share[some] if isinstance(share, Tensor) and share.ndim else share
