@@ -211,6 +211,8 @@ class BlockBuilder:
             data_seed=plan.seed,
             init_scales=plan.init_scales(runs),
             max_loss=plan.max_loss,
+            precision=plan.precision,
+            accumulate=plan.accumulate,
             compile=plan.compiles(runs),
         )
         for s, snapshot in enumerate(snapshots):

@@ -77,14 +77,14 @@ class Networks:
 def output_tensor(output: object) -> Tensor:
     """The one tensor that a forward pass gives: what it returns, or what is called `logits` in that.
 
+    It is float32 where it was computed in less: losses are not.
+
     Raises:
         ValueError: if there is no such tensor, or several.
     """
-    if isinstance(output, Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(logits, Tensor):
-        return logits
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     content = f" of {list(output)}" if isinstance(output, Mapping) else ""
     content = f" of {len(output)}" if isinstance(output, tuple | list) else content
     raise ValueError(
