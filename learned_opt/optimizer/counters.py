@@ -40,4 +40,4 @@ def read_counters(groups: Sequence[dict[str, Any]]) -> Iterator[None]:
         yield
     finally:
         for group, values in zip(groups, before, strict=True):
-            group |= values
+            group.update(values)
