@@ -42,7 +42,7 @@ class Chunk:
     def grad(self) -> Tensor:
         """(N, K, *shape), zero for inactive networks."""
         grad = self.read(lambda tensor: tensor.raw_grad)
-        return grad if self.active is None else torch.where(per_row(self.active, grad), grad, 0.0)
+        return grad if self.active is None else grad.masked_fill(~per_row(self.active, grad), 0.0)
 
     def state(self, kind: str) -> Tensor:
         """(N, K, *shape)."""

@@ -29,9 +29,10 @@ from learned_opt.rules.rule import constant
 NUM_FEATURES: Final = 39
 NUM_TENSOR_FEATURES: Final = 28
 TIMESCALES: Final = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
-DENSE: Final = [*range(13), *range(25, 28)]  # features that vary along rows and columns
-ROW: Final = [13, 14, 15, 19, 20, 21]
-COLUMN: Final = [16, 17, 18, 22, 23, 24]
+DENSE: Final = (slice(0, 13), slice(25, 28))  # features that vary along rows and columns
+ROW: Final = (slice(13, 16), slice(19, 22))
+COLUMN: Final = (slice(16, 19), slice(22, 25))
+NUM_DENSE: Final = 16
 
 _SQUARE_FLOOR: Final = 1e-30
 _FACTOR_FLOOR: Final = 1e-9

@@ -191,7 +191,7 @@ class NormalizedRule(TensorwiseRule):
         kept = 1 - lr * controls.decay_unit * decay  # (N, 1)
         if batch[0].active is not None:
             active = torch.stack([tensor.active for tensor in batch if tensor.active is not None], dim=1)
-            size, kept = torch.where(active, size, 0.0), torch.where(active, kept, 1.0)
+            size, kept = size.masked_fill(~active, 0.0), kept.expand_as(active).masked_fill(~active, 1.0)
         kept = kept.expand(-1, len(batch))
         if self.reference:
             (tensor,) = batch

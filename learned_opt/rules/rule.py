@@ -131,7 +131,7 @@ class TensorUpdate:
         """(N, *shape) gradient, zero for inactive networks; a temporary where there can be any."""
         if self.active is None:
             return self.raw_grad
-        return torch.where(expanded(self.active, self.raw_grad), self.raw_grad, 0.0)
+        return self.raw_grad.masked_fill(~expanded(self.active, self.raw_grad), 0.0)
 
     def write(self, param: Tensor, state: Mapping[str, Tensor], *, in_place: bool = True) -> None:
         """Give active networks new numbers, in the memory of the old ones or in new tensors."""

@@ -50,18 +50,22 @@ def fold(first: Layer, accumulators: Accumulators, dense_mean_square: Tensor, in
     """
     rows, columns = features.row_features(accumulators), features.column_features(accumulators)
     num_networks, num_tensor_features = first.weight.shape[0], features.NUM_TENSOR_FEATURES
-    mean_square = dense_mean_square.new_empty(num_networks, num_tensor_features)
-    mean_square[:, features.DENSE] = dense_mean_square
-    mean_square[:, features.ROW] = rows.square().mean(dim=(2, 3, 4))
-    mean_square[:, features.COLUMN] = columns.square().mean(dim=(2, 3, 4))
+    row_square, column_square = rows.square().mean(dim=(2, 3, 4)), columns.square().mean(dim=(2, 3, 4))
+    early, late = dense_mean_square.split([13, 3], dim=1)
+    middle = (part for half in (slice(0, 3), slice(3, 6)) for part in (row_square[:, half], column_square[:, half]))
+    mean_square = torch.cat([early, *middle, late], dim=1)
     scaled = first.weight[:, :, :num_tensor_features] * features.inverse_rms(mean_square)[:, None]
 
     time = features.time_features(inner_step).expand(num_networks, -1)
     constant = first.bias + (first.weight[:, :, num_tensor_features:] @ time[..., None]).squeeze(-1)  # (N, H)
-    row_bias, column_bias = _mix(scaled[:, :, features.ROW], rows), _mix(scaled[:, :, features.COLUMN], columns)
+    dense, of_rows, of_columns = (
+        torch.cat([scaled[:, :, part] for part in parts], dim=2)
+        for parts in (features.DENSE, features.ROW, features.COLUMN)
+    )
+    row_bias, column_bias = _mix(of_rows, rows), _mix(of_columns, columns)
     if not accumulators.factored:  # a vector's row features vary along its columns
         row_bias, column_bias = torch.zeros_like(row_bias[..., :1]), row_bias + column_bias
-    return FoldedLayer(scaled[:, :, features.DENSE], row_bias + constant[..., None, None, None], column_bias)
+    return FoldedLayer(dense, row_bias + constant[..., None, None, None], column_bias)
 
 
 def unpack_layers(theta: Tensor, sizes: Sequence[int]) -> tuple[list[Layer], Tensor]:
@@ -74,7 +78,7 @@ def unpack_layers(theta: Tensor, sizes: Sequence[int]) -> tuple[list[Layer], Ten
 
 
 def only_active(
-    layers: Sequence[Layer], decays: Decays, shrink: float, active: Tensor | None
+    layers: Sequence[Layer], decays: Decays, shrink: float | Tensor, active: Tensor | None
 ) -> tuple[Sequence[Layer], Decays, float | Tensor]:
     """Layers, decays and shrink factor that leave inactive networks as they are: no step, averages that keep all.
 
@@ -82,14 +86,14 @@ def only_active(
         active: (N,) bool, None for all.
 
     Returns:
-        The shrink factor as (N, 1, 1, 1) unless it is one for all.
+        The shrink factor as (N, 1, 1, 1) where there are inactive ones.
     """
     if active is None:
         return layers, decays, shrink
     column, last = active[:, None], layers[-1]
-    kept = (torch.where(column, decay, 1.0) for decay in (decays.momentum, decays.square, decays.factored))
+    kept = (decay.masked_fill(~column, 1.0) for decay in (decays.momentum, decays.square, decays.factored))
     silent = Layer(last.weight * column[..., None], last.bias * column)
-    each = 1.0 if shrink == 1 else torch.where(active, shrink, 1.0)[:, None, None, None]
+    each = torch.ones_like(last.bias[:, 0]).mul_(shrink).masked_fill_(~active, 1.0)[:, None, None, None]
     return [*layers[:-1], silent], Decays(*kept), each
 
 
