@@ -290,7 +290,7 @@ class LearnedOptimizer(Optimizer):
                     state[key].append(kept if entry.is_stack else kept.unsqueeze(0))
         old_state = {key: list(tensors) for key, tensors in state.items()}
         if device not in self._thetas:
-            self._thetas[device] = self.pretrained.theta.to(device)
+            self._thetas[device] = self.pretrained.theta.to(device, non_blocking=True)
         update_active(
             self.pretrained.rule,
             self._thetas[device],

@@ -19,6 +19,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import Task, get_task, train_population
 from zoo.devices import is_out_of_memory
@@ -45,6 +46,15 @@ OTHER_TASKS = {
     **CNN,
     **TRANSFORMER,
 }
+SMALL, WIDE, CONVOLUTIONS, TEXT = *MLPS, *CNN, *TRANSFORMER
+STAGE = (  # network, N, whether compiled
+    *((name, num, compile) for num, compile in ((4096, True), (16384, False)) for name in MLPS),
+    *((name, num, False) for num in (256, 1024, 4096) for name in (CONVOLUTIONS, TEXT)),
+    *((name, 1024, True) for name in (CONVOLUTIONS, TEXT)),
+    *((name, 16384, True) for name in MLPS),
+    *((SMALL, num, True) for num in (1024, 65536)),
+)
+TINY_STAGE = ((SMALL, 16, False), (SMALL, 64, True))
 OPTIMIZERS: dict[str, InnerOptimizer] = {"SGD Nesterov": Sgd(0.1, 0.9, nesterov=True), "Adam": Adam(), "Muon": Muon()}
 
 
@@ -164,31 +174,18 @@ def whole_zoo(num_networks: int, num_repeats: int) -> Iterator[Row]:
 
 
 def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
-    """Populations that grow until the device is full, then compiled ones of that size and of smaller sizes."""
-    if size == "full":
-        networks, sizes, num_repeats = {**MLPS, **CNN, **TRANSFORMER}, [4**k for k in range(4, 10)], 5
-    else:
-        networks, sizes, num_repeats = {"digits 64-16-10": MLPS["digits 64-16-10"]}, [16, 64], 2
-    tasks = {name: get_task(**config).to(device) for name, config in networks.items()}
+    """Populations of each network, the rows of most worth first, each compared with a plain loop on the same device."""
+    networks, num_repeats = {**MLPS, **CNN, **TRANSFORMER}, 3 if size == "full" else 2
+    tasks: dict[str, Task] = {}
     plain: dict[str, list[Rate]] = {}
-    full: dict[str, int] = {}
-    for name, task in tasks.items():
-        plain[name] = measure({name: plain_loop(task, 100)}, num_repeats)[0][name]
-        yield device_row({"network": name, "method": "plain loop", "N": 1}, plain[name], plain[name], device)
-        best = 0.0
-        for num in sizes:
-            rates = population_rates(task, num, num_repeats, num_steps=round(best / num / 4))
-            if rates is None:
-                break
-            yield device_row({"network": name, "method": "eager", "N": num}, rates, plain[name], device)
-            if median(rates) < 1.1 * best:
-                break
-            best, full[name] = median(rates), num
-    for factor in (1, 16):
-        for name, num in full.items():
-            if rates := population_rates(tasks[name], num // factor, num_repeats, num_steps=20, compile=True):
-                setting = {"network": name, "method": "compiled", "N": num // factor}
-                yield device_row(setting, rates, plain[name], device)
+    for name, num, compile in STAGE if size == "full" else TINY_STAGE:
+        if name not in tasks:
+            tasks[name] = get_task(**networks[name]).to(device)
+            plain[name] = measure({name: plain_loop(tasks[name], 100)}, num_repeats)[0][name]
+            yield device_row({"network": name, "method": "plain loop", "N": 1}, plain[name], plain[name], tasks[name])
+        if rates := population_rates(tasks[name], num, num_repeats, num_steps=20, compile=compile):
+            setting = {"network": name, "method": "compiled" if compile else "eager", "N": num}
+            yield device_row(setting, rates, plain[name], tasks[name])
 
 
 def population_rates(
@@ -197,7 +194,7 @@ def population_rates(
     """Rates of a population, None if it does not fit the device's memory."""
     forget_peak(task.device)
     try:
-        ours = population(task, num_networks, num_steps=min(50, max(num_steps, 4)), **options)
+        ours = population(task, num_networks, num_steps=num_steps, **options)
         return measure({"": ours}, num_repeats)[0][""]
     except RuntimeError as error:
         if is_out_of_memory(error):
@@ -205,19 +202,22 @@ def population_rates(
         raise
 
 
-def device_row(setting: dict[str, str | int], rates: list[Rate], plain: list[Rate], device: torch.device) -> Row:
+def device_row(setting: dict[str, str | int], rates: list[Rate], plain: list[Rate], task: Task) -> Row:
     walls = [rate.per_second for rate in rates]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        task.loss_and_grad(task.init_runs(range(2)), task.batch(torch.arange(BATCH_SIZE, device=task.device), 2))
     return Row(
         question="How fast are populations on this device, and how many networks fill it?",
         setting=setting,
         figures={
             "model-steps/s": median(rates),
             "times the plain loop": median(rates) / median(plain),
-            "peak memory, GiB": peak_bytes(device) / 2**30,
+            "TFLOP/s of products": median(rates) * counter.get_total_flops() / 2 / 1e12,
+            "peak memory, GiB": peak_bytes(task.device) / 2**30,
         },
         spread={"model-steps/s": (min(walls), max(walls))},
-        note=f"Adam, batch {BATCH_SIZE}; the plain loop is on the same device. A population fills it where four times "
-        f"the networks add less than a tenth. Median and range of {len(rates)} repeats.",
+        note=f"Adam, batch {BATCH_SIZE}; the plain loop is on the same device. On CUDA a population's step is launched "
+        f"as one graph. Median and range of {len(rates)} repeats.",
     )
 
 

@@ -32,7 +32,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """First layer on the 16 dense features of `features.DENSE`, not normalised."""
+    """First layer on the 16 dense features, not normalised."""
 
     weight: Tensor  # (N, H, 16)
     row_bias: Tensor  # (N, H, E, R, 1)
@@ -49,23 +49,18 @@ def fold(first: Layer, accumulators: Accumulators, dense_mean_square: Tensor, in
         inner_step: (1,) or (N,) updates made before this one.
     """
     rows, columns = features.row_features(accumulators), features.column_features(accumulators)
-    num_networks, num_tensor_features = first.weight.shape[0], features.NUM_TENSOR_FEATURES
-    row_square, column_square = rows.square().mean(dim=(2, 3, 4)), columns.square().mean(dim=(2, 3, 4))
-    early, late = dense_mean_square.split([13, 3], dim=1)
-    middle = (part for half in (slice(0, 3), slice(3, 6)) for part in (row_square[:, half], column_square[:, half]))
-    mean_square = torch.cat([early, *middle, late], dim=1)
+    num_tensor_features = features.NUM_TENSOR_FEATURES
+    row_mean_square, column_mean_square = (kind.square().mean(dim=(2, 3, 4)) for kind in (rows, columns))
+    mean_square = features.join_kinds(dense_mean_square, row_mean_square, column_mean_square)
     scaled = first.weight[:, :, :num_tensor_features] * features.inverse_rms(mean_square)[:, None]
+    of_dense, of_rows, of_columns = features.split_kinds(scaled)
 
-    time = features.time_features(inner_step).expand(num_networks, -1)
+    time = features.time_features(inner_step).expand(len(scaled), -1)
     constant = first.bias + (first.weight[:, :, num_tensor_features:] @ time[..., None]).squeeze(-1)  # (N, H)
-    dense, of_rows, of_columns = (
-        torch.cat([scaled[:, :, part] for part in parts], dim=2)
-        for parts in (features.DENSE, features.ROW, features.COLUMN)
-    )
     row_bias, column_bias = _mix(of_rows, rows), _mix(of_columns, columns)
     if not accumulators.factored:  # a vector's row features vary along its columns
         row_bias, column_bias = torch.zeros_like(row_bias[..., :1]), row_bias + column_bias
-    return FoldedLayer(dense, row_bias + constant[..., None, None, None], column_bias)
+    return FoldedLayer(of_dense, row_bias + constant[..., None, None, None], column_bias)
 
 
 def unpack_layers(theta: Tensor, sizes: Sequence[int]) -> tuple[list[Layer], Tensor]:
