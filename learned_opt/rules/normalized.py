@@ -183,25 +183,29 @@ class NormalizedRule(TensorwiseRule):
         """Change the parameters of a batch, whose own columns `controls` has of what it has per tensor."""
         spec, lr, asked = batch[0].spec, batch[0].lr, batch[0].weight_decay
         is_matrix = spec.role in MATRIX_ROLES
-        update = self._directions(batch, parts, controls.nesterov)  # (N, K, *shape)
-        if is_matrix:
-            update = orthogonal_mix(update, scalars[f"mix_{spec.role}"], exact=self.reference)
-        size = lr * controls.size * (mean_square(update) + _TINY).rsqrt()
+        is_sliced = not is_matrix and parts[0].rows is not None  # found twice, as there may be no room to keep it
+        if is_sliced:
+            squares = sum_of([square_sum(direction_of(chunk, controls.nesterov)) for chunk in parts])
+        else:
+            update = self._directions(batch, parts, controls.nesterov)  # (N, K, *shape)
+            if is_matrix:
+                update = orthogonal_mix(update, scalars[f"mix_{spec.role}"], exact=self.reference)
+            squares = square_sum(update)
+        size = lr * controls.size * (squares / batch[0].param[0].numel() + _TINY).rsqrt()
         decay = (controls.learned_decay if is_matrix else 0.0) if asked is None else asked
-        kept = 1 - lr * controls.decay_unit * decay  # (N, 1)
+        kept = (1 - lr * controls.decay_unit * decay).expand(-1, len(batch))
         if batch[0].active is not None:
             active = torch.stack([tensor.active for tensor in batch if tensor.active is not None], dim=1)
-            size, kept = size.masked_fill(~active, 0.0), kept.expand_as(active).masked_fill(~active, 1.0)
-        kept = kept.expand(-1, len(batch))
+            size, kept = size.masked_fill(~active, 0.0), kept.masked_fill(~active, 1.0)
         if self.reference:
-            (tensor,) = batch
-            whole = tensor.param.unsqueeze(1) * per_row(kept, update) - update * per_row(size, update)
-            tensor.param = whole.squeeze(1)
-            return
-        params = [tensor.param for tensor in batch]
-        if is_matrix or asked:
-            torch._foreach_mul_(params, list(per_row(kept, update).unbind(1)))
-        torch._foreach_sub_(params, list(update.mul_(per_row(size, update)).unbind(1)))
+            whole = batch[0].param.unsqueeze(1) * per_row(kept, update) - update * per_row(size, update)
+            batch[0].param = whole.squeeze(1)
+        elif is_sliced:
+            for chunk in parts:
+                update = direction_of(chunk, controls.nesterov)
+                step_([batch[0].param[:, chunk.rows]], update, size, kept if asked else None)
+        else:
+            step_([tensor.param for tensor in batch], update, size, kept if is_matrix or asked else None)
 
     def _directions(self, batch: Sequence[TensorUpdate], parts: Sequence[Chunk], nesterov: Tensor) -> Tensor:
         """(N, K, *shape): the momentum with some of the newest gradient, over the root of the second moment."""
@@ -218,6 +222,13 @@ def direction_of(chunk: Chunk, nesterov: Tensor, out: Tensor | None = None) -> T
     """Direction (N, K, *shape) of a chunk, not normalised."""
     momentum, square, grad = chunk.state("momentum"), chunk.state("square"), chunk.grad()
     return torch.lerp(momentum, grad, per_row(nesterov, grad), out=out).mul_((square + _TINY).rsqrt_())
+
+
+def step_(params: list[Tensor], update: Tensor, size: Tensor, kept: Tensor | None) -> None:
+    """params <- kept * params - size * update, for K tensors, `update` (N, K, *shape) and numbers (N, K)."""
+    if kept is not None:
+        torch._foreach_mul_(params, list(per_row(kept, update).unbind(1)))
+    torch._foreach_sub_(params, list(update.mul_(per_row(size, update)).unbind(1)))
 
 
 def numel_at_once(device: torch.device) -> tuple[int, int]:
