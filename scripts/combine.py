@@ -7,9 +7,10 @@
 
 Inputs: checkpoints (safetensors, torch files, adapters), folders of a run's checkpoints, and networks of zoos: ZOO@3 is
 the last snapshot of run 3, ZOO@3:0 its first, ZOO@3:all all of them, ZOO@all the last of every run. All must have one
-layout. Outputs: a safetensors file whose metadata say what was combined; `config.yaml` and `summary.json` in the folder
-x-combine. Where the task is known, from the zoos or task=, losses of the inputs and of the result are printed. Buffers:
-real ones are averaged, integers are those of the last network. Run time: that of reading the files.
+layout. Outputs: a safetensors file whose metadata say what was combined, with JSON beside it; `config.yaml` and
+`summary.json` in the folder x-combine. Buffers: real ones, such as statistics of BatchNorm, are averaged, integers are
+those of the last network. With evaluate=true losses of the networks and of the result are printed, on the task that the
+zoos record, or task=. Compressed updates are read where networks are, with their base. Run time: that of reading.
 """
 
 from __future__ import annotations

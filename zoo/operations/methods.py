@@ -63,6 +63,10 @@ def combine(
         raise ValueError(f"{method} has no settings {unknown}; it takes {sorted(known)}")
     trained, weights = apply(_Given(networks, base, evaluate, seed), **settings)
     buffers, remarks = _combined_buffers(networks.layout, networks.params, weights)
+    if any("lora_A" in slot.name for slot in networks.layout):
+        remarks.append(
+            "adapters were combined factor by factor, which is not their products combined: align them first"
+        )
     return Combined(torch.cat([trained, buffers]), remarks)
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from zoo.checkpoints.inferred_layout import layout_of_state_dict
 from zoo.networks.architectures import CNN, MLP
 from zoo.networks.layout import ParamLayout
 from zoo.operations import Networks, combine, extrapolate, ties
@@ -61,6 +62,12 @@ def test_integers_that_are_no_counters_are_named_if_they_differ():
     params, remarks = combine(networks, "average")
     assert remarks == ["mask differs between the networks; the last one's was taken"]
     assert networks.layout.unflatten(params)["mask"].tolist() == [True, True]
+
+
+def test_adapters_come_with_a_warning():
+    layout = layout_of_state_dict({f"q.lora_{ab}.weight": torch.zeros(2, 2) for ab in "AB"})
+    networks = Networks(layout, torch.randn(2, 8), ("a", "b"), (0, 0), {})
+    assert "factor by factor" in combine(networks, "average").remarks[0]
 
 
 def test_extrapolation_goes_tensor_by_tensor():
