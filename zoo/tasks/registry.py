@@ -8,28 +8,44 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from torch import nn
 
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
+from zoo.tasks.augmentation import make_augmentations
+from zoo.tasks.augmentation import recorded as recorded_augmentations
 from zoo.tasks.datasets import DATASETS, Dataset
 from zoo.tasks.families.family_task import FamilyTask
 from zoo.tasks.families.registry import FAMILIES
-from zoo.tasks.objectives import OBJECTIVES
+from zoo.tasks.objectives import make_objective
+from zoo.tasks.objectives import recorded as recorded_objective
 from zoo.tasks.policies import ENVIRONMENTS, PolicyTask
 from zoo.tasks.task import Task
 
 TASK_NAMES: Final = (*DATASETS, *FAMILIES)
 
 
-def get_task(name: str, *, architecture: str | None = None, parametrization: str = "sp", **options: object) -> Task:
+def get_task(
+    name: str,
+    *,
+    architecture: str | None = None,
+    parametrization: str = "sp",
+    objective: str | Mapping[str, object] | None = None,
+    augment: Sequence[str | Mapping[str, object]] = (),
+    **options: object,
+) -> Task:
     """Task of that name.
 
     Args:
         name: one of TASK_NAMES: a data set (see `zoo.tasks.datasets`), or a family (`zoo.tasks.families.registry`).
         architecture: one of ARCHITECTURES; by default "mlp", for symbols "transformer".
         parametrization: "sp" or "mup".
+        objective: one of `zoo.tasks.objectives.OBJECTIVES`, or a mapping of its `name` and options, such as
+            {"name": "cross_entropy", "label_smoothing": 0.1}; by default cross-entropy, of real targets squared error.
+        augment: augmentations of training examples by name, or mappings of `name` and parameters, in their order, see
+            `zoo.tasks.augmentation`.
         **options: of the architecture (`hidden`, `activation`; `channels`; `width`, `num_blocks`, `num_heads`) and
             of the data set or family.
 
@@ -43,25 +59,33 @@ def get_task(name: str, *, architecture: str | None = None, parametrization: str
     make = DATASETS.get(name) or FAMILIES[name]
     known = {key: value.default for key, value in inspect.signature(make).parameters.items()}
     data_options = _filled_in(name, known, {key: value for key, value in options.items() if key in known})
-    data = make(**data_options)
-    dataset = data if isinstance(data, Dataset) else data.dataset
+    data, augmentations = make(**data_options), make_augmentations(augment)
+    family, dataset = (None, data) if isinstance(data, Dataset) else (data, data.dataset)
+    dataset = replace(dataset, augmentations=augmentations)
     architecture = architecture or ("mlp" if dataset.train.inputs.is_floating_point() else "transformer")
     model_options = _model_options(name, architecture, known, options)
     usual = "cross_entropy" if dataset.num_classes else "squared_error"
-    objective = OBJECTIVES[usual if isinstance(data, Dataset) else data.objective]
+    usual = usual if family is None else family.objective
+    asked = make_objective(objective or usual)
     environment = ENVIRONMENTS.get(name)
+    if (environment is not None and (objective or augment)) or (family is not None and asked.name != usual):
+        raise ValueError(f"task {name!r} takes no other objective than its own and, if it is of control, no augment")
     if environment is None:
-        num_outputs = objective.num_outputs(dataset.num_classes, dataset.train.targets)
+        num_outputs = asked.num_outputs(dataset.num_classes, dataset.train.targets)
     else:
         num_outputs = environment.num_actions
     build = ARCHITECTURES[architecture](dataset, num_outputs, **model_options)
     config: dict[str, object] = {"name": name, "architecture": architecture, "parametrization": parametrization}
     config |= {key: _jsonable(value) for key, value in (data_options | model_options).items()}
+    config |= {"objective": recorded_objective(asked)} if recorded_objective(asked) != usual else {}
+    config |= {"augment": recorded_augmentations(augmentations)} if augment else {}
     if environment is not None:
         return PolicyTask(name, dataset, build, environment, parametrization=parametrization, config=config)
-    if isinstance(data, Dataset):
-        return Task(name, data, build, objective, parametrization=parametrization, config=config)
-    return FamilyTask(name, data, build, objective, parametrization=parametrization, config=config)
+    if family is None:
+        return Task(name, dataset, build, asked, parametrization=parametrization, config=config)
+    return FamilyTask(
+        name, family, build, asked, augmentations=augmentations, parametrization=parametrization, config=config
+    )
 
 
 def _mlp(

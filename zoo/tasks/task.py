@@ -17,26 +17,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.networks.counter_rng import streams_of
 from zoo.networks.initialization import Initializer, scale_matrices
 from zoo.networks.layout import ParamLayout
 from zoo.networks.parametrization import PARAMETRIZATIONS, parametrize
+from zoo.tasks.augmentation import recorded
 from zoo.tasks.backend import Networks, first_line
 from zoo.tasks.checks import check_fit, check_splits
 from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
 from zoo.tasks.evaluation import activation_bytes, evenly_chosen, pairs_at_once
 from zoo.tasks.identity import behaviour, structure
-from zoo.tasks.objectives import Objective
+from zoo.tasks.objectives import Objective, make_objective, shares
+from zoo.tasks.objectives import recorded as recorded_objective
 from zoo.tasks.trial import Trial, checked_module, examples_to_try, trial_outputs, try_module
 
 
 class Batch(NamedTuple):
     """Examples for one step: inputs (B, ...) and targets (B, ...) shared by all networks, or either with N in front.
 
-    `Task.batch` makes one from the indices of examples.
+    `Task.batch` makes one from the indices of examples. `stream` is what the module's random numbers, as of dropout,
+    are drawn from, (4,) for all networks or (N, 4); None is torch's global generator.
     """
 
     inputs: Tensor
     targets: Tensor
+    stream: Tensor | None = None
 
 
 class Task:
@@ -49,12 +54,14 @@ class Task:
         layout: of the networks.
         backend: what runs them.
         flaw: why populations would not be what their seeds and parameters say, in words; None for a sound module.
+        is_random: whether a training step draws random numbers: the module's, or those of augmentations.
 
     Args:
         name: for people.
         dataset: with its three splits.
         build: makes the module in its own initialisation, drawing from the CPU's global generator.
-        objective: loss and error.
+        objective: loss and error: one of `zoo.tasks.objectives.OBJECTIVES` by name, or a mapping of `name` and its
+            options such as `label_smoothing`, or an object.
         parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `parametrize`).
         config: JSON-able options from which `get_task(**config)` makes this task again; empty for a task of your own.
 
@@ -71,7 +78,7 @@ class Task:
         name: str,
         dataset: Dataset,
         build: Callable[[], nn.Module],
-        objective: Objective,
+        objective: Objective | str | Mapping[str, object],
         *,
         parametrization: str = "sp",
         config: Mapping[str, object] | None = None,
@@ -80,14 +87,15 @@ class Task:
             raise ValueError(f"parametrization must be one of {PARAMETRIZATIONS}, got {parametrization!r}")
         self.name = name
         self.dataset = dataset
-        self.objective = objective
+        self.objective = make_objective(objective)
         self.parametrization = parametrization
         self.config = dict(config or {})
         try:
             trial = self._tried_on(build)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
-        self.backend, slow, self.flaw = trial
+        self.backend, slow, self.flaw, module_is_random = trial
+        self.is_random = module_is_random or bool(dataset.augmentations)
         if slow:
             warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)
 
@@ -99,7 +107,9 @@ class Task:
         self._tried = examples_to_try(module, train.inputs)
         self.check_fit(trial_outputs(module.to(self.device), train.inputs[self._tried]))
         self._networks = Networks(build, self.layout, self.objective, train.inputs.ndim, train.targets.ndim)
-        return try_module(self._networks, (self.trial_batch(), self.trial_batch(own=True)))
+        streams = streams_of((0, 1), self.device)
+        shared, own = self.trial_batch(), self.trial_batch(own=True)
+        return try_module(self._networks, ((*shared[:2], streams[0]), (*own[:2], streams)))
 
     @property
     def device(self) -> torch.device:
@@ -117,13 +127,14 @@ class Task:
 
     @cached_property
     def _own_description(self) -> dict[str, object]:
-        inputs, targets = (values.cpu() for values in self.trial_batch(1))
+        inputs, targets = (values.cpu() for values in self.trial_batch(1)[:2])
         return {
             "name": self.name,
-            "objective": self.objective.name,
+            "objective": recorded_objective(self.objective),
             "parametrization": self.parametrization,
             "module": structure(self._networks.module()),
             "behaviour": behaviour(self._networks, inputs, targets),
+            **({"augment": recorded(self.dataset.augmentations)} if self.dataset.augmentations else {}),
         }
 
     def to(self, device: torch.device | str) -> Task:
@@ -182,15 +193,19 @@ class Task:
         """The column of a zoo's runs by whose hash they are split."""
         return "seed"
 
-    def batch(self, indices: Tensor, num_networks: int, split: str = "train") -> Batch:
+    def batch(self, indices: Tensor, num_networks: int, split: str = "train", *, stream: Tensor | None = None) -> Batch:
         """Examples of a split for N networks.
 
         Args:
             indices: (B,) of examples that all networks share, or (N, B).
             num_networks: N.
             split: "train", "val" or "test".
+            stream: of a training step: (4,), or (N, 4) with indices (N, B), what augmentations and the module draw
+                from, see `zoo.networks.counter_rng`. Without one nothing is augmented.
         """
         data = self.dataset.split(split)
+        if stream is not None:
+            return Batch(*self.dataset.training_examples(indices, stream), stream)
         return Batch(data.inputs[indices], data.targets[indices])
 
     def part_of(self, batch: Batch, networks: slice) -> Batch:
@@ -228,7 +243,7 @@ class Task:
             parts.append(self._drawn(inside, name))
             chosen = chosen - size
         shared = (self.dataset.train.inputs.ndim, self.dataset.train.targets.ndim)
-        kinds = zip(zip(*parts, strict=True), shared, strict=True)
+        kinds = zip(zip(*(part[:2] for part in parts), strict=True), shared, strict=True)
         return Batch(*(torch.cat(values, dim=values[0].ndim - ndim) for values, ndim in kinds))
 
     def _drawn(self, indices: Tensor, split: str) -> Batch:
@@ -269,15 +284,16 @@ class Task:
         num_examples = min(count, pairs)
         num_networks = max(1, pairs // num_examples)
         loss, error = params.new_zeros(len(params)), params.new_zeros(len(params))
-        for start in range(0, count, num_examples):
-            examples = slice(start, min(start + num_examples, count))
-            share = (examples.stop - start) / count
-            for first in range(0, len(params), num_networks):
-                some = slice(first, first + num_networks)
-                inputs, targets = self._evaluated_batch(split, examples, some, len(params))
-                outputs = self.predict(params[some], inputs)
-                loss[some] += share * self.objective.loss(outputs, targets)
-                error[some] += share * self.objective.error(outputs, targets)
+        chunks = [slice(start, min(start + num_examples, count)) for start in range(0, count, num_examples)]
+        for first in range(0, len(params), num_networks):
+            some = slice(first, first + num_networks)
+            parts = [self._evaluated_batch(split, chunk, some, len(params)) for chunk in chunks]
+            own = parts[0].targets.ndim > self.dataset.train.targets.ndim
+            in_whole = shares(self.objective, [part.targets for part in parts], own=own)
+            for part, (of_loss, of_error) in zip(parts, in_whole, strict=True):
+                outputs = self.predict(params[some], part.inputs)
+                loss[some] += of_loss * self.objective.loss(outputs, part.targets)
+                error[some] += of_error * self.objective.error(outputs, part.targets)
         return {"loss": loss, "error": error}
 
     def _evaluated_batch(self, split: str, examples: slice, networks: slice, num_networks: int) -> Batch:

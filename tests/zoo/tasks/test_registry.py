@@ -79,7 +79,7 @@ def test_losses_gradients_and_buffers_equal_the_modules(task, shared):
     losses, grads = task.loss_and_grad(params, batch)
     torch.testing.assert_close(task.loss(start, batch), losses)
     for i, model in enumerate(modules(task, start)):
-        inputs, targets = (value if shared else value[i] for value in batch)
+        inputs, targets = (value if shared else value[i] for value in batch[:2])
         loss = module_loss(model.train(), inputs, targets)
         loss.backward()
         named = dict(model.named_parameters())
@@ -206,7 +206,7 @@ def test_label_subsets_see_own_or_shared_examples():
     shared, own = torch.tensor([0, 3, 9]), torch.tensor([[0, 3], [9, 4]])
     labels = task.dataset.train.targets
     for indices in (shared, own):
-        inputs, targets = task.batch(indices, 2)
+        inputs, targets, _ = task.batch(indices, 2)
         assert torch.equal(inputs, task.dataset.train.inputs[indices])
         assert torch.equal(targets, torch.stack([labels[indices.expand(2, -1)[i]] == i for i in range(2)]).long())
 

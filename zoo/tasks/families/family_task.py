@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from zoo.networks.counter_rng import CounterRng, at
+from zoo.tasks.augmentation import Augmentation, Sampler
+from zoo.tasks.datasets import AUGMENTATION_PART
 from zoo.tasks.evaluation import even_indices
 from zoo.tasks.families.family import Family, Members
 from zoo.tasks.objectives import Objective
@@ -25,6 +29,7 @@ class FamilyTask(Task):
 
     Args:
         family: of tasks.
+        augmentations: of training examples; networks that share a minibatch share what is drawn for it.
         Others: as for Task.
     """
 
@@ -33,15 +38,19 @@ class FamilyTask(Task):
         name: str,
         family: Family,
         build: Callable[[], nn.Module],
-        objective: Objective,
+        objective: Objective | str | Mapping[str, object],
         *,
+        augmentations: Sequence[Augmentation] = (),
         parametrization: str = "sp",
         config: Mapping[str, object] | None = None,
     ) -> None:
+        if any(isinstance(one, Sampler) for one in augmentations):
+            raise ValueError(f"task {name!r}: members give examples by number, so none can be drawn anew by augment")
         self.family = family
         self._numbers: tuple[int, ...] | None = None
         self._bound: tuple[int, Members] | None = None  # how many, and which
-        super().__init__(name, family.dataset, build, objective, parametrization=parametrization, config=config)
+        dataset = replace(family.dataset, augmentations=tuple(augmentations))
+        super().__init__(name, dataset, build, objective, parametrization=parametrization, config=config)
 
     @property
     def split_key(self) -> str:
@@ -57,7 +66,8 @@ class FamilyTask(Task):
         moved = super().to(device)
         assert isinstance(moved, FamilyTask)
         moved.family = self.family.to(device)
-        moved.dataset, moved._bound = moved.family.dataset, None
+        moved.dataset = replace(moved.family.dataset, augmentations=self.dataset.augmentations)
+        moved._bound = None
         return moved if self._numbers is None else moved.for_members(self._numbers)
 
     def for_runs(self, runs: Sequence[int]) -> FamilyTask:
@@ -73,8 +83,17 @@ class FamilyTask(Task):
     def run_attributes(self, runs: Sequence[int]) -> dict[str, Tensor]:
         return self.family.attributes(torch.tensor(self._members_of(runs)))
 
-    def batch(self, indices: Tensor, num_networks: int, split: str = "train") -> Batch:
-        return self._members(num_networks).examples(indices, split)
+    def batch(self, indices: Tensor, num_networks: int, split: str = "train", *, stream: Tensor | None = None) -> Batch:
+        inputs, targets, _ = self._members(num_networks).examples(indices, split)
+        if stream is not None and self.dataset.augmentations:
+            has_own = inputs.ndim > self.dataset.train.inputs.ndim
+            of_each = torch.vmap(self._augmented, in_dims=(0, 0 if stream.ndim > 1 else None))
+            inputs = (of_each if has_own else self._augmented)(inputs, stream)
+        return Batch(inputs, targets, stream)
+
+    def _augmented(self, inputs: Tensor, stream: Tensor) -> Tensor:
+        """Inputs (B, ...) as a training step with that stream (4,) sees them."""
+        return self.dataset.augment(inputs, CounterRng(at(stream, part=AUGMENTATION_PART)))
 
     def _members_of(self, runs: Sequence[int]) -> list[int]:
         count = self.family.num_members

@@ -95,7 +95,7 @@ class TextDomains:
         digest = hashlib.sha256(b"".join(self._texts[split].symbols.numpy().tobytes() for split in SPLIT_NAMES))
         first = self.bind(torch.zeros(1, dtype=torch.int64))
         batches = (first.examples(torch.arange(self._texts[split].num_windows), split) for split in SPLIT_NAMES)
-        train, val, test = (Split(inputs[0], targets[0]) for inputs, targets in batches)
+        train, val, test = (Split(batch.inputs[0], batch.targets[0]) for batch in batches)
         self.dataset = Dataset(name, train, val, test, vocabulary, f"sha256:{digest.hexdigest()}")
 
     @property

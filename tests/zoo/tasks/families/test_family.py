@@ -7,6 +7,7 @@ import torch
 
 from tests.pretended_device import no_synchronization, pretended_device
 from zoo.building.build import build_zoo
+from zoo.networks.counter_rng import streams_of
 from zoo.storage.splits import SplitRule
 from zoo.storage.zoo import Zoo
 from zoo.tasks.families.family import member_draws, members_of
@@ -28,7 +29,7 @@ def task(request):
 
 
 def same(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    return all(torch.equal(a, b) for a, b in zip(first[:2], second[:2], strict=True))
 
 
 def test_members_are_the_same_in_whatever_company(task):
@@ -85,7 +86,7 @@ def test_evaluation_is_of_each_networks_own_member_whatever_is_done_at_once(task
 
 def test_drawn_examples_are_each_networks_own(task):
     bound = task.for_members([7, 2, 7])
-    _, targets = bound.draw_examples(9, torch.Generator().manual_seed(0), ("train", "val"))
+    _, targets, _ = bound.draw_examples(9, torch.Generator().manual_seed(0), ("train", "val"))
     assert len(targets) == 3
     assert torch.equal(targets[0], targets[2])
     unbound = task.draw_examples(9, torch.Generator().manual_seed(0))
@@ -120,10 +121,33 @@ def test_members_on_a_device_are_those_of_the_cpu_and_nothing_waits_for_them(tas
         indices = torch.arange(5).to(device)
         with no_synchronization():
             batch = there.for_members([3, 1]).batch(indices, 2)
-        for found, wanted in zip(batch, here, strict=True):
+        for found, wanted in zip(batch[:2], here[:2], strict=True):
             assert found.device == device
             torch.testing.assert_close(found.cpu(), wanted)
-        assert same([part.cpu() for part in there.batch(indices, 2)], [part.cpu() for part in batch])
+        assert same([part.cpu() for part in there.batch(indices, 2)[:2]], [part.cpu() for part in batch[:2]])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("name", ["digits_subset", "warped_images"])
+def test_augmentations_are_drawn_for_each_network_or_for_all(name, shared):
+    options = FAMILIES[name] | {"augment": [{"name": "noise", "std": 0.5}]}
+    task, plain = get_task(name, **options).for_members([4, 9]), get_task(name, **FAMILIES[name]).for_members([4, 9])
+    streams = streams_of([1, 2], task.device)
+    indices, stream = torch.arange(6).expand(2, -1), streams
+    if shared:
+        indices, stream = indices[0], streams[0]
+    batch, before = task.batch(indices, 2, stream=stream), plain.batch(indices, 2)
+    assert torch.equal(batch.targets, before.targets)
+    noise = (batch.inputs - before.inputs).expand(2, 6, 1, 8, 8)
+    assert noise.std() == pytest.approx(0.5, abs=0.1)
+    assert torch.equal(batch.inputs, task.batch(indices, 2, stream=stream).inputs)
+    assert torch.allclose(noise[0], noise[1], atol=1e-5) == shared
+    assert same(task.batch(indices, 2), before)
+
+
+def test_examples_that_are_drawn_anew_are_no_members_examples():
+    with pytest.raises(ValueError, match="members give examples by number"):
+        get_task("text_domains", **TEXT, augment=["spans"])
 
 
 def test_draws_are_of_seed_stream_and_member_alone():

@@ -20,7 +20,7 @@ def test_members_are_the_domains_by_name_cut_into_windows():
     family = domains()
     assert family.names == tuple("abcdefghijkl")
     for split, count in (("train", 16), ("val", 4), ("test", 4)):
-        inputs, targets = family.bind(torch.tensor([2, 5])).examples(torch.arange(count), split)
+        inputs, targets, _ = family.bind(torch.tensor([2, 5])).examples(torch.arange(count), split)
         assert inputs.shape == (2, count, 8)
         assert torch.equal(inputs[..., 1:], targets[..., :-1])
         for row, name in zip(inputs, "cf", strict=True):
