@@ -16,9 +16,11 @@ from typing import Final, Unpack
 import numpy as np
 import torch
 
+from zoo.building.block_size import fitting_block_size
 from zoo.building.executors import Executor, InProcess
-from zoo.building.plan import BuildPlan, BuildSettings
+from zoo.building.plan import AUTO, BuildPlan, BuildSettings
 from zoo.devices import is_out_of_memory
+from zoo.networks.counter_rng import streams_of
 from zoo.storage.locks import LockLostError
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
@@ -85,8 +87,10 @@ def build_zoo(
         raise TypeError(f"task must be a task, as from get_task({task!r}), got {type(task).__name__}")
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
-    if plan.block_size is None and (path / "zarr.json").is_file():
+    if plan.block_size in (None, AUTO) and (path / "zarr.json").is_file():
         plan = replace(plan, block_size=ZooWriter.open(path).spec.block_size)  # a larger number of runs asks for more
+    elif plan.block_size == AUTO or (plan.block_size is None and task.device.type == "cuda"):
+        plan = replace(plan, block_size=fitting_block_size(plan))
     check_initial_loss(plan)
     if any(slot.dtype == "float64" for slot in task.layout):
         warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=3)
@@ -122,7 +126,8 @@ def check_initial_loss(plan: BuildPlan) -> None:
     runs = range(min(plan.num_runs, _NUM_TRIED))
     task = plan.task.for_runs(runs)
     params = task.init_runs(plan.seeds(runs), plan.init_scales(runs))
-    batch = task.batch(torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device), len(runs))
+    chosen = torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device)
+    batch = task.batch(chosen, len(runs), stream=streams_of([plan.seed], task.device)[0])
     with torch.no_grad():
         losses = task.loss(params, batch)
     if (losses <= plan.max_loss).any():
@@ -209,6 +214,8 @@ class BlockBuilder:
             data_seed=plan.seed,
             init_scales=plan.init_scales(runs),
             max_loss=plan.max_loss,
+            precision=plan.precision,
+            accumulate=plan.accumulate,
             compile=plan.compiles(runs),
         )
         for s, snapshot in enumerate(snapshots):
