@@ -176,23 +176,23 @@ class LearnedOptimizer(Optimizer):
         pending = [entry for group in self.param_groups for entry in gradients_of(group)]
         if not pending:
             return loss
-        largest = largest_entries([entry.grad for entry in pending])
+        largest = largest_entries(pending)
         is_skipped = self._count_skip(pending, largest)
         if is_skipped is True:
             return loss
         for entry in pending:  # also of zero gradients: that is how torch.distributed.checkpoint asks for state
-            if not self.state[entry.param]:
-                self._init_state(entry)
+            entry.state = self.state[entry.param]
+            self._complete_state(entry)
         has_gradient = largest != 0 if is_skipped is False else (largest != 0) & ~is_skipped
         pending = to_update(pending, has_gradient)
         if not pending:
             return loss
         self._warn_of_settings()
-        together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
-        for entry in pending:
-            together[entry.param.device, entry.num_matrices].append(entry)
-        for (device, _), entries in together.items():
-            self._update(device, entries)
+        self._update([entry for entry in pending if entry.sharding is None])
+        if sharded := [entry for entry in pending if entry.sharding is not None]:
+            from learned_opt.optimizer.sharded import update_sharded
+
+            update_sharded(sharded, self._update)
         self._set("inner_step", self.param_groups[0]["inner_step"] + known(has_gradient.any()))
         self._most_steps += 1
         return loss
@@ -264,14 +264,22 @@ class LearnedOptimizer(Optimizer):
         names, is_finite = self._bad or ([], torch.empty(0))
         return [name for name, fine in zip(names, is_finite.tolist(), strict=True) if not fine][:8]
 
-    def _update(self, device: torch.device, pending: Sequence[Pending]) -> None:
+    def _update(self, pending: Sequence[Pending]) -> None:
+        """Run the rule on whole tensors."""
+        together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
+        for entry in pending:
+            together[entry.param.device, entry.num_matrices].append(entry)
+        for (device, _), entries in together.items():
+            self._update_together(device, entries)
+
+    def _update_together(self, device: torch.device, pending: Sequence[Pending]) -> None:
         """Run the rule on the tensors of one device that are equally many matrices, as one model."""
         parts = [matrix_view(entry.param.detach(), entry.axes) for entry in pending]
         params = [part.to(torch.float32) for part in parts]
         before = [param if part is param else param.clone() for part, param in zip(parts, params, strict=True)]
         state: RuleState = defaultdict(list)
         for entry in pending:
-            for key, kept in self.state[entry.param].items():
+            for key, kept in entry.state.items():
                 state[key].append(kept if entry.is_stack else kept.unsqueeze(0))
         old_state = {key: list(tensors) for key, tensors in state.items()}
         if device not in self._thetas:
@@ -296,15 +304,21 @@ class LearnedOptimizer(Optimizer):
                 part.copy_(param)
             self._keep(entry, {key: new[i] for key, new in state.items() if new[i] is not old_state[key][i]})
 
-    def _init_state(self, entry: Pending) -> None:
-        fresh = self.pretrained.rule.init_state([entry.spec], [matrix_view(entry.param.detach(), entry.axes)])
-        self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
+    def _complete_state(self, entry: Pending) -> None:
+        """Give a tensor the state that it begins with, and divide it among ranks as the parameter is."""
+        if not entry.state:
+            param = entry.param.detach()
+            whole = param if entry.sharding is None else param.full_tensor()
+            fresh = self.pretrained.rule.init_state([entry.spec], [matrix_view(whole, entry.axes)])
+            self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
+        if entry.sharding is not None:
+            from learned_opt.optimizer.sharded import shard_state
+
+            shard_state(entry, getattr(self.pretrained.rule, "large_state", ()))
 
     def _keep(self, entry: Pending, state: Mapping[str, Tensor]) -> None:
         """Store the state (N, ...) of a parameter, without the dim N unless the parameter has it."""
-        self.state[entry.param].update(
-            state if entry.is_stack else {key: tensor.squeeze(0) for key, tensor in state.items()}
-        )
+        entry.state.update(state if entry.is_stack else {key: tensor.squeeze(0) for key, tensor in state.items()})
 
     def _warn_of_skips(self) -> None:
         if self._num_skipped_in_a_row >= SKIPS_BEFORE_WARNING:
