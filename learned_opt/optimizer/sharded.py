@@ -179,7 +179,8 @@ def _exchange(
     group: dist.ProcessGroup, *, outgoing: Sequence[Sequence[Tensor]], incoming: Sequence[Sequence[Tensor]]
 ) -> None:
     """Fill the tensors `incoming[r]` with those that rank r calls `outgoing[this rank]`."""
-    sent = [x.reshape(-1).view(torch.uint8) for tensors in outgoing for x in tensors]
+    dense = torch.contiguous_format
+    sent = [x.clone(memory_format=dense).view(-1).view(torch.uint8) for tensors in outgoing for x in tensors]
     places = [x for tensors in incoming for x in tensors]
     received_sizes = [sum(x.nbytes for x in tensors) for tensors in incoming]
     device = (sent or places)[0].device
