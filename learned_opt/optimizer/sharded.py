@@ -79,7 +79,7 @@ def sharded_gradient(param: Tensor) -> tuple[Tensor, Sharding]:
 
 def shard_state(entry: Pending, kinds: Sequence[str]) -> None:
     """Divide among ranks what is as large as the parameter: those kinds of its state that are whole."""
-    sharding = cast(Sharding, entry.sharding)
+    sharding = _sharding(entry)
     for kind in kinds:
         whole = entry.state[kind]
         if sharding.group is not None and not isinstance(whole, DTensor):
@@ -101,7 +101,7 @@ def largest_over_ranks(pending: Sequence[Pending], largest: Tensor) -> Tensor:
     for group, own in places.items():
         whole = [largest.new_zeros(pending[i].num_matrices) for i in own]
         for i, numbers in zip(own, whole, strict=True):
-            part = cast(Sharding, pending[i].sharding).parts[group.rank()]
+            part = _sharding(pending[i]).parts[group.rank()]
             numbers[part[0] if pending[i].is_stack else slice(None)] = found[i]
         others = [found[i] for i in range(len(found)) if i not in own]
         rest = torch.cat(others).amax() if others else largest.new_zeros(())
@@ -124,7 +124,7 @@ def update_sharded(pending: Sequence[Pending], update: Callable[[list[Pending]],
     together: dict[tuple[dist.ProcessGroup, torch.device], list[Pending]] = defaultdict(list)
     replicated = []
     for entry in pending:
-        group = cast(Sharding, entry.sharding).group
+        group = _sharding(entry).group
         if group is None:
             replicated.append(replace(entry, param=_local(entry.param), sharding=None))
         else:
@@ -161,16 +161,20 @@ def _update_batch(
     ranks = range(group.size())
     owned = [[entry for owner, entry in batch if owner == rank] for rank in ranks]
     own = [(entry, _empty_whole(entry)) for entry in owned[group.rank()]]
+    parts = [_parts_by_rank(*pair) for pair in own]
+    grads = [[cast(Tensor, whole.param.grad)[part] for part in _sharding(entry).parts] for entry, whole in own]
     _exchange(
         group,
         outgoing=[[x for entry in owned[r] for x in (*_shards(entry), _local_gradient(entry))] for r in ranks],
-        incoming=[[x for pair in own for x in (*_parts_of(*pair, r), _part_of_gradient(*pair, r))] for r in ranks],
+        incoming=[[x for part, grad in zip(parts, grads, strict=True) for x in (*part[r], grad[r])] for r in ranks],
     )
     if own:
         update([whole for _, whole in own])
+    copies = [_copies(*pair) for pair in own]
+    parts = [_parts_by_rank(*pair) for pair in own]  # the rule may have put new tensors into the state
     _exchange(
         group,
-        outgoing=[[x for pair in own for x in (*_parts_of(*pair, r), *_copies(*pair))] for r in ranks],
+        outgoing=[[x for part, copy in zip(parts, copies, strict=True) for x in (*part[r], *copy)] for r in ranks],
         incoming=[[x for entry in owned[r] for x in (*_shards(entry), *_copies(entry, entry))] for r in ranks],
     )
 
@@ -214,26 +218,25 @@ def _shards(entry: Pending) -> list[Tensor]:
     return [_local(entry.param), *(_local(entry.state[kind]) for kind in _sharded_kinds(entry))]
 
 
-def _parts_of(entry: Pending, whole: Pending, rank: int) -> list[Tensor]:
-    """What `_shards` is on some rank, as views of the whole."""
+def _parts_by_rank(entry: Pending, whole: Pending) -> list[list[Tensor]]:
+    """What `_shards` is on each rank, as views of the whole."""
     kinds = _sharded_kinds(entry)
-    shardings = (cast(Sharding, entry.sharding), *(Sharding.of(entry.state[kind]) for kind in kinds))
+    parts = zip(_sharding(entry).parts, *(Sharding.of(entry.state[kind]).parts for kind in kinds), strict=True)
     wholes = (whole.param, *(whole.state[kind] for kind in kinds))
-    return [tensor[sharding.parts[rank]] for tensor, sharding in zip(wholes, shardings, strict=True)]
+    return [[tensor[part] for tensor, part in zip(wholes, of_rank, strict=True)] for of_rank in parts]
 
 
 def _local_gradient(entry: Pending) -> Tensor:
     return sharded_gradient(entry.param)[0].to(entry.param.dtype)
 
 
-def _part_of_gradient(entry: Pending, whole: Pending, rank: int) -> Tensor:
-    """What `_local_gradient` is on some rank, as a view of the whole."""
-    return cast(Tensor, whole.param.grad)[cast(Sharding, entry.sharding).parts[rank]]
-
-
 def _copies(entry: Pending, whole: Pending) -> list[Tensor]:
     """The state of a tensor that every rank has."""
     return [tensor for kind, tensor in whole.state.items() if not isinstance(entry.state[kind], DTensor)]
+
+
+def _sharding(entry: Pending) -> Sharding:
+    return cast(Sharding, entry.sharding)
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -271,9 +274,7 @@ def _parts(sharding: Sharding) -> tuple[Part, ...]:
     if group is None:
         return ((slice(None),) * len(sharding.shape),)
     ranks = sharding.mesh.mesh
-    return tuple(
-        _part(sharding, (ranks == rank).nonzero()[0].tolist()) for rank in dist.get_process_group_ranks(group)
-    )
+    return tuple(_part(sharding, (ranks == rank).nonzero()[0].tolist()) for rank in dist.get_process_group_ranks(group))
 
 
 def _part(sharding: Sharding, coordinate: Sequence[int]) -> Part:
