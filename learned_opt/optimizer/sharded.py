@@ -247,14 +247,14 @@ def _state_placements(sharding: Sharding, shape: tuple[int, ...]) -> tuple[Place
     """Those of the parameter; in state of another shape along the last dim of equal size, else along the largest."""
     if shape == sharding.shape:
         return sharding.placements
-    placements = []
-    for placement in sharding.placements:
-        if not isinstance(placement, Replicate):
-            size = sharding.shape[placement.dim]
-            dims = [i for i, length in enumerate(shape) if length == size] or [shape.index(max(shape))]
-            placement = Shard(dims[-1])
-        placements.append(placement)
-    return tuple(placements)
+
+    def moved(placement: Placement) -> Placement:
+        if isinstance(placement, Replicate):
+            return placement
+        size = sharding.shape[cast(Shard, placement).dim]
+        return Shard(max((i for i, length in enumerate(shape) if length == size), default=shape.index(max(shape))))
+
+    return tuple(moved(placement) for placement in sharding.placements)
 
 
 @lru_cache(maxsize=64)
