@@ -47,6 +47,17 @@ class Pending:
         """Whether the parameter has a dim for the N matrices."""
         return self.axes.startswith("e")
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether a rule, which computes in float32 and descends, needs a copy of parameter or gradient."""
+        return self.group["maximize"] or {self.param.dtype, self.grad.dtype} != {torch.float32}
+
+    @property
+    def lr(self) -> float | Tensor:
+        """Multiplier of the update; a tensor only where one would have to wait for it."""
+        lr = self.group["lr"]
+        return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
+
 
 def gradients_of(group: Mapping[str, Any]) -> Iterator[Pending]:
     """Parameters of a group that have a gradient."""

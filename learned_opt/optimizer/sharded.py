@@ -80,11 +80,13 @@ def sharded_gradient(param: Tensor) -> tuple[Tensor, Sharding]:
 def shard_state(entry: Pending, kinds: Sequence[str]) -> None:
     """Divide among ranks what is as large as the parameter: those kinds of its state that are whole."""
     sharding = _sharding(entry)
-    for kind in kinds:
-        whole = entry.state[kind]
-        if sharding.group is not None and not isinstance(whole, DTensor):
-            placements = _state_placements(sharding, tuple(whole.shape))
-            entry.state[kind] = distribute_tensor(whole, sharding.mesh, placements, src_data_rank=None)
+    for kind in [kind for kind in kinds if kind in entry.state]:
+        tensor = entry.state[kind]
+        if sharding.group is None and isinstance(tensor, DTensor):
+            entry.state[kind] = tensor.to_local()
+        elif sharding.group is not None and not isinstance(tensor, DTensor):
+            placements = _state_placements(sharding, tuple(tensor.shape))
+            entry.state[kind] = distribute_tensor(tensor, sharding.mesh, placements, src_data_rank=None)
 
 
 def largest_over_ranks(pending: Sequence[Pending], largest: Tensor) -> Tensor:

@@ -240,7 +240,7 @@ class _Static(NamedTuple):
     has_embedding: Tensor  # () whether the network looks up any
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # what a recorded step reads must not be thrown away
 def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
     role = torch.tensor([PARAM_ROLES.index(spec.role) for spec in specs])
     width = torch.tensor([max(1, spec.width) for spec in specs]).float()
@@ -254,7 +254,7 @@ def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
         ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
         torch.tensor(any(spec.reads_tokens for spec in specs)).float(),
     )
-    return _Static(*(column.to(device) for column in columns))
+    return _Static(*(column.to(device, non_blocking=True) for column in columns))
 
 
 def _log_base(scalars: Scalars, known: _Static, log_horizon: Tensor) -> Tensor:

@@ -259,11 +259,11 @@ def per_network(count: StepCount, like: Tensor) -> Tensor:
     return torch.full((1,), float(count), dtype=torch.float32, device=like.device)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # what a recorded step reads must not be thrown away
 @torch.inference_mode(False)
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers as a float32 tensor that is copied to a device once."""
-    return torch.tensor(values, dtype=torch.float32, device=device)
+    return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
 
 
 def expanded(x: Tensor, other: Tensor) -> Tensor:

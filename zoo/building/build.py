@@ -16,8 +16,9 @@ from typing import Final, Unpack
 import numpy as np
 import torch
 
+from zoo.building.block_size import fitting_block_size
 from zoo.building.executors import Executor, InProcess
-from zoo.building.plan import BuildPlan, BuildSettings
+from zoo.building.plan import AUTO, BuildPlan, BuildSettings
 from zoo.devices import is_out_of_memory
 from zoo.storage.locks import LockLostError
 from zoo.storage.schema import RunStatus
@@ -85,8 +86,10 @@ def build_zoo(
         raise TypeError(f"task must be a task, as from get_task({task!r}), got {type(task).__name__}")
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
-    if plan.block_size is None and (path / "zarr.json").is_file():
+    if plan.block_size in (None, AUTO) and (path / "zarr.json").is_file():
         plan = replace(plan, block_size=ZooWriter.open(path).spec.block_size)  # a larger number of runs asks for more
+    elif plan.block_size == AUTO or (plan.block_size is None and task.device.type == "cuda"):
+        plan = replace(plan, block_size=fitting_block_size(plan))
     check_initial_loss(plan)
     if any(slot.dtype == "float64" for slot in task.layout):
         warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=3)

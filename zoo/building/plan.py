@@ -35,9 +35,10 @@ from zoo.training.population import (
 
 DEFAULT_OPTIMIZER: Final[Mapping[str, Json]] = {"name": "adam", "lr": 0.01}
 EVALUATED_SPLITS: Final = ("train", "val", "test")
+AUTO: Final = "auto"
 BLOCK_MEMORY: Final = 256 * 2**20  # bytes that a block of default size holds
 MAX_BLOCK_RUNS: Final = 256  # populations of this size train at full speed
-_TRAINING_COPIES: Final = 8  # parameters, gradient, optimizer state and temporaries, in units of N * P
+TRAINING_COPIES: Final = 8  # parameters, gradient, optimizer state and temporaries, in units of N * P
 
 
 class BuildSettings(TypedDict, total=False):
@@ -55,7 +56,7 @@ class BuildSettings(TypedDict, total=False):
     snapshot_steps: Sequence[int] | None
     evaluated_splits: Sequence[str]
     max_loss: float
-    block_size: int | None
+    block_size: int | str | None
     dtype: str
     split_fractions: Mapping[str, float]
 
@@ -78,7 +79,8 @@ class BuildPlan:
         snapshot_steps: after which snapshots are taken instead; None for `num_snapshots`.
         evaluated_splits: whose loss and error are recorded at each snapshot.
         max_loss: beyond which a run has diverged.
-        block_size: runs trained and written together; None for what fits BLOCK_MEMORY, at most MAX_BLOCK_RUNS.
+        block_size: runs trained and written together; "auto" for what fits the memory and fills the device; None for
+            that on a GPU, and for what fits BLOCK_MEMORY, at most MAX_BLOCK_RUNS, elsewhere. The zoo records it.
         dtype: of the stored parameters.
         split_fractions: shares of the runs declared as training and held-out runs.
     """
@@ -96,14 +98,14 @@ class BuildPlan:
     snapshot_steps: Sequence[int] | None = None
     evaluated_splits: Sequence[str] = EVALUATED_SPLITS
     max_loss: float = DEFAULT_MAX_LOSS
-    block_size: int | None = None
+    block_size: int | str | None = None
     dtype: str = "float32"
     split_fractions: Mapping[str, float] = field(default_factory=lambda: dict(SplitRule().fractions))
 
     def __post_init__(self) -> None:
         for name in ("num_runs", "num_steps"):
             _check_integer(name, getattr(self, name), at_least=1)
-        if self.block_size is not None:
+        if self.block_size not in (None, AUTO):
             _check_integer("block_size", self.block_size, at_least=1)
         _check_integer("seed", self.seed)
         check_repeatable(self.task)
@@ -151,7 +153,7 @@ class BuildPlan:
             layout=self.task.layout,
             num_runs=self.num_runs,
             snapshot_steps=self.steps,
-            block_size=self.block_size or self.default_block_size,
+            block_size=self.runs_per_block,
             dtype=self.dtype,
             metric_names=metrics,
             columns={name: values.dtype.name for name, values in columns.items()},
@@ -174,9 +176,11 @@ class BuildPlan:
         return {"optimizer": OPTIMIZER_DEFAULTS.get(str(name), {}), "task": cast("dict[str, Json]", behaviour)}
 
     @property
-    def default_block_size(self) -> int:
-        """Runs that fit BLOCK_MEMORY with all their snapshots."""
-        run_bytes = 4 * self.task.layout.num_params * (len(self.steps) + _TRAINING_COPIES)
+    def runs_per_block(self) -> int:
+        """`block_size` if it is a number, else runs that fit BLOCK_MEMORY with all their snapshots."""
+        if isinstance(self.block_size, int):
+            return self.block_size
+        run_bytes = 4 * self.task.layout.num_params * (len(self.steps) + TRAINING_COPIES)
         return max(1, min(MAX_BLOCK_RUNS, BLOCK_MEMORY // run_bytes, self.num_runs))
 
     def seeds(self, runs: Sequence[int]) -> list[int]:
@@ -213,7 +217,7 @@ class BuildPlan:
 
         A last block of another size is not worth a compilation of its own.
         """
-        full = len(runs) == min(self.num_runs, self.block_size or self.default_block_size)
+        full = len(runs) == min(self.num_runs, self.runs_per_block)
         return full and should_compile(self.num_runs * self.num_steps, self.task.device)
 
     def __getstate__(self) -> dict:

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.networks.layout import ParamLayout
 from zoo.tasks.backend import Networks, output_tensor
+from zoo.tasks.convolutions import with_products
 
 
 class VmappedModule:
@@ -21,8 +22,11 @@ class VmappedModule:
 
     def __init__(self, networks: Networks, device: torch.device | str = "cpu") -> None:
         self._networks = networks
-        self._template = networks.module().to(device).eval()
-        self._training_template = networks.module().to(device).train()
+        template, training_template = networks.module().to(device), networks.module().to(device)
+        if torch.device(device).type == "cuda":  # on a CPU grouped convolutions are faster
+            template, training_template = with_products(template), with_products(training_template)
+        self._template = template.eval()
+        self._training_template = training_template.train()
         self._padding_rows = _padding_rows(self._template, networks.layout)
 
     def to(self, device: torch.device | str) -> VmappedModule:

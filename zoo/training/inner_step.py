@@ -20,6 +20,7 @@ from torch import Tensor
 from zoo.networks.layout import ParamLayout
 from zoo.tasks.task import Batch
 from zoo.training.optimizers import CompilableOptimizer, InnerOptimizer, State
+from zoo.training.precision import gradients_in, products_in
 from zoo.training.schedules import StepCount
 
 COMPILE_THRESHOLD: Final = 1_000_000  # model-steps whose saving pays for about ten seconds of compiling
@@ -47,6 +48,9 @@ class Trainable(Protocol):
 class InnerStep:
     """A task, an optimizer and the program that the two make.
 
+    Attributes:
+        coefficients: makes what `with_coefficients` takes; None if the optimizer is no CompilableOptimizer.
+
     Args:
         task: what to train on.
         optimizer: how.
@@ -54,23 +58,32 @@ class InnerStep:
             equal layout, N and kind of optimizer share the result, whoever bound them. An optimizer that is no
             CompilableOptimizer stays outside, and so does a task whose step is not always the same program. Results
             differ from eager ones in the last bits.
+        precision: of the forward and backward pass, see `zoo.training.precision`; "tf32" holds for the update, too.
     """
 
-    def __init__(self, task: Trainable, optimizer: InnerOptimizer, *, compile: bool = False) -> None:
+    def __init__(
+        self, task: Trainable, optimizer: InnerOptimizer, *, compile: bool = False, precision: str = "32"
+    ) -> None:
         self.task = task
         self.optimizer = optimizer
+        self.precision = precision
         compile = compile and task.is_compilable
-        self._loss_and_grad = _Compiled(task.loss_and_grad, task.layout) if compile else task.loss_and_grad
-        self._whole: Callable[[Tensor, State, Batch, State], Tensor] | None = None
+
+        def loss_and_grad(params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+            with gradients_in(precision, params.device):
+                return task.loss_and_grad(params, batch)
+
+        self._loss_and_grad = _Compiled(loss_and_grad, task.layout) if compile else loss_and_grad
+        self.coefficients: Callable[[StepCount, StepCount, Tensor], State] | None = None
         if isinstance(optimizer, CompilableOptimizer):
 
             def step(params: Tensor, state: State, batch: Batch, coefficients: State) -> Tensor:
-                loss, grads = task.loss_and_grad(params, batch)
+                loss, grads = loss_and_grad(params, batch)
                 optimizer.apply(task.layout, params, grads, state, coefficients)
                 return loss
 
-            self._coefficients = optimizer.coefficients
-            self._whole = _Compiled(step, task.layout) if compile else step
+            self.coefficients = optimizer.coefficients
+            self._with_coefficients = _Compiled(step, task.layout) if compile else step
 
     @torch.no_grad()
     def __call__(
@@ -85,11 +98,19 @@ class InnerStep:
             inner_step: number of steps taken before this one, of all networks or of each.
             num_steps: number of steps of the whole run, likewise.
         """
-        if self._whole:
-            return self._whole(params, state, batch, self._coefficients(inner_step, num_steps, params))
-        loss, grads = self._loss_and_grad(params, batch)
-        self.optimizer.update(self.task.layout, params, grads, state, inner_step=inner_step, num_steps=num_steps)
+        if self.coefficients is not None:
+            coefficients = self.coefficients(inner_step, num_steps, params)
+            return self.with_coefficients(params, state, batch, coefficients)
+        with products_in(self.precision):
+            loss, grads = self._loss_and_grad(params, batch)
+            self.optimizer.update(self.task.layout, params, grads, state, inner_step=inner_step, num_steps=num_steps)
         return loss
+
+    @torch.no_grad()
+    def with_coefficients(self, params: Tensor, state: State, batch: Batch, coefficients: State) -> Tensor:
+        """The same with the coefficients of the step, of a CompilableOptimizer: work on tensors alone."""
+        with products_in(self.precision):
+            return self._with_coefficients(params, state, batch, coefficients)
 
 
 def should_compile(num_model_steps: int, device: torch.device) -> bool:

@@ -26,6 +26,8 @@ from zoo.tasks.task import Task
 from zoo.training.batches import own_indices, shared_indices
 from zoo.training.inner_step import InnerStep, should_compile
 from zoo.training.optimizers import InnerOptimizer
+from zoo.training.precision import check_precision
+from zoo.training.recorded_steps import MAX_ROWS, RecordedSteps, Row
 
 DEFAULT_NUM_SNAPSHOTS: Final = 21
 DEFAULT_MAX_LOSS: Final = 1e4
@@ -68,6 +70,7 @@ def train_population(
     init_params: Tensor | None = None,
     max_loss: float = DEFAULT_MAX_LOSS,
     compile: bool | str = "auto",
+    precision: str = "32",
 ) -> Iterator[Snapshot]:
     """Snapshots of N networks in training, as training reaches them.
 
@@ -86,11 +89,13 @@ def train_population(
         max_loss: a run whose minibatch loss exceeds it, or is not finite, has diverged: from then on its snapshots
             repeat the last one before.
         compile: True, False, or "auto": when N * num_steps is worth the ten seconds that it takes.
+        precision: of the steps, see `zoo.training.precision`.
 
     Raises:
         ValueError: for arguments out of range, before any training.
     """
     check_repeatable(task)
+    check_precision(precision, task.device)
     steps = tuple(quadratic_steps(num_steps) if snapshot_steps is None else snapshot_steps)
     check_snapshot_steps(steps, num_steps)
     if len(seeds) == 0 or not all(isinstance(seed, Integral) and -(2**63) <= seed < 2**63 for seed in seeds):
@@ -105,21 +110,16 @@ def train_population(
     params = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
     if compile == "auto":
         compile = should_compile(len(seeds) * num_steps, task.device)
-    step = InnerStep(task, optimizer, compile=bool(compile))
+    step = InnerStep(task, optimizer, compile=bool(compile), precision=precision)
 
     def snapshots() -> Iterator[Snapshot]:
-        state = optimizer.init_state(task.layout, params)
-        alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
-        last, inner_step = params.clone(), 0
+        last = params.clone()
+        training = _Training(task, step, params, indices, num_steps=num_steps, max_loss=max_loss)
         for snapshot_step in steps:
-            while inner_step < snapshot_step:
-                batch = task.batch(next(indices), len(params))
-                loss = step(params, state, batch, inner_step=inner_step, num_steps=num_steps)
-                alive = alive & (loss <= max_loss)  # also False for NaN
-                inner_step += 1
-            alive = alive & params.isfinite().all(1)
+            training.run(until=snapshot_step)
+            alive = training.alive & params.isfinite().all(1)
             last = torch.where(alive[:, None], params, last)
-            yield Snapshot(inner_step, last, alive)
+            yield Snapshot(snapshot_step, last, alive)
 
     return snapshots()
 
@@ -136,6 +136,66 @@ def check_snapshot_steps(steps: Sequence[int], num_steps: int) -> None:
     are_integers = all(isinstance(step, Integral) for step in steps)
     if not steps or not are_integers or not increases or steps[0] < 0 or steps[-1] > num_steps:
         raise ValueError(f"snapshot_steps must be integers that increase within 0 ... {num_steps}, got {tuple(steps)}")
+
+
+class _Training:
+    """Networks in training, changed in place.
+
+    Args:
+        task: what they train on.
+        step: how.
+        params: (N, P).
+        batches: indices of their minibatches.
+        num_steps: of the whole run.
+        max_loss: of networks that are alive.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        step: InnerStep,
+        params: Tensor,
+        batches: Iterator[Tensor],
+        *,
+        num_steps: int,
+        max_loss: float,
+    ) -> None:
+        self._task, self._step, self._params, self._batches = task, step, params, batches
+        self._state = step.optimizer.init_state(task.layout, params)
+        self._num_steps, self._max_loss = num_steps, max_loss
+        self._inner_step = 0
+        self._names: list[str] = []
+        self.alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
+        can_record = step.coefficients is not None and task.is_compilable
+        self._steps = RecordedSteps(params.device, can_record=can_record)
+
+    def run(self, until: int) -> None:
+        """Train to that inner step."""
+        while self._inner_step < until:
+            count = 1 if self._step.coefficients is None else min(MAX_ROWS, until - self._inner_step)
+            self._steps.run(self._take, self._tables(count))
+            self._inner_step += count
+
+    def _tables(self, count: int) -> Row:
+        """Indices (count, B) or (count, N, B) of the next steps, and their coefficients (count, V) or with (N, 1)."""
+        tables = {"indices": torch.stack([next(self._batches) for _ in range(count)])}
+        if self._step.coefficients is not None:
+            on_host = torch.empty(len(self._params), 0, dtype=self._params.dtype)
+            steps = range(self._inner_step, self._inner_step + count)
+            made = [self._step.coefficients(step, self._num_steps, on_host) for step in steps]
+            self._names = list(made[0])
+            table = torch.stack([torch.stack(list(one.values())) for one in made])
+            tables["coefficients"] = table.to(self._params.device, non_blocking=True)
+        return tables
+
+    def _take(self, row: Row) -> None:
+        params, batch = self._params, self._task.batch(row["indices"].long(), len(self._params))
+        if self._step.coefficients is None:
+            loss = self._step(params, self._state, batch, inner_step=self._inner_step, num_steps=self._num_steps)
+        else:
+            coefficients = dict(zip(self._names, row["coefficients"].unbind(), strict=True))
+            loss = self._step.with_coefficients(params, self._state, batch, coefficients)
+        self.alive.logical_and_(loss <= self._max_loss)  # also False for NaN
 
 
 def _checked(task: Task, init_params: Tensor, num_networks: int) -> Tensor:

@@ -37,11 +37,11 @@ def chunked_update_(
     num_blocks, num_rows, num_columns = param.shape[1:]
     chunks = list(features.chunks((num_blocks, num_rows, num_columns), chunk_numel))
     room = min(chunk_numel, param[0].numel())
-    dense = param.new_empty(param.shape[0], len(features.DENSE), room)
+    dense = param.new_empty(param.shape[0], features.NUM_DENSE, room)
 
     features.accumulate_factors(accumulators, grad, decays)
     factors = features.preconditioners(accumulators)
-    total = param.new_zeros(param.shape[0], len(features.DENSE))
+    total = param.new_zeros(param.shape[0], features.NUM_DENSE)
     for chunk in chunks:
         place = (slice(None), slice(None), *chunk)
         momentum, square = accumulators.momentum[place], accumulators.square[place]

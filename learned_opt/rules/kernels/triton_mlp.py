@@ -26,7 +26,7 @@ from learned_opt.rules.features import Accumulators, Decays
 from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, fold, network_size, only_active
 
 SUPPORTED_HIDDEN: Final = (16, 32, 64)  # sizes that the matrix units take
-NUM_DENSE: Final = len(features.DENSE)
+NUM_DENSE: Final = features.NUM_DENSE
 STATISTICS_BLOCK: Final = 1024
 NETWORK_BLOCK: Final = 128
 
