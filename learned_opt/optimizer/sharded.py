@@ -69,6 +69,11 @@ class Sharding:
         return _parts(self)
 
 
+def whole_param(entry: Pending) -> Tensor:
+    """The whole of a parameter, on every rank: for a moment, when its state is made."""
+    return cast(DTensor, entry.param.detach()).full_tensor()
+
+
 def sharded_gradient(param: Tensor) -> tuple[Tensor, Sharding]:
     """This rank's shard of the gradient, divided as the parameter is."""
     param, grad = cast(DTensor, param), cast(DTensor, param.grad)
@@ -264,7 +269,7 @@ def _group(mesh: DeviceMesh, dims: tuple[int, ...], world: Any) -> dist.ProcessG
     """The ranks along some dims of a mesh, this one among them, in the process group that is now the default."""
     if len(dims) == 1:
         return mesh.get_group(dims[0])
-    coordinate = mesh.get_coordinate()
+    coordinate = cast(tuple[int, ...], mesh.get_coordinate())
     place = tuple(slice(None) if i in dims else coordinate[i] for i in range(mesh.ndim))
     ranks = mesh.mesh[place].flatten().tolist()
     return dist.new_group(ranks, use_local_synchronization=True)
@@ -284,7 +289,8 @@ def _part(sharding: Sharding, coordinate: Sequence[int]) -> Part:
     held: list[Sequence[int]] = [range(size) for size in sharding.shape]
     for placement, place, num_ranks in zip(sharding.placements, coordinate, sharding.mesh.shape, strict=True):
         if not isinstance(placement, Replicate):
-            held[placement.dim] = _divided(held[placement.dim], placement, place, num_ranks)
+            dim = cast(Shard, placement).dim
+            held[dim] = _divided(held[dim], placement, place, num_ranks)
     parts = []
     for indices in held:
         start, stop = (indices[0], indices[-1] + 1) if indices else (0, 0)

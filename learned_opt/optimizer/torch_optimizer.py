@@ -325,14 +325,18 @@ class LearnedOptimizer(Optimizer):
 
     def _complete_state(self, entry: Pending) -> None:
         """Give a tensor what its state is to begin with, divided among ranks as the parameter is."""
-        state, rule = entry.state, self.pretrained.rule
-        if not state:
-            param = entry.param.detach()
-            whole = param if entry.sharding is None else param.full_tensor()
-            fresh = rule.init_state([entry.spec], [matrix_view(whole, entry.axes)])
+        rule = self.pretrained.rule
+        if not entry.state:
+            if entry.sharding is None:
+                param = entry.param.detach()
+            else:
+                from learned_opt.optimizer.sharded import whole_param
+
+                param = whole_param(entry)
+            fresh = rule.init_state([entry.spec], [matrix_view(param, entry.axes)])
             self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
-        if self.kahan_sum and REMAINDER not in state and loses_updates(entry.param):
-            state[REMAINDER] = torch.zeros_like(entry.param)  # also of a state that was saved without it
+        if self.kahan_sum and REMAINDER not in entry.state and loses_updates(entry.param):
+            entry.state[REMAINDER] = torch.zeros_like(entry.param)  # also of a state that was saved without it
         if entry.sharding is not None:
             from learned_opt.optimizer.sharded import shard_state
 
