@@ -1,4 +1,4 @@
-"""Combine networks into one: averages, task vectors, TIES, DARE, extrapolation, or a compressed task vector.
+"""Make one network of several: averages, task vectors, TIES, DARE, extrapolation; compress or teleport one.
 
     python -m scripts.combine method=ties networks=[a.safetensors,b.safetensors] base=base.safetensors out=x.safetensors
     python -m scripts.combine method=average networks=[out/zoo@0,out/zoo@1] out=x.safetensors
@@ -7,9 +7,10 @@
 
 Inputs: checkpoints (safetensors, torch files, adapters), folders of a run's checkpoints, and networks of zoos: ZOO@3 is
 the last snapshot of run 3, ZOO@3:0 its first, ZOO@3:all all of them, ZOO@all the last of every run. All must have one
-layout. Outputs: a safetensors file whose metadata say what was combined; `config.yaml` and `summary.json` in the folder
-x-combine. Where the task is known, from the zoos or task=, losses of the inputs and of the result are printed. Buffers:
-real ones are averaged, integers are those of the last network. Run time: that of reading the files.
+layout. Outputs: a safetensors file whose metadata say what was combined, with JSON beside it; `config.yaml` and
+`summary.json` in the folder x-combine. Buffers: real ones, such as statistics of BatchNorm, are averaged, integers are
+those of the last network. With evaluate=true losses of the networks and of the result are printed, on the task that the
+zoos record, or task=. Compressed updates are read where networks are, with their base. Run time: that of reading.
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ def main(config: DictConfig) -> int:
         raise ValueError(f"out must be a file x.safetensors that does not exist yet, got {out}")
     if config.method not in (*METHODS, "compress"):
         raise ValueError(f"method must be one of {', '.join((*METHODS, 'compress'))}, got {config.method}")
+    task = None if config.task is None else get_task(**OmegaConf.to_container(config.task))
+    layout = None if task is None else task.layout
     settings = dict(OmegaConf.to_container(config)[config.method])
-    base = None if config.base is None else read_networks([str(config.base)])
+    base = None if config.base is None else read_networks([str(config.base)], layout=layout)
     given = [config.networks] if isinstance(config.networks, str) else config.networks
-    networks = read_networks([str(address) for address in given], base=base)
-    task = _task(config, networks)
+    networks = read_networks([str(address) for address in given], base=base, layout=layout)
+    if config.evaluate or config.method == "greedy_soup":
+        task = _comparable(task, networks)
     about = {"method": config.method, **settings, "networks": list(networks.names), "base": base and base.names[0]}
     if config.method == "compress":
         if base is None or len(networks.params) != 1:
@@ -57,23 +61,21 @@ def main(config: DictConfig) -> int:
         save_network(out, networks.layout, params, about, networks.task_config)
         for remark in remarks:
             console.print(remark, soft_wrap=True)
-    evaluated = {} if task is None else _evaluated(task, networks, params)
+    evaluated = _evaluated(task, networks, params) if config.evaluate and task else {}
     save_run(out.with_name(f"{out.stem}-combine"), config, about | {"val": evaluated})
     console.print(f"wrote {out}, {out.stat().st_size:,} bytes", soft_wrap=True, highlight=False)
     return 0
 
 
-def _task(config: DictConfig, networks: Networks) -> Task | None:
-    """The task that results are evaluated on, if that was asked for."""
-    if not config.evaluate and config.method != "greedy_soup":
-        return None
-    settings = networks.task_config if config.task is None else OmegaConf.to_container(config.task)
-    if not settings:
-        raise ValueError("evaluate=true needs the task of the networks: give task='{name: ...}'")
-    task = get_task(**settings)
+def _comparable(task: Task | None, networks: Networks) -> Task:
+    """The task given, or that of the networks, if it is the same for all."""
+    if task is None:
+        if not networks.task_config:
+            raise ValueError("losses need the task of the networks, which they do not record: task='{name: ...}'")
+        task = get_task(**networks.task_config)
     task.layout.check_vector(networks.params)
     if task.run_attributes([0]):
-        raise ValueError(f"{settings['name']} gives every run a task of its own, so no one loss compares networks")
+        raise ValueError(f"{task.config['name']} gives every run a task of its own, so no one loss compares networks")
     return task
 
 

@@ -50,7 +50,7 @@ class Pending:
     @property
     def is_copied(self) -> bool:
         """Whether a rule, which computes in float32 and descends, needs a copy of parameter or gradient."""
-        return self.group["maximize"] or {self.param.dtype, self.grad.dtype} != {torch.float32}
+        return not self.param.dtype == self.grad.dtype == torch.float32 or self.group["maximize"]
 
     @property
     def lr(self) -> float | Tensor:

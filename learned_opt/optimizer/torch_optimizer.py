@@ -240,7 +240,7 @@ class LearnedOptimizer(Optimizer):
         with read_counters(self.param_groups):
             groups = [dict(group) for group in self.param_groups]
         own = ("pretrained", "nonfinite", "kahan_sum", "_warned", "_loading")
-        fresh = {"_thetas": {}, "_bad": None, "_num_skipped_in_a_row": int(self._num_skipped_in_a_row)}
+        fresh: dict[str, Any] = {"_thetas": {}, "_bad": None, "_num_skipped_in_a_row": int(self._num_skipped_in_a_row)}
         return {
             **super().__getstate__(),
             "param_groups": groups,

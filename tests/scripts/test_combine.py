@@ -57,6 +57,15 @@ def test_runs_of_a_zoo_are_evaluated_beside_the_result(folder, capsys):
     assert "combined" in capsys.readouterr().out
 
 
+def test_a_teleported_network_has_other_numbers_and_the_same_loss(folder):
+    task = "task={name: digits, hidden: [3]}"
+    assert run_combine(folder, "method=teleport", f"networks={folder}/0.safetensors", task, "evaluate=true") == 0
+    before, after = json.loads((folder / "x-combine/summary.json").read_text())["val"]["loss"]
+    assert after == pytest.approx(before, rel=1e-4)
+    first, moved = (load_file(folder / f"{name}.safetensors")["layers.0.weight"] for name in (0, "x"))
+    assert not torch.allclose(first, moved)
+
+
 def test_a_soup_takes_the_task_of_the_zoo(folder):
     assert run_combine(folder, "method=greedy_soup", f"networks=[{folder}/zoo@0:0,{folder}/zoo@1]") == 0
     assert json.loads((folder / "x.json").read_text())["task"]["name"] == "digits"
@@ -80,7 +89,8 @@ def test_a_compressed_update_is_a_network_again_beside_its_base(folder, capsys):
         (["method=mean"], "method must be one of average,"),
         (["method=compress"], "compress needs one network, and base="),
         (["method=ties"], "ties needs base="),
-        (["method=average", "evaluate=true", "task={name: digits, hidden: [4]}"], "another architecture"),
+        (["method=average", "task={name: digits, hidden: [4]}"], "do not fit the layout"),
+        (["method=teleport"], "teleport moves one network, got 3"),
     ],
 )
 def test_bad_input_is_named(folder, overrides, message):
@@ -90,6 +100,6 @@ def test_bad_input_is_named(folder, overrides, message):
 
 
 def test_evaluation_without_a_task_is_refused(folder):
-    with pytest.raises(ValueError, match="evaluate=true needs the task"):
+    with pytest.raises(ValueError, match="losses need the task of the networks"):
         run_combine(folder, "method=average", f"networks={folder}/0.safetensors", "evaluate=true")
     assert OmegaConf.to_container(cli.compose("combine", ["method=average", "networks=x", "out=y"]))["ties"]

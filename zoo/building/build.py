@@ -20,6 +20,7 @@ from zoo.building.block_size import fitting_block_size
 from zoo.building.executors import Executor, InProcess
 from zoo.building.plan import AUTO, BuildPlan, BuildSettings
 from zoo.devices import is_out_of_memory
+from zoo.networks.counter_rng import streams_of
 from zoo.storage.locks import LockLostError
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
@@ -125,7 +126,8 @@ def check_initial_loss(plan: BuildPlan) -> None:
     runs = range(min(plan.num_runs, _NUM_TRIED))
     task = plan.task.for_runs(runs)
     params = task.init_runs(plan.seeds(runs), plan.init_scales(runs))
-    batch = task.batch(torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device), len(runs))
+    chosen = torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device)
+    batch = task.batch(chosen, len(runs), stream=streams_of([plan.seed], task.device)[0])
     with torch.no_grad():
         losses = task.loss(params, batch)
     if (losses <= plan.max_loss).any():
@@ -212,6 +214,8 @@ class BlockBuilder:
             data_seed=plan.seed,
             init_scales=plan.init_scales(runs),
             max_loss=plan.max_loss,
+            precision=plan.precision,
+            accumulate=plan.accumulate,
             compile=plan.compiles(runs),
         )
         for s, snapshot in enumerate(snapshots):

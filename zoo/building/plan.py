@@ -23,6 +23,7 @@ from zoo.tasks.label_subsets import NUM_CLASSES
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 from zoo.training.batches import check_batch_size
+from zoo.training.gradients import check_accumulate
 from zoo.training.inner_step import should_compile
 from zoo.training.optimizers import InnerOptimizer
 from zoo.training.population import (
@@ -32,6 +33,7 @@ from zoo.training.population import (
     check_snapshot_steps,
     quadratic_steps,
 )
+from zoo.training.precision import check_precision
 
 DEFAULT_OPTIMIZER: Final[Mapping[str, Json]] = {"name": "adam", "lr": 0.01}
 EVALUATED_SPLITS: Final = ("train", "val", "test")
@@ -56,6 +58,8 @@ class BuildSettings(TypedDict, total=False):
     snapshot_steps: Sequence[int] | None
     evaluated_splits: Sequence[str]
     max_loss: float
+    precision: str
+    accumulate: int
     block_size: int | str | None
     dtype: str
     split_fractions: Mapping[str, float]
@@ -79,6 +83,8 @@ class BuildPlan:
         snapshot_steps: after which snapshots are taken instead; None for `num_snapshots`.
         evaluated_splits: whose loss and error are recorded at each snapshot.
         max_loss: beyond which a run has diverged.
+        precision: of forward and backward passes, "32", "bf16-mixed", or "tf32" on CUDA (`zoo.training.precision`).
+        accumulate: microbatches into which each minibatch is divided: the same gradient in less memory.
         block_size: runs trained and written together; "auto" for what fits the memory and fills the device; None for
             that on a GPU, and for what fits BLOCK_MEMORY, at most MAX_BLOCK_RUNS, elsewhere. The zoo records it.
         dtype: of the stored parameters.
@@ -98,6 +104,8 @@ class BuildPlan:
     snapshot_steps: Sequence[int] | None = None
     evaluated_splits: Sequence[str] = EVALUATED_SPLITS
     max_loss: float = DEFAULT_MAX_LOSS
+    precision: str = "32"
+    accumulate: int = 1
     block_size: int | str | None = None
     dtype: str = "float32"
     split_fractions: Mapping[str, float] = field(default_factory=lambda: dict(SplitRule().fractions))
@@ -111,6 +119,8 @@ class BuildPlan:
         check_repeatable(self.task)
         check_batch_size(self.batch_size, len(self.task.dataset.train))
         check_snapshot_steps(self.steps, self.num_steps)
+        check_precision(self.precision, self.task.device)
+        check_accumulate(self.accumulate, self.batch_size, self.task)
         if not isinstance(self.max_loss, int | float) or not self.max_loss > 0:
             raise ValueError(f"max_loss must be a number above 0, got {self.max_loss!r}")
         if not isinstance(self.shared_batches, bool):
@@ -147,6 +157,8 @@ class BuildPlan:
             "shared_batches": self.shared_batches,
             "init_scale": cast("Json", self.init_scale),
             "max_loss": self.max_loss,
+            "precision": self.precision,
+            "accumulate": self.accumulate,
         }
         recorded = self.optimizer if isinstance(self.optimizer, Mapping) else self.optimizer_config or {}
         return ZooSpec(
@@ -173,7 +185,11 @@ class BuildPlan:
         """
         name = self.optimizer.get("name") if isinstance(self.optimizer, Mapping) else None
         behaviour = {key: value for key, value in self.task.description.items() if key == "behaviour"}
-        return {"optimizer": OPTIMIZER_DEFAULTS.get(str(name), {}), "task": cast("dict[str, Json]", behaviour)}
+        return {
+            "optimizer": OPTIMIZER_DEFAULTS.get(str(name), {}),
+            "task": cast("dict[str, Json]", behaviour),
+            "extra": {"training": {"precision": "32", "accumulate": 1}},
+        }
 
     @property
     def runs_per_block(self) -> int:

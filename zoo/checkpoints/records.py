@@ -33,10 +33,11 @@ _NUMBER: Final = re.compile(r"checkpoint[-_]?(\d+)$")
 
 
 class Record(NamedTuple):
-    """What is noted about a run: a row for each snapshot, as a table has it, and settings of the run."""
+    """What is noted about a run: a row for each snapshot, as a table has it, settings of the run, and remarks."""
 
     rows: Mapping[Path, Row]
     settings: Mapping[str, Json]
+    remarks: tuple[str, ...] = ()
 
 
 def record_of(run: Path, snapshots: Iterable[Path]) -> Record:
@@ -49,9 +50,14 @@ def record_of(run: Path, snapshots: Iterable[Path]) -> Record:
         return Record(_trial_rows(run, snapshots), _identifiers(json_object(run / "params.json"), run))
     home = run.parent if run.name == "checkpoints" else run
     if _is_of_lightning(home):
-        return Record(_lightning_rows(home, snapshots), _lightning_settings(home))
-    rows = {snapshot: _trainer_row(snapshot) for snapshot in snapshots}
-    return Record(rows if any((at / TRAINER_STATE).is_file() for at in rows) else {}, {})
+        rows = _lightning_rows(home, snapshots)
+        is_unused = (home / "metrics.csv").is_file() and not any(
+            row.keys() - {"step", "epoch"} for row in rows.values()
+        )
+        remarks = (f"{home / 'metrics.csv'} has no metrics at the step of any checkpoint",) if is_unused else ()
+        return Record(rows, _lightning_settings(home), remarks)
+    noted = {snapshot: _trainer_row(snapshot) for snapshot in snapshots}
+    return Record(noted if any((at / TRAINER_STATE).is_file() for at in noted) else {}, {})
 
 
 def is_trial(folder: Path) -> bool:

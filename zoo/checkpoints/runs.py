@@ -185,6 +185,8 @@ class _Search:
         table = self.given or Table.beside(folders, self.tables)
         files = {member: self.weights_of(member) or member for member in members}
         record = record_of(entry, members) if entry.is_dir() else Record({}, {})
+        for remark in record.remarks if table is None else ():
+            self.remark(remark)
         rows = {member: table.row_of(member, path) for member, path in files.items()} if table else record.rows
         known = {member: Known.of(path, rows.get(member, {})) for member, path in files.items()}
         steps = {member: one.inner_step for member, one in known.items()}

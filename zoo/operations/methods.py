@@ -2,7 +2,8 @@
 
 Buffers that hold real numbers, such as the statistics of BatchNorm, are averaged with the weights that the networks
 have in the result: they are no directions of training, and a sum of differences would make variances negative.
-Integers and truth values, such as counters of batches, are those of the last network.
+Integers and truth values, such as counters of batches, are those of the last network. Teleportation moves buffers with
+the units that they belong to.
 
 Legend: N networks, P numbers of one network, P' those of them that are trained.
 """
@@ -22,6 +23,7 @@ from zoo.operations.averages import average, exponential_average, exponential_we
 from zoo.operations.extrapolation import extrapolate
 from zoo.operations.merging import dare, task_arithmetic, ties
 from zoo.operations.networks import Networks
+from zoo.operations.teleportation import teleport
 
 Evaluate: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -46,7 +48,7 @@ def combine(
 
     Args:
         networks: in the order of training where that matters.
-        method: average, exponential_average, greedy_soup, task_arithmetic, ties, dare or extrapolate.
+        method: average, exponential_average, greedy_soup, task_arithmetic, ties, dare, extrapolate or teleport.
         base: one network, with which the trainings began, for methods that need it.
         evaluate: held-out losses (n,) of networks (n, P), for greedy_soup.
         seed: of what is random.
@@ -62,7 +64,13 @@ def combine(
     if unknown := sorted(settings.keys() - known.keys()):
         raise ValueError(f"{method} has no settings {unknown}; it takes {sorted(known)}")
     trained, weights = apply(_Given(networks, base, evaluate, seed), **settings)
+    if method == "teleport":
+        return Combined(trained, [])
     buffers, remarks = _combined_buffers(networks.layout, networks.params, weights)
+    if any("lora_A" in slot.name for slot in networks.layout):
+        remarks.append(
+            "adapters were combined factor by factor, which is not their products combined: align them first"
+        )
     return Combined(torch.cat([trained, buffers]), remarks)
 
 
@@ -125,6 +133,13 @@ def _extrapolate(given: _Given, to_step: float | None = None) -> tuple[Tensor, T
     return extrapolate(given.trained, steps, to_step, sizes), last
 
 
+def _teleport(given: _Given, **settings: float) -> tuple[Tensor, None]:
+    if len(given.networks.params) != 1:
+        raise ValueError(f"teleport moves one network, got {len(given.networks.params)}")
+    rng = torch.Generator(given.trained.device).manual_seed(given.seed)
+    return teleport(given.networks.layout, given.networks.params, rng, **settings)[0], None
+
+
 METHODS: Final[Mapping[str, tuple[Callable, Callable]]] = {
     "average": (average, _average),
     "exponential_average": (exponential_average, _exponential_average),
@@ -133,6 +148,7 @@ METHODS: Final[Mapping[str, tuple[Callable, Callable]]] = {
     "ties": (ties, _ties),
     "dare": (dare, _dare),
     "extrapolate": (extrapolate, _extrapolate),
+    "teleport": (teleport, _teleport),
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,13 +93,15 @@ def read_networks(
     """
     known = base.layout if layout is None and base is not None else layout
     found, params = [], []
-    for one in (one for address in addresses for one in _read(address, base)):
+    for one in (one for address in addresses for one in _read(address, base, known)):
         try:
             named = unwrapped(one.tensors, known)
             known = known or one.layout or layout_of_state_dict(named)
             params.append(known.flatten(named))
         except ValueError as error:
             raise CheckpointError(f"{one.name}: {error}") from error
+        if not bool(params[-1].isfinite().all()):
+            raise CheckpointError(f"{one.name} has infinities or NaN, which would be in whatever is made of it")
         found.append(one)
     if known is None or not found:
         raise CheckpointError("no networks; give their files, or runs of zoos as ZOO@RUN")
@@ -112,7 +115,7 @@ def read_networks(
     )
 
 
-def _read(address: str, base: Networks | None) -> Iterator[_Read]:
+def _read(address: str, base: Networks | None, layout: ParamLayout | None) -> Iterator[_Read]:
     if (place := _IN_ZOO.fullmatch(address)) and not Path(address).exists():
         yield from _read_zoo(address, place)
     elif is_compressed(Path(address)):
@@ -121,7 +124,7 @@ def _read(address: str, base: Networks | None) -> Iterator[_Read]:
         vector = load_compressed(Path(address), base.layout, base.params[0])
         yield _Read(address, base.layout.views(vector), base.layout)
     else:
-        yield from _read_checkpoints(address)
+        yield from _read_checkpoints(address, layout)
 
 
 def _read_zoo(address: str, place: re.Match) -> Iterator[_Read]:
@@ -140,14 +143,16 @@ def _read_zoo(address: str, place: re.Match) -> Iterator[_Read]:
             yield _Read(name, zoo.layout.views(vector), zoo.layout, step, zoo.task_config)
 
 
-def _read_checkpoints(address: str) -> Iterator[_Read]:
-    (run,), _ = find_runs([address])
-    check_adapters([run])
-    for snapshot in run.snapshots:
-        tensors, others = read_snapshot(snapshot)
+def _read_checkpoints(address: str, layout: ParamLayout | None) -> Iterator[_Read]:
+    runs, remarks = find_runs([address])
+    check_adapters(runs)
+    for snapshot in (snapshot for run in runs for snapshot in run.snapshots):
+        tensors, others = read_snapshot(snapshot, model=layout)
         if others:
-            raise CheckpointError(f"{snapshot.path} holds {list(others)} beside its state dict; save the one you mean")
+            remarks.append(f"{list(others)} of {snapshot.path} was left out")
         noted = snapshot.sidecar.get("layout")
-        layout = None if noted is None else ParamLayout.from_json(json.dumps(noted))
-        task_config = snapshot.sidecar.get("task", {})
-        yield _Read(str(snapshot.path), tensors, layout, snapshot.inner_step, task_config)
+        own = None if noted is None else ParamLayout.from_json(json.dumps(noted))
+        name = f"{snapshot.path}: {snapshot.key}" if snapshot.key else str(snapshot.path)
+        yield _Read(name, tensors, own, snapshot.inner_step, snapshot.sidecar.get("task", {}))
+    if remarks:
+        warnings.warn(f"read {address}, but {'; '.join(remarks)}", stacklevel=4)

@@ -71,14 +71,14 @@ def rescale(layout: ParamLayout, params: Tensor, scales: Mapping[str, Tensor]) -
     return scaled
 
 
-def teleport(layout: ParamLayout, params: Tensor, std: float, rng: torch.Generator) -> Tensor:
+def teleport(layout: ParamLayout, params: Tensor, rng: torch.Generator, std: float = 0.5) -> Tensor:
     """Networks (N, ..., P) with their units in random order, and scaled at random where they may be.
 
     Args:
         layout: of the networks; one without groups is refused, since nothing of it can be moved.
         params: (N, ..., P).
-        std: standard deviation of the logarithm of the factors.
         rng: source of orders and factors.
+        std: standard deviation of the logarithm of the factors.
 
     Raises:
         ValueError: if the layout has no groups of interchangeable units.

@@ -20,7 +20,6 @@ from torch import Tensor
 from zoo.networks.layout import ParamLayout
 from zoo.tasks.task import Batch
 from zoo.training.optimizers import CompilableOptimizer, InnerOptimizer, State
-from zoo.training.precision import gradients_in, products_in
 from zoo.training.schedules import StepCount
 
 COMPILE_THRESHOLD: Final = 1_000_000  # model-steps whose saving pays for about ten seconds of compiling
@@ -58,27 +57,18 @@ class InnerStep:
             equal layout, N and kind of optimizer share the result, whoever bound them. An optimizer that is no
             CompilableOptimizer stays outside, and so does a task whose step is not always the same program. Results
             differ from eager ones in the last bits.
-        precision: of the forward and backward pass, see `zoo.training.precision`; "tf32" holds for the update, too.
     """
 
-    def __init__(
-        self, task: Trainable, optimizer: InnerOptimizer, *, compile: bool = False, precision: str = "32"
-    ) -> None:
+    def __init__(self, task: Trainable, optimizer: InnerOptimizer, *, compile: bool = False) -> None:
         self.task = task
         self.optimizer = optimizer
-        self.precision = precision
         compile = compile and task.is_compilable
-
-        def loss_and_grad(params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-            with gradients_in(precision, params.device):
-                return task.loss_and_grad(params, batch)
-
-        self._loss_and_grad = _Compiled(loss_and_grad, task.layout) if compile else loss_and_grad
+        self._loss_and_grad = _Compiled(task.loss_and_grad, task.layout) if compile else task.loss_and_grad
         self.coefficients: Callable[[StepCount, StepCount, Tensor], State] | None = None
         if isinstance(optimizer, CompilableOptimizer):
 
             def step(params: Tensor, state: State, batch: Batch, coefficients: State) -> Tensor:
-                loss, grads = loss_and_grad(params, batch)
+                loss, grads = task.loss_and_grad(params, batch)
                 optimizer.apply(task.layout, params, grads, state, coefficients)
                 return loss
 
@@ -101,16 +91,14 @@ class InnerStep:
         if self.coefficients is not None:
             coefficients = self.coefficients(inner_step, num_steps, params)
             return self.with_coefficients(params, state, batch, coefficients)
-        with products_in(self.precision):
-            loss, grads = self._loss_and_grad(params, batch)
-            self.optimizer.update(self.task.layout, params, grads, state, inner_step=inner_step, num_steps=num_steps)
+        loss, grads = self._loss_and_grad(params, batch)
+        self.optimizer.update(self.task.layout, params, grads, state, inner_step=inner_step, num_steps=num_steps)
         return loss
 
     @torch.no_grad()
     def with_coefficients(self, params: Tensor, state: State, batch: Batch, coefficients: State) -> Tensor:
         """The same with the coefficients of the step, of a CompilableOptimizer: work on tensors alone."""
-        with products_in(self.precision):
-            return self._with_coefficients(params, state, batch, coefficients)
+        return self._with_coefficients(params, state, batch, coefficients)
 
 
 def should_compile(num_model_steps: int, device: torch.device) -> bool:

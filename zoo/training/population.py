@@ -1,8 +1,8 @@
 """Training N networks as one batched program, with snapshots on the way.
 
 Run i is a function of the zoo's seed and of i: its own seed gives its initial parameters, its hyperparameters and, with
-own batches, its order of the data; with shared batches the order is that of the zoo's seed. Divergence of one run does
-not touch the others.
+own batches, its order of the data, masks of dropout and augmentations; with shared batches these are functions of the
+zoo's seed and the step. Divergence of one run does not touch the others.
 
 On one machine, with one number of threads and the same choice of compiling, a population repeats bit for bit. What its
 size or the threads may change is the order in which matrix products are summed, so across those runs agree to rounding
@@ -22,11 +22,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from zoo.networks.counter_rng import at, streams_of
 from zoo.tasks.task import Task
 from zoo.training.batches import own_indices, shared_indices
+from zoo.training.gradients import Gradients
 from zoo.training.inner_step import InnerStep, should_compile
 from zoo.training.optimizers import InnerOptimizer
-from zoo.training.precision import check_precision
+from zoo.training.precision import products_in
 from zoo.training.recorded_steps import MAX_ROWS, RecordedSteps, Row
 
 DEFAULT_NUM_SNAPSHOTS: Final = 21
@@ -71,6 +73,7 @@ def train_population(
     max_loss: float = DEFAULT_MAX_LOSS,
     compile: bool | str = "auto",
     precision: str = "32",
+    accumulate: int = 1,
 ) -> Iterator[Snapshot]:
     """Snapshots of N networks in training, as training reaches them.
 
@@ -83,19 +86,19 @@ def train_population(
         snapshot_steps: increasing steps from 0 to `num_steps`; by default 21, quadratically spaced.
         shared_batches: all networks see one minibatch, drawn from `data_seed`: several times faster than own ones,
             which each run draws from its own seed.
-        data_seed: of the shared data order, the zoo's seed.
+        data_seed: of all that runs with shared batches share, the zoo's seed.
         init_scales: factor on the initial matrices and embeddings, one or (N,).
         init_params: (N, P) to start from instead of fresh networks.
         max_loss: a run whose minibatch loss exceeds it, or is not finite, has diverged: from then on its snapshots
             repeat the last one before.
         compile: True, False, or "auto": when N * num_steps is worth the ten seconds that it takes.
-        precision: of the steps, see `zoo.training.precision`.
+        precision: "32", "tf32" or "bf16-mixed", see `zoo.training.precision`.
+        accumulate: microbatches into which each minibatch is divided: the same gradient in less memory.
 
     Raises:
         ValueError: for arguments out of range, before any training.
     """
     check_repeatable(task)
-    check_precision(precision, task.device)
     steps = tuple(quadratic_steps(num_steps) if snapshot_steps is None else snapshot_steps)
     check_snapshot_steps(steps, num_steps)
     if len(seeds) == 0 or not all(isinstance(seed, Integral) and -(2**63) <= seed < 2**63 for seed in seeds):
@@ -105,18 +108,22 @@ def train_population(
     num_train = len(task.dataset.train)
     if shared_batches:
         indices = shared_indices(data_seed, num_train, batch_size, task.device)
+        streams = streams_of([data_seed], task.device)[0]  # (4,)
     else:
         indices = own_indices(seeds, num_train, batch_size, task.device)
+        streams = streams_of(seeds, task.device)  # (N, 4)
     params = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
     if compile == "auto":
         compile = should_compile(len(seeds) * num_steps, task.device)
-    step = InnerStep(task, optimizer, compile=bool(compile), precision=precision)
+    gradients = Gradients(task, precision=precision, accumulate=accumulate, batch_size=batch_size)
+    step = InnerStep(gradients, optimizer, compile=bool(compile))
 
     def snapshots() -> Iterator[Snapshot]:
         last = params.clone()
-        training = _Training(task, step, params, indices, num_steps=num_steps, max_loss=max_loss)
+        training = _Training(task, step, params, indices, streams, num_steps=num_steps, max_loss=max_loss)
         for snapshot_step in steps:
-            training.run(until=snapshot_step)
+            with products_in(precision):
+                training.run(until=snapshot_step)
             alive = training.alive & params.isfinite().all(1)
             last = torch.where(alive[:, None], params, last)
             yield Snapshot(snapshot_step, last, alive)
@@ -146,6 +153,7 @@ class _Training:
         step: how.
         params: (N, P).
         batches: indices of their minibatches.
+        streams: (4,) that they share, or (N, 4): what the task's random numbers are drawn from.
         num_steps: of the whole run.
         max_loss: of networks that are alive.
     """
@@ -156,11 +164,12 @@ class _Training:
         step: InnerStep,
         params: Tensor,
         batches: Iterator[Tensor],
+        streams: Tensor,
         *,
         num_steps: int,
         max_loss: float,
     ) -> None:
-        self._task, self._step, self._params, self._batches = task, step, params, batches
+        self._task, self._step, self._params, self._batches, self._streams = task, step, params, batches, streams
         self._state = step.optimizer.init_state(task.layout, params)
         self._num_steps, self._max_loss = num_steps, max_loss
         self._inner_step = 0
@@ -177,19 +186,27 @@ class _Training:
             self._inner_step += count
 
     def _tables(self, count: int) -> Row:
-        """Indices (count, B) or (count, N, B) of the next steps, and their coefficients (count, V) or with (N, 1)."""
+        """What the next steps are given.
+
+        Indices (count, B) or (count, N, B), streams (count, 4) or (count, N, 4), coefficients (count, V) or (count, V,
+        N, 1).
+        """
         tables = {"indices": torch.stack([next(self._batches) for _ in range(count)])}
+        if self._task.is_random:
+            steps = self._inner_step + torch.arange(count, device=self._params.device)
+            tables["stream"] = at(self._streams, step=steps.view(-1, *[1] * self._streams.ndim))
         if self._step.coefficients is not None:
             on_host = torch.empty(len(self._params), 0, dtype=self._params.dtype)
-            steps = range(self._inner_step, self._inner_step + count)
-            made = [self._step.coefficients(step, self._num_steps, on_host) for step in steps]
+            counts = range(self._inner_step, self._inner_step + count)
+            made = [self._step.coefficients(step, self._num_steps, on_host) for step in counts]
             self._names = list(made[0])
             table = torch.stack([torch.stack(list(one.values())) for one in made])
             tables["coefficients"] = table.to(self._params.device, non_blocking=True)
         return tables
 
     def _take(self, row: Row) -> None:
-        params, batch = self._params, self._task.batch(row["indices"].long(), len(self._params))
+        params = self._params
+        batch = self._task.batch(row["indices"].long(), len(params), stream=row.get("stream"))
         if self._step.coefficients is None:
             loss = self._step(params, self._state, batch, inner_step=self._inner_step, num_steps=self._num_steps)
         else:

@@ -123,6 +123,15 @@ def test_lightning_checkpoints_know_their_step_whatever_their_names(tmp_path):
     assert run.name == "version_3"
 
 
+def test_a_table_of_steps_that_fits_no_checkpoint_is_named(tmp_path):
+    save_file(state(0), (write_lightning(tmp_path / "run") / "checkpoints/step_5.safetensors"))
+    for path in (tmp_path / "run/checkpoints").glob("*.ckpt"):
+        path.unlink()
+    (run,), remarks = find_runs([tmp_path / "run"])
+    assert [snapshot.inner_step for snapshot in run.snapshots] == [5]
+    assert any("metrics.csv has no metrics at the step of any checkpoint" in remark for remark in remarks)
+
+
 def test_trials_of_a_model_zoo(tmp_path):
     write_trial(tmp_path / "in/NN_tune_trainable_1e5f_00000_0_seed=1", seed=1)
     write_trial(tmp_path / "in/NN_tune_trainable_1e5f_00001_1_seed=20", seed=20, optim="sgd")

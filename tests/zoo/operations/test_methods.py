@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from zoo.checkpoints.inferred_layout import layout_of_state_dict
 from zoo.networks.architectures import CNN, MLP
 from zoo.networks.layout import ParamLayout
 from zoo.operations import Networks, combine, extrapolate, ties
@@ -45,6 +46,17 @@ def test_statistics_are_averaged_and_counters_are_the_last_ones(with_buffers, me
     CNN(1, (4,), 2).load_state_dict(state)
 
 
+def test_teleportation_moves_statistics_with_their_units(with_buffers):
+    one = Networks(with_buffers.layout, with_buffers.params[:1], ("a",), (None,), {})
+    views = one.layout.views(one.params)
+    views["norms.0.running_mean"].copy_(torch.arange(4.0))
+    state = one.layout.unflatten(combine(one, "teleport", std=0.0, seed=1).params)
+    order = state["norms.0.running_mean"].long()
+    assert sorted(order.tolist()) == [0, 1, 2, 3]
+    assert torch.equal(state["convs.0.weight"], views["convs.0.weight"][0][order])
+    assert state["norms.0.num_batches_tracked"] == 10
+
+
 def test_only_what_is_trained_goes_through_the_method(with_buffers):
     base = networks_of(CNN(1, (4,), 2), 1, seed=1)
     count = with_buffers.layout.num_trainable
@@ -61,6 +73,12 @@ def test_integers_that_are_no_counters_are_named_if_they_differ():
     params, remarks = combine(networks, "average")
     assert remarks == ["mask differs between the networks; the last one's was taken"]
     assert networks.layout.unflatten(params)["mask"].tolist() == [True, True]
+
+
+def test_adapters_come_with_a_warning():
+    layout = layout_of_state_dict({f"q.lora_{ab}.weight": torch.zeros(2, 2) for ab in "AB"})
+    networks = Networks(layout, torch.randn(2, 8), ("a", "b"), (0, 0), {})
+    assert "factor by factor" in combine(networks, "average").remarks[0]
 
 
 def test_extrapolation_goes_tensor_by_tensor():

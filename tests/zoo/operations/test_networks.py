@@ -70,6 +70,21 @@ def test_another_layout_is_refused_in_one_line(zoo_path, tmp_path):
         read_networks([])
 
 
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    save(tmp_path / "a.safetensors", {"w": torch.tensor([1.0, float("nan")])})
+    with pytest.raises(CheckpointError, match=r"a\.safetensors has infinities or NaN"):
+        read_networks([str(tmp_path / "a.safetensors")])
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    save(tmp_path / "run/step_1.safetensors", {"w": torch.ones(2)})
+    (tmp_path / "run/step_2.onnx").write_bytes(b"")
+    torch.save({"model": {"w": torch.zeros(2)}, "ema": {"w": torch.ones(2)}}, tmp_path / "run/step_3.pt")
+    with pytest.warns(UserWarning, match=r"step_2\.onnx was left out.*; \['ema'\] of .*step_3\.pt was left out"):
+        read = read_networks([str(tmp_path / "run")])
+    assert read.params.tolist() == [[1, 1], [0, 0]]
+
+
 def test_what_is_saved_is_read_again_with_its_layout_and_story(tmp_path):
     params = torch.randn(LAYOUT.num_params)
     save_network(tmp_path / "x.safetensors", LAYOUT, params, {"method": "ties"}, {"name": "digits"})
