@@ -72,6 +72,7 @@ class MlpRule(TensorwiseRule):
 
     name = "mlp"
     uses_horizon = False
+    large_state = ("momentum", "square")
 
     def __init__(
         self,

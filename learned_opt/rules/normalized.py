@@ -90,6 +90,7 @@ class NormalizedRule(TensorwiseRule):
 
     name = "normalized"
     uses_horizon = True
+    large_state = ("momentum", "square")
 
     def __init__(self, *, feedback: bool = True, embedding_offset: bool = False, reference: bool = False) -> None:
         if embedding_offset and not feedback:
