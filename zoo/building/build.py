@@ -225,8 +225,8 @@ class BlockBuilder:
                 for split in plan.evaluated_splits:
                     for name, values in plan.task.for_runs(runs[rows]).evaluate(snapshot.params, split).items():
                         metrics[f"{split}_{name}"][rows, s] = values.cpu().numpy()
-                for values in (params, alive, *metrics.values()) if is_large else ():
-                    cast("np.memmap", values).flush()  # before the checkpoint says that they are there
+                for array in (params, alive, *metrics.values()) if is_large else ():
+                    cast("np.memmap", array).flush()  # before the checkpoint says that they are there
         return params, metrics, alive.astype(bool)
 
     def _snapshots(self, runs: range, compile: bool, checkpoint: Path | None) -> Iterator[Snapshot]:
