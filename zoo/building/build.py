@@ -129,7 +129,7 @@ def check_initial_loss(plan: BuildPlan) -> None:
     """
     runs = range(min(plan.num_runs, _NUM_TRIED if plan.task.layout.num_params < LARGE else 1))
     task = plan.task.for_runs(runs)
-    params = task.init_runs(plan.seeds(runs), plan.init_scales(runs))
+    params = plan.initial_params(runs)
     chosen = torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device)
     batch = task.batch(chosen, len(runs), stream=streams_of([plan.seed], task.device)[0])
     with torch.no_grad():
@@ -240,7 +240,7 @@ class BlockBuilder:
             snapshot_steps=plan.steps,
             shared_batches=plan.shared_batches,
             data_seed=plan.seed,
-            init_scales=plan.init_scales(runs),
+            init_params=plan.initial_params(runs),
             max_loss=plan.max_loss,
             precision=plan.precision,
             accumulate=plan.accumulate,
