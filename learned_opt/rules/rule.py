@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -146,7 +146,14 @@ class TensorUpdate:
 
 
 class TensorwiseRule(UpdateRule, ABC):
-    """A rule that is written as `update_tensors` and can be told to leave some networks alone."""
+    """A rule that is written as `update_tensors` and can be told to leave some networks alone.
+
+    Attributes:
+        large_state: kinds of state as large as the parameters, which are sharded where these are; every rank has the
+            others.
+    """
+
+    large_state: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def update_tensors(
