@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from zoo.building.hyperparameters import OPTIMIZER_DEFAULTS, draw, make_optimizer
+from zoo.building.starts import Starts
 from zoo.networks.initialization import run_seed
 from zoo.settings import Json
 from zoo.storage.schema import ZooSpec
@@ -55,6 +56,7 @@ class BuildSettings(TypedDict, total=False):
     batch_size: int
     shared_batches: bool
     init_scale: float | Mapping[str, Sequence[float]]
+    init_from: str | None
     num_snapshots: int
     snapshot_steps: Sequence[int] | str | None
     evaluated_splits: Sequence[str]
@@ -80,6 +82,7 @@ class BuildPlan:
         batch_size: examples in a minibatch.
         shared_batches: all runs of the zoo see the same minibatches, which is much faster than own ones.
         init_scale: factor on initial matrices, a number or a range as in `zoo.building.hyperparameters`.
+        init_from: a zoo or checkpoints that runs start from (`zoo.building.starts`); None for fresh networks.
         num_snapshots: S, quadratically spaced from the initial to the final network.
         snapshot_steps: after which snapshots are taken instead; "last_epoch(50)" for 50 within the last epoch; None for
             `num_snapshots`.
@@ -102,6 +105,7 @@ class BuildPlan:
     batch_size: int = 64
     shared_batches: bool = True
     init_scale: float | Mapping[str, Sequence[float]] = 1.0
+    init_from: str | None = None
     num_snapshots: int = DEFAULT_NUM_SNAPSHOTS
     snapshot_steps: Sequence[int] | str | None = None
     evaluated_splits: Sequence[str] = EVALUATED_SPLITS
@@ -129,6 +133,10 @@ class BuildPlan:
             raise ValueError(f"shared_batches must be true or false, got {self.shared_batches!r}")
         if draw(self.init_scale, [0], "init_scale") < 0:
             raise ValueError(f"init_scale must not be negative, got {self.init_scale!r}")
+        if self.init_from is not None and self.init_scale != 1:
+            raise ValueError(
+                f"init_scale is of fresh networks, got {self.init_scale!r} with init_from={self.init_from!r}"
+            )
         unknown = sorted(set(self.evaluated_splits) - set(EVALUATED_SPLITS))
         if unknown or not self.evaluated_splits or len(set(self.evaluated_splits)) < len(self.evaluated_splits):
             raise ValueError(f"evaluated_splits must be some of {EVALUATED_SPLITS}, got {list(self.evaluated_splits)}")
@@ -167,6 +175,8 @@ class BuildPlan:
             "precision": self.precision,
             "accumulate": self.accumulate,
         }
+        if self.starts is not None:
+            training["init_from"] = self.starts.digest
         recorded = self.optimizer if isinstance(self.optimizer, Mapping) else self.optimizer_config or {}
         return ZooSpec(
             layout=self.task.layout,
@@ -209,6 +219,17 @@ class BuildPlan:
     def seeds(self, runs: Sequence[int]) -> list[int]:
         """Seed of each run, a function of the zoo's seed and the run's number alone."""
         return [run_seed(self.seed, run) for run in runs]
+
+    @property
+    def starts(self) -> Starts | None:
+        """Networks that runs start from, if they are given."""
+        return None if self.init_from is None else Starts(self.init_from, self.task.layout)
+
+    def initial_params(self, runs: Sequence[int]) -> torch.Tensor:
+        """(N, P) where those runs start, on the task's device."""
+        if self.starts is not None:
+            return self.starts.params(runs).to(self.task.device)
+        return self.task.init_runs(self.seeds(runs), self.init_scales(runs))
 
     def optimizer_for(self, runs: Sequence[int]) -> InnerOptimizer:
         """Optimizer with the hyperparameters of those runs."""
