@@ -53,7 +53,7 @@ class Chunk:
         if not in_place:
             self.tensors[0].state[kind] = new.squeeze(1)
         elif len(self.tensors) > 1:
-            torch._foreach_copy_([tensor.state[kind] for tensor in self.tensors], list(new.unbind(1)))
+            torch._foreach_copy_([tensor.state[kind] for tensor in self.tensors], unstacked(new))
 
 
 def batches(tensors: Sequence[TensorUpdate], max_numel: int) -> list[list[TensorUpdate]]:
@@ -85,6 +85,16 @@ def chunks(batch: Sequence[TensorUpdate], max_numel: int) -> Iterator[list[Chunk
         height = max(1, max_numel // first[:, 0].numel())
         rows = (slice(row, row + height) for row in range(0, first.shape[1], height))
         yield [Chunk(tensors, place, part, active) for part in rows]
+
+
+def unstacked(stack: Tensor) -> list[Tensor]:
+    """The K tensors (N, *shape) of a stack.
+
+    Of one network they have the strides of tensors on their own: a GPU then changes all of a list in one kernel.
+    """
+    if len(stack) > 1:
+        return list(stack.unbind(1))
+    return list(stack.reshape(stack.shape[1], 1, *stack.shape[2:]).unbind())
 
 
 def per_row(x: Tensor, other: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from learned_opt.rules import features
-from learned_opt.rules.batches import Chunk, batches
+from learned_opt.rules.batches import Chunk, batches, unstacked
 from learned_opt.rules.features import Accumulators, Decays
 from learned_opt.rules.kernels.chunked_mlp import chunked_update_
 from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, only_active, unpack_layers
@@ -159,7 +159,7 @@ class MlpRule(TensorwiseRule):
         time = time if len(time) == 1 else time.repeat_interleave(count)
         self._update(self._kernel(theta.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)), stack, time)
         size = (-1, count)
-        torch._foreach_copy_([tensor.param for tensor in batch], list(stack.param.unflatten(0, size).unbind(1)))
+        torch._foreach_copy_([tensor.param for tensor in batch], unstacked(stack.param.unflatten(0, size)))
         for kind in features.STATE_KEYS:
             chunk.write_state(kind, stack.state[kind].unflatten(0, size), in_place=True)
 

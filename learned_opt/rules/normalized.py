@@ -43,7 +43,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from learned_opt.rules.batches import Chunk, batches, chunks, per_row
+from learned_opt.rules.batches import Chunk, batches, chunks, per_row, unstacked
 from learned_opt.rules.controller import (
     NUM_FEEDBACK,
     NUM_OFFSETS,
@@ -173,7 +173,7 @@ class NormalizedRule(TensorwiseRule):
             active = [everywhere if tensor.active is None else tensor.active for tensor in tensors]
             statistics = torch.where(torch.stack(active, dim=1)[..., None], statistics, torch.stack(kept, dim=1))
         if not self.reference:
-            torch._foreach_copy_(kept, list(statistics.unbind(1)))
+            torch._foreach_copy_(kept, unstacked(statistics))
             return
         for tensor, row in zip(tensors, statistics.unbind(1), strict=True):
             tensor.state["statistics"] = row
@@ -228,8 +228,8 @@ def direction_of(chunk: Chunk, nesterov: Tensor, out: Tensor | None = None) -> T
 def step_(params: list[Tensor], update: Tensor, size: Tensor, kept: Tensor | None) -> None:
     """params <- kept * params - size * update, for K tensors, `update` (N, K, *shape) and numbers (N, K)."""
     if kept is not None:
-        torch._foreach_mul_(params, list(per_row(kept, update).unbind(1)))
-    torch._foreach_sub_(params, list(update.mul_(per_row(size, update)).unbind(1)))
+        torch._foreach_mul_(params, unstacked(per_row(kept, update)))
+    torch._foreach_sub_(params, unstacked(update.mul_(per_row(size, update))))
 
 
 def numel_at_once(device: torch.device) -> tuple[int, int]:

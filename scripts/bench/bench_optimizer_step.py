@@ -16,6 +16,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 
 import torch
 from torch import nn
@@ -72,9 +73,9 @@ def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     """Learned optimizers beside AdamW and Muon on the tensors of whole networks."""
     titles, num_steps = (LARGE, 10) if size == "full" else ((TINY,), 2)
     graphs = GRAPHS if device.type == "cuda" else ()
-    for title in titles:
-        for name in ("mulo-norm", MUON, *graphs[:1], "AdamW fused", "mulo, H = 32", *graphs[1:]):
-            yield row(name, title, device, num_steps)
+    first, last = ("mulo-norm", MUON, *graphs[:1], "AdamW fused"), ("mulo, H = 32", *graphs[1:])  # compiles kernels
+    for title, name in (*product(titles, first), *product(titles, last)):
+        yield row(name, title, device, num_steps)
 
 
 def row(name: str, title: str, device: torch.device, num_steps: int) -> Row:
@@ -116,6 +117,7 @@ def make(name: str, tensors: Tensors, device: torch.device) -> tuple[Step, list[
 
 def captured(step: Step) -> Step:
     """The step as a CUDA graph, which starts all its kernels at once."""
+    torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(3):  # state and libraries
             step()

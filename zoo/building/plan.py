@@ -6,6 +6,7 @@ Legend: R runs, N runs of one block, S snapshots, P numbers of one network.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -31,6 +32,7 @@ from zoo.training.population import (
     DEFAULT_NUM_SNAPSHOTS,
     check_repeatable,
     check_snapshot_steps,
+    last_epoch_steps,
     quadratic_steps,
 )
 from zoo.training.precision import check_precision
@@ -55,7 +57,7 @@ class BuildSettings(TypedDict, total=False):
     shared_batches: bool
     init_scale: float | Mapping[str, Sequence[float]]
     num_snapshots: int
-    snapshot_steps: Sequence[int] | None
+    snapshot_steps: Sequence[int] | str | None
     evaluated_splits: Sequence[str]
     max_loss: float
     precision: str
@@ -80,7 +82,8 @@ class BuildPlan:
         shared_batches: all runs of the zoo see the same minibatches, which is much faster than own ones.
         init_scale: factor on initial matrices, a number or a range as in `zoo.building.hyperparameters`.
         num_snapshots: S, quadratically spaced from the initial to the final network.
-        snapshot_steps: after which snapshots are taken instead; None for `num_snapshots`.
+        snapshot_steps: after which snapshots are taken instead; "last_epoch(50)" for 50 within the last epoch; None for
+            `num_snapshots`.
         evaluated_splits: whose loss and error are recorded at each snapshot.
         max_loss: beyond which a run has diverged.
         precision: of forward and backward passes, "32", "bf16-mixed", or "tf32" on CUDA (`zoo.training.precision`).
@@ -101,7 +104,7 @@ class BuildPlan:
     shared_batches: bool = True
     init_scale: float | Mapping[str, Sequence[float]] = 1.0
     num_snapshots: int = DEFAULT_NUM_SNAPSHOTS
-    snapshot_steps: Sequence[int] | None = None
+    snapshot_steps: Sequence[int] | str | None = None
     evaluated_splits: Sequence[str] = EVALUATED_SPLITS
     max_loss: float = DEFAULT_MAX_LOSS
     precision: str = "32"
@@ -141,7 +144,12 @@ class BuildPlan:
         """(S,) training steps at which snapshots are taken."""
         if self.snapshot_steps is None:
             return quadratic_steps(self.num_steps, self.num_snapshots)
-        return tuple(self.snapshot_steps)
+        if not isinstance(self.snapshot_steps, str):
+            return tuple(self.snapshot_steps)
+        count = re.fullmatch(r"last_epoch\((\d+)\)", self.snapshot_steps)
+        if not count:
+            raise ValueError(f"snapshot_steps must be steps or such as 'last_epoch(50)', got {self.snapshot_steps!r}")
+        return last_epoch_steps(self.num_steps, len(self.task.dataset.train) // self.batch_size, int(count[1]))
 
     def spec(self) -> ZooSpec:
         """The zoo that this plan fills.

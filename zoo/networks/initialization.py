@@ -90,7 +90,9 @@ class _Recording(TorchDispatchMode):
         super().__init__()
         self.calls: list[_Call] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         if torch.Tag.data_dependent_output in func.tags:
             raise _ReadError
         result = func(*args, **(kwargs or {}))
