@@ -46,6 +46,11 @@ class TaskFamily:
             raise ValueError(f"tasks must share layout and number of training examples, got {named}")
         if without_loss := [task.name for task in tasks if "loss" not in task.metric_names]:
             raise ValueError(f"a family is of tasks with a loss on examples, {without_loss} have returns instead")
+        if random := [task.name for task in tasks if task.is_random]:
+            raise ValueError(
+                f"meta-training repeats to the bit, but {random} draw random numbers in training (dropout, "
+                "augmentations); switch that off"
+            )
         self.tasks = list(tasks)
         self.layout = tasks[0].layout
         self.batch_size = batch_size
