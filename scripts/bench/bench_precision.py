@@ -43,9 +43,8 @@ def main() -> None:
 
         zoo = built("float32")
         publish("store", (row(zoo, task, dtype, options.num_steps) for dtype in ("float16", "bfloat16")), options)
-        others = {
-            name: built(name, precision=name) for name in PRECISIONS[1:] if name != "tf32" or task.device.type == "cuda"
-        }
+        names = [name for name in PRECISIONS[1:] if name != "tf32" or task.device.type == "cuda"]
+        others = {"32": zoo, **{name: built(name, precision=name) for name in names}}
         others["32, other seeds"] = built("other", seed=1)
         publish("population", (trained(zoo, other, name) for name, other in others.items()), options)
 
