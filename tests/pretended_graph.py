@@ -4,7 +4,7 @@
         ...
 
 As with a CUDA graph, recording does nothing to tensors that were there before, numbers of Python are those of the
-recording, and what would wait for the device cannot be recorded.
+recording, and what would wait for the device, or copies from the host, cannot be recorded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-_SYNCHRONIZING = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero")
+from .pretended_device import _SYNCHRONIZING, _raw
+
+_COPYING = ("aten._to_copy", "aten.copy_")
 
 
 class _Recording(TorchDispatchMode):
@@ -33,10 +35,14 @@ class _Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         if str(func).startswith(_SYNCHRONIZING):
             raise RuntimeError(f"{func} waits for the device, which a graph cannot")
+        values = [*tree_flatten((args, kwargs))[0], kwargs.get("device")]
+        devices = {getattr(value, "device", value) for value in values if isinstance(value, Tensor | torch.device)}
+        if str(func).startswith(_COPYING) and len(devices) > 1:
+            raise RuntimeError(f"{func} copies between devices, which a graph would repeat from memory that is gone")
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
         for argument in func._schema.arguments:
             if argument.alias_info is not None and argument.alias_info.is_write and argument.name in given:
-                for tensor in (one for one in tree_flatten(given[argument.name])[0] if isinstance(one, Tensor)):
+                for tensor in (_raw(one) for one in tree_flatten(given[argument.name])[0] if isinstance(one, Tensor)):
                     self.before.setdefault(tensor.untyped_storage().data_ptr(), (tensor, _whole(tensor).clone()))
         result = func(*args, **kwargs)
         self.calls.append((func, args, kwargs, tree_flatten(result)[0]))

@@ -105,7 +105,7 @@ class _Unroll:
         self._inner_step = InnerStep(step.family, PopulationOptimizer(step.rule, self.theta))
         self._clocks = state.params.new_empty(2, len(state.params), dtype=torch.float64)
         self._members = torch.empty_like(state.members[step.held], device=state.params.device)
-        self._steps = RecordedSteps(self._take, state.params.device)
+        self._steps = RecordedSteps(state.params.device)
 
     def is_of(self, theta: Tensor, state: InnerState, num_inner_steps: int) -> bool:
         """Whether these are the steps of that state."""
@@ -124,7 +124,7 @@ class _Unroll:
         self._clocks.copy_(clocks, non_blocking=True)
         self._members.copy_(members, non_blocking=True)
         rows = torch.arange(first, first + len(places), device=places.device)[:, None]
-        self._steps.run({"places": places, "row": rows})
+        self._steps.run(self._take, {"places": places, "row": rows})
 
     def _take(self, row: Row) -> None:
         batch = self._family.batch(self._members, row["places"], len(self._params))

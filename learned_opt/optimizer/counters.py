@@ -35,9 +35,9 @@ def read_counters(groups: Sequence[dict[str, Any]]) -> Iterator[None]:
     """While it lasts, counters are Python integers; those on a device are there again afterwards."""
     before = [{name: group[name] for name in COUNTERS} for group in groups]
     for group in groups:
-        group |= {name: int(group[name]) for name in COUNTERS}
+        group.update({name: int(group[name]) for name in COUNTERS})
     try:
         yield
     finally:
         for group, values in zip(groups, before, strict=True):
-            group |= values
+            group.update(values)

@@ -66,6 +66,9 @@ class LearnedOptimizer(Optimizer):
     runs as it does without. A step never waits for a GPU: whether gradients are finite is decided there, and counters,
     and a warning that all steps are skipped, come when they are asked for or the state is saved.
 
+    Parameters may be sharded (DTensor: FSDP2, HSDP, tensor parallelism): give the model after `fully_shard`. Every rank
+    updates its share of the tensors, whole, and keeps its shards of momenta and second moments (see `sharded`).
+
     Args:
         params: a model, whose tensors' roles are inferred (see `zoo.networks.roles`); or parameters, named parameters
             or groups as torch takes them, whose roles are guessed unless a group has a "role".
@@ -85,7 +88,7 @@ class LearnedOptimizer(Optimizer):
 
     Raises:
         TypeError: for parameters that are no tensors.
-        ValueError: for bad options, no parameters, or complex, sharded or flattened ones.
+        ValueError: for bad options, no parameters, or complex or flattened ones.
     """
 
     def __init__(
@@ -190,24 +193,23 @@ class LearnedOptimizer(Optimizer):
         pending = [entry for group in self.param_groups for entry in gradients_of(group)]
         if not pending:
             return loss
-        largest = largest_entries([entry.grad for entry in pending])
+        largest = largest_entries(pending)
         is_skipped = self._count_skip(pending, largest)
         if is_skipped is True:
             return loss
         for entry in pending:  # also of zero gradients: that is how torch.distributed.checkpoint asks for state
-            if not self.state[entry.param]:
-                self._init_state(entry)
+            entry.state = self.state[entry.param]
+            self._complete_state(entry)
         has_gradient = largest != 0 if is_skipped is False else (largest != 0) & ~is_skipped
         pending = to_update(pending, has_gradient)
         if not pending:
             return loss
         self._warn_of_settings()
-        together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
-        for entry in pending:
-            together[entry.param.device, entry.num_matrices].append(entry)
-        for (device, _), entries in together.items():
-            for portion in portions(entries):
-                self._update(device, portion)
+        self._update([entry for entry in pending if entry.sharding is None])
+        if sharded := [entry for entry in pending if entry.sharding is not None]:
+            from learned_opt.optimizer.sharded import update_sharded
+
+            update_sharded(sharded, self._update)
         advance(self.param_groups, "inner_step", known(has_gradient.any()))
         self._most_steps += 1
         return loss
@@ -238,7 +240,7 @@ class LearnedOptimizer(Optimizer):
         with read_counters(self.param_groups):
             groups = [dict(group) for group in self.param_groups]
         own = ("pretrained", "nonfinite", "kahan_sum", "_warned", "_loading")
-        fresh = {"_thetas": {}, "_bad": None, "_num_skipped_in_a_row": int(self._num_skipped_in_a_row)}
+        fresh: dict[str, Any] = {"_thetas": {}, "_bad": None, "_num_skipped_in_a_row": int(self._num_skipped_in_a_row)}
         return {
             **super().__getstate__(),
             "param_groups": groups,
@@ -278,14 +280,24 @@ class LearnedOptimizer(Optimizer):
         names, is_finite = self._bad or ([], torch.empty(0))
         return [name for name, fine in zip(names, is_finite.tolist(), strict=True) if not fine][:8]
 
-    def _update(self, device: torch.device, pending: Sequence[Pending]) -> None:
+    def _update(self, pending: Sequence[Pending]) -> None:
+        """Run the rule on whole tensors."""
+        together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
+        for entry in pending:
+            together[entry.param.device, entry.num_matrices].append(entry)
+        for (device, _), entries in together.items():
+            for portion in portions(entries):
+                self._update_together(device, portion)
+
+    def _update_together(self, device: torch.device, pending: Sequence[Pending]) -> None:
         """Run the rule on tensors of one device that are equally many matrices, as one model."""
         parts = [matrix_view(entry.param.detach(), entry.axes) for entry in pending]
-        remainders = [self._remainder(entry) for entry in pending]
+        lost = [entry.state.get(REMAINDER) for entry in pending]  # by rounding
+        remainders = [x if x is None else matrix_view(x, entry.axes) for x, entry in zip(lost, pending, strict=True)]
         params = [to_float32(part, lost) for part, lost in zip(parts, remainders, strict=True)]
         state: RuleState = defaultdict(list)
         for entry in pending:
-            for key, kept in self.state[entry.param].items():
+            for key, kept in entry.state.items():
                 if key != REMAINDER:
                     state[key].append(kept if entry.is_stack else kept.unsqueeze(0))
         old_state = {key: list(tensors) for key, tensors in state.items()}
@@ -311,23 +323,28 @@ class LearnedOptimizer(Optimizer):
                 part.copy_(param)
             self._keep(entry, {key: new[i] for key, new in state.items() if new[i] is not old_state[key][i]})
 
-    def _init_state(self, entry: Pending) -> None:
-        fresh = self.pretrained.rule.init_state([entry.spec], [matrix_view(entry.param.detach(), entry.axes)])
-        self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
-        self._remainder(entry)
+    def _complete_state(self, entry: Pending) -> None:
+        """Give a tensor what its state is to begin with, divided among ranks as the parameter is."""
+        rule = self.pretrained.rule
+        if not entry.state:
+            if entry.sharding is None:
+                param = entry.param.detach()
+            else:
+                from learned_opt.optimizer.sharded import whole_param
 
-    def _remainder(self, entry: Pending) -> Tensor | None:
-        """What rounding has taken from a parameter (N, *shape), which a state saved without it begins with."""
-        state = self.state[entry.param]
-        if self.kahan_sum and REMAINDER not in state and loses_updates(entry.param):
-            state[REMAINDER] = torch.zeros_like(entry.param)
-        return matrix_view(state[REMAINDER], entry.axes) if REMAINDER in state else None
+                param = whole_param(entry)
+            fresh = rule.init_state([entry.spec], [matrix_view(param, entry.axes)])
+            self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
+        if self.kahan_sum and REMAINDER not in entry.state and loses_updates(entry.param):
+            entry.state[REMAINDER] = torch.zeros_like(entry.param)  # also of a state that was saved without it
+        if entry.sharding is not None:
+            from learned_opt.optimizer.sharded import shard_state
+
+            shard_state(entry, (*getattr(rule, "large_state", ()), REMAINDER))
 
     def _keep(self, entry: Pending, state: Mapping[str, Tensor]) -> None:
         """Store the rule's state (N, ...) of a parameter, without the dim N unless the parameter has it."""
-        self.state[entry.param].update(
-            state if entry.is_stack else {key: tensor.squeeze(0) for key, tensor in state.items()}
-        )
+        entry.state.update(state if entry.is_stack else {key: tensor.squeeze(0) for key, tensor in state.items()})
 
     def _warn_of_skips(self) -> None:
         num_skipped = int(self._num_skipped_in_a_row)

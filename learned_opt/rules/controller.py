@@ -277,7 +277,8 @@ def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, num_st
     """Averages after an update; while a tensor is young they are plain means."""
     age = statistics.age
     young = 1 / (age + 1)
-    agreement = torch.where(age > 0, signals.agreement, 0.0)
+    is_first = age == 0
+    agreement = signals.agreement.masked_fill(is_first, 0.0)
     recent_square = statistics.recent_square.lerp(signals.grad_square, young.clamp(min=FAST_WEIGHT))
     slow_weight = torch.maximum(1 - scalars["slow_decay"], young)
     kept = 1 - _relaxed_share(scalars, num_steps)
@@ -289,7 +290,7 @@ def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, num_st
         usual_square=statistics.usual_square.lerp(signals.grad_square, slow_weight),
         recent_agreement=statistics.recent_agreement.lerp(agreement, young.clamp(min=FAST_WEIGHT)),
         usual_agreement=statistics.usual_agreement.lerp(agreement, young.clamp(min=SLOW_AGREEMENT_WEIGHT)),
-        log_step=kept * statistics.log_step + torch.where(age > 0, moved, 0.0),
+        log_step=kept * statistics.log_step + moved.masked_fill(is_first, 0.0),
         initial_square=torch.where(age < INITIAL_STEPS, recent_square, statistics.initial_square),
     )
 

@@ -135,7 +135,7 @@ def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
                 figures={"updates/s": statistics.median(rates), "peak memory, GiB": peak_bytes(device) / 2**30},
                 spread={"updates/s": (min(rates), max(rates))},
                 note=f"MLPs 64-32-10 on the digits ({num_params:,} parameters), batch 64, {num_inner_steps} inner "
-                f"steps, gradients included, which are one graph on CUDA. Median and range of {num_repeats} outer steps.",
+                f"steps, gradients included; one graph on CUDA. Median and range of {num_repeats} outer steps.",
             )
 
 

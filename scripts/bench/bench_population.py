@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +26,7 @@ from zoo.devices import is_out_of_memory
 from zoo.networks.initialization import run_seed
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer, Sgd
+from zoo.training.precision import PRECISIONS
 
 from ..plain_loop import PlainLoop
 from ..rows import Row
@@ -47,14 +48,16 @@ OTHER_TASKS = {
     **TRANSFORMER,
 }
 SMALL, WIDE, CONVOLUTIONS, TEXT = *MLPS, *CNN, *TRANSFORMER
-STAGE = (  # network, N, whether compiled
-    *((name, num, compile) for num, compile in ((4096, True), (16384, False)) for name in MLPS),
-    *((name, num, False) for num in (256, 1024, 4096) for name in (CONVOLUTIONS, TEXT)),
-    *((name, 1024, True) for name in (CONVOLUTIONS, TEXT)),
-    *((name, 16384, True) for name in MLPS),
-    *((SMALL, num, True) for num in (1024, 65536)),
+ALL = (SMALL, WIDE, CONVOLUTIONS, TEXT)
+STAGE = (  # network, N, whether compiled, precision
+    *((name, num, compile, "32") for num, compile in ((4096, True), (16384, False)) for name in (SMALL, WIDE)),
+    *((name, num, False, "32") for num in (256, 1024, 4096) for name in (CONVOLUTIONS, TEXT)),
+    *((name, 1024, False, precision) for precision in ("tf32", "bf16-mixed") for name in (WIDE, CONVOLUTIONS, TEXT)),
+    *((name, 1024, True, "32") for name in (CONVOLUTIONS, TEXT)),
+    *((name, 16384, True, "32") for name in (SMALL, WIDE)),
+    *((SMALL, num, True, "32") for num in (1024, 65536)),
 )
-TINY_STAGE = ((SMALL, 16, False), (SMALL, 64, True))
+TINY_STAGE = ((SMALL, 16, False, "32"), (SMALL, 64, True, "32"), (SMALL, 16, False, "bf16-mixed"))
 OPTIMIZERS: dict[str, InnerOptimizer] = {"SGD Nesterov": Sgd(0.1, 0.9, nesterov=True), "Adam": Adam(), "Muon": Muon()}
 
 
@@ -178,18 +181,41 @@ def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     networks, num_repeats = {**MLPS, **CNN, **TRANSFORMER}, 3 if size == "full" else 2
     tasks: dict[str, Task] = {}
     plain: dict[str, list[Rate]] = {}
-    for name, num, compile in STAGE if size == "full" else TINY_STAGE:
+    for name, num, compile, precision in STAGE if size == "full" else TINY_STAGE:
         if name not in tasks:
             tasks[name] = get_task(**networks[name]).to(device)
             plain[name] = measure({name: plain_loop(tasks[name], 100)}, num_repeats)[0][name]
             yield device_row({"network": name, "method": "plain loop", "N": 1}, plain[name], plain[name], tasks[name])
-        if rates := population_rates(tasks[name], num, num_repeats, num_steps=20, compile=compile):
+        options = {"compile": compile, "precision": precision}
+        if rates := population_rates(tasks[name], num, num_repeats, num_steps=20, **options):
             setting = {"network": name, "method": "compiled" if compile else "eager", "N": num}
+            setting |= {} if precision == "32" else {"precision": precision}
             yield device_row(setting, rates, plain[name], tasks[name])
+    for task in tasks.values() if size == "full" else ():
+        yield from final_losses(task)
+
+
+def final_losses(task: Task, num_networks: int = 256, num_steps: int = 300) -> Iterator[Row]:
+    """What precision does to the networks that come out."""
+    precisions = [name for name in PRECISIONS if name != "tf32" or task.device.type == "cuda"]
+    for precision in precisions:
+        *_, last = train_population(task, Adam(), range(num_networks), num_steps=num_steps, precision=precision)
+        metrics = task.evaluate(last.params, "val")
+        yield Row(
+            question="What does precision do to final losses?",
+            setting={"network": repr(task), "precision": precision, "N": num_networks, "steps": num_steps},
+            figures={
+                "validation loss": metrics["loss"].mean().item(),
+                "spread between runs": metrics["loss"].std().item(),
+                "validation error": metrics["error"].mean().item(),
+                "runs alive": int(last.alive.sum()),
+            },
+            note=f"Adam, batch {BATCH_SIZE}; the same initial networks and minibatches in each precision.",
+        )
 
 
 def population_rates(
-    task: Task, num_networks: int, num_repeats: int, *, num_steps: int, **options: bool
+    task: Task, num_networks: int, num_repeats: int, *, num_steps: int, **options: Any
 ) -> list[Rate] | None:
     """Rates of a population, None if it does not fit the device's memory."""
     forget_peak(task.device)
@@ -233,7 +259,7 @@ class Rate(NamedTuple):
 
 
 def population(
-    task: Task, num_networks: int, optimizer: InnerOptimizer | None = None, *, num_steps: int = 100, **options: bool
+    task: Task, num_networks: int, optimizer: InnerOptimizer | None = None, *, num_steps: int = 100, **options: Any
 ) -> Callable[[], Rate]:
     """Model-steps/s of N networks trained at once; each call trains them `num_steps` steps further."""
     steps = range(num_steps, (MAX_CALLS + 1) * num_steps, num_steps)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.inferred_layout import layout_of_state_dict
+from zoo.checkpoints.readers import read_snapshot
 from zoo.checkpoints.runs import RunFiles, SnapshotFile, find_runs
 from zoo.checkpoints.tables import Row
-from zoo.checkpoints.tensors import CheckpointError, read_tensors
+from zoo.checkpoints.tensors import CheckpointError
 from zoo.networks.layout import ParamLayout
 from zoo.networks.wrappers import unwrapped
 from zoo.storage.durable import rename_directory
@@ -65,10 +66,11 @@ def import_checkpoints(
     Args:
         paths: a folder, each child of which is a run, or one path for each run; see `zoo.checkpoints.runs`.
         out: folder of the zoo, which must not exist or be empty.
-        model: module or layout that the checkpoints belong to; dtypes are those of the checkpoints. By default the
+        model: module or layout that the checkpoints belong to; needed for databases of G.pt, whose vectors have no
+            names. Dtypes are those of the checkpoints. By default the
             layout written beside an exported checkpoint, or a guess from names and shapes (`layout_of_state_dict`).
         metrics: a table of steps and metrics instead of those beside the checkpoints.
-        state_key: entry of torch files that is the state dict.
+        state_key: entry of torch files, or of sharded checkpoints, that is the state dict.
         dtype: of the stored parameters. By default one that keeps every bit; float64 is then refused unless its
             values are exact in float32.
         keep_nonfinite: keep runs with infinities or NaN, marked as diverged, instead of refusing them.
@@ -88,9 +90,9 @@ def import_checkpoints(
         raise FileExistsError(f"{out} is not empty; choose another path for the zoo")
     runs, remarks = find_runs(paths, metrics)
     first = runs[0].snapshots[0]
-    source = _Source(_layout_of(model, first, state_key), state_key, dtype, keep_nonfinite)
+    source = _Source(_layout_of(model, first, state_key), model, state_key, dtype, keep_nonfinite)
     spec = _spec_of(runs, source, _noted(runs, "task", remarks) if task_config is None else task_config, remarks)
-    _check_adapters(runs)
+    check_adapters(runs)
     staged = out.with_name(f".{out.name}.{secrets.token_hex(6)}.import")
     try:
         writer = ZooWriter.create(staged, spec)
@@ -114,6 +116,7 @@ class _Source:
     """How checkpoint files become vectors, and what of them was left out: files by what it was."""
 
     layout: ParamLayout
+    model: nn.Module | ParamLayout | None
     state_key: str | None
     dtype: str | None
     keep_nonfinite: bool
@@ -125,13 +128,14 @@ class _Source:
         dtypes = {slot.dtype for slot in self.layout}
         return self.dtype or (dtypes.pop() if dtypes in ({"float16"}, {"bfloat16"}) else "float32")
 
-    def vector(self, path: Path) -> np.ndarray:
+    def vector(self, snapshot: SnapshotFile) -> np.ndarray:
         """(P,) float32 numbers of a checkpoint.
 
         Raises:
             CheckpointError: if it does not fit the layout, is not finite, or would lose precision.
         """
-        saved, other_keys = read_tensors(path, self.state_key)
+        path = snapshot.path
+        saved, other_keys = read_snapshot(snapshot, self.state_key, self.model)
         try:
             tensors = unwrapped(saved, self.layout)
             exact = self.layout.flatten(tensors)
@@ -169,7 +173,7 @@ class _Source:
 
 def _layout_of(model: nn.Module | ParamLayout | None, first: SnapshotFile, state_key: str | None) -> ParamLayout:
     """The layout of the networks, with the dtypes of the first checkpoint."""
-    saved = read_tensors(first.path, state_key).tensors
+    saved = read_snapshot(first, state_key, model).tensors
     try:
         if isinstance(model, ParamLayout):
             layout = model
@@ -199,6 +203,8 @@ def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str
     num_snapshots = max(map(len, steps))
     run_bytes = 4 * num_snapshots * max(1, source.layout.num_params)
     extra: dict[str, Json] = {"source": "import", "run_names": [run.name for run in runs]}
+    if settings := _settings(runs):
+        extra["settings"] = settings
     if first.adapter_config:
         extra["adapter_config"] = dict(first.adapter_config)
     try:
@@ -220,9 +226,16 @@ def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str
 
 
 def _hyperparameters(run: RunFiles) -> dict[str, float]:
-    """Numbers of a run that the JSON beside its first snapshot gives."""
-    noted = run.snapshots[0].sidecar.get("run", {})
+    """Numbers of a run that the JSON beside its first snapshot gives, or its framework."""
+    noted = {**run.settings, **run.snapshots[0].sidecar.get("run", {})}
     return {k: v for k, v in noted.items() if isinstance(v, int | float) and k not in ("seed", "status", "checksum")}
+
+
+def _settings(runs: Sequence[RunFiles]) -> dict[str, Json]:
+    """Settings that are no numbers, as frameworks noted them: one value for all runs, or the list of each run's."""
+    names = {n: None for run in runs for n, value in run.settings.items() if not isinstance(value, int | float)}
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    return {name: some[0] if all(one == some[0] for one in some) else some for name, some in values.items()}
 
 
 def _noted(runs: Sequence[RunFiles], name: str, remarks: list[str]) -> Mapping[str, Json]:
@@ -234,7 +247,7 @@ def _noted(runs: Sequence[RunFiles], name: str, remarks: list[str]) -> Mapping[s
     return {}
 
 
-def _check_adapters(runs: Sequence[RunFiles]) -> None:
+def check_adapters(runs: Sequence[RunFiles]) -> None:
     """All adapters must mean the same by their tensors."""
     first = runs[0].snapshots[0]
     for snapshot in (snapshot for run in runs for snapshot in run.snapshots):
@@ -257,7 +270,7 @@ def _write_block(writer: ZooWriter, block: int, runs: Sequence[RunFiles], source
     for g, number in enumerate(numbers):
         run = runs[number]
         for s, snapshot in enumerate(run.snapshots):
-            params[g, s] = source.vector(snapshot.path)
+            params[g, s] = source.vector(snapshot)
             inner_step[g, s] = snapshot.inner_step
             for name, value in snapshot.metrics.items():
                 metrics[name][g, s] = value

@@ -136,7 +136,7 @@ def _gelu_derivative(x: Tensor) -> Tensor:
 
 
 def _selu_derivative(x: Tensor) -> Tensor:
-    return _SELU_SCALE * torch.where(x > 0, 1.0, _SELU_ALPHA * x.clamp(max=0).exp())
+    return _SELU_SCALE * (_SELU_ALPHA * x.clamp(max=0).exp()).masked_fill(x > 0, 1.0)
 
 
 def _silu_derivative(x: Tensor) -> Tensor:

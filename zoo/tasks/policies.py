@@ -184,7 +184,7 @@ class PolicyTask(Task):
             lengths += goes_on
             states = self.environment.advance(states, actions)
             goes_on = goes_on & ~self.environment.has_failed(states)
-            states = torch.where(goes_on[..., None], states, 0.0)  # what has failed would run away to infinity
+            states = states.masked_fill(~goes_on[..., None], 0.0)  # what has failed would run away to infinity
             if (t + 1) % _STEPS_BETWEEN_CHECKS == 0 and not goes_on.any():
                 break
         if not keeps_states:

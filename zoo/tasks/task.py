@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.counter_rng import streams_of
-from zoo.networks.initialization import init_runs
+from zoo.networks.initialization import Initializer, scale_matrices
 from zoo.networks.layout import ParamLayout
 from zoo.networks.parametrization import PARAMETRIZATIONS, parametrize
 from zoo.tasks.augmentation import recorded
@@ -165,7 +165,15 @@ class Task:
             seeds: N seeds.
             scales: factor on each network's matrices and embeddings, one or (N,).
         """
-        return init_runs(self.make_model, self.layout, seeds, scales).to(self.device)
+        return scale_matrices(self._initializer(seeds), self.layout, scales).to(self.device)
+
+    @cached_property
+    def _initializer(self) -> Initializer:
+        return Initializer(self.make_model, self.layout)
+
+    def __getstate__(self) -> dict[str, object]:
+        """What is recorded of building networks stays here."""
+        return {name: value for name, value in self.__dict__.items() if name != "_initializer"}
 
     def for_runs(self, runs: Sequence[int]) -> Task:
         """The task that network j of a population trains on when it is run `runs[j]` of a zoo: here always the same."""

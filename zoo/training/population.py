@@ -13,16 +13,19 @@ Legend: N networks, P numbers of one network, S snapshots.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from numbers import Integral
+from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from zoo.networks.counter_rng import at, streams_of
+from zoo.storage.durable import write_file
 from zoo.tasks.task import Task
 from zoo.training.batches import own_indices, shared_indices
 from zoo.training.gradients import Gradients
@@ -33,6 +36,7 @@ from zoo.training.recorded_steps import MAX_ROWS, RecordedSteps, Row
 
 DEFAULT_NUM_SNAPSHOTS: Final = 21
 DEFAULT_MAX_LOSS: Final = 1e4
+DEFAULT_CHECKPOINT_EVERY: Final = 500
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,19 @@ def quadratic_steps(num_steps: int, num_snapshots: int = DEFAULT_NUM_SNAPSHOTS) 
     return tuple(sorted({round(num_steps * (k / last) ** 2) for k in range(num_snapshots)}))
 
 
+def last_epoch_steps(num_steps: int, steps_per_epoch: int, num_snapshots: int) -> tuple[int, ...]:
+    """Evenly spaced steps within the last epoch, the last of all included.
+
+    Source: how Wang et al. 2025 (arXiv 2501.11587) collect the checkpoints of one network.
+    """
+    length = min(num_steps, steps_per_epoch)
+    if not 1 <= num_snapshots <= length:
+        raise ValueError(
+            f"the last epoch has {length} steps, so there can be 1 to {length} snapshots; got {num_snapshots}"
+        )
+    return tuple(num_steps - length + round((k + 1) * length / num_snapshots) for k in range(num_snapshots))
+
+
 def train_population(
     task: Task,
     optimizer: InnerOptimizer,
@@ -74,6 +91,8 @@ def train_population(
     compile: bool | str = "auto",
     precision: str = "32",
     accumulate: int = 1,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = DEFAULT_CHECKPOINT_EVERY,
 ) -> Iterator[Snapshot]:
     """Snapshots of N networks in training, as training reaches them.
 
@@ -94,6 +113,8 @@ def train_population(
         compile: True, False, or "auto": when N * num_steps is worth the ten seconds that it takes.
         precision: "32", "tf32" or "bf16-mixed", see `zoo.training.precision`.
         accumulate: microbatches into which each minibatch is divided: the same gradient in less memory.
+        checkpoint: a file that is written after each snapshot that was taken over, and every `checkpoint_every` steps.
+            Where it is there, training continues from it, to the bit, with the first snapshot that was not.
 
     Raises:
         ValueError: for arguments out of range, before any training.
@@ -119,14 +140,24 @@ def train_population(
     step = InnerStep(gradients, optimizer, compile=bool(compile))
 
     def snapshots() -> Iterator[Snapshot]:
-        last = params.clone()
+        last, num_taken = params.clone(), 0
         training = _Training(task, step, params, indices, streams, num_steps=num_steps, max_loss=max_loss)
-        for snapshot_step in steps:
+        if checkpoint is not None and checkpoint.exists():
+            last, num_taken = training.load(checkpoint)
+        while num_taken < len(steps):
+            for stop in range(checkpoint_every, steps[num_taken], checkpoint_every) if checkpoint is not None else ():
+                if stop > training.inner_step:
+                    with products_in(precision):
+                        training.run(until=stop)
+                    training.save(checkpoint, last, num_taken)
             with products_in(precision):
-                training.run(until=snapshot_step)
+                training.run(until=steps[num_taken])
             alive = training.alive & params.isfinite().all(1)
             last = torch.where(alive[:, None], params, last)
-            yield Snapshot(snapshot_step, last, alive)
+            yield Snapshot(steps[num_taken], last, alive)
+            num_taken += 1
+            if checkpoint is not None:
+                training.save(checkpoint, last, num_taken)
 
     return snapshots()
 
@@ -147,6 +178,10 @@ def check_snapshot_steps(steps: Sequence[int], num_steps: int) -> None:
 
 class _Training:
     """Networks in training, changed in place.
+
+    Attributes:
+        alive: (N,) whose losses were never too high.
+        inner_step: steps done.
 
     Args:
         task: what they train on.
@@ -172,18 +207,43 @@ class _Training:
         self._task, self._step, self._params, self._batches, self._streams = task, step, params, batches, streams
         self._state = step.optimizer.init_state(task.layout, params)
         self._num_steps, self._max_loss = num_steps, max_loss
-        self._inner_step = 0
+        self.inner_step = 0
         self._names: list[str] = []
         self.alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
         can_record = step.coefficients is not None and task.is_compilable
-        self._steps = RecordedSteps(self._take, params.device, can_record=can_record)
+        self._steps = RecordedSteps(params.device, can_record=can_record)
 
     def run(self, until: int) -> None:
         """Train to that inner step."""
-        while self._inner_step < until:
-            count = 1 if self._step.coefficients is None else min(MAX_ROWS, until - self._inner_step)
-            self._steps.run(self._tables(count))
-            self._inner_step += count
+        while self.inner_step < until:
+            count = 1 if self._step.coefficients is None else min(MAX_ROWS, until - self.inner_step)
+            self._steps.run(self._take, self._tables(count))
+            self.inner_step += count
+
+    def save(self, path: Path, last: Tensor, num_taken: int) -> None:
+        """Write all that is needed to continue, whole or not at all; `last` and `num_taken` come back from `load`."""
+        content = io.BytesIO()
+        state = {
+            "inner_step": self.inner_step,
+            "num_taken": num_taken,
+            "params": self._params,
+            "last": last,
+            "alive": self.alive,
+            "optimizer": self._state,
+        }
+        torch.save(state, content)
+        write_file(path, [content.getbuffer()])
+
+    def load(self, path: Path) -> tuple[Tensor, int]:
+        """Continue from there: the last sound networks (N, P), and how many snapshots were taken."""
+        state = torch.load(path, map_location=self._params.device, weights_only=True)
+        self._params.copy_(state["params"])
+        self.alive.copy_(state["alive"])
+        for name, tensor in self._state.items():
+            tensor.copy_(state["optimizer"][name])
+        self.inner_step = state["inner_step"]
+        next(islice(self._batches, self.inner_step, self.inner_step), None)  # minibatches that have been seen
+        return state["last"], state["num_taken"]
 
     def _tables(self, count: int) -> Row:
         """What the next steps are given.
@@ -193,11 +253,11 @@ class _Training:
         """
         tables = {"indices": torch.stack([next(self._batches) for _ in range(count)])}
         if self._task.is_random:
-            steps = self._inner_step + torch.arange(count, device=self._params.device)
+            steps = self.inner_step + torch.arange(count, device=self._params.device)
             tables["stream"] = at(self._streams, step=steps.view(-1, *[1] * self._streams.ndim))
         if self._step.coefficients is not None:
             on_host = torch.empty(len(self._params), 0, dtype=self._params.dtype)
-            counts = range(self._inner_step, self._inner_step + count)
+            counts = range(self.inner_step, self.inner_step + count)
             made = [self._step.coefficients(step, self._num_steps, on_host) for step in counts]
             self._names = list(made[0])
             table = torch.stack([torch.stack(list(one.values())) for one in made])
@@ -208,7 +268,7 @@ class _Training:
         params = self._params
         batch = self._task.batch(row["indices"].long(), len(params), stream=row.get("stream"))
         if self._step.coefficients is None:
-            loss = self._step(params, self._state, batch, inner_step=self._inner_step, num_steps=self._num_steps)
+            loss = self._step(params, self._state, batch, inner_step=self.inner_step, num_steps=self._num_steps)
         else:
             coefficients = dict(zip(self._names, row["coefficients"].unbind(), strict=True))
             loss = self._step.with_coefficients(params, self._state, batch, coefficients)

@@ -9,9 +9,10 @@ Legend: K steps.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, Protocol
 
 import torch
@@ -27,30 +28,29 @@ class RecordedSteps:
     """A step that is done many times, each time with the next row of tables.
 
     Args:
-        step: is given a row of each table by name and changes tensors in place: always the same ones, in the same way.
-            Numbers of Python are those of the first times.
         device: of the tensors. On a CUDA device the step becomes a graph, or else a warning says why it cannot.
         can_record: False for a step that must be run by Python.
     """
 
-    def __init__(self, step: Callable[[Row], None], device: torch.device, *, can_record: bool = True) -> None:
-        self._step = step
+    def __init__(self, device: torch.device, *, can_record: bool = True) -> None:
         self._recorder = recorder_for(device) if can_record else None
-        self._num_warm_up = _NUM_WARM_UP
+        self._num_warm_up: float = _NUM_WARM_UP
         self._replay: Callable[[], None] | None = None
         self._tables: Row = {}
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def run(self, tables: Mapping[str, Tensor]) -> None:
+    def run(self, step: Callable[[Row], None], tables: Mapping[str, Tensor]) -> None:
         """Do K steps.
 
         Args:
+            step: is given a row of each table by name and changes tensors in place: always the same ones, in the same
+                way. Numbers of Python are those of the first times.
             tables: (K, ...) by name, K at most MAX_ROWS; apart from K always of the same shapes.
         """
         num_steps = len(next(iter(tables.values())))
         if self._recorder is None:
             for k in range(num_steps):
-                self._step({name: table[k] for name, table in tables.items()})
+                step({name: table[k] for name, table in tables.items()})
             return
         for name, table in tables.items():
             if name not in self._tables:
@@ -58,26 +58,25 @@ class RecordedSteps:
             self._tables[name][:num_steps].copy_(table, non_blocking=True)
         self._place.zero_()
         for _ in range(num_steps):
+            if self._replay is None and self._num_warm_up == 0:
+                self._record(step, self._recorder)
             if self._replay is not None:
                 self._replay()
-            elif self._num_warm_up > 0:
-                self._num_warm_up -= 1
-                self._recorder.warm_up(self._next)
             else:
-                self._replay = self._recorded(self._recorder)
-                self._replay()
+                self._recorder.warm_up(partial(self._next, step))
+                self._num_warm_up -= 1
 
-    def _next(self) -> None:
-        self._step({name: table.index_select(0, self._place)[0] for name, table in self._tables.items()})
+    def _next(self, step: Callable[[Row], None]) -> None:
+        step({name: table.index_select(0, self._place)[0] for name, table in self._tables.items()})
         self._place.add_(1)
 
-    def _recorded(self, recorder: Recorder) -> Callable[[], None]:
+    def _record(self, step: Callable[[Row], None], recorder: Recorder) -> None:
         try:
-            return recorder.record(self._next)
+            self._replay = recorder.record(partial(self._next, step))
         except RuntimeError as error:
             reason = str(error.__context__ or error).strip().partition("\n")[0]  # ending a failed recording fails too
             warnings.warn(f"cannot record the step as a CUDA graph, which would be faster: {reason}", stacklevel=4)
-            return self._next
+            self._num_warm_up = math.inf
 
 
 class Recorder(Protocol):

@@ -73,7 +73,7 @@ def unpack_layers(theta: Tensor, sizes: Sequence[int]) -> tuple[list[Layer], Ten
 
 
 def only_active(
-    layers: Sequence[Layer], decays: Decays, shrink: float, active: Tensor | None
+    layers: Sequence[Layer], decays: Decays, shrink: float | Tensor, active: Tensor | None
 ) -> tuple[Sequence[Layer], Decays, float | Tensor]:
     """Layers, decays and shrink factor that leave inactive networks as they are: no step, averages that keep all.
 
@@ -81,14 +81,14 @@ def only_active(
         active: (N,) bool, None for all.
 
     Returns:
-        The shrink factor as (N, 1, 1, 1) unless it is one for all.
+        The shrink factor as (N, 1, 1, 1) where there are inactive ones.
     """
     if active is None:
         return layers, decays, shrink
     column, last = active[:, None], layers[-1]
-    kept = (torch.where(column, decay, 1.0) for decay in (decays.momentum, decays.square, decays.factored))
+    kept = (decay.masked_fill(~column, 1.0) for decay in (decays.momentum, decays.square, decays.factored))
     silent = Layer(last.weight * column[..., None], last.bias * column)
-    each = 1.0 if shrink == 1 else torch.where(active, shrink, 1.0)[:, None, None, None]
+    each = torch.ones_like(last.bias[:, 0]).mul_(shrink).masked_fill_(~active, 1.0)[:, None, None, None]
     return [*layers[:-1], silent], Decays(*kept), each
 
 

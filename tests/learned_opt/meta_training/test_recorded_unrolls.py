@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +19,7 @@ from learned_opt.meta_training.truncated_step import LogUniformHorizon, Truncate
 from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.rule import UpdateRule
 
+from ...devices import other_device
 from ...pretended_graph import pretended_graphs
 
 RULES: dict[str, UpdateRule] = {  # in plain torch: the kernel in C is the CPU's alone
@@ -67,6 +71,29 @@ def test_whole_trainings_are_recorded_once_each_and_are_the_same_to_the_bit(kind
         found = whole(RULES["mulo-norm"], kind=kind)
     assert (graphs.num_recorded, graphs.num_replayed) == (NUM_OUTER_STEPS, NUM_OUTER_STEPS * (LENGTH - 2))
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@torch.no_grad()
+def test_memory_is_free_when_an_unroll_is_done() -> None:
+    rule, step = RULES["mulo-norm"], TruncatedStep(RULES["mulo-norm"], family(), LogUniformHorizon(9, 9), num_groups=2)
+    with pretended_graphs():
+        state = step.start(torch.Generator().manual_seed(0))
+        step.advance(rule.init_theta(torch.Generator()), state, LENGTH, torch.Generator())
+    params = weakref.ref(state.params)
+    gc.disable()
+    try:
+        del state
+        assert params() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.filterwarnings("error:cannot record")
+@pytest.mark.parametrize("name", ["mulo", "mulo-norm"])
+def test_nothing_of_an_inner_step_comes_from_the_host(name: str) -> None:
+    with other_device("sim"), pretended_graphs() as graphs:
+        persistent(RULES[name], "sim")
+    assert graphs.num_recorded == 1
 
 
 @pytest.mark.gpu

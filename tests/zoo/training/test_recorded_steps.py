@@ -1,11 +1,17 @@
 """Recorded steps are the steps themselves: with a CUDA graph where there is one, else with one that is pretended."""
 
+import gc
+import weakref
+from unittest.mock import patch
+
 import pytest
 import torch
 
+from tests.devices import other_device
 from tests.pretended_graph import pretended_graphs
 from zoo.building.hyperparameters import OPTIMIZERS
 from zoo.tasks.registry import get_task
+from zoo.training import population
 from zoo.training.optimizers import Adam, Sgd
 from zoo.training.population import train_population
 from zoo.training.recorded_steps import MAX_ROWS, RecordedSteps, recorder_for
@@ -32,19 +38,17 @@ def trained(task, optimizer, **options):
     return list(train_population(task, optimizer, SEEDS, **OPTIONS | options))
 
 
-def summing_steps(device=CPU):
-    """Steps that add what they are given to a tensor."""
-    total = torch.zeros(2, device=device)
-    return RecordedSteps(lambda row: total.add_(row["values"] * row["factor"]), device), total
-
-
 def test_each_step_has_its_row_whatever_the_number_of_steps_at_once():
     values, factors = torch.randn(2 * MAX_ROWS, 2), torch.randn(2 * MAX_ROWS)
+    total, start = torch.zeros(2), 0
+
+    def step(row):
+        total.add_(row["values"] * row["factor"])
+
     with pretended_graphs() as graphs:
-        steps, total = summing_steps()
-        start = 0
+        steps = RecordedSteps(CPU)
         for count in (1, 3, MAX_ROWS, 7):
-            steps.run({"values": values[start : start + count], "factor": factors[start : start + count]})
+            steps.run(step, {"values": values[start : start + count], "factor": factors[start : start + count]})
             start += count
     torch.testing.assert_close(total, (values[:start] * factors[:start, None]).sum(0), rtol=1e-5, atol=1e-5)
     assert (graphs.num_warm_ups, graphs.num_recorded, graphs.num_replayed) == (2, 1, start - 2)
@@ -57,7 +61,7 @@ def test_what_cannot_be_recorded_is_done_each_time_and_says_why():
         total.add_(float(row["values"]))
 
     with pretended_graphs() as graphs, pytest.warns(UserWarning, match=r"cannot record .*: aten._local_scalar_dense"):
-        RecordedSteps(step, CPU).run({"values": torch.arange(9.0)})
+        RecordedSteps(CPU).run(step, {"values": torch.arange(9.0)})
     assert total == 36
     assert (graphs.num_recorded, graphs.num_replayed) == (0, 0)
 
@@ -65,8 +69,7 @@ def test_what_cannot_be_recorded_is_done_each_time_and_says_why():
 def test_nothing_is_recorded_on_a_cpu_or_where_python_decides():
     assert recorder_for(CPU) is None
     with pretended_graphs() as graphs:
-        steps = RecordedSteps(lambda row: None, CPU, can_record=False)
-        steps.run({"values": torch.arange(9.0)})
+        RecordedSteps(CPU, can_record=False).run(lambda row: None, {"values": torch.arange(9.0)})
     assert graphs.num_warm_ups == 0
 
 
@@ -84,6 +87,34 @@ def test_recorded_populations_are_those_of_python_to_the_bit(name, optimizer):
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.params, other.params)
         assert torch.equal(one.alive, other.alive)
+
+
+def test_memory_is_free_when_a_training_is_left():
+    task, start = get_task(**NETWORKS["mlp"]), []
+    with (
+        pretended_graphs(),
+        patch.object(population, "_checked", lambda *args: start.append(args[1].clone()) or start[0]),
+    ):
+        snapshots = train_population(task, Adam(), SEEDS, init_params=task.init_runs(SEEDS), **OPTIONS)
+        next(snapshots)
+        next(snapshots)
+    params = weakref.ref(start.pop())
+    gc.disable()
+    try:
+        del snapshots
+        assert params() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.filterwarnings("error:cannot record")
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_nothing_of_a_step_comes_from_the_host(name):
+    with other_device("sim") as device, pretended_graphs() as graphs:
+        task = get_task(**NETWORKS[name]).to(device)
+        optimizer = Adam(lr=torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
+        trained(task, optimizer, num_steps=4, snapshot_steps=(4,), shared_batches=False)
+    assert graphs.num_recorded == 1
 
 
 @pytest.mark.parametrize("shared_batches", [True, False])
