@@ -122,12 +122,12 @@ class Stage(NamedTuple):
 
 
 STAGES: Final = {
-    "tests": Stage("tests", 2, "all:gpu_tests"),
+    "tests": Stage("tests", 2.5, "all:gpu_tests"),
     "populations": Stage("population", 2, "bench_population:stage"),
-    "optimizers": Stage("optimizer_step", 1, "bench_optimizer_step:stage"),
+    "optimizers": Stage("optimizer_step", 1.5, "bench_optimizer_step:stage"),
     "meta": Stage("meta_train", 1, "bench_meta_train:stage"),
-    "generator": Stage("generator", 2, "generator_memory:stage"),
-    "language": Stage("language", 3.5, "bench_language:stage"),
+    "generator": Stage("generator", 1.8, "generator_memory:stage"),
+    "language": Stage("language", 3, "bench_language:stage"),
     "demo": Stage("demo", 2, "all:demo"),
 }
 

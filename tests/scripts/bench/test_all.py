@@ -47,7 +47,7 @@ def test_wrong_usage_gets_one_line(argument, said, capsys):
 
 @pytest.mark.parametrize("name", ["populations", "optimizers", "meta", "generator", "language"])
 def test_no_stage_has_the_cpu_written_into_it(name, monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda *_: nullcontext())  # PyTorch has none for this device
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # PyTorch has none for this device
     with pretended_device() as device:
         stage = resolve_name(f"{bench.__package__}.{bench.STAGES[name].measure}")
         rows = list(stage(device, "tiny", budget=2.0))
