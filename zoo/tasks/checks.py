@@ -5,6 +5,8 @@ Legend: n examples, B of them, K outputs.
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,8 @@ def check_splits(dataset: Dataset) -> None:
                     "values NaN or infinite; fill them in, or leave those examples out"
                 )
     for augmentation in dataset.augmentations:
+        if not is_dataclass(augmentation):
+            raise ValueError(f"augmentations must be dataclasses, whose fields are recorded, got {augmentation!r}")
         augmentation.check(dataset.train.inputs, dataset.train.targets)
 
 

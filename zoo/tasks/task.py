@@ -94,8 +94,8 @@ class Task:
             trial = self._tried_on(build)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
-        self.backend, slow, self.flaw, module_is_random = trial
-        self.is_random = module_is_random or bool(dataset.augmentations)
+        self.backend, slow, self.flaw, self._module_is_random = trial
+        self.is_random = self._module_is_random or bool(dataset.augmentations)
         if slow:
             warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)
 
@@ -133,7 +133,7 @@ class Task:
             "objective": recorded_objective(self.objective),
             "parametrization": self.parametrization,
             "module": structure(self._networks.module()),
-            "behaviour": behaviour(self._networks, inputs, targets),
+            "behaviour": behaviour(self._networks, inputs, targets, is_random=self._module_is_random),
             **({"augment": recorded(self.dataset.augmentations)} if self.dataset.augmentations else {}),
         }
 

@@ -14,6 +14,7 @@ from typing import Required, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from zoo.building.build import BlockBuilder, build_zoo
 from zoo.building.executors import InProcess, LocalProcesses, RayExecutor
@@ -116,12 +117,40 @@ def test_damaged_and_missing_blocks_are_built_anew_and_no_others(path, tmp_path,
     assert len(states) == 4
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_blocks_of_random_steps_are_built_anew_to_the_bit_and_do_not_depend_on_their_size(tmp_path, shared, bytes_of):
+    """Dropout and augmentation: a block that is built alone, later, is what it was."""
+    data = get_task("digits", augment=["flip", "noise"]).dataset
+
+    def build():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Dropout(0.5), nn.Linear(4, 10))
+
+    task = Task("dropped", data, build, {"name": "cross_entropy", "label_smoothing": 0.1})
+    settings = SETTINGS | {"shared_batches": shared, "accumulate": 2, "batch_size": 8}
+    whole = build_zoo(tmp_path / "zoo", task, **settings)
+    assert whole.verify() == []
+    assert whole.task_config["augment"] == [{"name": "flip", "p": 0.5}, {"name": "noise", "std": 0.1}]
+    assert whole.task_config["objective"]["label_smoothing"] == 0.1
+    assert whole.attributes["extra"]["training"]["accumulate"] == 2
+    before = bytes_of(tmp_path / "zoo")
+    ZooWriter.open(tmp_path / "zoo").discard_block(1)
+    torch.manual_seed(7)
+    build_zoo(tmp_path / "zoo", task, **settings)
+    assert bytes_of(tmp_path / "zoo") == before
+    other = build_zoo(tmp_path / "other", task, **settings | {"block_size": 7})
+    assert np.allclose(other.params[:], whole.params[:], atol=1e-4)
+    changed = replace(data, augmentations=data.augmentations[:1])
+    with pytest.raises(SettingsMismatchError, match=r"task\.augment"):
+        build_zoo(tmp_path / "zoo", Task("dropped", changed, build, task.objective), **settings)
+
+
 def test_other_settings_do_not_continue_a_zoo(path, task):
     for changes, key in [
         ({"num_steps": 13}, "num_steps|snapshot_steps"),
         ({"optimizer": {"name": "adam", "lr": 0.1}}, "optimizer"),
         ({"seed": 1}, "seed"),
         ({"batch_size": 32}, r"extra\.training\.batch_size"),
+        ({"precision": "bf16-mixed"}, r"extra\.training\.precision: begun with \"32\", now \"bf16-mixed\""),
     ]:
         with pytest.raises((SettingsMismatchError, ValueError), match=key):
             build_zoo(path, task, **(SETTINGS | changes))
