@@ -5,11 +5,17 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
+from zoo.networks.base import sharing_copy
 from zoo.networks.layout import ParamLayout
 from zoo.tasks.backend import Networks, output_tensor
 
@@ -22,7 +28,8 @@ class VmappedModule:
     def __init__(self, networks: Networks, device: torch.device | str = "cpu") -> None:
         self._networks = networks
         self._template = networks.module().to(device).eval()
-        self._training_template = networks.module().to(device).train()
+        training = networks.module() if networks.layout.base is None else sharing_copy(self._template)
+        self._training_template = training.to(device).train()
         self._padding_rows = _padding_rows(self._template, networks.layout)
 
     def to(self, device: torch.device | str) -> VmappedModule:
@@ -66,9 +73,30 @@ class VmappedModule:
         def forward(named: dict[str, Tensor], inputs: Tensor) -> Tensor:
             return output_tensor(functional_call(template, named, (inputs,)))
 
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
+        folded = contextlib.nullcontext() if layout.base is None else _FoldedRows()
+        with folded, sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
             outputs = vmap(forward, in_dims=(0, 0 if has_own_inputs else None), randomness="different")(named, inputs)
         return outputs, buffers
+
+
+class _FoldedRows(TorchFunctionMode):
+    """Linear maps take sequences as rows of one matrix.
+
+    So a weight that all networks share is applied by one product to all of them; torch.func would expand it over the
+    networks and examples of a batch of sequences.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        if func is F.linear and len(args) > 1 and args[0].ndim > 2:
+            rows = F.linear(args[0].flatten(0, -2), *args[1:], **(kwargs or {}))  # type: ignore[arg-type]
+            return rows.unflatten(0, args[0].shape[:-1])
+        return func(*args, **(kwargs or {}))
 
 
 def _padding_rows(module: nn.Module, layout: ParamLayout) -> dict[str, int]:
