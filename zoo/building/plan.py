@@ -160,6 +160,7 @@ class BuildPlan:
             seed=self.seed,
             splits=SplitRule(self.split_fractions, "mask_pair" if "mask_pair" in columns else "seed"),
             data_hash=self.task.dataset.data_hash,
+            base_hash=self.task.base_hash,
             extra={"training": training},
         )
 

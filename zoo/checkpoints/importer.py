@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.checkpoints.adapters import adapter_tensors, different_settings
 from zoo.checkpoints.inferred_layout import layout_of_state_dict
 from zoo.checkpoints.runs import RunFiles, SnapshotFile, find_runs
 from zoo.checkpoints.tables import Row
 from zoo.checkpoints.tensors import CheckpointError, read_tensors
+from zoo.networks.base import hash_of
 from zoo.networks.layout import ParamLayout
 from zoo.networks.wrappers import unwrapped
 from zoo.storage.durable import rename_directory
@@ -33,17 +35,6 @@ from zoo.storage.zoo import Zoo
 _BLOCK_BYTES: Final = 2**28
 _MAX_BLOCK_RUNS: Final = 64
 _MAX_REMARKS: Final = 8
-# What gives an adapter's tensors their meaning; other settings, such as the path of the base model, may differ.
-_ADAPTER_KEYS: Final = (
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "use_dora",
-    "fan_in_fan_out",
-)
 
 
 def import_checkpoints(
@@ -67,6 +58,8 @@ def import_checkpoints(
         out: folder of the zoo, which must not exist or be empty.
         model: module or layout that the checkpoints belong to; dtypes are those of the checkpoints. By default the
             layout written beside an exported checkpoint, or a guess from names and shapes (`layout_of_state_dict`).
+            What is frozen in a module is the base of the zoo. With a module that has adapters (from
+            `zoo.networks.adapters.adapt`, or a PeftModel), folders that PEFT saved get its names.
         metrics: a table of steps and metrics instead of those beside the checkpoints.
         state_key: entry of torch files that is the state dict.
         dtype: of the stored parameters. By default one that keeps every bit; float64 is then refused unless its
@@ -88,12 +81,18 @@ def import_checkpoints(
         raise FileExistsError(f"{out} is not empty; choose another path for the zoo")
     runs, remarks = find_runs(paths, metrics)
     first = runs[0].snapshots[0]
-    source = _Source(_layout_of(model, first, state_key), state_key, dtype, keep_nonfinite)
+    layout = _layout_of(model, first, state_key)
+    base = _base_of(layout, model, first, state_key)
+    if layout.base is not None and not base:
+        remarks.append("the base of these networks is not in the checkpoints, nor in the zoo; model=... brings it in")
+        layout = replace(layout, base=None)
+    module = model if isinstance(model, nn.Module) else None
+    source = _Source(layout, state_key, dtype, keep_nonfinite, base, module)
     spec = _spec_of(runs, source, _noted(runs, "task", remarks) if task_config is None else task_config, remarks)
     _check_adapters(runs)
     staged = out.with_name(f".{out.name}.{secrets.token_hex(6)}.import")
     try:
-        writer = ZooWriter.create(staged, spec)
+        writer = ZooWriter.create(staged, spec, base=base)
         for block in range(spec.num_blocks):
             _write_block(writer, block, runs, source)
         rename_directory(staged, out)
@@ -117,6 +116,8 @@ class _Source:
     state_key: str | None
     dtype: str | None
     keep_nonfinite: bool
+    base: Mapping[str, Tensor]
+    module: nn.Module | None
     left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     @property
@@ -125,15 +126,19 @@ class _Source:
         dtypes = {slot.dtype for slot in self.layout}
         return self.dtype or (dtypes.pop() if dtypes in ({"float16"}, {"bfloat16"}) else "float32")
 
-    def vector(self, path: Path) -> np.ndarray:
+    def vector(self, snapshot: SnapshotFile) -> np.ndarray:
         """(P,) float32 numbers of a checkpoint.
 
         Raises:
             CheckpointError: if it does not fit the layout, is not finite, or would lose precision.
         """
+        path = snapshot.path
         saved, other_keys = read_tensors(path, self.state_key)
         try:
+            if snapshot.adapter_config and self.module is not None:
+                saved = adapter_tensors(saved, snapshot.adapter_config, self.module)
             tensors = unwrapped(saved, self.layout)
+            self._check_base(tensors, snapshot.sidecar)
             exact = self.layout.flatten(tensors)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
@@ -150,6 +155,14 @@ class _Source:
         for what in [*(f"entry {key!r}" for key in other_keys), *(["n_averaged"] if len(tensors) < len(saved) else [])]:
             self.left_out.setdefault(what, []).append(path)
         return exact.float().numpy()
+
+    def _check_base(self, tensors: Mapping[str, Tensor], sidecar: Mapping) -> None:
+        """Raise CheckpointError for a network on another base than the zoo's."""
+        other = [name for name, value in self.base.items() if name in tensors and not torch.equal(tensors[name], value)]
+        noted, own = sidecar.get("base_hash"), hash_of(self.base)
+        if other or (noted and own and noted != own):
+            what = f"{other[:3]} differ" if other else f"it was trained on the base {noted[:19]}..., not {own[:19]}..."
+            raise CheckpointError(f"this network has another base than the model: {what}")
 
     def _check_values(self, path: Path, exact: Tensor) -> None:
         finite = exact.isfinite()
@@ -174,13 +187,15 @@ def _layout_of(model: nn.Module | ParamLayout | None, first: SnapshotFile, state
         if isinstance(model, ParamLayout):
             layout = model
         elif isinstance(model, nn.Module):
-            layout = ParamLayout.of(model)
+            layout = ParamLayout.of(model, shared=_frozen_in(model, with_buffers=bool(first.adapter_config)))
         elif model is not None:
             raise TypeError(f"model must be a module or a ParamLayout, got {type(model).__name__}")
         elif "layout" in first.sidecar:
             layout = ParamLayout.from_json(json.dumps(first.sidecar["layout"]))
         else:
             return layout_of_state_dict(unwrapped(saved))
+        if isinstance(model, nn.Module) and first.adapter_config:
+            saved = adapter_tensors(saved, first.adapter_config, model)
         tensors = unwrapped(saved, layout)
     except ValueError as error:
         raise CheckpointError(f"no layout for {first.path}: {error}") from error
@@ -190,6 +205,25 @@ def _layout_of(model: nn.Module | ParamLayout | None, first: SnapshotFile, state
         name = next((name for name in (slot.name, *slot.aliases) if name in dtypes), None)
         slots.append(slot if name is None else replace(slot, dtype=dtypes[name]))
     return replace(layout, slots=tuple(slots))
+
+
+def _frozen_in(model: nn.Module, *, with_buffers: bool) -> set[str]:
+    """Names of what is not trained, if anything is; checkpoints of whole networks may have buffers of their own."""
+    frozen = {name for name, param in model.named_parameters() if not param.requires_grad}
+    if len(frozen) == len(dict(model.named_parameters())):
+        return set()
+    return frozen | ({name for name, _ in model.named_buffers()} if with_buffers else set())
+
+
+def _base_of(
+    layout: ParamLayout, model: nn.Module | ParamLayout | None, first: SnapshotFile, state_key: str | None
+) -> dict[str, Tensor]:
+    """Tensors of the base, from the module or else the first checkpoint; empty if there is none, or it is nowhere."""
+    if layout.base is None:
+        return {}
+    tensors = model.state_dict() if isinstance(model, nn.Module) else read_tensors(first.path, state_key).tensors
+    found = {slot.name: tensors[slot.name].detach().cpu() for slot in layout.base if slot.name in tensors}
+    return found if len(found) == len(layout.base.slots) else {}
 
 
 def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str, Json], remarks: list[str]) -> ZooSpec:
@@ -213,6 +247,7 @@ def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str
             columns=dict.fromkeys(sorted({name for run in runs for name in _hyperparameters(run)}), "float64"),
             task_config=task_config,
             optimizer_config=_noted(runs, "optimizer", remarks),
+            base_hash=hash_of(source.base),
             extra=extra,
         )
     except ValueError as error:
@@ -239,10 +274,9 @@ def _check_adapters(runs: Sequence[RunFiles]) -> None:
     first = runs[0].snapshots[0]
     for snapshot in (snapshot for run in runs for snapshot in run.snapshots):
         mine, theirs = snapshot.adapter_config, first.adapter_config
-        differing = [key for key in _ADAPTER_KEYS if mine.get(key) != theirs.get(key)]
+        differing = different_settings(mine, theirs)
         if bool(mine) != bool(theirs) or differing:
-            what = ", ".join(f"{key} {mine.get(key)} and {theirs.get(key)}" for key in differing)
-            raise CheckpointError(f"{snapshot.path} and {first.path} are different kinds of adapters: {what}")
+            raise CheckpointError(f"{snapshot.path} and {first.path} are different kinds of adapters: {differing}")
 
 
 def _write_block(writer: ZooWriter, block: int, runs: Sequence[RunFiles], source: _Source) -> None:
@@ -257,7 +291,7 @@ def _write_block(writer: ZooWriter, block: int, runs: Sequence[RunFiles], source
     for g, number in enumerate(numbers):
         run = runs[number]
         for s, snapshot in enumerate(run.snapshots):
-            params[g, s] = source.vector(snapshot.path)
+            params[g, s] = source.vector(snapshot)
             inner_step[g, s] = snapshot.inner_step
             for name, value in snapshot.metrics.items():
                 metrics[name][g, s] = value

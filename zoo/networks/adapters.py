@@ -136,24 +136,12 @@ def merge(adapted: nn.Module) -> nn.Module:
     return merged
 
 
-def adapter_config(adapted: nn.Module) -> dict[str, object]:
-    """PEFT's description of the adapters of a network from `adapt`, as its adapter_config.json holds it."""
-    layers = {name: part for name, part in adapted.named_modules() if isinstance(part, LowRank)}
-    if not layers:
-        return {}
-    first = next(iter(layers.values()))
-    rank = len(first.factors[0])
+def adapted_layers(network: nn.Module) -> dict[str, LowRank]:
+    """Layers of a network whose adapters are trained, by name."""
     return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "r": rank,
-        "lora_alpha": first.scale * rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": list(layers),
+        name: part
+        for name, part in network.named_modules()
+        if isinstance(part, LowRank) and part.factors[0].requires_grad
     }
 
 

@@ -215,7 +215,9 @@ def holds(forward: Callable[[dict[str, Tensor]], Tensor], tensors: Mapping[str, 
     if group.kind == "linear":
         mixing = _random_matrices(1, group.size, rng)[0]
     else:
-        mixing = torch.eye(group.size, dtype=torch.float64)[torch.randperm(group.size, generator=rng)]
+        order = torch.randperm(group.size, generator=rng)
+        order = order.roll(1) if torch.equal(order, torch.arange(group.size)) else order
+        mixing = torch.eye(group.size, dtype=torch.float64)[order]
     drawn, mixed = {}, {}
     for axis in group.axes:
         like = tensors[axis.slot]
