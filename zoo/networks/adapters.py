@@ -53,7 +53,7 @@ class LowRank(nn.Module):
 class LowRankLinear(LowRank, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         down, up = self.factors
-        return super().forward(x) + self.scale * F.linear(F.linear(x, down), up)
+        return super().forward(x) + F.linear(self.scale * F.linear(x, down), up)
 
 
 class LowRankEmbedding(LowRank, nn.Embedding):
@@ -64,14 +64,14 @@ class LowRankEmbedding(LowRank, nn.Embedding):
 
     def forward(self, x: Tensor) -> Tensor:
         down, up = self.factors
-        return super().forward(x) + self.scale * F.linear(F.embedding(x, down.T, self.padding_idx), up)
+        return super().forward(x) + F.linear(self.scale * F.embedding(x, down.T, self.padding_idx), up)
 
 
 class LowRankConv2d(LowRank, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         down, up = self.factors
         inner = self._conv_forward(x, down, None).movedim(-3, -1)  # (..., h, w, R)
-        return super().forward(x) + self.scale * F.linear(inner, up).movedim(-1, -3)
+        return super().forward(x) + F.linear(self.scale * inner, up).movedim(-1, -3)
 
 
 _KINDS: Final[Mapping[type[nn.Module], type[LowRank]]] = {

@@ -78,7 +78,7 @@ def apply(layout: ParamLayout, params: Tensor, mixing: Mapping[str, Tensor]) -> 
 
 
 def sample(layout: ParamLayout, num_networks: int, rng: torch.Generator) -> dict[str, Tensor]:
-    """Random invertible matrices for `apply`, of condition number up to 4: rotations, stretches, rotations.
+    """Random invertible matrices for `apply`, of condition number up to 2: rotations, stretches, rotations.
 
     Returns:
         (N, R, R) float64 by group name, on the device of `rng`.
@@ -269,10 +269,10 @@ def _plain_numbers(layout: ParamLayout) -> Tensor:
 
 
 def _random_matrices(count: int, size: int, rng: torch.Generator) -> Tensor:
-    """Invertible matrices (count, size, size) float64 of condition number up to 4."""
+    """Invertible matrices (count, size, size) float64 of condition number up to 2, none of them near a rotation."""
     shape = (count, size, size)
     first, second = (
         torch.linalg.qr(torch.randn(shape, generator=rng, device=rng.device, dtype=torch.float64)).Q for _ in range(2)
     )
-    stretch = 2 ** (2 * torch.rand(count, 1, size, generator=rng, device=rng.device, dtype=torch.float64) - 1)
+    stretch = 1.5 + 1.5 * torch.rand(count, 1, size, generator=rng, device=rng.device, dtype=torch.float64)
     return first * stretch @ second

@@ -93,7 +93,7 @@ class _FoldedRows(TorchFunctionMode):
         args: tuple = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        if func is F.linear and len(args) > 1 and args[0].ndim > 2:
+        if func is F.linear and args and args[0].ndim > 2:
             rows = F.linear(args[0].flatten(0, -2), *args[1:], **(kwargs or {}))  # type: ignore[arg-type]
             return rows.unflatten(0, args[0].shape[:-1])
         return func(*args, **(kwargs or {}))
