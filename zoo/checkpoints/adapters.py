@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from zoo.checkpoints.inferred_layout import layout_of_state_dict
 from zoo.checkpoints.tensors import CheckpointError
 from zoo.networks.adapters import SCALINGS, LowRankConv2d, LowRankEmbedding, adapted_layers
-from zoo.networks.base import sharing_copy
+from zoo.networks.base import sharing_copy, with_own_memory
 from zoo.networks.wrappers import unwrapped
 from zoo.settings import Json
 from zoo.storage.durable import rename_directory, write_files
@@ -74,7 +74,7 @@ def save_adapter(folder: str | Path, tensors: Mapping[str, Tensor], network: nn.
         config = json.dumps(dict(network), indent=2).encode()
         write_files({folder / TENSOR_FILE: [save(content, metadata={"format": "pt"})], folder / CONFIG_FILE: [config]})
         return
-    model: Any = _loadable(network)
+    model: Any = with_own_memory(sharing_copy(network)).cpu()
     model.load_state_dict(dict(tensors), strict=False)
     staged = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.partial")
     try:
@@ -105,7 +105,7 @@ def adapter_tensors(saved: Mapping[str, Tensor], config: Mapping[str, Json], net
         }
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    model: Any = _loadable(network)
+    model: Any = with_own_memory(sharing_copy(network)).cpu()
     if differing := different_settings(config, peft_config(network)):
         raise CheckpointError(f"the adapter is of another kind than the model's: {differing}")
     expected = get_peft_model_state_dict(model)
@@ -135,15 +135,6 @@ def different_settings(first: Mapping[str, Json], second: Mapping[str, Json]) ->
     """Which settings give two adapters' tensors different meanings, in words; empty if none does."""
     differing = [key for key in ADAPTER_KEYS if (first.get(key) or None) != (second.get(key) or None)]
     return ", ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in differing)
-
-
-def _loadable(network: nn.Module) -> nn.Module:
-    """A copy on the CPU that shares its base, but not what is trained."""
-    model = sharing_copy(network).cpu()
-    for param in model.parameters():
-        if param.requires_grad:
-            param.data = param.data.clone()
-    return model
 
 
 def _in_peft_names(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Json]]:

@@ -65,17 +65,23 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:
-    """A copy of a module with attributes of its own, whose parameters and buffers share the memory of the original's.
+    """A copy of a module with attributes and buffers of its own, whose parameters share the memory of the original's.
 
     So a thousand networks with adapters on one base hold it once. It can be frozen, moved and given adapters without
-    touching the original; but whoever writes into its tensors changes both.
+    touching the original; but whoever trains parameters that were there before changes both.
     """
-    memo: dict[int, object] = {}
-    for param in module.parameters():
-        memo[id(param)] = nn.Parameter(param.detach(), requires_grad=param.requires_grad)
-    for buffer in module.buffers():
-        memo[id(buffer)] = buffer.detach()
+    memo: dict[int, object] = {
+        id(param): nn.Parameter(param.detach(), requires_grad=param.requires_grad) for param in module.parameters()
+    }
     return copy.deepcopy(module, memo)
+
+
+def with_own_memory(module: nn.Module) -> nn.Module:
+    """The module, of which everything but frozen parameters now has memory of its own, so that it can be written to."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
+            tensor.data = tensor.data.clone()
+    return module
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

@@ -32,7 +32,8 @@ _COLUMN_DTYPES: Final = ("float64", "int64")
 _RESERVED_COLUMNS: Final = {"seed": "int64", "checksum": "uint32", "status": "uint8"}
 _FILL: Final[dict[str, float | int]] = {"float64": np.nan, "float32": np.nan, "float16": np.nan, "int64": -1}
 _BFLOAT16_NAN: Final = 0x7FC0
-_NOT_COMPARED: Final = ("software", "format_version", "checksum", "task.path")  # of files, the data's hash is compared
+# Of files, the hash of their content is compared.
+_NOT_COMPARED: Final = ("software", "format_version", "checksum", "task.path", "task.adapter.base")
 
 
 class RunStatus(IntEnum):

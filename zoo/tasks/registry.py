@@ -8,11 +8,18 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
+from zoo.networks.adapters import adapt
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
+from zoo.networks.base import hash_of
+from zoo.networks.layout import ParamLayout
+from zoo.networks.randomness import seeded_module
 from zoo.tasks.datasets import DATASETS, Dataset, dataset_options, get_dataset
 from zoo.tasks.label_subsets import ALL_MASKS, SubsetTask
 from zoo.tasks.objectives import OBJECTIVES
@@ -22,13 +29,23 @@ from zoo.tasks.task import Task
 TASK_NAMES: Final = (*DATASETS, "digits_subset")
 
 
-def get_task(name: str, *, architecture: str | None = None, parametrization: str = "sp", **options: object) -> Task:
+def get_task(
+    name: str,
+    *,
+    architecture: str | None = None,
+    parametrization: str = "sp",
+    adapter: Mapping[str, Any] | None = None,
+    **options: object,
+) -> Task:
     """Task of that name.
 
     Args:
         name: one of TASK_NAMES.
         architecture: one of ARCHITECTURES; by default "mlp", for symbols "transformer".
         parametrization: "sp" or "mup".
+        adapter: train low-rank adapters on a frozen network of this architecture, instead of whole networks: `base`, a
+            safetensors file as `Zoo.export` writes it, or its tensors by name; and the options of
+            `zoo.networks.adapters.adapt`: `rank`, `alpha`, `scaling`, `targets`, `train`.
         **options: of the architecture (`hidden`, `activation`; `channels`; `width`, `num_blocks`, `num_heads`) and
             of the data set (see `zoo.tasks.datasets`). "digits_subset" takes `masks` too (`zoo.tasks.label_subsets`).
 
@@ -55,6 +72,8 @@ def get_task(name: str, *, architecture: str | None = None, parametrization: str
     build = ARCHITECTURES[architecture](dataset, num_outputs, **model_options)
     config: dict[str, object] = {"name": name, "architecture": architecture, "parametrization": parametrization}
     config |= {key: _jsonable(value) for key, value in (data_options | model_options).items()}
+    if adapter is not None:
+        build, config["adapter"] = _adapted(build, adapter)
     if environment is not None:
         return PolicyTask(name, dataset, build, environment, parametrization=parametrization, config=config)
     if not is_family:
@@ -86,6 +105,27 @@ def _transformer(
     if inputs.is_floating_point() or inputs.ndim != 2:
         raise ValueError(f"a transformer takes sequences of symbols (L,), {dataset.name!r} has {inputs.dtype} inputs")
     return lambda: ByteTransformer(num_outputs, inputs.shape[1], width, num_blocks, num_heads)
+
+
+def _adapted(
+    build: Callable[[], nn.Module], adapter: Mapping[str, Any]
+) -> tuple[Callable[[], nn.Module], dict[str, object]]:
+    """What builds the network with adapters, and the record of them."""
+    options = dict(adapter)
+    known = [name for name in inspect.signature(adapt).parameters if name != "base"]
+    base = options.pop("base", None)
+    if base is None or not set(options) <= set(known):
+        raise ValueError(f"adapter takes a base and {known}, got {sorted(adapter)}")
+    try:
+        tensors = dict(base) if isinstance(base, Mapping) else load_file(base)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read the base of the adapters, {base}: {error}") from error
+    network = seeded_module(build, 0)
+    layout = ParamLayout.of(network)
+    own = {name: value for name, value in network.state_dict().items() if layout[name].kind == "buffer"}
+    network.load_state_dict(layout.unflatten(layout.flatten(own | tensors)))  # says in a line what does not fit
+    recorded = {"base": hash_of(tensors) if isinstance(base, Mapping) else os.fspath(base), "rank": 8, **options}
+    return partial(adapt, network, **options), {name: _jsonable(value) for name, value in recorded.items()}
 
 
 ARCHITECTURES: Final[Mapping[str, Callable[..., Callable[[], nn.Module]]]] = {

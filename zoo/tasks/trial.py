@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
-from zoo.networks.base import shared_names
+from zoo.networks.base import shared_names, with_own_memory
 from zoo.networks.layout import ParamLayout, low_rank_groups
 from zoo.networks.low_rank import holds
 from zoo.networks.randomness import draws_random_numbers, preserved_randomness, seeded_module
@@ -63,8 +63,9 @@ class Trial(NamedTuple):
 def checked_module(build: Callable[[], nn.Module]) -> nn.Module:
     """The module that `build` makes under seed 0; ValueError unless it is a new one, of which something is trained."""
     module = seeded_module(build, 0)
-    if seeded_module(build, 0) is module:
-        raise ValueError("build must make a new module each time it is called, got the same one twice")
+    trained = {id(param) for param in module.parameters() if param.requires_grad}
+    if (again := seeded_module(build, 0)) is module or not trained.isdisjoint(map(id, again.parameters())):
+        raise ValueError("build must make a new module each time it is called, got the same trained parameters twice")
     lazy = [name for name, param in module.named_parameters() if is_lazy(param)]
     if lazy:
         raise ValueError(f"{lazy} have no size before they have seen data; run the module on an example in build")
@@ -96,7 +97,7 @@ def layout_of(build: Callable[[], nn.Module], inputs: Tensor) -> ParamLayout:
     Raises:
         ValueError: if frozen parameters depend on the seed.
     """
-    module, other = (seeded_module(build, seed).to(inputs.device) for seed in (0, 1))
+    module, other = (with_own_memory(seeded_module(build, seed)).to(inputs.device) for seed in (0, 1))
     try:
         shared = shared_names(module, other, inputs)
     except RuntimeError as error:  # modules may run into anything

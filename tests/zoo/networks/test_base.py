@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from zoo.networks.base import hash_of, shared_names, sharing_copy
+from zoo.networks.base import hash_of, shared_names, sharing_copy, with_own_memory
 
 
 class Normed(nn.Module):
@@ -50,10 +50,15 @@ def test_a_sharing_copy_has_the_same_memory_and_its_own_settings():
     module.append(module[0])  # tied
     twin = sharing_copy(module)
     for name, tensor in module.state_dict(keep_vars=True).items():
-        assert twin.state_dict()[name].data_ptr() == tensor.data_ptr()
+        assert (twin.state_dict()[name].data_ptr() == tensor.data_ptr()) == isinstance(tensor, nn.Parameter)
     twin.requires_grad_(False)
     twin[1].eps = 1.0
     twin.double()
     assert twin[0].weight is twin[2].weight
     assert all(param.requires_grad and param.dtype == torch.float32 for param in module.parameters())
     assert module[1].eps == 1e-5
+    twin = sharing_copy(module)
+    twin[0].requires_grad_(False)
+    with_own_memory(twin)
+    assert twin[0].weight.data_ptr() == module[0].weight.data_ptr()
+    assert twin[1].weight.data_ptr() != module[1].weight.data_ptr()
