@@ -3,9 +3,9 @@
     python -m scripts.bench.bench_adapters --num-threads 1      (about three minutes of one free core)
 
 64 adapters of rank 4 on all linear layers of a frozen network, as one population; the rival is one PeftModel in a plain
-loop (loss.backward(), fused Adam, the same minibatches), in the same process, turn by turn; beside it the same loop with
-the adapters of `zoo.networks.adapters`. Needs the extra `adapters`. Prints a table and, with --record, puts its rows into
-scripts/bench/results.
+loop (loss.backward(), fused Adam, the same minibatches), in the same process, turn by turn; beside it the same loop
+with the adapters of `zoo.networks.adapters`. Needs the extra `adapters`. Prints a table and, with --record, puts its
+rows into scripts/bench/results.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from zoo.networks.adapters import adapt
 from zoo.networks.randomness import seeded_module
 
 from ..rows import Row
-from .bench_population import BATCH_SIZE, measure, plain_loop, population
+from .bench_population import Rate, measure, plain_loop, population
 from .record import arguments, publish
 
 RANK: Final = 4
-BASES: Final[Mapping[str, dict]] = {
-    "MLP 784-128-128-10": {"name": "mnist5k", "hidden": [128, 128]},
-    "byte transformer 64, 2 blocks": {"name": "python_source", "width": 64, "num_blocks": 2},
+Rival = Callable[[], Rate]
+BASES: Final[Mapping[str, tuple[dict, int]]] = {  # options of the task, and examples of a minibatch
+    "MLP 64-128-128-10": ({"name": "digits", "hidden": [128, 128]}, 32),
+    "byte transformer 32, 2 blocks": ({"name": "python_source", "width": 32, "num_blocks": 2}, 8),
 }
 
 
@@ -45,7 +46,7 @@ def main() -> None:
 
 def rates(num_networks: int, num_repeats: int) -> Iterator[Row]:
     """Model-steps/s of each method on each base."""
-    for name, config in BASES.items():
+    for name, (config, batch_size) in BASES.items():
         whole = get_task(**config)
         base = seeded_module(whole.make_model, 0)
         layers = [part for part, module in base.named_modules() if isinstance(module, nn.Linear)]
@@ -58,12 +59,16 @@ def rates(num_networks: int, num_repeats: int) -> Iterator[Row]:
 
         theirs, own = task_of(whole, by_peft), task_of(whole, ours)
         num_steps = 100 if "mlp" in whole.config.values() else 10
+
+        def at_once(task: Task, *, compile: bool = False, size: tuple[int, int] = (num_steps, batch_size)) -> Rival:
+            return population(task, num_networks, num_steps=size[0], batch_size=size[1], compile=compile)
+
         rivals = {
-            "PEFT, one after another": plain_loop(theirs, num_steps),
-            "ours, one after another": plain_loop(own, num_steps),
-            "population, eager": population(own, num_networks, num_steps=num_steps),
-            "population of PeftModels, eager": population(theirs, num_networks, num_steps=num_steps),
-            "population, compiled": population(own, num_networks, num_steps=num_steps, compile=True),
+            "PEFT, one after another": plain_loop(theirs, num_steps, batch_size),
+            "ours, one after another": plain_loop(own, num_steps, batch_size),
+            "population, eager": at_once(own),
+            "population of PeftModels, eager": at_once(theirs),
+            "population, compiled": at_once(own, compile=True),
         }
         measured, warm_up = measure(rivals, num_repeats)
         plain = measured["PEFT, one after another"]
@@ -71,7 +76,13 @@ def rates(num_networks: int, num_repeats: int) -> Iterator[Row]:
             walls, cpus = zip(*found, strict=True)
             yield Row(
                 question=str(__doc__).splitlines()[0],
-                setting={"base": name, "method": method, "N": num_networks, "threads": torch.get_num_threads()},
+                setting={
+                    "base": name,
+                    "method": method,
+                    "N": num_networks,
+                    "batch": batch_size,
+                    "threads": torch.get_num_threads(),
+                },
                 figures={
                     "model-steps/s": statistics.median(walls),
                     "times PEFT": statistics.median(walls) / statistics.median(one.per_second for one in plain),
@@ -81,7 +92,7 @@ def rates(num_networks: int, num_repeats: int) -> Iterator[Row]:
                     "first call, s": warm_up[method],
                 },
                 spread={"model-steps/s": (min(walls), max(walls)), "model-steps/CPU-s": (min(cpus), max(cpus))},
-                note=f"Rank {RANK}, Adam, batch {BATCH_SIZE}. Median and range of {num_repeats} repeats.",
+                note=f"Rank {RANK}, Adam. Median and range of {num_repeats} repeats.",
             )
 
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -141,7 +140,9 @@ def _in_peft_names(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[d
     """Tensors of a network from `adapt` under PEFT's names, and the config that goes with them."""
     layers = adapted_layers(network)
     if not layers or "" in layers:
-        raise ValueError(f"expected a network with layers from adapt(), got {type(network).__name__}; see adapted_layers")
+        raise ValueError(
+            f"expected a network with layers from adapt(), got {type(network).__name__}; see adapted_layers"
+        )
     renamed: dict[str, Tensor] = {}
     others = dict(tensors)
     for name, layer in layers.items():
@@ -196,7 +197,9 @@ def _check_scales(config: Mapping[str, Json], network: nn.Module) -> None:
     scaling = SCALINGS["rslora" if settings.get("use_rslora") else "standard"]
     for name, layer in adapted_layers(network).items():
         rank, alpha = (
-            next((v for key, v in (settings.get(f"{what}_pattern") or {}).items() if _is_at(key, name)), settings[given])
+            next(
+                (v for key, v in (settings.get(f"{what}_pattern") or {}).items() if _is_at(key, name)), settings[given]
+            )
             for what, given in (("rank", "r"), ("alpha", "lora_alpha"))
         )
         scale = scaling(alpha, rank)

@@ -87,7 +87,7 @@ def import_checkpoints(
         remarks.append("the base of these networks is not in the checkpoints, nor in the zoo; model=... brings it in")
         layout = replace(layout, base=None)
     module = model if isinstance(model, nn.Module) else None
-    source = _Source(layout, state_key, dtype, keep_nonfinite, base, module)
+    source = _Source(layout, state_key, dtype, keep_nonfinite, base, hash_of(base), module)
     spec = _spec_of(runs, source, _noted(runs, "task", remarks) if task_config is None else task_config, remarks)
     _check_adapters(runs)
     staged = out.with_name(f".{out.name}.{secrets.token_hex(6)}.import")
@@ -117,6 +117,7 @@ class _Source:
     dtype: str | None
     keep_nonfinite: bool
     base: Mapping[str, Tensor]
+    base_hash: str
     module: nn.Module | None
     left_out: dict[str, list[Path]] = field(default_factory=dict)
 
@@ -159,7 +160,7 @@ class _Source:
     def _check_base(self, tensors: Mapping[str, Tensor], sidecar: Mapping) -> None:
         """Raise CheckpointError for a network on another base than the zoo's."""
         other = [name for name, value in self.base.items() if name in tensors and not torch.equal(tensors[name], value)]
-        noted, own = sidecar.get("base_hash"), hash_of(self.base)
+        noted, own = str(sidecar.get("base_hash", "")), self.base_hash
         if other or (noted and own and noted != own):
             what = f"{other[:3]} differ" if other else f"it was trained on the base {noted[:19]}..., not {own[:19]}..."
             raise CheckpointError(f"this network has another base than the model: {what}")
@@ -247,7 +248,7 @@ def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str
             columns=dict.fromkeys(sorted({name for run in runs for name in _hyperparameters(run)}), "float64"),
             task_config=task_config,
             optimizer_config=_noted(runs, "optimizer", remarks),
-            base_hash=hash_of(source.base),
+            base_hash=source.base_hash,
             extra=extra,
         )
     except ValueError as error:

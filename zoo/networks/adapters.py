@@ -132,7 +132,7 @@ def merge(adapted: nn.Module) -> nn.Module:
             part.weight = nn.Parameter((weight + part.delta()).detach(), requires_grad=weight.requires_grad)
             for name in part.names:
                 delattr(part, name)
-            part.__class__ = next(plain for plain, kind in _KINDS.items() if type(part) is kind)
+            part.__class__ = next(plain for plain, kind in _KINDS.items() if type(part) is kind)  # type: ignore[assignment]
     return merged
 
 
@@ -162,7 +162,9 @@ def _check_layer(network: nn.Module, name: str) -> None:
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         raise ValueError(f"{name!r} is a convolution of {layer.groups} groups, whose adapter would be no product B A")
     if isinstance(around, nn.TransformerEncoderLayer):
-        raise ValueError(f"{name!r} is passed over by nn.TransformerEncoderLayer in evaluation; leave it out of targets")
+        raise ValueError(
+            f"{name!r} is passed over by nn.TransformerEncoderLayer in evaluation; leave it out of targets"
+        )
 
 
 def _add_adapter(layer: nn.Module, rank: int, scale: float) -> None:

@@ -352,8 +352,8 @@ def low_rank_groups(shapes: Mapping[str, tuple[int, ...]]) -> tuple[SymmetryGrou
         if not beside:
             groups.append(SymmetryGroup(label, shape[0], axes, "linear"))
         elif all(other.startswith(f"{prefix}lora_E") and size == (shape[0], 1) for other, size in beside.items()):
-            axes = (GroupAxis(name, 0), GroupAxis(partner, 1), *(GroupAxis(other, 0) for other in beside))
-            groups.append(SymmetryGroup(label, shape[0], axes))
+            more = (GroupAxis(other, 0) for other in beside)
+            groups.append(SymmetryGroup(label, shape[0], (GroupAxis(name, 0), GroupAxis(partner, 1), *more)))
     return tuple(groups)
 
 

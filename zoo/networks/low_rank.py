@@ -221,7 +221,9 @@ def holds(forward: Callable[[dict[str, Tensor]], Tensor], tensors: Mapping[str, 
     drawn, mixed = {}, {}
     for axis in group.axes:
         like = tensors[axis.slot]
-        units = torch.randn(like.shape, generator=rng, dtype=torch.float64).movedim(axis.axis, 0) / like[0].numel() ** 0.5
+        units = (
+            torch.randn(like.shape, generator=rng, dtype=torch.float64).movedim(axis.axis, 0) / like[0].numel() ** 0.5
+        )
         matrix = mixing.T if axis == group.axes[1] else mixing.inverse()  # of B, and of what stands on A's side
         drawn[axis.slot] = units.movedim(0, axis.axis).to(like)
         mixed[axis.slot] = torch.tensordot(matrix, units, 1).movedim(0, axis.axis).to(like)

@@ -36,7 +36,7 @@ def create_base_arrays(root: zarr.Group, layout: ParamLayout, encoding: Mapping[
     for path, slot in base_arrays(layout).items():
         dtype = _stored_dtype(slot)
         chunks = tuple(max(1, size) for size in slot.shape)
-        attributes = {"dtype": slot.dtype}
+        attributes: dict[str, Any] = {"dtype": slot.dtype}
         root.create_array(
             path, shape=slot.shape, chunks=chunks, dtype=dtype, fill_value=0, attributes=attributes, **encoding
         )

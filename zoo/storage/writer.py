@@ -13,13 +13,14 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from torch import Tensor
+from typing_extensions import Buffer
 
 from zoo.networks.base import hash_of
 from zoo.settings import Json, warn_of_other_software
@@ -95,7 +96,7 @@ class ZooWriter:
             return writer if wanted == writer.spec else writer._extended(wanted)
         staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         try:
-            files = {name: iter([content]) for name, content in array_metadata(spec).items()}
+            files: dict[str, Iterable[Buffer]] = {name: [content] for name, content in array_metadata(spec).items()}
             files |= {name: (part.data for part in parts) for name, parts in base_chunks(spec.layout, base).items()}
             write_files({staged / name: parts for name, parts in files.items()})
             rename_directory(staged, path)

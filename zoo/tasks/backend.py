@@ -65,7 +65,7 @@ class Networks:
     target_ndim: int
 
     def module(self, seed: int = 0) -> nn.Module:
-        """The module as it is built under a seed, on the CPU; only what is frozen may share memory with other modules."""
+        """The module as it is built under a seed, on the CPU; only what is frozen may share memory with others."""
         return with_own_memory(seeded_module(self.build, seed))
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from zoo.networks.base import hash_of
 from zoo.networks.initialization import init_runs
-from zoo.networks.layout import ParamLayout
 from zoo.networks.parametrization import PARAMETRIZATIONS, parametrize
 from zoo.tasks.backend import Networks, first_line
 from zoo.tasks.checks import check_fit, check_splits
@@ -144,7 +143,7 @@ class Task:
 
     @property
     def base(self) -> dict[str, Tensor]:
-        """What all networks share, by name, on the CPU: frozen parameters and constant buffers; empty if there are none."""
+        """What all networks share, by name, on the CPU: frozen parameters and constant buffers; perhaps nothing."""
         if self.layout.base is None:
             return {}
         tensors = self._networks.module().state_dict()

@@ -133,7 +133,9 @@ def peft_networks():
     return {
         "lora": peft.LoraConfig(r=3, lora_alpha=6, target_modules=layers, rank_pattern={"layers.1": 2}),
         "rslora": peft.LoraConfig(r=3, lora_alpha=6, use_rslora=True, target_modules=layers),
-        "patterns": peft.LoraConfig(r=2, target_modules=layers[:2], alpha_pattern={"layers.1": 3}, modules_to_save=["layers.2"]),
+        "patterns": peft.LoraConfig(
+            r=2, target_modules=layers[:2], alpha_pattern={"layers.1": 3}, modules_to_save=["layers.2"]
+        ),
         "dora": peft.LoraConfig(r=2, use_dora=True, target_modules=layers),
         "lora and biases": peft.LoraConfig(r=2, target_modules=layers, bias="all"),
         "vera": peft.VeraConfig(r=4, target_modules=layers, save_projection=True),
@@ -175,7 +177,9 @@ class TestPeft:
         loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "again")
         torch.testing.assert_close(outputs(loaded, images()), expected[1], rtol=0, atol=1e-5)
         if kind in LINEAR:
-            assert low_rank.canonical(plain.layout, torch.from_numpy(plain.params[:, 0])).shape == plain.params[:, 0].shape
+            assert (
+                low_rank.canonical(plain.layout, torch.from_numpy(plain.params[:, 0])).shape == plain.params[:, 0].shape
+            )
         else:
             with pytest.raises(ValueError, match="any invertible matrix may mix"):
                 low_rank.canonical(plain.layout, torch.from_numpy(plain.params[:, 0]))
@@ -192,9 +196,9 @@ class TestPeft:
         ours = adapt(base, **options)
         ours.load_state_dict(zoo.state_dict(0, 0), strict=False)
         torch.testing.assert_close(outputs(ours, images()), outputs(theirs, images()), rtol=0, atol=1e-5)
+        model = peft.get_peft_model(copy.deepcopy(base), copy.copy(config))
+        model.peft_config["default"].lora_alpha = 8
         with pytest.raises(CheckpointError, match="lora_alpha 6 and 8"):
-            model = peft.get_peft_model(copy.deepcopy(base), copy.copy(config))
-            model.peft_config["default"].lora_alpha = 8
             import_checkpoints([tmp_path / "a"], tmp_path / "zoo2", model=model)
 
     def test_bases_may_be_named_differently(self, tmp_path):
@@ -202,13 +206,17 @@ class TestPeft:
         base, config = MLP(64, (16,), 10), peft.LoraConfig(r=2, target_modules=["layers.0"])
         peft.get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path / "a")
         tensors = load_file(tmp_path / "a/adapter_model.safetensors")
-        renamed = {name.replace("base_model.model.", "base_model.model.trunk."): value for name, value in tensors.items()}
+        renamed = {
+            name.replace("base_model.model.", "base_model.model.trunk."): value for name, value in tensors.items()
+        }
         save_file(renamed, tmp_path / "a/adapter_model.safetensors")
         model = peft.get_peft_model(copy.deepcopy(base), config)
         zoo = import_checkpoints([tmp_path / "a"], tmp_path / "zoo", model=model)
         first = tensors["base_model.model.layers.0.lora_A.weight"].flatten()
         torch.testing.assert_close(torch.from_numpy(zoo.params[0, 0, : len(first)]), first, rtol=0, atol=0)
-        ours = import_checkpoints([tmp_path / "a"], tmp_path / "zoo2", model=adapt(base, rank=2, alpha=8, targets="layers.0"))
+        ours = import_checkpoints(
+            [tmp_path / "a"], tmp_path / "zoo2", model=adapt(base, rank=2, alpha=8, targets="layers.0")
+        )
         torch.testing.assert_close(torch.from_numpy(ours.params[0, 0]), torch.from_numpy(zoo.params[0, 0]))
 
     @pytest.mark.slow

@@ -63,7 +63,11 @@ def test_roles_of_adapters_are_not_those_of_embeddings():
     [
         (MLP(5, (6,), 3), {"rank": 0}, "rank must be a positive integer, got 0"),
         (MLP(5, (6,), 3), {"scaling": "half"}, "scaling must be one of"),
-        (MLP(5, (6,), 3), {"targets": "query"}, r"\['query'\] fits no layer that can be adapted; there are \['layers.0'"),
+        (
+            MLP(5, (6,), 3),
+            {"targets": "query"},
+            r"\['query'\] fits no layer that can be adapted; there are \['layers.0'",
+        ),
         (MLP(5, (6,), 3), {"train": "norm.*"}, r"\['norm.\*'\] fits no parameter"),
         (nn.Sequential(nn.ReLU()), {}, "fits no layer that can be adapted; there are"),
         (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), {}, "'0' is a convolution of 2 groups"),

@@ -118,7 +118,9 @@ def test_what_stands_between_the_factors_takes_the_symmetry_away():
     pair = {"a.lora_A.weight": (2, 6), "a.lora_B.weight": (5, 2)}
 
     def kinds(**more):
-        return [group.kind for group in low_rank_groups(pair | {name.replace("__", "."): s for name, s in more.items()})]
+        return [
+            group.kind for group in low_rank_groups(pair | {name.replace("__", "."): s for name, s in more.items()})
+        ]
 
     assert kinds() == ["linear"]
     assert kinds(a__lora_magnitude_vector=(5,), a__lora_B__bias=(5,), b__lora_E=(2, 1)) == ["linear"]
