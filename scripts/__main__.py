@@ -23,6 +23,8 @@ def main() -> None:
         _print(_usage())
     elif command == "--version":
         print(f"weightfoundry {metadata.version('weightfoundry')}")
+    elif command == "doctor":  # also where what the other commands need is missing
+        import_module(f"{__package__}.doctor").main()
     elif command not in COMMANDS:
         near = get_close_matches(command.replace("_", "-"), COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else "see weightfoundry --help"
@@ -55,7 +57,7 @@ def _print(text: str) -> None:
 def _usage() -> str:
     purposes = {
         command: str(ast.get_docstring(ast.parse((_FOLDER / f"{script}.py").read_text()))).partition("\n")[0]
-        for command, script in COMMANDS.items()
+        for command, script in {**COMMANDS, "doctor": "doctor"}.items()
     }
     width = max(map(len, purposes))
     lines = [f"  {command:{width}}  {purpose}" for command, purpose in purposes.items()]

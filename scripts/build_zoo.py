@@ -47,7 +47,8 @@ def build(config: DictConfig, report: Callable[[Progress], None]) -> Zoo:
     for group in ("task", "architecture", "optimizer"):
         if not isinstance(values[group], dict):
             raise ValueError(f"{group} must be a group of settings, got {values[group]!r}")
-    task = get_task(**values["task"], **values["architecture"]).to(resolve_device(config.device))
+    training = {name: values[name] for name in ("objective", "augment")}
+    task = get_task(**values["task"], **values["architecture"], **training).to(resolve_device(config.device))
     plan = {field.name: values[field.name] for field in fields(BuildPlan) if field.name != "task"}
     out = Path(config.out).absolute()
     executor = instantiate(config.executor) or default_executor(task.device, config.num_runs * config.num_steps)

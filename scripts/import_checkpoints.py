@@ -2,10 +2,12 @@
 
     python -m scripts.import_checkpoints paths=PATH out=PATH [metrics=PATH] [task='{name: digits, hidden: [16]}']
 
-Inputs: safetensors files, torch files (never run as code), or adapters; a folder of them, each child of which is a
-run, or a list paths=[a,b,...] of runs, where a folder is a trajectory. Steps and metrics come from metrics.csv or
-metrics.json beside them, or the table given. Outputs: a zoo at `out`, all of it or nothing; `config.yaml` and
-`summary.json` in the folder PATH-import. Run time: that of reading the files.
+Inputs: safetensors files, torch files (never run as code), sharded checkpoints (DCP, FSDP), or adapters; a folder of
+them, each child of which is a run, or a list paths=[a,b,...] of runs, where a folder is a trajectory; the same as
+hf://USER/REPO/PATH. Runs of Hugging Face's Trainer, of Lightning and of Ray Tune, and databases of G.pt (which need
+task=), are known by their files. Steps and metrics come from metrics.csv or metrics.json beside them, the table given,
+or what these tools note. Outputs: a zoo at `out`, all of it or nothing; `config.yaml` and `summary.json` in the folder
+PATH-import. Run time: that of reading the files.
 """
 
 from __future__ import annotations

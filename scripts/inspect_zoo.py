@@ -4,9 +4,10 @@
 
 Inputs: a zoo, in a folder or at an s3:// address. Outputs: tables in the terminal; in `out`, by default the folder
 PATH-inspect, the same as `summary.json`, and pictures: metrics over training, final metrics, distances between final
-networks with their units matched, principal components of the trajectories. With verify=true all of the zoo is read
-first; if anything is wrong, it is listed, no picture is drawn, and the exit code is 1. Typical run time: 10 s, and 1 s
-for each GB to verify.
+networks with their units matched, principal components of the trajectories. The tables end with what training changed
+in each tensor: the share of its numbers, norm, and effective rank. With verify=true all of the zoo is read first; if
+anything is wrong, it is listed, no picture is drawn, and the exit code is 1. Typical run time: 10 s, and 1 s for each
+GB to verify.
 """
 
 from __future__ import annotations

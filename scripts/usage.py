@@ -67,10 +67,20 @@ def _explained(source: str) -> Iterator[str]:
 
 
 def _with_comments(source: str, config: DictConfig) -> str:
-    comments = dict(re.findall(r"\.(\w+) +# (.+)$", source, flags=re.MULTILINE))  # names in the list of defaults
+    comments = dict(_said_of_defaults(source))
     comments |= {path: line.partition("# ")[2] for path, line in _paths(source) if "# " in line}
     lines = [(path, f"  {line}") for path, line in _paths(OmegaConf.to_yaml(config))]
     return "\n".join(f"{line}  # {comments[path]}" if path in comments else line for path, line in lines)
+
+
+def _said_of_defaults(source: str) -> Iterator[tuple[str, str]]:
+    """Dotted names in the list of defaults, and what is said of them there."""
+    package = ""
+    for line in source.splitlines():
+        if at := re.search(r"/defaults@([\w.]+):", line):
+            package = "" if at[1] == "_here_" else f"{at[1]}."
+        if said := re.search(r"\.(\w+) +# (.+)$", line):
+            yield f"{package}{said[1]}", said[2]
 
 
 def _paths(text: str) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests import pretended_device
+from tests.devices import DEVICES, other_device
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
 from zoo.storage.schema import RunStatus, ZooSpec
@@ -68,6 +69,13 @@ def small_zoo_path(tmp_path_factory):
         columns = {"seed": runs, "lr": 0.1 * (runs + 1)}
         writer.write_block(block, params, np.tile(STEPS, (len(runs), 1)), metrics, columns, status)
     return path
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Each of the other devices."""
+    with other_device(request.param) as place:
+        yield place
 
 
 @pytest.fixture

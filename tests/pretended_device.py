@@ -25,7 +25,10 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
-_SYNCHRONIZING = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero")
+_SYNCHRONIZING = (
+    *("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero"),
+    "aten.where.Scalar",  # the number becomes a tensor on the CPU, which is moved; masked_fill takes it as it is
+)
 _MAY_MIX = ("copy", "aten.index.", "aten.index_put")  # copies between devices, and indices that are moved
 _state = {"exists": False, "may_synchronize": True}
 
@@ -96,13 +99,20 @@ class _Constructors(TorchFunctionMode):
             return func(*args, **kwargs).to(device)
         if func in (Tensor.__setitem__, Tensor.__getitem__) and type(args[0]) is SimTensor:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(one, list | range) for one in index):
+                _check_may_synchronize("an index given as a list, which is moved to the device,")
             index = tuple(torch.tensor(list(one)).to("sim") if isinstance(one, list | range) else one for one in index)
             return func(args[0], index, *args[2:], **kwargs)
         return func(*args, **kwargs)
 
 
 def register() -> None:
-    """Make "sim" known to PyTorch: once, before the process's first backward pass, whose engine counts devices."""
+    """Make "sim" known to PyTorch: once, before the process's first backward pass, whose engine counts devices.
+
+    Not beside a GPU: the engine would take "sim" for the device whose streams it has to order.
+    """
+    if torch.cuda.is_available():
+        return
     _setup_privateuseone_for_python_backend("sim", backend_module=_Backend(), hook=_Hook())
 
 
@@ -142,9 +152,17 @@ def _run(func, args: tuple, kwargs: dict) -> object:
     sims = [value for value in tensors if isinstance(value, SimTensor)]
     target = kwargs.get("device")
     _check_mixture(name, tensors, sims)
+    if name.startswith("aten.copy_"):
+        _check_copy(name, args, kwargs)
     _check_generator(name, kwargs.get("generator"), on_sim=bool(sims) or _is_sim(target))
     if sims and (name.startswith(_SYNCHRONIZING) or (target is not None and not _is_sim(target))):
         _check_may_synchronize(name)
+    if name.startswith("aten._to_copy") and not sims and _is_sim(target) and not kwargs.get("non_blocking"):
+        _check_may_synchronize(f"{name} to it")
+    if name.startswith(("aten.index.", "aten.index_put")) and sims:
+        indices = [value for value in args[1] if value is not None]
+        if any(value.dtype == torch.bool or not isinstance(value, SimTensor) for value in indices):
+            _check_may_synchronize(f"{name} by a mask, or by an index on the CPU,")
     kwargs = {key: "cpu" if key == "device" and value is not None else value for key, value in kwargs.items()}
     result = func(*tree_map(_raw, args), **tree_map(_raw, kwargs))
     if name.startswith("aten._local_scalar_dense") or not (_is_sim(target) or (target is None and sims)):
@@ -163,7 +181,14 @@ def _check_mixture(name: str, tensors: list[Tensor], sims: list[SimTensor]) -> N
     if sims and others and not may_mix:
         shapes = [tuple(value.shape) for value in others]
         raise RuntimeError(f"{name}: expected all tensors on sim:0, but there are some of shapes {shapes} on the CPU")
-    if name.startswith("aten.copy_") and sims and others and isinstance(tensors[1], SimTensor):
+
+
+def _check_copy(name: str, args: tuple, kwargs: dict) -> None:
+    """From the device, or to it without `non_blocking`."""
+    to, source, *rest = args
+    non_blocking = rest[0] if rest else kwargs.get("non_blocking")
+    leaves, arrives = isinstance(source, SimTensor), isinstance(to, SimTensor)
+    if leaves != arrives and (leaves or not non_blocking):
         _check_may_synchronize(name)
 
 

@@ -62,3 +62,19 @@ def test_training_gives_the_numbers_of_the_cpu(device):
     cpu, sim = states.values()
     for name, value in cpu.items():
         torch.testing.assert_close(sim[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_copies_to_the_device_and_masks_wait_too(device):
+    here, there = torch.ones(3), torch.ones(3, device=device)
+    with no_synchronization():
+        for wait in (
+            lambda: here.to(device),
+            lambda: there.copy_(here),
+            lambda: there[there > 0],
+            lambda: there[[0, 2]],
+            lambda: torch.tensor([1.0], device=device),
+        ):
+            with pytest.raises(SynchronizationError):
+                wait()
+        there.copy_(here.to(device, non_blocking=True))
+        there[1:] = 2.0

@@ -70,7 +70,7 @@ def run_in_batch_mode(task: Task, params: Tensor, inputs: Tensor) -> tuple[Tenso
 @lru_cache(2)
 def _template(task: Task, device: torch.device) -> nn.Module:
     """The task's module in batch mode; its parameters do not matter."""
-    model = seeded_module(task.make_model, 0).to(device).train()
+    model = seeded_module(task.make_model, 0).to(device, non_blocking=True).train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0

@@ -253,11 +253,10 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         if isinstance(tokenizer, ChunkTokenizer):
             positions = sinusoids(tokenizer.positions.to(self.device, non_blocking=True), self.config["width"])
             return [positions.to(self.dtype).expand(batch, -1, -1)]
-        depth = torch.arange(len(tokenizer.groups), device=self.device) / len(tokenizer.groups)
-        of_groups = torch.zeros(len(depth), 3, device=self.device)  # is it first, is it last, relative depth
-        if len(depth) > 1:  # the first group is the global node
-            of_groups[1, 0] = of_groups[-1, 1] = 1.0
-            of_groups[:, 2] = depth
+        count = len(tokenizer.groups)
+        index = torch.arange(count, device=self.device)  # the first group is the global node
+        of_groups = torch.stack((index == 1, index == count - 1, index / count), dim=1)  # first, last, relative depth
+        of_groups = of_groups * (count > 1)
         roles = self.role(of_groups.to(self.dtype))  # (G, d)
         return [role.expand(batch, group.size, -1) for role, group in zip(roles, tokenizer.groups, strict=True)]
 

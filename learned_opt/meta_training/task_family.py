@@ -80,11 +80,10 @@ class TaskFamily:
         """
         train = self._train
         index = (places * train.inputs.shape[1]).long()
-        if len(index) == 1:  # all networks share the minibatch
-            only = int(members[0])
-            return Batch(train.inputs[only, index[0]], train.targets[only, index[0]])
         which, copies = members.to(index.device, non_blocking=True)[:, None], num_networks // len(index)
         drawn = (tensor[which, index] for tensor in (train.inputs, train.targets))  # (G, B, ...)
+        if len(index) == 1:  # all networks share the minibatch
+            return Batch(*(tensor[0] for tensor in drawn))
         return Batch(*(tensor.repeat(copies, *[1] * (tensor.ndim - 1)) for tensor in drawn))
 
     def loss(self, params: Tensor, batch: Batch) -> Tensor:

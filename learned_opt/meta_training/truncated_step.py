@@ -11,8 +11,9 @@ T horizon in inner steps.
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from learned_opt.rules.rule import UpdateRule
 from zoo.tasks.task import Batch
 from zoo.training.inner_step import InnerStep
 from zoo.training.optimizers import State
+from zoo.training.recorded_steps import MAX_ROWS, RecordedSteps, Row
 from zoo.training.schedules import StepCount
 
 _MAX_SEED: Final = 2**31
@@ -50,7 +52,7 @@ class LogUniformHorizon:
         return (low + (high - low) * uniform).exp().round().long()
 
 
-@dataclass
+@dataclass(eq=False)
 class InnerState:
     """Half-trained networks.
 
@@ -82,6 +84,56 @@ class Truncation:
     fresh: Tensor
 
 
+class _Unroll:
+    """The inner steps of some networks, with all that they read in tensors that stay where they are.
+
+    Attributes:
+        theta: (M,) or (N, M), to be set before.
+        losses: (K, N) capped, as far as steps have been done.
+
+    Args:
+        step: of which group of tasks.
+        theta: such a one.
+        state: of the networks.
+        num_inner_steps: K.
+    """
+
+    def __init__(self, step: TruncatedStep, theta: Tensor, state: InnerState, num_inner_steps: int) -> None:
+        self.theta = torch.empty_like(theta)
+        self.losses = state.params.new_empty(num_inner_steps, len(state.params))
+        self._family, self._params, self._optimizer = step.family, state.params, state.optimizer
+        self._inner_step = InnerStep(step.family, PopulationOptimizer(step.rule, self.theta))
+        self._clocks = state.params.new_empty(2, len(state.params), dtype=torch.float64)
+        self._members = torch.empty_like(state.members[step.held], device=state.params.device)
+        self._steps = RecordedSteps(state.params.device)
+
+    def is_of(self, theta: Tensor, state: InnerState, num_inner_steps: int) -> bool:
+        """Whether these are the steps of that state."""
+        same_memory = self._params is state.params and self._optimizer is state.optimizer
+        return same_memory and theta.shape == self.theta.shape and num_inner_steps == len(self.losses)
+
+    def run(self, clocks: Tensor, members: Tensor, places: Tensor, *, first: int) -> None:
+        """Do some steps.
+
+        Args:
+            clocks: (2, N) steps so far and horizons.
+            members: (G,) tasks.
+            places: (number of steps, G, B) of minibatches.
+            first: row of `losses` from which on the losses go there.
+        """
+        self._clocks.copy_(clocks, non_blocking=True)
+        self._members.copy_(members, non_blocking=True)
+        rows = torch.arange(first, first + len(places), device=places.device)[:, None]
+        self._steps.run(self._take, {"places": places, "row": rows})
+
+    def _take(self, row: Row) -> None:
+        batch = self._family.batch(self._members, row["places"], len(self._params))
+        inner_step, num_steps = self._clocks
+        loss = self._inner_step(self._params, self._optimizer, batch, inner_step=inner_step, num_steps=num_steps)
+        self.losses.index_copy_(0, row["row"], cap_loss(loss)[None])
+        inner_step.add_(1)
+
+
 @dataclass(frozen=True, eq=False)
 class TruncatedStep:
     """Trains a batch of networks by a rule, resetting those that reach their horizon.
@@ -103,6 +155,7 @@ class TruncatedStep:
     num_groups: int
     num_copies: int = 2
     group_range: range | None = None
+    _unrolls: WeakKeyDictionary[InnerState, _Unroll] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
 
     def __post_init__(self) -> None:
         held = self.group_range or range(self.num_groups)
@@ -138,7 +191,8 @@ class TruncatedStep:
     def advance(self, theta: Tensor, state: InnerState, num_inner_steps: int, rng: torch.Generator) -> Truncation:
         """Do inner steps in place, resetting groups at the beginning of the step after their last.
 
-        Nothing waits for the device: clocks are on the CPU, losses stay where the networks are.
+        Nothing waits for the device: clocks are on the CPU, losses stay where the networks are. Without derivatives the
+        steps between two resets are recorded where that is possible.
 
         Args:
             theta: (M,) shared by all networks, or (N, M). If it requires gradients, the losses can be differentiated.
@@ -147,30 +201,46 @@ class TruncatedStep:
             rng: of minibatches and resets; the same draws for all copies of a group.
         """
         device = state.params.device
-        optimizer = PopulationOptimizer(self.rule, theta.to(device))
-        kind = DifferentiableStep if torch.is_grad_enabled() and theta.requires_grad else InnerStep
-        step = kind(self.family, optimizer)
+        theta = theta.to(device, non_blocking=True)
         places = torch.rand(num_inner_steps, self.num_groups, self.family.batch_size, generator=rng)
-        places = places[:, self.held].to(device)
-        losses, fresh = [], []
-        is_fresh = torch.zeros(self.num_groups, dtype=torch.bool)
-        for k in range(num_inner_steps):
-            is_fresh = is_fresh | self._reset_finished(state, rng)
-            batch = self.family.batch(state.members[self.held], places[k], len(state.params))
-            inner_step, num_steps = self._counts(state)
-            loss = step(state.params, state.optimizer, batch, inner_step=inner_step, num_steps=num_steps)
-            state.inner_step += 1
-            losses.append(cap_loss(loss))
-            fresh.append(is_fresh)
-        return Truncation(torch.stack(losses), torch.stack(fresh)[:, self.held].to(device, non_blocking=True))
+        places = places[:, self.held].to(device, non_blocking=True)
+        differentiable = torch.is_grad_enabled() and theta.requires_grad
+        unroll = None if differentiable else self._unroll(theta, state, num_inner_steps)
+        losses: list[Tensor] = []
+        fresh = torch.zeros(num_inner_steps, self.num_groups, dtype=torch.bool)
+        done = 0
+        while done < num_inner_steps:
+            fresh[done:] |= self._reset_finished(state, rng)
+            if unroll is None:
+                stop = done + 1
+                losses.append(self._differentiable_step(theta, state, places[done]))
+            else:
+                until_reset = int((state.num_steps - state.inner_step).min())
+                stop = min(num_inner_steps, done + MAX_ROWS, done + until_reset)
+                unroll.run(self._clocks(state), state.members[self.held], places[done:stop], first=done)
+            state.inner_step += stop - done
+            done = stop
+        capped = torch.stack(losses) if unroll is None else unroll.losses.clone()
+        return Truncation(capped, fresh[:, self.held].to(device, non_blocking=True))
 
-    def _counts(self, state: InnerState) -> tuple[StepCount, StepCount]:
-        """Steps of the networks held: plain numbers if all agree (no tensor arithmetic in the rule then), else (N,)."""
-        counts = torch.stack([state.inner_step, state.num_steps])[:, self.held]  # (2, G)
-        if bool((counts == counts[:, :1]).all()):
-            return int(counts[0, 0]), int(counts[1, 0])
-        inner_step, num_steps = counts.double().repeat(1, self.num_copies)
-        return inner_step, num_steps
+    def _unroll(self, theta: Tensor, state: InnerState, num_inner_steps: int) -> _Unroll:
+        """What does the steps of these networks, made once for as long as they stay where they are."""
+        unroll = self._unrolls.get(state)
+        if unroll is None or not unroll.is_of(theta, state, num_inner_steps):
+            unroll = _Unroll(self, theta, state, num_inner_steps)
+            self._unrolls[state] = unroll
+        unroll.theta.copy_(theta)
+        return unroll
+
+    def _differentiable_step(self, theta: Tensor, state: InnerState, places: Tensor) -> Tensor:
+        step = DifferentiableStep(self.family, PopulationOptimizer(self.rule, theta))
+        batch = self.family.batch(state.members[self.held], places, len(state.params))
+        inner_step, num_steps = self._clocks(state)
+        return cap_loss(step(state.params, state.optimizer, batch, inner_step=inner_step, num_steps=num_steps))
+
+    def _clocks(self, state: InnerState) -> Tensor:
+        """(2, N) steps so far and horizons of the networks held, on the CPU."""
+        return torch.stack([state.inner_step, state.num_steps])[:, self.held].double().repeat(1, self.num_copies)
 
     def _reset_finished(self, state: InnerState, rng: torch.Generator) -> Tensor:
         """Restart finished groups; returns which, (G,) bool. Draws nothing if none is."""

@@ -50,8 +50,15 @@ def check_param(param: Tensor) -> None:
     if getattr(param, "_fsdp_flattened", False):
         raise ValueError(
             f"FSDP1 flattened parameters into a vector of {param.numel():,}, of which a rule cannot know rows and "
-            "columns; use DDP"
+            "columns; use FSDP2 (fully_shard) or DDP"
         )
-    sharding = sys.modules.get("torch.distributed.tensor")  # there is no sharded tensor before it is imported
-    if sharding is not None and isinstance(param, sharding.DTensor):
-        raise ValueError(f"sharded parameters (DTensor) are not supported, got one of shape {shape}; use DDP")
+    if is_sharded(param):
+        from learned_opt.optimizer.sharded import Sharding
+
+        Sharding.of(param)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; there is none before their module, which takes seconds, is imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)

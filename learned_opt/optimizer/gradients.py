@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from learned_opt.optimizer.checks import is_sharded
 from learned_opt.rules.rule import TensorSpec
 from learned_opt.rules.tensor_specs import matrix_view
+
+if TYPE_CHECKING:
+    from learned_opt.optimizer.sharded import Sharding
 
 
 @dataclass(slots=True)
@@ -25,21 +29,34 @@ class Pending:
     """A parameter with a gradient, and what a rule needs to update it."""
 
     param: Tensor
-    grad: Tensor  # (N, *shape)
+    grad: Tensor  # (N, *shape), of a sharded parameter this rank's shard
     spec: TensorSpec
     axes: str
     group: Mapping[str, Any]
     active: Tensor | None = None  # (N,) which matrices are to be updated; None for all
+    sharding: Sharding | None = None  # None unless the parameter is a DTensor
+    state: dict[str, Tensor] = field(default_factory=dict)  # that of the optimizer, once the step is made
 
     @property
     def num_matrices(self) -> int:
         """N."""
-        return self.grad.shape[0]
+        return self.param.shape[0] if self.is_stack else 1
 
     @property
     def is_stack(self) -> bool:
         """Whether the parameter has a dim for the N matrices."""
         return self.axes.startswith("e")
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether a rule, which computes in float32 and descends, needs a copy of parameter or gradient."""
+        return not self.param.dtype == self.grad.dtype == torch.float32 or self.group["maximize"]
+
+    @property
+    def lr(self) -> float | Tensor:
+        """Multiplier of the update; a tensor only where one would have to wait for it."""
+        lr = self.group["lr"]
+        return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
 
 
 def gradients_of(group: Mapping[str, Any]) -> Iterator[Pending]:
@@ -48,18 +65,35 @@ def gradients_of(group: Mapping[str, Any]) -> Iterator[Pending]:
     for i, (param, role, fan_in, axes) in enumerate(described):
         if param.grad is None or not param.numel():
             continue
-        grad = matrix_view(param.grad.to_dense() if param.grad.is_sparse else param.grad, axes)
+        if is_sharded(param):
+            from learned_opt.optimizer.sharded import sharded_gradient
+
+            grad, sharding = sharded_gradient(param)
+            shape = matrix_view(torch.empty(param.shape, device="meta"), axes).shape[1:]
+        else:
+            grad, sharding = param.grad.to_dense() if param.grad.is_sparse else param.grad, None
+            shape = matrix_view(grad, axes).shape[1:]
         name = group["param_names"][i] if "param_names" in group else f"params.{i}"
-        spec = TensorSpec(name, role, fan_in, tuple(grad.shape[1:]), group["depth"], group["reads_tokens"])
-        yield Pending(param, grad, spec, axes, group)
+        spec = TensorSpec(name, role, fan_in, tuple(shape), group["depth"], group["reads_tokens"])
+        yield Pending(param, matrix_view(grad, axes), spec, axes, group, sharding=sharding)
 
 
-def largest_entries(grads: Sequence[Tensor]) -> Tensor:
-    """Largest absolute entry of every matrix of all gradients (N, *shape), one after the other, on one device."""
+def largest_entries(pending: Sequence[Pending]) -> Tensor:
+    """Largest absolute entry of every matrix of all gradients, one after the other, on one device."""
+    largest = _largest_entries([entry.grad for entry in pending])
+    if all(entry.sharding is None for entry in pending):
+        return largest
+    from learned_opt.optimizer.sharded import largest_over_ranks
+
+    return largest_over_ranks(pending, largest)
+
+
+def _largest_entries(grads: Sequence[Tensor]) -> Tensor:
+    """Those of gradients (N, *shape); a rank may have an empty shard."""
     devices = {grad.device for grad in grads}
-    largest: dict[int, Tensor] = {}
+    largest = {i: grad.new_zeros(len(grad)) for i, grad in enumerate(grads) if not grad.numel()}
     for device in devices:
-        places = [i for i, grad in enumerate(grads) if grad.device == device]
+        places = [i for i, grad in enumerate(grads) if grad.device == device and grad.numel()]
         stacks = [i for i in places if grads[i].shape[0] > 1]
         largest |= {i: torch.linalg.vector_norm(grads[i].flatten(1), math.inf, dim=1) for i in stacks}
         if single := [i for i in places if i not in largest]:

@@ -124,5 +124,5 @@ def _named_param(entry: Any, default: str, role: str | None) -> NamedParam:
 def _refuse_flattened(model: nn.Module) -> None:
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise ValueError(
-            "FSDP1 flattens parameters into vectors, of which a rule cannot know rows and columns; use DDP"
+            "FSDP1 flattens parameters into vectors, of which a rule cannot know rows and columns; use FSDP2 or DDP"
         )

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learned_opt.optimizer.checks import check_options, check_param, checked_horizon
+from learned_opt.optimizer.counters import COUNTERS, advance, counted, read_counters
 from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
+from learned_opt.optimizer.low_precision import (
+    REMAINDER,
+    loses_updates,
+    portions,
+    restore_float32,
+    to_float32,
+    write_back,
+)
 from learned_opt.optimizer.param_groups import (
     Params,
     complete_group,
@@ -38,7 +47,7 @@ WITH_HORIZON: Final = "mulo-norm"
 SKIPS_BEFORE_WARNING: Final = 10  # more than a GradScaler needs to find its scale
 
 # Kept in every parameter group, where any way of saving optimizers finds them.
-_COUNTERS: Final = ("inner_step", "num_training_steps", "num_skipped_steps", "theta_hash")
+_COMMON: Final = (*COUNTERS, "num_training_steps", "theta_hash")
 
 
 class ThetaMismatchError(ValueError):
@@ -57,6 +66,9 @@ class LearnedOptimizer(Optimizer):
     runs as it does without. A step never waits for a GPU: whether gradients are finite is decided there, and counters,
     and a warning that all steps are skipped, come when they are asked for or the state is saved.
 
+    Parameters may be sharded (DTensor: FSDP2, HSDP, tensor parallelism): give the model after `fully_shard`. Every rank
+    updates its share of the tensors, whole, and keeps its shards of momenta and second moments (see `sharded`).
+
     Args:
         params: a model, whose tensors' roles are inferred (see `zoo.networks.roles`); or parameters, named parameters
             or groups as torch takes them, whose roles are guessed unless a group has a "role".
@@ -69,12 +81,14 @@ class LearnedOptimizer(Optimizer):
         maximize: ascend instead of descend.
         nonfinite: what to do with infinite or NaN gradients: "skip" the whole step and count it in
             `num_skipped_steps`, or "raise", for which each step waits for the device.
+        kahan_sum: keep what rounding takes from parameters in half precision (two bytes for each number) and add it
+            before the next update; without it updates that are small beside their weights are lost.
         roles: roles by parameter name or pattern ("blocks.*.mlp.*") that override the inferred ones; only with a model.
         depth: residual branches or hidden layers, default inferred.
 
     Raises:
         TypeError: for parameters that are no tensors.
-        ValueError: for bad options, no parameters, or complex, sharded or flattened ones.
+        ValueError: for bad options, no parameters, or complex or flattened ones.
     """
 
     def __init__(
@@ -87,6 +101,7 @@ class LearnedOptimizer(Optimizer):
         weight_decay: float | None = None,
         maximize: bool = False,
         nonfinite: str = "skip",
+        kahan_sum: bool = True,
         roles: Mapping[str, str] | None = None,
         depth: int | None = None,
     ) -> None:
@@ -94,6 +109,7 @@ class LearnedOptimizer(Optimizer):
         horizon = checked_horizon(num_training_steps)
         self.pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
         self.nonfinite = nonfinite
+        self.kahan_sum = kahan_sum
         self._thetas: dict[torch.device, Tensor] = {}
         self._warned: set[str] = set()
         self._most_steps = 0  # no fewer than `inner_step`, which may be on a device
@@ -107,8 +123,8 @@ class LearnedOptimizer(Optimizer):
         else:
             groups = groups_of_params(params, depth)
         options = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "momentum": None}
-        counters = (0, horizon, 0, self.pretrained.hash)
-        super().__init__(groups, options | dict(zip(_COUNTERS, counters, strict=True)))
+        common = (0, 0, horizon, self.pretrained.hash)
+        super().__init__(groups, options | dict(zip(_COMMON, common, strict=True)))
         if horizon is None and self.pretrained.rule.uses_horizon:
             warnings.warn(
                 "num_training_steps is not given, so the step stays constant; give it, or decay lr by a scheduler, "
@@ -123,7 +139,8 @@ class LearnedOptimizer(Optimizer):
 
     @num_training_steps.setter
     def num_training_steps(self, value: float | None) -> None:
-        self._set("num_training_steps", checked_horizon(value))
+        for group in self.param_groups:
+            group["num_training_steps"] = checked_horizon(value)
         self._warned.discard("horizon")
 
     @property
@@ -134,8 +151,8 @@ class LearnedOptimizer(Optimizer):
     @property
     def num_skipped_steps(self) -> int:
         """Steps skipped so far because gradients were not finite."""
-        self._read_counters()
-        return self.param_groups[0]["num_skipped_steps"]
+        self._warn_of_skips()
+        return int(self.param_groups[0]["num_skipped_steps"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; roles come from its "role" or are guessed, names are made up where the others have some."""
@@ -144,7 +161,7 @@ class LearnedOptimizer(Optimizer):
         for param in tensors_of(param_group):
             check_param(param)
         if self.param_groups:
-            param_group |= {key: self.param_groups[0][key] for key in _COUNTERS}
+            param_group |= {key: self.param_groups[0][key] for key in _COMMON}
             entries, place = param_group["params"], len(self.param_groups)
             if "param_names" in self.param_groups[0] and not any(isinstance(entry, tuple) for entry in entries):
                 param_group["params"] = [(f"group{place}.{i}", entry) for i, entry in enumerate(entries)]
@@ -176,31 +193,32 @@ class LearnedOptimizer(Optimizer):
         pending = [entry for group in self.param_groups for entry in gradients_of(group)]
         if not pending:
             return loss
-        largest = largest_entries([entry.grad for entry in pending])
+        largest = largest_entries(pending)
         is_skipped = self._count_skip(pending, largest)
         if is_skipped is True:
             return loss
         for entry in pending:  # also of zero gradients: that is how torch.distributed.checkpoint asks for state
-            if not self.state[entry.param]:
-                self._init_state(entry)
+            entry.state = self.state[entry.param]
+            self._complete_state(entry)
         has_gradient = largest != 0 if is_skipped is False else (largest != 0) & ~is_skipped
         pending = to_update(pending, has_gradient)
         if not pending:
             return loss
         self._warn_of_settings()
-        together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
-        for entry in pending:
-            together[entry.param.device, entry.num_matrices].append(entry)
-        for (device, _), entries in together.items():
-            self._update(device, entries)
-        self._set("inner_step", self.param_groups[0]["inner_step"] + known(has_gradient.any()))
+        self._update([entry for entry in pending if entry.sharding is None])
+        if sharded := [entry for entry in pending if entry.sharding is not None]:
+            from learned_opt.optimizer.sharded import update_sharded
+
+            update_sharded(sharded, self._update)
+        advance(self.param_groups, "inner_step", known(has_gradient.any()))
         self._most_steps += 1
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         """As of torch.optim, counters as Python integers."""
-        self._read_counters()
-        return super().state_dict()
+        self._warn_of_skips()
+        with read_counters(self.param_groups):
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit for bit where `state_dict()` was taken.
@@ -218,22 +236,26 @@ class LearnedOptimizer(Optimizer):
             self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
-        self._read_counters()
-        own = ("pretrained", "nonfinite", "_warned", "_num_skipped_in_a_row", "_loading")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_thetas": {}, "_bad": None}
+        self._warn_of_skips()
+        with read_counters(self.param_groups):
+            groups = [dict(group) for group in self.param_groups]
+        own = ("pretrained", "nonfinite", "kahan_sum", "_warned", "_loading")
+        fresh: dict[str, Any] = {"_thetas": {}, "_bad": None, "_num_skipped_in_a_row": int(self._num_skipped_in_a_row)}
+        return {
+            **super().__getstate__(),
+            "param_groups": groups,
+            **{name: getattr(self, name) for name in own},
+            **fresh,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = self.__dict__.get("_loading")
         if loading is not None:  # before the user's hooks that run after loading
             for group, own in zip(state["param_groups"], self.param_groups, strict=True):
                 complete_group(group, own)
-            _restore_float32(state, loading)
+            restore_float32(state, loading)
         super().__setstate__(state)
         self._most_steps = self.inner_step
-
-    def _set(self, counter: str, value: int | Tensor | None) -> None:
-        for group in self.param_groups:
-            group[counter] = value
 
     def _count_skip(self, pending: Sequence[Pending], largest: Tensor) -> bool | Tensor:
         """Whether gradients are not finite, so that the step is skipped; a tensor where one would have to wait."""
@@ -246,36 +268,41 @@ class LearnedOptimizer(Optimizer):
             raise NonFiniteGradientError(
                 f"gradients of {self._bad_names()} are not finite at step {self.inner_step}; parameters are unchanged"
             )
-        self._set("num_skipped_steps", self.param_groups[0]["num_skipped_steps"] + is_skipped)
-        self._num_skipped_in_a_row = (self._num_skipped_in_a_row + 1) * is_skipped
+        advance(self.param_groups, "num_skipped_steps", is_skipped)
+        self._num_skipped_in_a_row = counted(self._num_skipped_in_a_row, is_skipped)
+        self._num_skipped_in_a_row *= is_skipped
         if is_skipped is True:
             self._warn_of_skips()
         return is_skipped
-
-    def _read_counters(self) -> None:
-        """Make counters that stayed on a device Python integers."""
-        for name in ("inner_step", "num_skipped_steps"):
-            self._set(name, int(self.param_groups[0][name]))
-        self._num_skipped_in_a_row = int(self._num_skipped_in_a_row)
-        self._warn_of_skips()
 
     def _bad_names(self) -> list[str]:
         """Of some tensors whose gradients were not finite."""
         names, is_finite = self._bad or ([], torch.empty(0))
         return [name for name, fine in zip(names, is_finite.tolist(), strict=True) if not fine][:8]
 
-    def _update(self, device: torch.device, pending: Sequence[Pending]) -> None:
-        """Run the rule on the tensors of one device that are equally many matrices, as one model."""
+    def _update(self, pending: Sequence[Pending]) -> None:
+        """Run the rule on whole tensors."""
+        together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
+        for entry in pending:
+            together[entry.param.device, entry.num_matrices].append(entry)
+        for (device, _), entries in together.items():
+            for portion in portions(entries):
+                self._update_together(device, portion)
+
+    def _update_together(self, device: torch.device, pending: Sequence[Pending]) -> None:
+        """Run the rule on tensors of one device that are equally many matrices, as one model."""
         parts = [matrix_view(entry.param.detach(), entry.axes) for entry in pending]
-        params = [part.to(torch.float32) for part in parts]
-        before = [param if part is param else param.clone() for part, param in zip(parts, params, strict=True)]
+        lost = [entry.state.get(REMAINDER) for entry in pending]  # by rounding
+        remainders = [x if x is None else matrix_view(x, entry.axes) for x, entry in zip(lost, pending, strict=True)]
+        params = [to_float32(part, lost) for part, lost in zip(parts, remainders, strict=True)]
         state: RuleState = defaultdict(list)
         for entry in pending:
-            for key, kept in self.state[entry.param].items():
-                state[key].append(kept if entry.is_stack else kept.unsqueeze(0))
+            for key, kept in entry.state.items():
+                if key != REMAINDER:
+                    state[key].append(kept if entry.is_stack else kept.unsqueeze(0))
         old_state = {key: list(tensors) for key, tensors in state.items()}
         if device not in self._thetas:
-            self._thetas[device] = self.pretrained.theta.to(device)
+            self._thetas[device] = self.pretrained.theta.to(device, non_blocking=True)
         update_active(
             self.pretrained.rule,
             self._thetas[device],
@@ -286,31 +313,45 @@ class LearnedOptimizer(Optimizer):
             active=[entry.active for entry in pending],
             inner_step=self.param_groups[0]["inner_step"],
             num_steps=self.num_training_steps,
-            lr=[float(entry.group["lr"]) for entry in pending],
+            lr=[entry.lr for entry in pending],
             weight_decay=[entry.group["weight_decay"] for entry in pending],
         )
         for i, (entry, part, param) in enumerate(zip(pending, parts, params, strict=True)):
             if part.dtype != torch.float32:
-                part.add_((param - before[i]).to(part.dtype))
+                write_back(part, remainders[i], param)
             elif param is not part:  # otherwise the rule has changed the parameter itself
                 part.copy_(param)
             self._keep(entry, {key: new[i] for key, new in state.items() if new[i] is not old_state[key][i]})
 
-    def _init_state(self, entry: Pending) -> None:
-        fresh = self.pretrained.rule.init_state([entry.spec], [matrix_view(entry.param.detach(), entry.axes)])
-        self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
+    def _complete_state(self, entry: Pending) -> None:
+        """Give a tensor what its state is to begin with, divided among ranks as the parameter is."""
+        rule = self.pretrained.rule
+        if not entry.state:
+            if entry.sharding is None:
+                param = entry.param.detach()
+            else:
+                from learned_opt.optimizer.sharded import whole_param
+
+                param = whole_param(entry)
+            fresh = rule.init_state([entry.spec], [matrix_view(param, entry.axes)])
+            self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
+        if self.kahan_sum and REMAINDER not in entry.state and loses_updates(entry.param):
+            entry.state[REMAINDER] = torch.zeros_like(entry.param)  # also of a state that was saved without it
+        if entry.sharding is not None:
+            from learned_opt.optimizer.sharded import shard_state
+
+            shard_state(entry, (*getattr(rule, "large_state", ()), REMAINDER))
 
     def _keep(self, entry: Pending, state: Mapping[str, Tensor]) -> None:
-        """Store the state (N, ...) of a parameter, without the dim N unless the parameter has it."""
-        self.state[entry.param].update(
-            state if entry.is_stack else {key: tensor.squeeze(0) for key, tensor in state.items()}
-        )
+        """Store the rule's state (N, ...) of a parameter, without the dim N unless the parameter has it."""
+        entry.state.update(state if entry.is_stack else {key: tensor.squeeze(0) for key, tensor in state.items()})
 
     def _warn_of_skips(self) -> None:
-        if self._num_skipped_in_a_row >= SKIPS_BEFORE_WARNING:
+        num_skipped = int(self._num_skipped_in_a_row)
+        if num_skipped >= SKIPS_BEFORE_WARNING:
             self._warn_once(
                 "skips",
-                f"the last {self._num_skipped_in_a_row} steps were skipped, because gradients of {self._bad_names()} "
+                f"the last {num_skipped} steps were skipped, because gradients of {self._bad_names()} "
                 'are not finite; nothing is trained. nonfinite="raise" stops at the first one',
             )
 
@@ -370,13 +411,3 @@ def _note_loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             "make it with the same theta"
         )
     optimizer._loading = state_dict
-
-
-def _restore_float32(loaded: dict[str, Any], saved: Mapping[str, Any]) -> None:
-    """Undo torch's cast of the state to the parameters' dtype."""
-    for group, saved_group in zip(loaded["param_groups"], saved["param_groups"], strict=True):
-        for param, i in zip(group["params"], saved_group["params"], strict=True):
-            if param.dtype != torch.float32 and i in saved["state"]:
-                loaded["state"][param] = {
-                    key: value.to(param.device, copy=True) for key, value in saved["state"][i].items()
-                }

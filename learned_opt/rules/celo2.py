@@ -48,6 +48,7 @@ class Celo2Rule(TensorwiseRule):
 
     name = "celo2"
     uses_horizon = False
+    large_state = ("momentum", "square")
 
     def __init__(self, hidden: int = 8, *, orthogonalize: bool = True) -> None:
         if hidden < 1:

@@ -240,7 +240,7 @@ class _Static(NamedTuple):
     has_embedding: Tensor  # () whether the network looks up any
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # what a recorded step reads must not be thrown away
 def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
     role = torch.tensor([PARAM_ROLES.index(spec.role) for spec in specs])
     width = torch.tensor([max(1, spec.width) for spec in specs]).float()
@@ -254,7 +254,7 @@ def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
         ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
         torch.tensor(any(spec.reads_tokens for spec in specs)).float(),
     )
-    return _Static(*(column.to(device) for column in columns))
+    return _Static(*(column.to(device, non_blocking=True) for column in columns))
 
 
 def _log_base(scalars: Scalars, known: _Static, log_horizon: Tensor) -> Tensor:
@@ -277,7 +277,8 @@ def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, num_st
     """Averages after an update; while a tensor is young they are plain means."""
     age = statistics.age
     young = 1 / (age + 1)
-    agreement = torch.where(age > 0, signals.agreement, 0.0)
+    is_first = age == 0
+    agreement = signals.agreement.masked_fill(is_first, 0.0)
     recent_square = statistics.recent_square.lerp(signals.grad_square, young.clamp(min=FAST_WEIGHT))
     slow_weight = torch.maximum(1 - scalars["slow_decay"], young)
     kept = 1 - _relaxed_share(scalars, num_steps)
@@ -289,7 +290,7 @@ def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, num_st
         usual_square=statistics.usual_square.lerp(signals.grad_square, slow_weight),
         recent_agreement=statistics.recent_agreement.lerp(agreement, young.clamp(min=FAST_WEIGHT)),
         usual_agreement=statistics.usual_agreement.lerp(agreement, young.clamp(min=SLOW_AGREEMENT_WEIGHT)),
-        log_step=kept * statistics.log_step + torch.where(age > 0, moved, 0.0),
+        log_step=kept * statistics.log_step + moved.masked_fill(is_first, 0.0),
         initial_square=torch.where(age < INITIAL_STEPS, recent_square, statistics.initial_square),
     )
 

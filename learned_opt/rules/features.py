@@ -29,9 +29,8 @@ from learned_opt.rules.rule import constant
 NUM_FEATURES: Final = 39
 NUM_TENSOR_FEATURES: Final = 28
 TIMESCALES: Final = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
-DENSE: Final = [*range(13), *range(25, 28)]  # features that vary along rows and columns
-ROW: Final = [13, 14, 15, 19, 20, 21]
-COLUMN: Final = [16, 17, 18, 22, 23, 24]
+_KINDS: Final = (13, 3, 3, 3, 3, 3)  # how many in turn are dense (vary along rows and columns), row, column, ... dense
+NUM_DENSE: Final = 16
 
 _SQUARE_FLOOR: Final = 1e-30
 _FACTOR_FLOOR: Final = 1e-9
@@ -177,20 +176,33 @@ def preconditioners(accumulators: Accumulators) -> Preconditioners:
     return Preconditioners(row_factor, column_factor, column_factor)
 
 
+def split_kinds(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Dense (..., 16), row (..., 6) and column (..., 6) entries of the features of tensors (..., 28)."""
+    parts = x.split(_KINDS, dim=-1)
+    return torch.cat((parts[0], parts[5]), -1), torch.cat(parts[1:4:2], -1), torch.cat(parts[2:5:2], -1)
+
+
+def join_kinds(dense: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """(..., 28): inverse of `split_kinds`."""
+    first, last = dense.split((_KINDS[0], _KINDS[-1]), dim=-1)
+    (row, later_row), (column, later_column) = row.chunk(2, dim=-1), column.chunk(2, dim=-1)
+    return torch.cat((first, row, column, later_row, later_column, last), dim=-1)
+
+
 def row_features(accumulators: Accumulators) -> Tensor:
-    """The 6 features (N, 6, E, R, 1) in the order of ROW."""
+    """The 6 features (N, 6, E, R, 1) in the order of `split_kinds`."""
     return torch.cat([accumulators.row, (accumulators.row + 1e-8).rsqrt()], dim=1)
 
 
 def column_features(accumulators: Accumulators) -> Tensor:
-    """The 6 features (N, 6, E, 1, C) in the order of COLUMN."""
+    """The 6 features (N, 6, E, 1, C) in the order of `split_kinds`."""
     return torch.cat([accumulators.column, (accumulators.column + 1e-8).rsqrt()], dim=1)
 
 
 def dense_features(
     params: Tensor, grad: Tensor, accumulators: Accumulators, factors: Preconditioners, *, chunk: Chunk, out: Tensor
 ) -> Tensor:
-    """The 16 features of DENSE for one chunk, feature-major.
+    """The 16 dense features for one chunk, feature-major.
 
     Args:
         params: (N, E, R, C).

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from learned_opt.rules import features
+from learned_opt.rules.batches import Chunk, batches, unstacked
 from learned_opt.rules.features import Accumulators, Decays
 from learned_opt.rules.kernels.chunked_mlp import chunked_update_
 from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, only_active, unpack_layers
@@ -46,6 +47,7 @@ STEP_SIZES: Final = {"mup": 0.01, "sp": 0.001}
 MOMENTUM_DECAYS: Final = (0.9, 0.99, 0.999)
 SQUARE_DECAYS: Final = (0.999,)
 FACTORED_DECAYS: Final = (0.9, 0.99, 0.999)
+STACK_NUMEL: Final = 2**22  # numbers of equal tensors that a device, where starting kernels costs, updates as one
 CHUNK_NUMEL: Final = 16_384  # activations of one chunk stay in the second-level cache
 
 _NUM_DECAYS: Final = len(MOMENTUM_DECAYS) + len(SQUARE_DECAYS) + len(FACTORED_DECAYS)
@@ -70,6 +72,7 @@ class MlpRule(TensorwiseRule):
 
     name = "mlp"
     uses_horizon = False
+    large_state = ("momentum", "square")
 
     def __init__(
         self,
@@ -130,25 +133,55 @@ class MlpRule(TensorwiseRule):
         """See `TensorwiseRule`; the horizon `num_steps` is not used."""
         kernel = self._kernel(theta)
         time = per_network(inner_step, tensors[0].param)
-        for tensor in tensors:
-            shape, role = tensor.spec.shape, tensor.spec.role
-            base = tensor.lr * STEP_SIZES[self.parametrization]
-            param = features.canonical(tensor.param, shape)
-            new = kernel(
-                features.accumulators_of(tensor.state, shape),
-                param=param,
-                grad=features.canonical(tensor.grad(), shape),
-                inner_step=time,
-                step_size=base * update_scale(role, tensor.spec.width, self.parametrization),
-                shrink=1 - base * (tensor.weight_decay or 0.0),
-                active=tensor.active,
-            )
-            if new is not None:
-                accumulators, param = new
-                tensor.state |= {kind: getattr(accumulators, kind) for kind in features.STATE_KEYS}
-                tensor.param = features.uncanonical(param, shape)
-            elif not param._is_view():  # the canonical form had to be a copy
-                tensor.param.copy_(features.uncanonical(param, shape))
+        if self.reference or theta.device.type == "cpu":
+            for tensor in tensors:
+                self._update(kernel, tensor, time)
+            return
+        for batch in batches(tensors, STACK_NUMEL):
+            if len(batch) == 1:
+                self._update(kernel, batch[0], time)
+            else:
+                self._update_stack(theta, batch, time)
+
+    def _update_stack(self, theta: Tensor, batch: Sequence[TensorUpdate], time: Tensor) -> None:
+        """Update K tensors of one shape as if they were those of K times as many networks."""
+        chunk, count = Chunk(batch, slice(len(batch))), len(batch)
+        masks = [tensor.active for tensor in batch if tensor.active is not None]
+        stack = TensorUpdate(
+            batch[0].spec,
+            chunk.read(lambda tensor: tensor.param).flatten(0, 1),
+            chunk.read(lambda tensor: tensor.raw_grad).flatten(0, 1),
+            {kind: chunk.state(kind).flatten(0, 1) for kind in features.STATE_KEYS},
+            batch[0].lr,
+            batch[0].weight_decay,
+            torch.stack(masks, dim=1).flatten() if masks else None,
+        )
+        time = time if len(time) == 1 else time.repeat_interleave(count)
+        self._update(self._kernel(theta.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)), stack, time)
+        size = (-1, count)
+        torch._foreach_copy_([tensor.param for tensor in batch], unstacked(stack.param.unflatten(0, size)))
+        for kind in features.STATE_KEYS:
+            chunk.write_state(kind, stack.state[kind].unflatten(0, size), in_place=True)
+
+    def _update(self, kernel: Kernel, tensor: TensorUpdate, time: Tensor) -> None:
+        shape, role = tensor.spec.shape, tensor.spec.role
+        base = tensor.lr * STEP_SIZES[self.parametrization]
+        param = features.canonical(tensor.param, shape)
+        new = kernel(
+            features.accumulators_of(tensor.state, shape),
+            param=param,
+            grad=features.canonical(tensor.grad(), shape),
+            inner_step=time,
+            step_size=base * update_scale(role, tensor.spec.width, self.parametrization),
+            shrink=1 - base * tensor.weight_decay if tensor.weight_decay else 1.0,
+            active=tensor.active,
+        )
+        if new is not None:
+            accumulators, param = new
+            tensor.state |= {kind: getattr(accumulators, kind) for kind in features.STATE_KEYS}
+            tensor.param = features.uncanonical(param, shape)
+        elif not param._is_view():  # the canonical form had to be a copy
+            tensor.param.copy_(features.uncanonical(param, shape))
 
     def _kernel(self, theta: Tensor) -> Kernel:
         """The fastest that can run under meta-parameters (N, M), or the readable twin."""

@@ -21,7 +21,8 @@ hidden matrices. For outputs, whose rows do not grow in number, the condition is
 to widths of 2,048 (tried before log_step was forgotten), though logits move more with width and mean losses at 2,048
 were better with 3/4.
 
-The state is that of Adam: 8 bytes for each parameter.
+The state is that of Adam: 8 bytes for each parameter. Tensors of one shape are handled together, large ones in slices
+(see `batches`): few operations, and no temporary above one tensor. `reference=True` takes them one by one.
 
 Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then weights (15, 3)
 and biases (3,) of the layer, then the three for networks with embeddings. Without `embedding_offset` the last are none,
@@ -34,19 +35,22 @@ Legend: N networks, R tensors, M meta-parameters, T horizon, L depth, f = t / T.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from learned_opt.rules.batches import Chunk, batches, chunks, per_row, unstacked
 from learned_opt.rules.controller import (
     NUM_FEEDBACK,
     NUM_OFFSETS,
     NUM_STATISTICS,
     REFERENCE_HORIZON,
     SCALARS,
+    Controls,
     Horizon,
     Scalars,
     Signals,
@@ -61,7 +65,6 @@ from learned_opt.rules.rule import (
     TensorUpdate,
     TensorwiseRule,
     constant,
-    expanded,
     per_network,
 )
 from zoo.networks.roles import MATRIX_ROLES
@@ -69,8 +72,9 @@ from zoo.training.muon import orthogonalize
 from zoo.training.schedules import StepCount
 
 CONSTANT_FRACTION: Final = 0.5  # of the run, at which the step stays where the horizon is not known
-MAX_BATCH_NUMEL: Final = 2**22  # equally shaped tensors are orthogonalised together up to this many numbers
-MIN_BFLOAT16_SIZE: Final = 256  # smaller side of a matrix from which on it is orthogonalised in bfloat16
+CPU_CHUNK_NUMEL: Final = 2**17  # numbers handled at once, so that they stay in the second-level cache
+DEVICE_CHUNK_NUMEL: Final = 2**22  # so many that starting kernels matters little; twice as many are orthogonalised
+MIN_LARGE_SIZE: Final = 256  # smaller side of a matrix from which on bfloat16 and Gram matrices save time
 
 _TINY: Final = 1e-24
 
@@ -86,6 +90,7 @@ class NormalizedRule(TensorwiseRule):
 
     name = "normalized"
     uses_horizon = True
+    large_state = ("momentum", "square")
 
     def __init__(self, *, feedback: bool = True, embedding_offset: bool = False, reference: bool = False) -> None:
         if embedding_offset and not feedback:
@@ -124,63 +129,128 @@ class NormalizedRule(TensorwiseRule):
     ) -> None:
         """See `TensorwiseRule`; without `num_steps` the step stays constant."""
         scalars, layer = decode(theta, feedback=self.feedback, embedding_offset=self.embedding_offset)
-        signals = [self._accumulate(scalars, tensor) for tensor in tensors]
+        per_chunk, per_batch = (sys.maxsize, 1) if self.reference else numel_at_once(theta.device)
+        parts = [(batch, list(chunks(batch, per_chunk))) for batch in batches(tensors, per_batch)]
+        tensors = [tensor for batch, _ in parts for tensor in batch]
+        sums = [sum_of([self._accumulate(scalars, chunk) for chunk in slices]) for _, some in parts for slices in some]
         statistics, controls = control(
             scalars,
             layer,
             specs=[tensor.spec for tensor in tensors],
             statistics=Statistics(*torch.stack([tensor.state["statistics"] for tensor in tensors], dim=1).unbind(2)),
-            signals=Signals(*(torch.stack(column, dim=1) for column in zip(*signals, strict=True))),
+            signals=signals_of(torch.cat(sums, dim=1), [tensor.param[0].numel() for tensor in tensors]),
             horizon=horizon_of(inner_step, num_steps, like=tensors[0].param),
         )
-        rows = torch.stack(statistics, dim=2).unbind(1)
-        unit, learned_decay = controls.decay_unit[:, 0], controls.learned_decay[:, 0]
-        for i, update in self._updates(scalars, controls.nesterov, tensors):
-            tensor = tensors[i]
-            asked, own = tensor.weight_decay, learned_decay if tensor.spec.role in MATRIX_ROLES else 0.0
-            kept = tensor.param * expanded(1 - tensor.lr * unit * (own if asked is None else asked), update)
-            size = expanded(tensor.lr * controls.size[:, i], update)
-            param = torch.addcmul(kept, update, size, value=-1)
-            tensor.write(param, {"statistics": rows[i]}, in_place=not self.reference)
+        self._remember(tensors, torch.stack(statistics, dim=2))
+        start = 0
+        for batch, some in parts:
+            own = slice(start, start := start + len(batch))
+            part = controls._replace(size=controls.size[:, own], nesterov=controls.nesterov[:, own])
+            self._apply(scalars, part, batch, [chunk for slices in some for chunk in slices])
 
-    def _accumulate(self, scalars: Scalars, tensor: TensorUpdate) -> Signals:
-        """Update momentum and second moment; what is seen of the gradient, (N,) each."""
-        grad, state = tensor.grad(), tensor.state
-        agreement = cosine(grad, state["momentum"] * (state["square"] + _TINY).rsqrt_())
-        self._lerp(tensor, "momentum", grad, 1 - scalars["momentum_decay"])
-        self._lerp(tensor, "square", grad.square(), 1 - scalars["square_decay"])
-        share = mean_square(state["momentum"]) / (_flat(state["square"]).mean(1) + 1e-30)
-        return Signals(mean_square(grad), agreement, share, mean_square(tensor.param))
+    def _accumulate(self, scalars: Scalars, chunk: Chunk) -> Tensor:
+        """Update momentum and second moment; what is seen of the gradient, summed: (N, K, 6), see `signals_of`."""
+        grad, momentum, square = chunk.grad(), chunk.state("momentum"), chunk.state("square")
+        normalised = momentum * (square + _TINY).rsqrt_()
+        norm, dot = square_sum(normalised), _flat(normalised * grad).sum(2)
+        momentum = self._lerp(chunk, "momentum", momentum, grad, 1 - scalars["momentum_decay"])
+        square = self._lerp(chunk, "square", square, grad.square(), 1 - scalars["square_decay"])
+        param = chunk.read(lambda tensor: tensor.param)
+        squares = (square_sum(grad), dot, norm, square_sum(momentum), _flat(square).sum(2), square_sum(param))
+        return torch.stack(squares, dim=2)
 
-    def _lerp(self, tensor: TensorUpdate, kind: str, value: Tensor, weight: Tensor) -> None:
-        weight = weight[:, 0] if tensor.active is None else weight[:, 0] * tensor.active
-        weight = expanded(weight, value)
-        old = tensor.state[kind]
-        tensor.state[kind] = old.lerp(value, weight) if self.reference else old.lerp_(value, weight)
+    def _lerp(self, chunk: Chunk, kind: str, old: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+        weight = per_row(weight if chunk.active is None else weight * chunk.active, old)
+        new = old.lerp(value, weight) if self.reference else old.lerp_(value, weight)
+        chunk.write_state(kind, new, in_place=not self.reference)
+        return new
 
-    def _updates(
-        self, scalars: Scalars, nesterov: Tensor, tensors: Sequence[TensorUpdate]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Index and update (N, *shape), of unit RMS, of each tensor; equal shapes are orthogonalised together."""
-        groups: dict[int | tuple[int, ...], list[int]] = defaultdict(list)
-        for i, tensor in enumerate(tensors):
-            alone = tensor.spec.role not in MATRIX_ROLES or self.reference
-            groups[i if alone else tensor.spec.shape].append(i)
-        for group in groups.values():
-            per_batch = max(1, MAX_BATCH_NUMEL // tensors[group[0]].param.numel())
-            for start in range(0, len(group), per_batch):
-                batch = group[start : start + per_batch]
-                directions = [direction_of(tensors[i], nesterov[:, i]) for i in batch]
-                if tensors[batch[0]].spec.role in MATRIX_ROLES:
-                    mixes = torch.stack([scalars[f"mix_{tensors[i].spec.role}"][:, 0] for i in batch], dim=1)
-                    directions = orthogonal_mix(directions, mixes)
-                yield from zip(batch, directions, strict=True)
+    def _remember(self, tensors: Sequence[TensorUpdate], statistics: Tensor) -> None:
+        """Store statistics (N, R, 7) of active networks."""
+        kept = [tensor.state["statistics"] for tensor in tensors]
+        if any(tensor.active is not None for tensor in tensors):
+            everywhere = torch.ones_like(statistics[:, 0, 0], dtype=torch.bool)
+            active = [everywhere if tensor.active is None else tensor.active for tensor in tensors]
+            statistics = torch.where(torch.stack(active, dim=1)[..., None], statistics, torch.stack(kept, dim=1))
+        if not self.reference:
+            torch._foreach_copy_(kept, unstacked(statistics))
+            return
+        for tensor, row in zip(tensors, statistics.unbind(1), strict=True):
+            tensor.state["statistics"] = row
+
+    def _apply(
+        self, scalars: Scalars, controls: Controls, batch: Sequence[TensorUpdate], parts: Sequence[Chunk]
+    ) -> None:
+        """Change the parameters of a batch, whose own columns `controls` has of what it has per tensor."""
+        spec, lr, asked = batch[0].spec, batch[0].lr, batch[0].weight_decay
+        is_matrix = spec.role in MATRIX_ROLES
+        is_sliced = not is_matrix and parts[0].rows is not None  # found twice, as there may be no room to keep it
+        if is_sliced:
+            squares = sum_of([square_sum(direction_of(chunk, controls.nesterov)) for chunk in parts])
+        else:
+            update = self._directions(batch, parts, controls.nesterov)  # (N, K, *shape)
+            if is_matrix:
+                update = orthogonal_mix(update, scalars[f"mix_{spec.role}"], exact=self.reference)
+            squares = square_sum(update)
+        size = lr * controls.size * (squares / batch[0].param[0].numel() + _TINY).rsqrt()
+        decay = (controls.learned_decay if is_matrix else 0.0) if asked is None else asked
+        kept = (1 - lr * controls.decay_unit * decay).expand(-1, len(batch))
+        if batch[0].active is not None:
+            active = torch.stack([tensor.active for tensor in batch if tensor.active is not None], dim=1)
+            size, kept = size.masked_fill(~active, 0.0), kept.masked_fill(~active, 1.0)
+        if self.reference:
+            whole = batch[0].param.unsqueeze(1) * per_row(kept, update) - update * per_row(size, update)
+            batch[0].param = whole.squeeze(1)
+        elif is_sliced:
+            for chunk in parts:
+                update = direction_of(chunk, controls.nesterov)
+                step_([batch[0].param[:, chunk.rows]], update, size, kept if asked else None)
+        else:
+            step_([tensor.param for tensor in batch], update, size, kept if is_matrix or asked else None)
+
+    def _directions(self, batch: Sequence[TensorUpdate], parts: Sequence[Chunk], nesterov: Tensor) -> Tensor:
+        """(N, K, *shape): the momentum with some of the newest gradient, over the root of the second moment."""
+        if len(parts) == 1:
+            return direction_of(parts[0], nesterov)
+        first = batch[0].param
+        directions = first.new_empty(first.shape[0], len(batch), *first.shape[1:])
+        for chunk in parts:
+            direction_of(chunk, nesterov[:, chunk.place], out=chunk.part_of(directions))
+        return directions
 
 
-def direction_of(tensor: TensorUpdate, nesterov: Tensor) -> Tensor:
-    """(N, *shape) of unit RMS: the momentum with some of the newest gradient, over the root of the second moment."""
-    momentum, square, grad = tensor.state["momentum"], tensor.state["square"], tensor.grad()
-    return rms_normalised(momentum.lerp(grad, expanded(nesterov, grad)).mul_((square + _TINY).rsqrt_()))
+def direction_of(chunk: Chunk, nesterov: Tensor, out: Tensor | None = None) -> Tensor:
+    """Direction (N, K, *shape) of a chunk, not normalised."""
+    momentum, square, grad = chunk.state("momentum"), chunk.state("square"), chunk.grad()
+    return torch.lerp(momentum, grad, per_row(nesterov, grad), out=out).mul_((square + _TINY).rsqrt_())
+
+
+def step_(params: list[Tensor], update: Tensor, size: Tensor, kept: Tensor | None) -> None:
+    """params <- kept * params - size * update, for K tensors, `update` (N, K, *shape) and numbers (N, K)."""
+    if kept is not None:
+        torch._foreach_mul_(params, unstacked(per_row(kept, update)))
+    torch._foreach_sub_(params, unstacked(update.mul_(per_row(size, update))))
+
+
+def numel_at_once(device: torch.device) -> tuple[int, int]:
+    """Numbers in a chunk and in a batch."""
+    if device.type == "cpu":
+        return CPU_CHUNK_NUMEL, CPU_CHUNK_NUMEL
+    return DEVICE_CHUNK_NUMEL, 2 * DEVICE_CHUNK_NUMEL
+
+
+def sum_of(sums: Sequence[Tensor]) -> Tensor:
+    """Sum over the slices of one tensor."""
+    return sums[0] if len(sums) == 1 else torch.stack(list(sums)).sum(0)
+
+
+def signals_of(sums: Tensor, numels: Sequence[int]) -> Signals:
+    """Signals from the sums (N, R, 6) over each tensor of g^2, g n, n^2, m^2, v, W^2; n is the normalised momentum."""
+    numel = constant(tuple(map(float, numels)), sums.device)
+    grad, dot, normalised, momentum, square, param = sums.unbind(2)
+    agreement = dot / (grad.sqrt() * normalised.sqrt()).clamp(min=1e-30)
+    share = momentum / numel / (square / numel + 1e-30)
+    return Signals(grad / numel, agreement, share, param / numel)
 
 
 def horizon_of(inner_step: StepCount, num_steps: StepCount | None, like: Tensor) -> Horizon:
@@ -191,34 +261,41 @@ def horizon_of(inner_step: StepCount, num_steps: StepCount | None, like: Tensor)
     return Horizon(torch.minimum(per_network(inner_step, like), total - 1) / total, total)
 
 
+def square_sum(x: Tensor) -> Tensor:
+    """(N, K, *shape) -> (N, K)."""
+    return torch.linalg.vector_norm(_flat(x), dim=2, dtype=torch.float32).square()
+
+
 def mean_square(x: Tensor) -> Tensor:
-    """(N, *shape) -> (N,)."""
-    return torch.linalg.vector_norm(_flat(x), dim=1).square() / x[0].numel()
+    """(N, K, *shape) -> (N, K)."""
+    return square_sum(x) / x[0, 0].numel()
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of two tensors (N, *shape) for each network, 0 where one of them is zero: (N,)."""
-    a, b = _flat(a), _flat(b)
-    dot = (a.unsqueeze(1) @ b.unsqueeze(2)).flatten()
-    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-    return dot / norms.clamp(min=1e-30)
+def orthogonal_mix(directions: Tensor, mix: Tensor, *, exact: bool = False) -> Tensor:
+    """Directions mixed with their orthogonalised selves, not normalised.
+
+    Args:
+        directions: (N, K, *shape) of any size; overwritten unless `exact`.
+        mix: (N, 1) share of the orthogonalised.
+        exact: orthogonalise in float32, by the iteration as it is written above.
+    """
+    num_networks, num_tensors, fan_out = directions.shape[:3]
+    matrices = directions.reshape(num_networks * num_tensors, fan_out, -1)
+    is_large = not exact and min(matrices.shape[1:]) >= MIN_LARGE_SIZE
+    dtype = torch.bfloat16 if is_large and is_fast_in_bfloat16(matrices.device) else None
+    orthogonal = orthogonalize(matrices, dtype, by_gram=is_large).view_as(directions)
+    own = per_row((1 - mix) * (mean_square(directions) + _TINY).rsqrt(), directions)
+    other = per_row(mix * (mean_square(orthogonal) + _TINY).rsqrt(), directions)
+    return torch.addcmul(directions * own if exact else directions.mul_(own), orthogonal, other)
 
 
-def rms_normalised(x: Tensor) -> Tensor:
-    """Each network's tensor (N, *shape) brought to root mean square one."""
-    return x * expanded((mean_square(x) + _TINY).rsqrt(), x)
-
-
-def orthogonal_mix(directions: Sequence[Tensor], mixes: Tensor) -> list[Tensor]:
-    """Directions (N, *shape), mixed with their orthogonalised selves by `mixes` (N, K), of unit RMS again."""
-    stacked = torch.stack(list(directions), dim=1).flatten(3)  # (N, K, fan_out, fan_in)
-    if stacked.ndim == 3:
-        stacked = stacked.unsqueeze(2)
-    batch = stacked.flatten(0, 1)
-    dtype = torch.bfloat16 if min(batch.shape[1:]) >= MIN_BFLOAT16_SIZE else None
-    mixed = batch.lerp(rms_normalised(orthogonalize(batch, dtype)), expanded(mixes.flatten(), batch))
-    return list(rms_normalised(mixed).view(stacked.shape[:2] + directions[0].shape[1:]).unbind(1))
+@lru_cache(maxsize=8)
+def is_fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether matrix units take bfloat16; where they do not, products in it are slower than in float32."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(*x.shape[:2], -1)

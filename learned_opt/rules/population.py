@@ -98,7 +98,11 @@ class PopulationOptimizer:
             lr=lr,
             weight_decay=self.weight_decay,
         )
-        state.update(_flat(nested))
+        for name, tensor in _flat(nested).items():
+            if torch.is_grad_enabled():
+                state[name] = tensor
+            elif tensor is not state[name]:  # of a rule that makes new ones
+                state[name].copy_(tensor)
         for slot, old, new in zip(slots, before, views, strict=True):
             if torch.is_grad_enabled() or new is not old:
                 params[:, slot.span] = new.reshape(len(params), -1)

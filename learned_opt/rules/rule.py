@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ class UpdateRule(Protocol):
         *,
         inner_step: StepCount,
         num_steps: StepCount | None,
-        lr: Sequence[float] | float = 1.0,
+        lr: Sequence[float | Tensor] | float = 1.0,
         weight_decay: Sequence[float | None] | float | None = None,
     ) -> None:
         """Change `params` and `state` in place.
@@ -108,7 +108,7 @@ class UpdateRule(Protocol):
             state: from `init_state`.
             inner_step: updates made so far.
             num_steps: horizon of the training run, None if it is not known.
-            lr: multiplier of the update, per tensor or for all.
+            lr: multiplier of the update, per tensor or for all; tensors () on the device of the parameters.
             weight_decay: decoupled decay in units of the rule's base step, per tensor or for all: with a base
                 step s, weights shrink by the factor 1 - lr * s * weight_decay. None is the rule's own, if it has one.
         """
@@ -123,7 +123,7 @@ class TensorUpdate:
     param: Tensor  # (N, *shape)
     raw_grad: Tensor  # (N, *shape), of inactive networks anything
     state: dict[str, Tensor]
-    lr: float
+    lr: float | Tensor
     weight_decay: float | None
     active: Tensor | None  # (N,) bool
 
@@ -131,7 +131,7 @@ class TensorUpdate:
         """(N, *shape) gradient, zero for inactive networks; a temporary where there can be any."""
         if self.active is None:
             return self.raw_grad
-        return torch.where(expanded(self.active, self.raw_grad), self.raw_grad, 0.0)
+        return self.raw_grad.masked_fill(~expanded(self.active, self.raw_grad), 0.0)
 
     def write(self, param: Tensor, state: Mapping[str, Tensor], *, in_place: bool = True) -> None:
         """Give active networks new numbers, in the memory of the old ones or in new tensors."""
@@ -146,7 +146,14 @@ class TensorUpdate:
 
 
 class TensorwiseRule(UpdateRule, ABC):
-    """A rule that is written as `update_tensors` and can be told to leave some networks alone."""
+    """A rule that is written as `update_tensors` and can be told to leave some networks alone.
+
+    Attributes:
+        large_state: kinds of state as large as the parameters, which are sharded where these are; every rank has the
+            others.
+    """
+
+    large_state: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def update_tensors(
@@ -164,7 +171,7 @@ class TensorwiseRule(UpdateRule, ABC):
         *,
         inner_step: StepCount,
         num_steps: StepCount | None,
-        lr: Sequence[float] | float = 1.0,
+        lr: Sequence[float | Tensor] | float = 1.0,
         weight_decay: Sequence[float | None] | float | None = None,
         active: Sequence[Tensor | None] | None = None,
     ) -> None:
@@ -237,7 +244,7 @@ def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:
     return theta.expand(num_networks, -1)
 
 
-_Value = TypeVar("_Value", float, float | None, Tensor | None)
+_Value = TypeVar("_Value", float | Tensor, float | None, Tensor | None)
 
 
 def per_tensor(value: Sequence[_Value] | _Value, num_tensors: int) -> list[_Value]:
@@ -252,11 +259,11 @@ def per_network(count: StepCount, like: Tensor) -> Tensor:
     return torch.full((1,), float(count), dtype=torch.float32, device=like.device)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # what a recorded step reads must not be thrown away
 @torch.inference_mode(False)
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers as a float32 tensor that is copied to a device once."""
-    return torch.tensor(values, dtype=torch.float32, device=device)
+    return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
 
 
 def expanded(x: Tensor, other: Tensor) -> Tensor:

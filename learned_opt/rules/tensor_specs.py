@@ -17,6 +17,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from learned_opt.rules.rule import TensorSpec
 from zoo.networks.layout import ParamLayout
+from zoo.networks.module_graph import own_class
 from zoo.networks.roles import PARAM_ROLES, TensorRole, fan_in, guesses, infer_roles
 from zoo.networks.tensor_kinds import kind_of_named
 
@@ -175,7 +176,7 @@ def _is_block(module: nn.Module) -> bool:
 
 def _num_own_norms(block: nn.Module) -> int:
     """Norms of the block itself that act within an example, by the names of their classes."""
-    names = [type(child).__name__.lower() for child in block.children()]
+    names = [own_class(child).__name__.lower() for child in block.children()]
     return sum("norm" in name and not name.startswith(("batch", "sync", "group", "instance")) for name in names)
 
 

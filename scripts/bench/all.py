@@ -8,8 +8,7 @@ Stages, in the order of their worth:
     populations  networks trained at once, compiled and eager, against a plain loop on the same device
     optimizers   a step of mulo-norm and mulo on ViT-B/16 and GPT-2 small, against Muon and AdamW
     meta         parameter updates a second of meta-training, by the number of particles
-    sampling     a generated network of 200 million parameters: seconds and memory of 20 steps
-    training     a training step of the generator that makes it
+    generator    a generated network of 200 million parameters, 20 steps, and a training step of what generates it
     language     a transformer of 85 million parameters on Python source: mulo-norm, Muon and AdamW
     demo         the three jobs in one run
 
@@ -123,13 +122,12 @@ class Stage(NamedTuple):
 
 
 STAGES: Final = {
-    "tests": Stage("tests", 2, "all:gpu_tests"),
+    "tests": Stage("tests", 2.5, "all:gpu_tests"),
     "populations": Stage("population", 2, "bench_population:stage"),
-    "optimizers": Stage("optimizer_step", 1, "bench_optimizer_step:stage"),
+    "optimizers": Stage("optimizer_step", 1.5, "bench_optimizer_step:stage"),
     "meta": Stage("meta_train", 1, "bench_meta_train:stage"),
-    "sampling": Stage("generator", 1, "generator_memory:sampling_stage"),
-    "training": Stage("generator", 1, "generator_memory:training_stage"),
-    "language": Stage("language", 3.5, "bench_language:stage"),
+    "generator": Stage("generator", 1.8, "generator_memory:stage"),
+    "language": Stage("language", 3, "bench_language:stage"),
     "demo": Stage("demo", 2, "all:demo"),
 }
 

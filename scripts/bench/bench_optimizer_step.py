@@ -5,7 +5,7 @@
 Rows: median and fastest step (on the CPU in CPU time of the process, which other load does not stretch), temporary
 memory of one step (by how much it raises the peak; on the CPU in a process of its own), and the state. Shapes: one
 matrix of a million numbers; the matrices of a transformer block of width 768; on a GPU also all tensors of ViT-B/16 and
-of GPT-2 small. Gradients are given, so nothing but the optimizer runs.
+of GPT-2 small, and steps replayed from a CUDA graph. Gradients are given, so nothing but the optimizer runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 
 import torch
 from torch import nn
@@ -34,6 +35,7 @@ Build = Callable[[list[dict]], list[torch.optim.Optimizer]]  # of parameter grou
 _BLOCK: Tensors = [("hidden", (768, 768))] * 4 + [("hidden", (3072, 768)), ("hidden", (768, 3072))]
 _BLOCK_VECTORS: Tensors = [("norm", (768,))] * 4 + [("bias", (768,))] * 5 + [("bias", (3072,))]
 SHAPES: dict[str, Tensors] = {
+    "64 x 64": [("hidden", (64, 64))],
     "1024 x 1024": [("hidden", (1024, 1024))],
     "transformer block, width 768": _BLOCK,
     "ViT-B/16": [
@@ -51,6 +53,7 @@ SHAPES: dict[str, Tensors] = {
     ],
 }
 LARGE = ("GPT-2 small", "ViT-B/16")  # too slow for a CPU
+TINY = "64 x 64"  # tells nothing, quickly
 
 
 def main() -> None:
@@ -59,28 +62,28 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=7)
     options = parser.parse_args()
     device = resolve_device(options.device)
-    titles = [title for title in SHAPES if device.type != "cpu" or title not in LARGE]
-    pairs = ((title, name) for title in titles for name in OPTIMIZERS if name != PLAIN or len(SHAPES[title]) == 1)
+    titles = [title for title in SHAPES if title != TINY and (device.type != "cpu" or title not in LARGE)]
+    names = [*OPTIMIZERS, *(GRAPHS if device.type == "cuda" else ())]
+    pairs = ((title, name) for title in titles for name in names if name != PLAIN or len(SHAPES[title]) == 1)
     rows = (row(name, title, device, options.num_steps) for title, name in pairs)
     publish("optimizer_step", rows, options, packages=("torch",), device=device)
 
 
 def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     """Learned optimizers beside AdamW and Muon on the tensors of whole networks."""
-    if size == "full":
-        titles, names, num_steps = LARGE, ["AdamW fused", MUON, "mulo-norm", "mulo, H = 32"], 20
-    else:
-        titles, names, num_steps = ("1024 x 1024",), [MUON, "mulo-norm"], 2
-    for title in titles:
-        for name in names:
-            yield row(name, title, device, num_steps)
+    titles, num_steps = (LARGE, 10) if size == "full" else ((TINY,), 2)
+    graphs = GRAPHS if device.type == "cuda" else ()
+    first, last = ("mulo-norm", MUON, *graphs[:1], "AdamW fused"), ("mulo, H = 32", *graphs[1:])  # compiles kernels
+    for title, name in (*product(titles, first), *product(titles, last)):
+        yield row(name, title, device, num_steps)
 
 
 def row(name: str, title: str, device: torch.device, num_steps: int) -> Row:
     step, optimizers = make(name, SHAPES[title], device)
     times = [1e3 * time for time in seconds(step, device, num_steps, by_cpu=device.type == "cpu")]
     num_params = sum(math.prod(shape) for _, shape in SHAPES[title])
-    figures = {"ms": statistics.median(times), "temporaries, MiB": temporaries(name, SHAPES[title], device) / 2**20}
+    grown = temporaries(name, SHAPES[title]) if device.type == "cpu" else peak_growth(step, device)
+    figures = {"ms": statistics.median(times), "temporaries, MiB": grown / 2**20}
     if optimizers:
         figures["state, bytes a parameter"] = sum(map(state_bytes, optimizers)) / num_params
     clock = "CPU time of the process" if device.type == "cpu" else "wall time"
@@ -103,13 +106,26 @@ def make(name: str, tensors: Tensors, device: torch.device) -> tuple[Step, list[
     if name == PLAIN:
         return plain_step(params), []
     groups = [{"params": [param], "role": role} for param, (role, _) in zip(params, tensors, strict=True)]
-    optimizers = OPTIMIZERS[name](groups)
+    optimizers = OPTIMIZERS[name.removesuffix(IN_GRAPH)](groups)
 
     def step() -> None:
         for optimizer in optimizers:
             optimizer.step()
 
-    return step, optimizers
+    return captured(step) if name.endswith(IN_GRAPH) else step, optimizers
+
+
+def captured(step: Step) -> Step:
+    """The step as a CUDA graph, which starts all its kernels at once."""
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(3):  # state and libraries
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def plain_step(params: list[nn.Parameter]) -> Step:
@@ -155,28 +171,33 @@ OPTIMIZERS: dict[str, Build] = {
     "mulo, H = 8": learned(MlpRule(8)),
     PLAIN: learned(MlpRule(32)),  # replaced by `plain_step`
 }
+IN_GRAPH = ", CUDA graph"
+GRAPHS = tuple(f"{name}{IN_GRAPH}" for name in ("mulo-norm", "mulo, H = 32"))
 
 
 def _params(groups: list[dict]) -> list[nn.Parameter]:
     return [param for group in groups for param in group["params"]]
 
 
-def temporaries(name: str, tensors: Tensors, device: torch.device) -> int:
-    """Bytes by which a step raises the peak over what lives between steps."""
-    if device.type != "cpu":
-        return _peak_growth(name, tensors, device)
+def temporaries(name: str, tensors: Tensors) -> int:
+    """`peak_growth` on the CPU, in a process of its own."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # so that the C library gives back what is freed
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_growth, name, tensors, device).result()
+        return pool.submit(_growth_from_nothing, name, tensors).result()
 
 
-def _peak_growth(name: str, tensors: Tensors, device: torch.device) -> int:
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-        for size in (64, 600):  # loads libraries and their buffers
-            make(name, [("hidden", (size, size))], device)[0]()
+def _growth_from_nothing(name: str, tensors: Tensors) -> int:
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    for size in (64, 600):  # loads libraries and their buffers
+        make(name, [("hidden", (size, size))], device)[0]()
     step, _ = make(name, tensors, device)
     step()  # makes the state
+    return peak_growth(step, device)
+
+
+def peak_growth(step: Step, device: torch.device) -> int:
+    """Bytes by which a step raises the peak over what lives between steps; a graph keeps its own between them."""
     forget_peak(device)
     before = used_bytes(device)
     step()

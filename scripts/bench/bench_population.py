@@ -16,15 +16,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import Task, get_task, train_population
 from zoo.devices import is_out_of_memory
 from zoo.networks.initialization import run_seed
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer, Sgd
+from zoo.training.precision import PRECISIONS
 
 from ..plain_loop import PlainLoop
 from ..rows import Row
@@ -45,6 +47,17 @@ OTHER_TASKS = {
     **CNN,
     **TRANSFORMER,
 }
+SMALL, WIDE, CONVOLUTIONS, TEXT = *MLPS, *CNN, *TRANSFORMER
+ALL = (SMALL, WIDE, CONVOLUTIONS, TEXT)
+STAGE = (  # network, N, whether compiled, precision
+    *((name, num, compile, "32") for num, compile in ((4096, True), (16384, False)) for name in (SMALL, WIDE)),
+    *((name, num, False, "32") for num in (256, 1024, 4096) for name in (CONVOLUTIONS, TEXT)),
+    *((name, 1024, False, precision) for precision in ("tf32", "bf16-mixed") for name in (WIDE, CONVOLUTIONS, TEXT)),
+    *((name, 1024, True, "32") for name in (CONVOLUTIONS, TEXT)),
+    *((name, 16384, True, "32") for name in (SMALL, WIDE)),
+    *((SMALL, num, True, "32") for num in (1024, 65536)),
+)
+TINY_STAGE = ((SMALL, 16, False, "32"), (SMALL, 64, True, "32"), (SMALL, 16, False, "bf16-mixed"))
 OPTIMIZERS: dict[str, InnerOptimizer] = {"SGD Nesterov": Sgd(0.1, 0.9, nesterov=True), "Adam": Adam(), "Muon": Muon()}
 
 
@@ -164,40 +177,50 @@ def whole_zoo(num_networks: int, num_repeats: int) -> Iterator[Row]:
 
 
 def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
-    """Populations that grow until the device is full, then compiled ones of that size and of smaller sizes."""
-    if size == "full":
-        networks, sizes, num_repeats = {**MLPS, **CNN, **TRANSFORMER}, [4**k for k in range(4, 10)], 5
-    else:
-        networks, sizes, num_repeats = {"digits 64-16-10": MLPS["digits 64-16-10"]}, [16, 64], 2
-    tasks = {name: get_task(**config).to(device) for name, config in networks.items()}
+    """Populations of each network, the rows of most worth first, each compared with a plain loop on the same device."""
+    networks, num_repeats = {**MLPS, **CNN, **TRANSFORMER}, 3 if size == "full" else 2
+    tasks: dict[str, Task] = {}
     plain: dict[str, list[Rate]] = {}
-    full: dict[str, int] = {}
-    for name, task in tasks.items():
-        plain[name] = measure({name: plain_loop(task, 100)}, num_repeats)[0][name]
-        yield device_row({"network": name, "method": "plain loop", "N": 1}, plain[name], plain[name], device)
-        best = 0.0
-        for num in sizes:
-            rates = population_rates(task, num, num_repeats, num_steps=round(best / num / 4))
-            if rates is None:
-                break
-            yield device_row({"network": name, "method": "eager", "N": num}, rates, plain[name], device)
-            if median(rates) < 1.1 * best:
-                break
-            best, full[name] = median(rates), num
-    for factor in (1, 16):
-        for name, num in full.items():
-            if rates := population_rates(tasks[name], num // factor, num_repeats, num_steps=20, compile=True):
-                setting = {"network": name, "method": "compiled", "N": num // factor}
-                yield device_row(setting, rates, plain[name], device)
+    for name, num, compile, precision in STAGE if size == "full" else TINY_STAGE:
+        if name not in tasks:
+            tasks[name] = get_task(**networks[name]).to(device)
+            plain[name] = measure({name: plain_loop(tasks[name], 100)}, num_repeats)[0][name]
+            yield device_row({"network": name, "method": "plain loop", "N": 1}, plain[name], plain[name], tasks[name])
+        options = {"compile": compile, "precision": precision}
+        if rates := population_rates(tasks[name], num, num_repeats, num_steps=20, **options):
+            setting = {"network": name, "method": "compiled" if compile else "eager", "N": num}
+            setting |= {} if precision == "32" else {"precision": precision}
+            yield device_row(setting, rates, plain[name], tasks[name])
+    for task in tasks.values() if size == "full" else ():
+        yield from final_losses(task)
+
+
+def final_losses(task: Task, num_networks: int = 256, num_steps: int = 300) -> Iterator[Row]:
+    """What precision does to the networks that come out."""
+    precisions = [name for name in PRECISIONS if name != "tf32" or task.device.type == "cuda"]
+    for precision in precisions:
+        *_, last = train_population(task, Adam(), range(num_networks), num_steps=num_steps, precision=precision)
+        metrics = task.evaluate(last.params, "val")
+        yield Row(
+            question="What does precision do to final losses?",
+            setting={"network": repr(task), "precision": precision, "N": num_networks, "steps": num_steps},
+            figures={
+                "validation loss": metrics["loss"].mean().item(),
+                "spread between runs": metrics["loss"].std().item(),
+                "validation error": metrics["error"].mean().item(),
+                "runs alive": int(last.alive.sum()),
+            },
+            note=f"Adam, batch {BATCH_SIZE}; the same initial networks and minibatches in each precision.",
+        )
 
 
 def population_rates(
-    task: Task, num_networks: int, num_repeats: int, *, num_steps: int, **options: bool
+    task: Task, num_networks: int, num_repeats: int, *, num_steps: int, **options: Any
 ) -> list[Rate] | None:
     """Rates of a population, None if it does not fit the device's memory."""
     forget_peak(task.device)
     try:
-        ours = population(task, num_networks, num_steps=min(50, max(num_steps, 4)), **options)
+        ours = population(task, num_networks, num_steps=num_steps, **options)
         return measure({"": ours}, num_repeats)[0][""]
     except RuntimeError as error:
         if is_out_of_memory(error):
@@ -205,19 +228,22 @@ def population_rates(
         raise
 
 
-def device_row(setting: dict[str, str | int], rates: list[Rate], plain: list[Rate], device: torch.device) -> Row:
+def device_row(setting: dict[str, str | int], rates: list[Rate], plain: list[Rate], task: Task) -> Row:
     walls = [rate.per_second for rate in rates]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        task.loss_and_grad(task.init_runs(range(2)), task.batch(torch.arange(BATCH_SIZE, device=task.device), 2))
     return Row(
         question="How fast are populations on this device, and how many networks fill it?",
         setting=setting,
         figures={
             "model-steps/s": median(rates),
             "times the plain loop": median(rates) / median(plain),
-            "peak memory, GiB": peak_bytes(device) / 2**30,
+            "TFLOP/s of products": median(rates) * counter.get_total_flops() / 2 / 1e12,
+            "peak memory, GiB": peak_bytes(task.device) / 2**30,
         },
         spread={"model-steps/s": (min(walls), max(walls))},
-        note=f"Adam, batch {BATCH_SIZE}; the plain loop is on the same device. A population fills it where four times "
-        f"the networks add less than a tenth. Median and range of {len(rates)} repeats.",
+        note=f"Adam, batch {BATCH_SIZE}; the plain loop is on the same device. On CUDA a population's step is launched "
+        f"as one graph. Median and range of {len(rates)} repeats.",
     )
 
 
@@ -239,7 +265,7 @@ def population(
     *,
     num_steps: int = 100,
     batch_size: int = BATCH_SIZE,
-    **options: bool,
+    **options: Any,
 ) -> Callable[[], Rate]:
     """Model-steps/s of N networks trained at once; each call trains them `num_steps` steps further."""
     steps = range(num_steps, (MAX_CALLS + 1) * num_steps, num_steps)

@@ -52,16 +52,13 @@ def main() -> None:
     publish("generator", rows, options, packages=PACKAGES, device=device)
 
 
-def sampling_stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
-    """Twenty denoising steps of a whole network."""
+def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
+    """Twenty denoising steps of a whole network, then training steps on sampled windows."""
     for shape in shapes(size):
-        yield row(Work(*shape, device), "sampling, 20 steps", lambda work: work.sample(20), 1)
-
-
-def training_stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
-    """Training steps on sampled windows."""
-    for shape in shapes(size):
-        yield row(Work(*shape, device), "training", Work.train, 10 if size == "full" else 2)
+        work = Work(*shape, device)
+        yield row(work, "sampling, 20 steps", lambda work: work.sample(20), 3 if size == "full" else 1)
+        forget_peak(device)
+        yield row(work, "training", Work.train, 10 if size == "full" else 2)
 
 
 def shapes(size: str) -> list[tuple[int, int]]:

@@ -99,7 +99,7 @@ def alignment_row(name: str, networks: Tensor, task: Task, prompts: Tensor) -> R
 def diversity_rows(
     networks: dict[str, Tensor], starts: Tensor, prompts: Tensor, task: Task, train: Trajectories
 ) -> Iterator[Row]:
-    states, _ = task.draw_examples(NUM_STATES, torch.Generator().manual_seed(0))
+    states = task.draw_examples(NUM_STATES, torch.Generator().manual_seed(0)).inputs
     seen = train.read(
         *(index.flatten() for index in torch.meshgrid(*map(torch.arange, train.metrics[METRIC].shape), indexing="ij"))
     )

@@ -1,4 +1,4 @@
-"""On a device that is not there: the numbers of the CPU, and no step waits for the device."""
+"""On another device: the numbers of the CPU, and no step waits for the device."""
 
 from contextlib import nullcontext
 
@@ -25,7 +25,7 @@ from learned_opt.rules.rule import UpdateRule
 from scripts.studies.optimizers.coordinate_check import check_pretrained
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 
-from ..pretended_device import no_synchronization, pretended_device
+from ..devices import never_waiting
 
 RULES = {  # in plain torch: the kernel in C is the CPU's alone
     "mulo": MlpRule(4, native=False),
@@ -37,12 +37,6 @@ RULES = {  # in plain torch: the kernel in C is the CPU's alone
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
-@pytest.fixture
-def device():
-    with pretended_device() as sim:
-        yield sim
-
-
 def random_theta(rule: UpdateRule) -> Tensor:
     rng = torch.Generator().manual_seed(0)
     theta = rule.init_theta(rng)
@@ -50,7 +44,8 @@ def random_theta(rule: UpdateRule) -> Tensor:
 
 
 def assert_equal(there: Tensor, here: Tensor) -> None:
-    torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=1e-7)
+    rtol, atol = (1e-3, 1e-4) if "cuda" in (there.device.type, here.device.type) else (1e-6, 1e-7)
+    torch.testing.assert_close(there.cpu(), here.cpu(), rtol=rtol, atol=atol)
 
 
 def family() -> TaskFamily:
@@ -87,7 +82,7 @@ def train(models, optimizers, inputs, targets, steps=range(20), *, spoil=()):
             for mine, its in zip(models[0].parameters(), twin.parameters(), strict=True):
                 its.grad = None if mine.grad is None else mine.grad.to(its.device)
         for optimizer in optimizers:
-            with no_synchronization():
+            with never_waiting():
                 optimizer.step()
 
 
@@ -128,7 +123,7 @@ def test_the_recommended_optimizers_train_there(device, horizon):
         model.to(place)
         train([model], [MuLO(model, num_training_steps=horizon)], inputs.to(place), targets.to(place), range(8))
         weights.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
-    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
 
 
 @every_rule
@@ -146,7 +141,7 @@ def test_a_stack_of_which_some_matrices_have_no_gradient(device, rule):
             grad = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(i))
             grad[i % 2] = 0.0
             before, model.experts.grad = model.experts.detach().clone(), grad.to(place)
-            with no_synchronization():
+            with never_waiting():
                 optimizer.step()
             assert torch.equal(before[i % 2].cpu(), model.experts[i % 2].detach().cpu())
         stacks.append(model.experts.detach())
@@ -204,7 +199,7 @@ def test_truncated_steps_do_not_wait_between_resets(device, rule):
         step = TruncatedStep(rule, family().to(place), LogUniformHorizon(4, 4), num_groups=3)
         rng = torch.Generator().manual_seed(0)
         state, theta = step.start(rng), random_theta(rule).to(place)
-        with no_synchronization(), torch.no_grad():
+        with never_waiting(), torch.no_grad():
             first = step.advance(theta, state, 4, rng)
         with torch.no_grad():
             second = step.advance(theta, state, 2, rng)  # after a reset
@@ -250,7 +245,7 @@ def test_meta_training_is_resumed_on_another_device(device, tmp_path, kind, name
         results.append((result.theta, torch.tensor(result.history.meta_loss)))
     for other in results[1:]:
         for here, there in zip(results[0], other, strict=True):
-            torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-5)
 
 
 class Stop:
@@ -287,7 +282,7 @@ def test_a_comparison_of_optimizers(device):
     for name in here:
         for measure in ("mean_loss", "final_loss", "val_loss", "test_loss", "test_error"):
             expected, found = (results[name]["tiny"].measure(measure) for results in (here, there))
-            assert found == pytest.approx(expected, rel=1e-4, abs=1e-6), (name, measure)
+            assert found == pytest.approx(expected, rel=1e-3, abs=1e-5), (name, measure)
 
 
 def test_the_coordinate_check(device):
@@ -295,4 +290,4 @@ def test_the_coordinate_check(device):
     pretrained = Pretrained(rule, random_theta(rule), "tiny")
     here, there = (check_pretrained(pretrained, (8, 16), (0,), place) for place in ("cpu", device))
     for title, check in here.items():
-        assert there[title].change == pytest.approx(check.change, rel=1e-4)
+        assert there[title].change == pytest.approx(check.change, rel=1e-3)

@@ -1,6 +1,5 @@
 """What zoo computes on another device is what it computes on the CPU, and no training step waits for the device."""
 
-from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -8,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.pretended_device import no_synchronization, pretended_device
+from tests.devices import never_waiting
+from tests.pretended_device import pretended_device
 from zoo.building.build import build_zoo
 from zoo.building.hyperparameters import OPTIMIZERS
 from zoo.devices import resolve_device
@@ -36,30 +36,6 @@ NAMED = {
     "cartpole": {"horizon": 8},
     "arrays": {},
 }
-
-
-@pytest.fixture(params=["sim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    if request.param == "sim":
-        with pretended_device() as sim:
-            yield sim
-    elif torch.cuda.is_available():
-        yield torch.device("cuda", 0)
-    else:
-        pytest.skip("needs a CUDA device")
-
-
-@contextmanager
-def never_waiting(device):
-    if device.type == "sim":
-        with no_synchronization():
-            yield
-    else:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 def assert_same(there, here):
@@ -188,7 +164,7 @@ def test_steps_of_a_population_never_wait_for_the_device(name, architecture, opt
     task = named_task(name, architecture=architecture).to(device)
     snapshots = train_population(task, OPTIMIZERS[optimizer](), SEEDS, num_steps=9, batch_size=8, snapshot_steps=(1, 9))
     next(snapshots)
-    with never_waiting(device):
+    with never_waiting():
         last = next(snapshots)
     assert last.alive.all()
 
@@ -199,7 +175,7 @@ def test_one_step_never_waits_for_the_device_whatever_differs_between_runs(devic
     params = task.init_runs(SEEDS)
     state, step = optimizer.init_state(task.layout, params), InnerStep(task, optimizer)
     indices = shared_indices(0, len(task.dataset.train), 8, device)
-    with never_waiting(device):
+    with never_waiting():
         for inner_step in range(4):
             step(params, state, task.batch(next(indices), 2), inner_step=inner_step, num_steps=4)
 

@@ -6,26 +6,32 @@ Legend: N runs of one block, S snapshots, P numbers of one network.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Final, Unpack
+from typing import Final, Unpack, cast
 
 import numpy as np
 import torch
 
+from zoo.building.block_size import fitting_block_size
 from zoo.building.executors import Executor, InProcess
-from zoo.building.plan import BuildPlan, BuildSettings
+from zoo.building.plan import AUTO, BuildPlan, BuildSettings
 from zoo.devices import is_out_of_memory
+from zoo.networks.counter_rng import streams_of
 from zoo.storage.locks import LockLostError
 from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
-from zoo.training.population import train_population
+from zoo.training.population import Snapshot, train_population
 
+LARGE: Final = 2**20  # numbers of a network from which on one at a time fills the machine
+_UNFINISHED: Final = ".unfinished"  # folder of a zoo
 _POLL_SECONDS: Final = 1.0
 _NUM_TRIED: Final = 8  # runs, and examples
 
@@ -85,8 +91,10 @@ def build_zoo(
         raise TypeError(f"task must be a task, as from get_task({task!r}), got {type(task).__name__}")
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
-    if plan.block_size is None and (path / "zarr.json").is_file():
+    if plan.block_size in (None, AUTO) and (path / "zarr.json").is_file():
         plan = replace(plan, block_size=ZooWriter.open(path).spec.block_size)  # a larger number of runs asks for more
+    elif plan.block_size == AUTO or (plan.block_size is None and task.device.type == "cuda"):
+        plan = replace(plan, block_size=fitting_block_size(plan))
     check_initial_loss(plan)
     if any(slot.dtype == "float64" for slot in task.layout):
         warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=3)
@@ -119,10 +127,11 @@ def check_initial_loss(plan: BuildPlan) -> None:
 
     That is so where regression targets come in large units, or the initial scale is far too large.
     """
-    runs = range(min(plan.num_runs, _NUM_TRIED))
+    runs = range(min(plan.num_runs, _NUM_TRIED if plan.task.layout.num_params < LARGE else 1))
     task = plan.task.for_runs(runs)
     params = task.init_runs(plan.seeds(runs), plan.init_scales(runs))
-    batch = task.batch(torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device), len(runs))
+    chosen = torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device)
+    batch = task.batch(chosen, len(runs), stream=streams_of([plan.seed], task.device)[0])
     with torch.no_grad():
         losses = task.loss(params, batch)
     if (losses <= plan.max_loss).any():
@@ -165,8 +174,9 @@ class BlockBuilder:
             return None
         with lock:
             runs = writer.block_runs(block)
+            folder = self.path / _UNFINISHED / f"{block}-{len(runs)}"
             try:
-                params, metrics, alive = self._train(runs)
+                params, metrics, alive = self._train(runs, folder)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -186,20 +196,43 @@ class BlockBuilder:
                 )
             except LockLostError:
                 return None
+            shutil.rmtree(folder, ignore_errors=True)
         num_diverged = len(runs) - int(alive.sum())
         seconds = time.perf_counter() - started
         return BlockReport(block, len(runs), num_diverged, len(runs) * self.plan.num_steps, seconds)
 
-    def _train(self, runs: range) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-        """Parameters (N, S, P), metrics (N, S) by name, and which runs did not diverge (N,)."""
+    def _train(self, runs: range, folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+        """Parameters (N, S, P), metrics (N, S) by name, and which runs did not diverge (N,).
+
+        Large networks are trained one after another; the folder holds their snapshots and what a run is resumed from,
+        memory a few copies of one network.
+        """
+        plan, shape = self.plan, (len(runs), len(self.plan.steps))
+        is_large = plan.task.layout.num_params >= LARGE
+        room = partial(_on_disk, folder) if is_large else _in_memory
+        params = room("params", (*shape, plan.task.layout.num_params))
+        names = [f"{split}_{name}" for split in plan.evaluated_splits for name in plan.task.metric_names]
+        metrics = {name: room(name, shape) for name in names}
+        alive = room("alive", (len(runs),))
+        size = 1 if is_large else len(runs)
+        for first in range(0, len(runs), size):
+            rows = slice(first, first + size)
+            checkpoint = folder / f"{runs[first]}.pt" if is_large else None
+            for snapshot in self._snapshots(runs[rows], plan.compiles(runs), checkpoint):
+                s = plan.steps.index(snapshot.inner_step)
+                params[rows, s] = snapshot.params.cpu().numpy()
+                alive[rows] = snapshot.alive.cpu().numpy()
+                for split in plan.evaluated_splits:
+                    for name, values in plan.task.for_runs(runs[rows]).evaluate(snapshot.params, split).items():
+                        metrics[f"{split}_{name}"][rows, s] = values.cpu().numpy()
+                for values in (params, alive, *metrics.values()) if is_large else ():
+                    cast("np.memmap", values).flush()  # before the checkpoint says that they are there
+        return params, metrics, alive.astype(bool)
+
+    def _snapshots(self, runs: range, compile: bool, checkpoint: Path | None) -> Iterator[Snapshot]:
         plan = self.plan
-        task = plan.task.for_runs(runs)
-        shape = (len(runs), len(plan.steps))
-        params = np.empty((*shape, task.layout.num_params), np.float32)
-        metrics: dict[str, np.ndarray] = {}
-        alive = np.ones(len(runs), bool)
-        snapshots = train_population(
-            task,
+        return train_population(
+            plan.task.for_runs(runs),
             plan.optimizer_for(runs),
             plan.seeds(runs),
             num_steps=plan.num_steps,
@@ -209,12 +242,23 @@ class BlockBuilder:
             data_seed=plan.seed,
             init_scales=plan.init_scales(runs),
             max_loss=plan.max_loss,
-            compile=plan.compiles(runs),
+            precision=plan.precision,
+            accumulate=plan.accumulate,
+            compile=compile,
+            checkpoint=checkpoint,
         )
-        for s, snapshot in enumerate(snapshots):
-            params[:, s] = snapshot.params.cpu().numpy()
-            alive = snapshot.alive.cpu().numpy()
-            for split in plan.evaluated_splits:
-                for name, values in task.evaluate(snapshot.params, split).items():
-                    metrics.setdefault(f"{split}_{name}", np.empty(shape, np.float32))[:, s] = values.cpu().numpy()
-        return params, metrics, alive
+
+
+def _in_memory(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.float32)
+
+
+def _on_disk(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 array of that name in a folder, as an earlier process has left it."""
+    path = folder / f"{name}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = path.with_suffix(".partial")
+        np.lib.format.open_memmap(begun, "w+", np.float32, shape)
+        begun.replace(path)
+    return np.lib.format.open_memmap(path, "r+")

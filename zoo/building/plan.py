@@ -6,6 +6,7 @@ Legend: R runs, N runs of one block, S snapshots, P numbers of one network.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +24,7 @@ from zoo.tasks.label_subsets import NUM_CLASSES
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 from zoo.training.batches import check_batch_size
+from zoo.training.gradients import check_accumulate
 from zoo.training.inner_step import should_compile
 from zoo.training.optimizers import InnerOptimizer
 from zoo.training.population import (
@@ -30,14 +32,17 @@ from zoo.training.population import (
     DEFAULT_NUM_SNAPSHOTS,
     check_repeatable,
     check_snapshot_steps,
+    last_epoch_steps,
     quadratic_steps,
 )
+from zoo.training.precision import check_precision
 
 DEFAULT_OPTIMIZER: Final[Mapping[str, Json]] = {"name": "adam", "lr": 0.01}
 EVALUATED_SPLITS: Final = ("train", "val", "test")
+AUTO: Final = "auto"
 BLOCK_MEMORY: Final = 256 * 2**20  # bytes that a block of default size holds
 MAX_BLOCK_RUNS: Final = 256  # populations of this size train at full speed
-_TRAINING_COPIES: Final = 8  # parameters, gradient, optimizer state and temporaries, in units of N * P
+TRAINING_COPIES: Final = 8  # parameters, gradient, optimizer state and temporaries, in units of N * P
 
 
 class BuildSettings(TypedDict, total=False):
@@ -52,10 +57,12 @@ class BuildSettings(TypedDict, total=False):
     shared_batches: bool
     init_scale: float | Mapping[str, Sequence[float]]
     num_snapshots: int
-    snapshot_steps: Sequence[int] | None
+    snapshot_steps: Sequence[int] | str | None
     evaluated_splits: Sequence[str]
     max_loss: float
-    block_size: int | None
+    precision: str
+    accumulate: int
+    block_size: int | str | None
     dtype: str
     split_fractions: Mapping[str, float]
 
@@ -75,10 +82,14 @@ class BuildPlan:
         shared_batches: all runs of the zoo see the same minibatches, which is much faster than own ones.
         init_scale: factor on initial matrices, a number or a range as in `zoo.building.hyperparameters`.
         num_snapshots: S, quadratically spaced from the initial to the final network.
-        snapshot_steps: after which snapshots are taken instead; None for `num_snapshots`.
+        snapshot_steps: after which snapshots are taken instead; "last_epoch(50)" for 50 within the last epoch; None for
+            `num_snapshots`.
         evaluated_splits: whose loss and error are recorded at each snapshot.
         max_loss: beyond which a run has diverged.
-        block_size: runs trained and written together; None for what fits BLOCK_MEMORY, at most MAX_BLOCK_RUNS.
+        precision: of forward and backward passes, "32", "bf16-mixed", or "tf32" on CUDA (`zoo.training.precision`).
+        accumulate: microbatches into which each minibatch is divided: the same gradient in less memory.
+        block_size: runs trained and written together; "auto" for what fits the memory and fills the device; None for
+            that on a GPU, and for what fits BLOCK_MEMORY, at most MAX_BLOCK_RUNS, elsewhere. The zoo records it.
         dtype: of the stored parameters.
         split_fractions: shares of the runs declared as training and held-out runs.
     """
@@ -93,22 +104,26 @@ class BuildPlan:
     shared_batches: bool = True
     init_scale: float | Mapping[str, Sequence[float]] = 1.0
     num_snapshots: int = DEFAULT_NUM_SNAPSHOTS
-    snapshot_steps: Sequence[int] | None = None
+    snapshot_steps: Sequence[int] | str | None = None
     evaluated_splits: Sequence[str] = EVALUATED_SPLITS
     max_loss: float = DEFAULT_MAX_LOSS
-    block_size: int | None = None
+    precision: str = "32"
+    accumulate: int = 1
+    block_size: int | str | None = None
     dtype: str = "float32"
     split_fractions: Mapping[str, float] = field(default_factory=lambda: dict(SplitRule().fractions))
 
     def __post_init__(self) -> None:
         for name in ("num_runs", "num_steps"):
             _check_integer(name, getattr(self, name), at_least=1)
-        if self.block_size is not None:
+        if self.block_size not in (None, AUTO):
             _check_integer("block_size", self.block_size, at_least=1)
         _check_integer("seed", self.seed)
         check_repeatable(self.task)
         check_batch_size(self.batch_size, len(self.task.dataset.train))
         check_snapshot_steps(self.steps, self.num_steps)
+        check_precision(self.precision, self.task.device)
+        check_accumulate(self.accumulate, self.batch_size, self.task)
         if not isinstance(self.max_loss, int | float) or not self.max_loss > 0:
             raise ValueError(f"max_loss must be a number above 0, got {self.max_loss!r}")
         if not isinstance(self.shared_batches, bool):
@@ -129,7 +144,12 @@ class BuildPlan:
         """(S,) training steps at which snapshots are taken."""
         if self.snapshot_steps is None:
             return quadratic_steps(self.num_steps, self.num_snapshots)
-        return tuple(self.snapshot_steps)
+        if not isinstance(self.snapshot_steps, str):
+            return tuple(self.snapshot_steps)
+        count = re.fullmatch(r"last_epoch\((\d+)\)", self.snapshot_steps)
+        if not count:
+            raise ValueError(f"snapshot_steps must be steps or such as 'last_epoch(50)', got {self.snapshot_steps!r}")
+        return last_epoch_steps(self.num_steps, len(self.task.dataset.train) // self.batch_size, int(count[1]))
 
     def spec(self) -> ZooSpec:
         """The zoo that this plan fills.
@@ -145,13 +165,15 @@ class BuildPlan:
             "shared_batches": self.shared_batches,
             "init_scale": cast("Json", self.init_scale),
             "max_loss": self.max_loss,
+            "precision": self.precision,
+            "accumulate": self.accumulate,
         }
         recorded = self.optimizer if isinstance(self.optimizer, Mapping) else self.optimizer_config or {}
         return ZooSpec(
             layout=self.task.layout,
             num_runs=self.num_runs,
             snapshot_steps=self.steps,
-            block_size=self.block_size or self.default_block_size,
+            block_size=self.runs_per_block,
             dtype=self.dtype,
             metric_names=metrics,
             columns={name: values.dtype.name for name, values in columns.items()},
@@ -172,12 +194,18 @@ class BuildPlan:
         """
         name = self.optimizer.get("name") if isinstance(self.optimizer, Mapping) else None
         behaviour = {key: value for key, value in self.task.description.items() if key == "behaviour"}
-        return {"optimizer": OPTIMIZER_DEFAULTS.get(str(name), {}), "task": cast("dict[str, Json]", behaviour)}
+        return {
+            "optimizer": OPTIMIZER_DEFAULTS.get(str(name), {}),
+            "task": cast("dict[str, Json]", behaviour),
+            "extra": {"training": {"precision": "32", "accumulate": 1}},
+        }
 
     @property
-    def default_block_size(self) -> int:
-        """Runs that fit BLOCK_MEMORY with all their snapshots."""
-        run_bytes = 4 * self.task.layout.num_params * (len(self.steps) + _TRAINING_COPIES)
+    def runs_per_block(self) -> int:
+        """`block_size` if it is a number, else runs that fit BLOCK_MEMORY with all their snapshots."""
+        if isinstance(self.block_size, int):
+            return self.block_size
+        run_bytes = 4 * self.task.layout.num_params * (len(self.steps) + TRAINING_COPIES)
         return max(1, min(MAX_BLOCK_RUNS, BLOCK_MEMORY // run_bytes, self.num_runs))
 
     def seeds(self, runs: Sequence[int]) -> list[int]:
@@ -214,7 +242,7 @@ class BuildPlan:
 
         A last block of another size is not worth a compilation of its own.
         """
-        full = len(runs) == min(self.num_runs, self.block_size or self.default_block_size)
+        full = len(runs) == min(self.num_runs, self.runs_per_block)
         return full and should_compile(self.num_runs * self.num_steps, self.task.device)
 
     def __getstate__(self) -> dict:

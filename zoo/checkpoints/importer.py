@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.adapters import adapter_tensors, different_settings
 from zoo.checkpoints.inferred_layout import layout_of_state_dict
+from zoo.checkpoints.readers import read_snapshot
 from zoo.checkpoints.runs import RunFiles, SnapshotFile, find_runs
 from zoo.checkpoints.tables import Row
-from zoo.checkpoints.tensors import CheckpointError, read_tensors
+from zoo.checkpoints.tensors import CheckpointError
 from zoo.networks.base import hash_of
 from zoo.networks.layout import ParamLayout
 from zoo.networks.wrappers import unwrapped
@@ -56,12 +57,13 @@ def import_checkpoints(
     Args:
         paths: a folder, each child of which is a run, or one path for each run; see `zoo.checkpoints.runs`.
         out: folder of the zoo, which must not exist or be empty.
-        model: module or layout that the checkpoints belong to; dtypes are those of the checkpoints. By default the
+        model: module or layout that the checkpoints belong to; needed for databases of G.pt, whose vectors have no
+            names. Dtypes are those of the checkpoints. By default the
             layout written beside an exported checkpoint, or a guess from names and shapes (`layout_of_state_dict`).
             What is frozen in a module is the base of the zoo. With a module that has adapters (from
             `zoo.networks.adapters.adapt`, or a PeftModel), folders that PEFT saved get its names.
         metrics: a table of steps and metrics instead of those beside the checkpoints.
-        state_key: entry of torch files that is the state dict.
+        state_key: entry of torch files, or of sharded checkpoints, that is the state dict.
         dtype: of the stored parameters. By default one that keeps every bit; float64 is then refused unless its
             values are exact in float32.
         keep_nonfinite: keep runs with infinities or NaN, marked as diverged, instead of refusing them.
@@ -86,10 +88,9 @@ def import_checkpoints(
     if layout.base is not None and not base:
         remarks.append("the base of these networks is not in the checkpoints, nor in the zoo; model=... brings it in")
         layout = replace(layout, base=None)
-    module = model if isinstance(model, nn.Module) else None
-    source = _Source(layout, state_key, dtype, keep_nonfinite, base, hash_of(base), module)
+    source = _Source(layout, model, state_key, dtype, keep_nonfinite, base, hash_of(base))
     spec = _spec_of(runs, source, _noted(runs, "task", remarks) if task_config is None else task_config, remarks)
-    _check_adapters(runs)
+    check_adapters(runs)
     staged = out.with_name(f".{out.name}.{secrets.token_hex(6)}.import")
     try:
         writer = ZooWriter.create(staged, spec, base=base)
@@ -113,12 +114,12 @@ class _Source:
     """How checkpoint files become vectors, and what of them was left out: files by what it was."""
 
     layout: ParamLayout
+    model: nn.Module | ParamLayout | None
     state_key: str | None
     dtype: str | None
     keep_nonfinite: bool
     base: Mapping[str, Tensor]
     base_hash: str
-    module: nn.Module | None
     left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     @property
@@ -134,10 +135,10 @@ class _Source:
             CheckpointError: if it does not fit the layout, is not finite, or would lose precision.
         """
         path = snapshot.path
-        saved, other_keys = read_tensors(path, self.state_key)
+        saved, other_keys = read_snapshot(snapshot, self.state_key, self.model)
         try:
-            if snapshot.adapter_config and self.module is not None:
-                saved = adapter_tensors(saved, snapshot.adapter_config, self.module)
+            if snapshot.adapter_config and isinstance(self.model, nn.Module):
+                saved = adapter_tensors(saved, snapshot.adapter_config, self.model)
             tensors = unwrapped(saved, self.layout)
             self._check_base(tensors, snapshot.sidecar)
             exact = self.layout.flatten(tensors)
@@ -183,7 +184,7 @@ class _Source:
 
 def _layout_of(model: nn.Module | ParamLayout | None, first: SnapshotFile, state_key: str | None) -> ParamLayout:
     """The layout of the networks, with the dtypes of the first checkpoint."""
-    saved = read_tensors(first.path, state_key).tensors
+    saved = read_snapshot(first, state_key, model).tensors
     try:
         if isinstance(model, ParamLayout):
             layout = model
@@ -222,7 +223,7 @@ def _base_of(
     """Tensors of the base, from the module or else the first checkpoint; empty if there is none, or it is nowhere."""
     if layout.base is None:
         return {}
-    tensors = model.state_dict() if isinstance(model, nn.Module) else read_tensors(first.path, state_key).tensors
+    tensors = model.state_dict() if isinstance(model, nn.Module) else read_snapshot(first, state_key).tensors
     found = {slot.name: tensors[slot.name].detach().cpu() for slot in layout.base if slot.name in tensors}
     return found if len(found) == len(layout.base.slots) else {}
 
@@ -234,6 +235,8 @@ def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str
     num_snapshots = max(map(len, steps))
     run_bytes = 4 * num_snapshots * max(1, source.layout.num_params)
     extra: dict[str, Json] = {"source": "import", "run_names": [run.name for run in runs]}
+    if settings := _settings(runs):
+        extra["settings"] = settings
     if first.adapter_config:
         extra["adapter_config"] = dict(first.adapter_config)
     try:
@@ -256,9 +259,16 @@ def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str
 
 
 def _hyperparameters(run: RunFiles) -> dict[str, float]:
-    """Numbers of a run that the JSON beside its first snapshot gives."""
-    noted = run.snapshots[0].sidecar.get("run", {})
+    """Numbers of a run that the JSON beside its first snapshot gives, or its framework."""
+    noted = {**run.settings, **run.snapshots[0].sidecar.get("run", {})}
     return {k: v for k, v in noted.items() if isinstance(v, int | float) and k not in ("seed", "status", "checksum")}
+
+
+def _settings(runs: Sequence[RunFiles]) -> dict[str, Json]:
+    """Settings that are no numbers, as frameworks noted them: one value for all runs, or the list of each run's."""
+    names = {n: None for run in runs for n, value in run.settings.items() if not isinstance(value, int | float)}
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    return {name: some[0] if all(one == some[0] for one in some) else some for name, some in values.items()}
 
 
 def _noted(runs: Sequence[RunFiles], name: str, remarks: list[str]) -> Mapping[str, Json]:
@@ -270,7 +280,7 @@ def _noted(runs: Sequence[RunFiles], name: str, remarks: list[str]) -> Mapping[s
     return {}
 
 
-def _check_adapters(runs: Sequence[RunFiles]) -> None:
+def check_adapters(runs: Sequence[RunFiles]) -> None:
     """All adapters must mean the same by their tensors."""
     first = runs[0].snapshots[0]
     for snapshot in (snapshot for run in runs for snapshot in run.snapshots):

@@ -56,7 +56,8 @@ class Table:
     def beside(cls, folders: Iterable[Path], read: dict[Path, Table]) -> Table | None:
         """The table in the first of some folders that has one; `read` keeps those that were read."""
         for folder in folders:
-            found = [folder / name for name in _TABLES if (folder / name).is_file()]
+            there = [folder / name for name in _TABLES if (folder / name).is_file()]
+            found = [table for table in there if table.suffix != ".csv" or not is_of_lightning(table)]
             if len(found) > 1:
                 raise CheckpointError(f"{folder} holds both {' and '.join(_TABLES)}; keep one of them")
             if found:
@@ -113,6 +114,13 @@ class Known:
             {k: _number(v, path, k) for k, v in numbers.items() if k not in ("file", "seed", *_STEP_NAMES)},
             sidecar,
         )
+
+
+def is_of_lightning(table: Path) -> bool:
+    """Whether a CSV file is that of Lightning's CSVLogger: it has steps, and names no files."""
+    with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        columns = next(csv.reader(file), [])
+    return "file" not in columns and {"epoch", "step"} <= set(columns)
 
 
 def json_object(path: Path) -> dict:

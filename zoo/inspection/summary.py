@@ -14,12 +14,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from zarr.storage import LocalStore
 
+from zoo.inspection.updates import zoo_updates
 from zoo.storage.schema import Json, RunStatus
 from zoo.storage.zoo import Zoo
 
 LEVELS: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _SPLITS: Final = ("val", "train", "test")  # the first that a metric has stands for it
 _MAX_ROWS: Final = 9
+_MAX_TENSORS: Final = 24
 _LOOK: Final[dict] = {"title_justify": "left", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
 
 
@@ -84,6 +86,7 @@ def summarize(zoo: Zoo) -> dict[str, Json]:
         "levels": list(LEVELS),
         "columns": {name: _quantiles(zoo.runs[name][zoo.status != RunStatus.EMPTY]) for name in spec.columns},
         "final": {name: _quantiles(final_metric(zoo, name)) for name in spec.metric_names},
+        "updates": {name: _named(values) for name, values in zoo_updates(zoo).items()},
     }
     trajectories: dict[str, Json] = {}
     for members in metric_families(spec.metric_names).values():
@@ -107,6 +110,14 @@ def summary_tables(summary: Mapping[str, Json]) -> list[Table]:
         steps = ["-" if step is None else f"{step:g}" for step in columns[0]]
         rows_of_steps = [[steps[i], *(column[i] for column in columns[1:])] for i in chosen]
         tables.append(_number_table(f"{name} over the snapshots", ["inner step", *headers], rows_of_steps))
+    if updates := cast("dict[str, dict[str, float | None]]", summary["updates"]):
+        largest = sorted(updates, key=lambda name: updates[name]["norm"] or 0, reverse=True)[:_MAX_TENSORS]
+        shown = [name for name in updates if name in largest]
+        title = "first to last snapshot, mean of some runs" + (
+            f"; {len(shown)} of {len(updates)} tensors" if len(shown) < len(updates) else ""
+        )
+        columns_of_updates = [what.replace("_", " ") for what in updates[shown[0]]]
+        tables.append(_number_table(title, ["", *columns_of_updates], [[n, *updates[n].values()] for n in shown]))
     return tables
 
 
@@ -159,6 +170,10 @@ def _quantiles(values: np.ndarray) -> Json:
 
 def _json(values: np.ndarray) -> list[Json]:
     return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def _named(values: Mapping[str, float]) -> Json:
+    return dict(zip(values, _json(np.array(list(values.values()))), strict=True))
 
 
 def _file_sizes(zoo: Zoo) -> Iterator[tuple[str, int]]:

@@ -90,6 +90,11 @@ class ModuleGraph:
         return Ends(first, last)
 
 
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as its author wrote it: FSDP2 puts one of its own before it."""
+    return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed."))
+
+
 class _Tracer(Tracer):
     proxy_buffer_attributes = True  # otherwise an update of a buffer in the forward pass would be carried out
 
@@ -98,7 +103,8 @@ def _shallow_copy(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     """The same module tree with the same tensors, in which attributes can be set without touching the original."""
     if id(module) in done:
         return done[id(module)]
-    twin = done[id(module)] = module.__class__.__new__(module.__class__)
+    own = own_class(module)
+    twin = done[id(module)] = own.__new__(own)
     for key, value in module.__dict__.items():
         keeps = isinstance(value, dict | list | set)
         twin.__dict__[key] = OrderedDict() if key.endswith("_hooks") else copy.copy(value) if keeps else value

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from zoo.networks.module_graph import ModuleGraph
+from zoo.networks.module_graph import ModuleGraph, own_class
 from zoo.networks.tensor_kinds import Kind, Owned, is_adapter, is_lookup, is_recurrent, kind_of, owned_tensors
 
 MATRIX_ROLES: Final = ("input", "hidden", "output")
@@ -177,7 +177,7 @@ def _is_in_order(module: nn.Module, name: str) -> bool:
     around = [module]
     for part in name.split(".")[:-1]:
         around.append(around[-1].get_submodule(part))
-    return all(type(owner).__module__.startswith("torch.nn.") for owner in around)
+    return all(own_class(owner).__module__.startswith("torch.nn.") for owner in around)
 
 
 def _unite_tied(kinds: dict[str, Kind], tensors: Mapping[str, Owned]) -> None:

@@ -24,6 +24,7 @@ from zarr.storage import LocalStore, StorePath
 from zoo.networks.layout import ParamLayout
 from zoo.storage.base import BaseError, read_base
 from zoo.storage.export import write_checkpoint
+from zoo.storage.hub import SCHEME, hub_store, push_to_hub
 from zoo.storage.params_view import ParamsView
 from zoo.storage.precision import from_stored
 from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec, attributes_checksum, block_name
@@ -60,8 +61,9 @@ class Zoo:
         """Open a zoo; warns if its attributes are not those it was made with.
 
         Args:
-            source: a folder, an address (s3://bucket/path; needs the extra `s3`), or a Zarr store.
-            storage_options: settings of the object store (access_key_id, region, endpoint, ...).
+            source: a folder, an address (s3://bucket/path needs the extra `s3`, hf://datasets/USER/REPO the extra
+                `hub`), or a Zarr store.
+            storage_options: settings of the object store (access_key_id, region, endpoint, ...), of the hub (token).
 
         Raises:
             FileNotFoundError: if there is nothing.
@@ -79,7 +81,7 @@ class Zoo:
         except (ValueError, KeyError, TypeError) as error:
             raise ZooFormatError(f"{source} is no Zarr group, or its zarr.json is damaged: {error!r}") from error
         except Exception as error:  # of the object store, whose messages run over many lines
-            if not type(error).__module__.startswith("obstore"):
+            if not type(error).__module__.startswith(("obstore", "huggingface_hub", "httpx", "requests")):
                 raise
             raise OSError(f"cannot read {source}: {str(error).partition(chr(10))[0]}") from error
         spec = ZooSpec.from_attributes(attributes)
@@ -269,6 +271,34 @@ class Zoo:
         """
         write_checkpoint(self, *self._place(run, snapshot), Path(path), merged=merged)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        replace: bool = False,
+    ) -> str:
+        """Upload a finished zoo in a folder to the Hugging Face Hub, as a data set with a card; returns its address.
+
+        All files become one commit, so a reader sees all of the zoo or nothing. It is then read from
+        `hf://datasets/REPO_ID`. Needs the extra `hub`.
+
+        Args:
+            repo_id: USER/NAME; made if it is not there.
+            private: whether a new repository is private; by default what the account has set.
+            token: of the account; by default that of `hf auth login`.
+            revision: branch, made if it is not there; by default the main one.
+            replace: whether files that are there may go.
+
+        Raises:
+            ValueError: if the zoo is not on this disk, or runs are missing.
+            FileExistsError: if the repository holds files, and `replace` is not set.
+            HubError: if the hub cannot be reached, or refuses.
+        """
+        return push_to_hub(self, repo_id, private=private, token=token, revision=revision, replace=replace)
+
     def _array(self, name: str) -> np.ndarray:
         """A whole array other than the parameters; DamagedZooError if it is missing or lacks its checksum."""
         try:
@@ -319,6 +349,8 @@ def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> S
         if not Path(text).is_dir():
             raise FileNotFoundError(f"there is no folder, and so no zoo, at {text}")
         return LocalStore(Path(text).absolute(), read_only=True)
+    if text.startswith(SCHEME):
+        return hub_store(text, options)
     try:
         from obstore.store import from_url
         from zarr.storage import ObjectStore

@@ -77,10 +77,10 @@ def _check_pair(name: str, inputs: np.ndarray, targets: np.ndarray) -> None:
         )
     if inputs.ndim < 2:
         raise ValueError(f"array {name!r} must be (examples, ...features), got shape {inputs.shape}")
-    if targets.dtype.kind in "iub" and (targets.ndim != 1 or targets.min() < 0):
+    if targets.dtype.kind in "iub" and targets.ndim > 2:
         raise ValueError(
-            f"array {target_name!r} of integers must be one class >= 0 per example, got shape {targets.shape} "
-            f"and minimum {targets.min()}; use real numbers for regression"
+            f"array {target_name!r} of integers must be one class per example, or per symbol of sequences (n, L), got "
+            f"shape {targets.shape}; use real numbers for regression"
         )
     if targets.dtype.kind == "f" and targets.ndim > 2:
         raise ValueError(f"array {target_name!r} of real numbers must be (n,) or (n, K), got shape {targets.shape}")

@@ -34,11 +34,17 @@ class Backend(Protocol):
         """Outputs (N, B, ..., K) in evaluation mode, differentiable in `params`."""
         ...
 
-    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses (N,) in training mode, differentiable in `params`; buffers are left as they are."""
+    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None) -> Tensor:
+        """Losses (N,) in training mode, differentiable in `params`; buffers are left as they are.
+
+        Random numbers, as of dropout, are drawn from a stream (4,) that networks share, or from streams (N, 4); without
+        one from torch's global generator, as in the module itself.
+        """
         ...
 
-    def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(
+        self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Losses (N,) and their gradients (N, T); buffers in `params` (BatchNorm statistics) advance in place."""
         ...
 
@@ -72,14 +78,14 @@ class Networks:
 def output_tensor(output: object) -> Tensor:
     """The one tensor that a forward pass gives: what it returns, or what is called `logits` in that.
 
+    It is float32 where it was computed in less: losses are not.
+
     Raises:
         ValueError: if there is no such tensor, or several.
     """
-    if isinstance(output, Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(logits, Tensor):
-        return logits
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     content = f" of {list(output)}" if isinstance(output, Mapping) else ""
     content = f" of {len(output)}" if isinstance(output, tuple | list) else content
     raise ValueError(

@@ -48,10 +48,12 @@ class BatchedMLP:
     def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
         return mlp_forward(self.layout, params, self._flat(inputs), self.activation)[0]
 
-    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None) -> Tensor:
         return self.objective.loss(self.outputs(params, inputs), targets)
 
-    def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(
+        self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         inputs = self._flat(inputs)
         outputs, saved = mlp_forward(self.layout, params, inputs, self.activation)
         loss, output_grad = self.objective.loss_and_grad(outputs, targets)
@@ -134,7 +136,7 @@ def _gelu_derivative(x: Tensor) -> Tensor:
 
 
 def _selu_derivative(x: Tensor) -> Tensor:
-    return _SELU_SCALE * torch.where(x > 0, 1.0, _SELU_ALPHA * x.clamp(max=0).exp())
+    return _SELU_SCALE * (_SELU_ALPHA * x.clamp(max=0).exp()).masked_fill(x > 0, 1.0)
 
 
 def _silu_derivative(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from zoo.tasks.objectives import ChecksTargets, Objective
 
 
 def check_splits(dataset: Dataset) -> None:
-    """Raise ValueError unless all splits have finite examples of one shape and kind, with one target each."""
+    """Raise ValueError unless all splits have finite examples of one shape and kind, that can be augmented as asked."""
     for name in SPLIT_NAMES:
         split = dataset.split(name)
         if not all(isinstance(values, Tensor) and not values.requires_grad for values in (split.inputs, split.targets)):
@@ -41,6 +41,8 @@ def check_splits(dataset: Dataset) -> None:
                     f"{name} split of {dataset.name!r}: expected finite {kind}, got {num_bad:,} of {values.numel():,} "
                     "values NaN or infinite; fill them in, or leave those examples out"
                 )
+    for augmentation in dataset.augmentations:
+        augmentation.check(dataset.train.inputs, dataset.train.targets)
 
 
 def check_fit(objective: Objective, outputs: Tensor, targets: Tensor, num_classes: int) -> None:

@@ -21,13 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.networks.counter_rng import CounterRng, at
 from zoo.tasks.array_files import load_array_file
+from zoo.tasks.augmentation import Augmentation, Sampler
 from zoo.tasks.cartpole import cartpole_episodes
 from zoo.tasks.mnist1d import generate_mnist1d
 
 SPLIT_NAMES: Final = ("train", "val", "test")
 BYTE_VOCABULARY: Final = 128
 _NUM_EPISODES: Final = (2048, 128, 128)  # of a task of control
+_AUGMENTATION: Final = 2**31  # part of a step's stream that no minibatch has
 _VAL_SHARE: Final = 0.15  # of all examples; the same again for test
 _SKIPPED_FOLDERS: Final = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
@@ -51,7 +54,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of one data set; `num_classes` is 0 if the targets are real numbers."""
+    """Three splits of one data set; `num_classes` is 0 if the targets are real numbers.
+
+    Training examples are changed by `augmentations`, one after the other, each time that a step sees them.
+    """
 
     name: str
     train: Split
@@ -59,12 +65,40 @@ class Dataset:
     test: Split
     num_classes: int
     data_hash: str
+    augmentations: tuple[Augmentation, ...] = ()
 
     def split(self, name: str) -> Split:
         """Split of that name; ValueError if it is none of SPLIT_NAMES."""
         if name not in SPLIT_NAMES:
             raise ValueError(f"split must be one of {SPLIT_NAMES}, got {name!r}")
         return getattr(self, name)
+
+    def augment(self, inputs: Tensor, rng: CounterRng) -> Tensor:
+        """Inputs (B, ...) as a training step may see them."""
+        for augmentation in self.augmentations:
+            inputs = augmentation(inputs, rng)
+        return inputs
+
+    def training_examples(self, indices: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, augmented, of training examples (B,), or (N, B) with a stream for each row.
+
+        Args:
+            indices: (B,) or (N, B).
+            stream: (4,) or (N, 4), see `zoo.networks.counter_rng`.
+        """
+        data = self.train
+        if not self.augmentations:
+            return data.inputs[indices], data.targets[indices]
+
+        def augmented(indices: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
+            rng = CounterRng(at(stream, part=_AUGMENTATION))
+            inputs, targets = data.inputs[indices], data.targets[indices]
+            for one in self.augmentations:
+                if isinstance(one, Sampler):
+                    inputs, targets = one.sample(data.inputs, data.targets, indices, rng)
+            return self.augment(inputs, rng), targets
+
+        return torch.vmap(augmented)(indices, stream) if indices.ndim > 1 else augmented(indices, stream)
 
     def to(self, device: torch.device | str) -> Dataset:
         train, val, test = (self.split(name).to(device) for name in SPLIT_NAMES)

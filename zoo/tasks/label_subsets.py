@@ -44,11 +44,12 @@ class SubsetTask(Task):
     ) -> None:
         self.masks = torch.tensor(masks or ALL_MASKS)
         self._runs: tuple[int, ...] | None = None
+        self._placed: dict[tuple[int, torch.device], Tensor] = {}
         super().__init__(name, dataset, build, objective, parametrization=parametrization, config=config)
 
     def for_runs(self, runs: Sequence[int]) -> SubsetTask:
         bound = copy.copy(self)
-        bound._runs = tuple(runs)
+        bound._runs, bound._placed = tuple(runs), {}
         return bound
 
     def run_attributes(self, runs: Sequence[int]) -> dict[str, Tensor]:
@@ -59,5 +60,8 @@ class SubsetTask(Task):
         """Zeros and ones (N, B) from classes (B,) or (N, B)."""
         if self._runs is not None and len(self._runs) != num_networks:
             raise ValueError(f"the task is bound to {len(self._runs)} runs, got {num_networks} networks")
-        masks = self.run_attributes(self._runs or range(num_networks))["mask"].to(targets.device, non_blocking=True)
-        return (masks[:, None] >> targets) & 1
+        place = num_networks, targets.device
+        if place not in self._placed:  # once, because a recorded step copies nothing from the host
+            masks = self.run_attributes(self._runs or range(num_networks))["mask"]
+            self._placed[place] = masks.to(targets.device, non_blocking=True)
+        return (self._placed[place][:, None] >> targets) & 1

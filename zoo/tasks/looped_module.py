@@ -6,11 +6,13 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from zoo.networks.module_randomness import DrawnFromStream
 from zoo.tasks.backend import Networks, output_tensor
 
 
@@ -29,16 +31,18 @@ class LoopedModule:
         return LoopedModule(self._networks, device)
 
     def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
-        return _Outputs.apply(params, inputs, self, False)
+        return _Outputs.apply(params, inputs, None, (self, False))
 
-    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self._networks.objective.loss(_Outputs.apply(params, inputs, self, True), targets)
+    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None) -> Tensor:
+        return self._networks.objective.loss(_Outputs.apply(params, inputs, stream, (self, True)), targets)
 
     @torch.enable_grad()
-    def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(
+        self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         own_targets = targets.ndim > self._networks.target_ndim
         losses, grads = [], []
-        for i, outputs in enumerate(self.each_output(params, inputs, training=True)):
+        for i, outputs in enumerate(self.each_output(params, inputs, stream, training=True)):
             loss = self._networks.objective.loss(outputs[None], targets[i : i + 1] if own_targets else targets)
             grads.append(self.gradient(loss.sum()))
             losses.append(loss.detach())
@@ -46,12 +50,17 @@ class LoopedModule:
                 params[i] = self._networks.layout.flatten(self._module)
         return torch.cat(losses), torch.stack(grads).to(params.dtype)
 
-    def each_output(self, params: Tensor, inputs: Tensor, *, training: bool) -> Iterator[Tensor]:
+    def each_output(
+        self, params: Tensor, inputs: Tensor, streams: Tensor | None, *, training: bool
+    ) -> Iterator[Tensor]:
         """Outputs (B, ..., K) of one network after another, each with its graph to the module's own parameters."""
         self._module.train(training)
         for i in range(len(params)):
             self._module.load_state_dict(self._networks.layout.unflatten(params[i].detach()), strict=False)
-            yield output_tensor(self._module(inputs[i] if inputs.ndim > self._networks.input_ndim else inputs))
+            stream = streams[i] if streams is not None and streams.ndim > 1 else streams
+            with nullcontext() if stream is None else DrawnFromStream(stream):
+                outputs = self._module(inputs[i] if inputs.ndim > self._networks.input_ndim else inputs)
+            yield output_tensor(outputs)
 
     def gradient(self, value: Tensor, output_grad: Tensor | None = None) -> Tensor:
         """Gradient (T,) of a value by the parameters of the network that the module holds."""
@@ -65,10 +74,15 @@ class _Outputs(torch.autograd.Function):
     """Outputs (N, B, ..., K); the backward pass runs the networks once more, so that memory is that of one."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, params: Tensor, inputs: Tensor, backend: LoopedModule, training: bool) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, params: Tensor, inputs: Tensor, streams: Tensor | None, run: tuple[LoopedModule, bool]
+    ) -> Tensor:
         ctx.save_for_backward(params, inputs)
-        ctx.backend, ctx.training = backend, training  # type: ignore[attr-defined]
-        return torch.stack([output.detach() for output in backend.each_output(params, inputs, training=training)])
+        ctx.streams, (ctx.backend, ctx.training) = streams, run  # type: ignore[attr-defined]
+        backend, training = run
+        return torch.stack(
+            [output.detach() for output in backend.each_output(params, inputs, streams, training=training)]
+        )
 
     @staticmethod
     @once_differentiable
@@ -76,7 +90,7 @@ class _Outputs(torch.autograd.Function):
         params, inputs = ctx.saved_tensors  # type: ignore[attr-defined]
         backend: LoopedModule = ctx.backend  # type: ignore[attr-defined]
         with torch.enable_grad():
-            outputs = backend.each_output(params, inputs, training=ctx.training)  # type: ignore[attr-defined]
+            outputs = backend.each_output(params, inputs, ctx.streams, training=ctx.training)  # type: ignore[attr-defined]
             grads = [backend.gradient(output, grad) for output, grad in zip(outputs, output_grads, strict=True)]
         padded = torch.zeros_like(params)  # buffers have no gradient
         padded[:, : grads[0].shape[0]] = torch.stack(grads)

@@ -106,8 +106,12 @@ class PolicyTask(Task):
         """Losses (N,) from 0 to 1, and their policy gradients by the trainable parameters."""
         lost, played = self._examples(params, batch)
         size = self.networks_at_once(played.inputs.shape[1])
-        parts = zip(params.split(size), played.inputs.split(size), played.targets.split(size), strict=True)
-        grads = [super(PolicyTask, self).loss_and_grad(some, Batch(*examples))[1] for some, *examples in parts]
+        grads = []
+        for first in range(0, len(params), size):
+            some, stream = slice(first, first + size), batch.stream
+            own = stream[some] if stream is not None and stream.ndim > 1 else stream
+            part = Batch(played.inputs[some], played.targets[some], own)
+            grads.append(super().loss_and_grad(params[some], part)[1])
         return lost, torch.cat(grads)
 
     @torch.no_grad()
@@ -165,7 +169,7 @@ class PolicyTask(Task):
         num_steps = states.shape[1]
         advantages = leave_one_out_advantages(lengths, num_steps) * (num_steps / horizon)  # (N, T, B)
         weights = F.one_hot(actions, self.environment.num_actions) * advantages[..., None]  # (N, T, B, K)
-        return 1 - lengths.mean(1) / horizon, Batch(states.flatten(1, 2), weights.flatten(1, 2))
+        return 1 - lengths.mean(1) / horizon, Batch(states.flatten(1, 2), weights.flatten(1, 2), batch.stream)
 
     def _play(self, params: Tensor, batch: Batch, *, keeps_states: bool = False) -> Episodes:
         states = batch.inputs.expand(len(params), -1, -1)  # (N, B, D)
@@ -180,7 +184,7 @@ class PolicyTask(Task):
             lengths += goes_on
             states = self.environment.advance(states, actions)
             goes_on = goes_on & ~self.environment.has_failed(states)
-            states = torch.where(goes_on[..., None], states, 0.0)  # what has failed would run away to infinity
+            states = states.masked_fill(~goes_on[..., None], 0.0)  # what has failed would run away to infinity
             if (t + 1) % _STEPS_BETWEEN_CHECKS == 0 and not goes_on.any():
                 break
         if not keeps_states:

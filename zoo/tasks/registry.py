@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -20,9 +21,12 @@ from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.networks.base import hash_of
 from zoo.networks.layout import ParamLayout
 from zoo.networks.randomness import seeded_module
+from zoo.tasks.augmentation import make_augmentations
+from zoo.tasks.augmentation import recorded as recorded_augmentations
 from zoo.tasks.datasets import DATASETS, Dataset, dataset_options, get_dataset
 from zoo.tasks.label_subsets import ALL_MASKS, SubsetTask
-from zoo.tasks.objectives import OBJECTIVES
+from zoo.tasks.objectives import make_objective
+from zoo.tasks.objectives import recorded as recorded_objective
 from zoo.tasks.policies import ENVIRONMENTS, PolicyTask
 from zoo.tasks.task import Task
 
@@ -34,6 +38,8 @@ def get_task(
     *,
     architecture: str | None = None,
     parametrization: str = "sp",
+    objective: str | Mapping[str, object] | None = None,
+    augment: Sequence[str | Mapping[str, object]] = (),
     adapter: Mapping[str, Any] | None = None,
     **options: object,
 ) -> Task:
@@ -43,6 +49,10 @@ def get_task(
         name: one of TASK_NAMES.
         architecture: one of ARCHITECTURES; by default "mlp", for symbols "transformer".
         parametrization: "sp" or "mup".
+        objective: one of `zoo.tasks.objectives.OBJECTIVES`, or a mapping of its `name` and options, such as
+            {"name": "cross_entropy", "label_smoothing": 0.1}; by default cross-entropy, of real targets squared error.
+        augment: augmentations of training examples by name, or mappings of `name` and parameters, in their order, see
+            `zoo.tasks.augmentation`.
         adapter: train low-rank adapters on a frozen network of this architecture, instead of whole networks: `base`, a
             safetensors file as `Zoo.export` writes it, or its tensors by name; and the options of
             `zoo.networks.adapters.adapt`: `rank`, `alpha`, `scaling`, `targets`, `train`.
@@ -61,12 +71,15 @@ def get_task(
         raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}")
     masks = _checked_masks(options.pop("masks", None)) if is_family else None
     data_options, model_options = _split_options(name, dataset_name, architecture, options)
-    dataset = get_dataset(dataset_name, **data_options)
+    dataset = replace(get_dataset(dataset_name, **data_options), augmentations=make_augmentations(augment))
     usual = "cross_entropy" if dataset.num_classes else "squared_error"
-    objective = OBJECTIVES["binary_cross_entropy" if is_family else usual]
+    usual = "binary_cross_entropy" if is_family else usual
+    asked = make_objective(objective or usual)
     environment = ENVIRONMENTS.get(name)
+    if (environment is not None and (objective or augment)) or (is_family and asked.name != usual):
+        raise ValueError(f"task {name!r} takes no other objective than its own and, if it is of control, no augment")
     if environment is None:
-        num_outputs = objective.num_outputs(dataset.num_classes, dataset.train.targets)
+        num_outputs = asked.num_outputs(dataset.num_classes, dataset.train.targets)
     else:
         num_outputs = environment.num_actions
     build = ARCHITECTURES[architecture](dataset, num_outputs, **model_options)
@@ -74,12 +87,14 @@ def get_task(
     config |= {key: _jsonable(value) for key, value in (data_options | model_options).items()}
     if adapter is not None:
         build, config["adapter"] = _adapted(build, adapter)
+    config |= {"objective": recorded_objective(asked)} if recorded_objective(asked) != usual else {}
+    config |= {"augment": recorded_augmentations(dataset.augmentations)} if augment else {}
     if environment is not None:
         return PolicyTask(name, dataset, build, environment, parametrization=parametrization, config=config)
     if not is_family:
-        return Task(name, dataset, build, objective, parametrization=parametrization, config=config)
+        return Task(name, dataset, build, asked, parametrization=parametrization, config=config)
     config["masks"] = masks
-    return SubsetTask(name, dataset, build, objective, parametrization=parametrization, config=config, masks=masks)
+    return SubsetTask(name, dataset, build, asked, parametrization=parametrization, config=config, masks=masks)
 
 
 def _mlp(

@@ -18,25 +18,30 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.base import hash_of
-from zoo.networks.initialization import init_runs
+from zoo.networks.counter_rng import streams_of
+from zoo.networks.initialization import Initializer, scale_matrices
 from zoo.networks.parametrization import PARAMETRIZATIONS, parametrize
+from zoo.tasks.augmentation import recorded
 from zoo.tasks.backend import Networks, first_line
 from zoo.tasks.checks import check_fit, check_splits
 from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
 from zoo.tasks.evaluation import activation_bytes, evenly_chosen, pairs_at_once
 from zoo.tasks.identity import behaviour, structure
-from zoo.tasks.objectives import Objective
+from zoo.tasks.objectives import Objective, make_objective, shares
+from zoo.tasks.objectives import recorded as recorded_objective
 from zoo.tasks.trial import Trial, checked_module, examples_to_try, layout_of, trial_outputs, try_module
 
 
 class Batch(NamedTuple):
     """Examples for one step: inputs (B, ...) and targets (B, ...) shared by all networks, or either with N in front.
 
-    `Task.batch` makes one from the indices of examples.
+    `Task.batch` makes one from the indices of examples. `stream` is what the module's random numbers, as of dropout,
+    are drawn from, (4,) for all networks or (N, 4); None is torch's global generator.
     """
 
     inputs: Tensor
     targets: Tensor
+    stream: Tensor | None = None
 
 
 class Task:
@@ -49,13 +54,15 @@ class Task:
         layout: of what training changes of the networks; `layout.base` is of what they share.
         backend: what runs them.
         flaw: why populations would not be what their seeds and parameters say, in words; None for a sound module.
+        is_random: whether a training step draws random numbers: the module's, or those of augmentations.
 
     Args:
         name: for people.
         dataset: with its three splits.
         build: makes the module in its own initialisation, drawing from the CPU's global generator. What does not
             require gradients in it, and buffers that training leaves as they are, are the base of all networks.
-        objective: loss and error.
+        objective: loss and error: one of `zoo.tasks.objectives.OBJECTIVES` by name, or a mapping of `name` and its
+            options such as `label_smoothing`, or an object.
         parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `parametrize`).
         config: JSON-able options from which `get_task(**config)` makes this task again; empty for a task of your own.
 
@@ -72,7 +79,7 @@ class Task:
         name: str,
         dataset: Dataset,
         build: Callable[[], nn.Module],
-        objective: Objective,
+        objective: Objective | str | Mapping[str, object],
         *,
         parametrization: str = "sp",
         config: Mapping[str, object] | None = None,
@@ -81,14 +88,15 @@ class Task:
             raise ValueError(f"parametrization must be one of {PARAMETRIZATIONS}, got {parametrization!r}")
         self.name = name
         self.dataset = dataset
-        self.objective = objective
+        self.objective = make_objective(objective)
         self.parametrization = parametrization
         self.config = dict(config or {})
         try:
             trial = self._tried_on(build)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
-        self.backend, slow, self.flaw = trial
+        self.backend, slow, self.flaw, module_is_random = trial
+        self.is_random = module_is_random or bool(dataset.augmentations)
         if slow:
             warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)
 
@@ -103,7 +111,9 @@ class Task:
         if self.layout.base is not None and self.parametrization == "mup":
             raise ValueError("parametrization 'mup' draws all parameters anew, but some are frozen; use 'sp'")
         self._networks = Networks(build, self.layout, self.objective, train.inputs.ndim, train.targets.ndim)
-        return try_module(self._networks, (self.trial_batch(), self.trial_batch(own=True)))
+        streams = streams_of((0, 1), self.device)
+        shared, own = self.trial_batch(), self.trial_batch(own=True)
+        return try_module(self._networks, ((*shared[:2], streams[0]), (*own[:2], streams)))
 
     @property
     def device(self) -> torch.device:
@@ -121,13 +131,14 @@ class Task:
 
     @cached_property
     def _own_description(self) -> dict[str, object]:
-        inputs, targets = (values.cpu() for values in self.trial_batch(1))
+        inputs, targets = (values.cpu() for values in self.trial_batch(1)[:2])
         return {
             "name": self.name,
-            "objective": self.objective.name,
+            "objective": recorded_objective(self.objective),
             "parametrization": self.parametrization,
             "module": structure(self._networks.module()),
             "behaviour": behaviour(self._networks, inputs, targets),
+            **({"augment": recorded(self.dataset.augmentations)} if self.dataset.augmentations else {}),
         }
 
     def to(self, device: torch.device | str) -> Task:
@@ -171,7 +182,15 @@ class Task:
             seeds: N seeds.
             scales: factor on each network's matrices and embeddings, one or (N,).
         """
-        return init_runs(self.make_model, self.layout, seeds, scales).to(self.device)
+        return scale_matrices(self._initializer(seeds), self.layout, scales).to(self.device)
+
+    @cached_property
+    def _initializer(self) -> Initializer:
+        return Initializer(self.make_model, self.layout)
+
+    def __getstate__(self) -> dict[str, object]:
+        """What is recorded of building networks stays here."""
+        return {name: value for name, value in self.__dict__.items() if name != "_initializer"}
 
     def for_runs(self, runs: Sequence[int]) -> Task:
         """The task that network j of a population trains on when it is run `runs[j]` of a zoo: here always the same."""
@@ -181,16 +200,22 @@ class Task:
         """What distinguishes runs beside their seeds, by name, each (N,): here nothing."""
         return {}
 
-    def batch(self, indices: Tensor, num_networks: int, split: str = "train") -> Batch:
+    def batch(self, indices: Tensor, num_networks: int, split: str = "train", *, stream: Tensor | None = None) -> Batch:
         """Examples of a split for N networks.
 
         Args:
             indices: (B,) of examples that all networks share, or (N, B).
             num_networks: N.
             split: "train", "val" or "test".
+            stream: of a training step: (4,), or (N, 4) with indices (N, B), what augmentations and the module draw
+                from, see `zoo.networks.counter_rng`. Without one nothing is augmented.
         """
         data = self.dataset.split(split)
-        return Batch(data.inputs[indices], self.targets_for(data.targets[indices], num_networks))
+        if stream is None:
+            inputs, targets = data.inputs[indices], data.targets[indices]
+        else:
+            inputs, targets = self.dataset.training_examples(indices, stream)
+        return Batch(inputs, self.targets_for(targets, num_networks), stream)
 
     def trial_batch(self, num_networks: int = 2, *, own: bool = False) -> Batch:
         """A few training examples, always the same, on which modules are tried: shared, or two networks' own."""
@@ -263,17 +288,17 @@ class Task:
         num_examples = min(len(data), pairs)
         num_networks = max(1, pairs // num_examples)
         loss, error = params.new_zeros(len(params)), params.new_zeros(len(params))
-        for start in range(0, len(data), num_examples):
-            inputs = data.inputs[start : start + num_examples]
-            targets = self.targets_for(data.targets[start : start + num_examples], len(params))
-            has_own_targets = targets.ndim > data.targets.ndim
-            share = len(inputs) / len(data)
+        targets = self.targets_for(data.targets, len(params))
+        has_own_targets = targets.ndim > data.targets.ndim
+        parts = targets.split(num_examples, dim=int(has_own_targets))
+        in_whole = shares(self.objective, parts, own=has_own_targets)
+        for inputs, part, (of_loss, of_error) in zip(data.inputs.split(num_examples), parts, in_whole, strict=True):
             for first in range(0, len(params), num_networks):
                 some = slice(first, first + num_networks)
                 outputs = self.predict(params[some], inputs)
-                wanted = targets[some] if has_own_targets else targets
-                loss[some] += share * self.objective.loss(outputs, wanted)
-                error[some] += share * self.objective.error(outputs, wanted)
+                wanted = part[some] if has_own_targets else part
+                loss[some] += _of(of_loss, some) * self.objective.loss(outputs, wanted)
+                error[some] += _of(of_error, some) * self.objective.error(outputs, wanted)
         return {"loss": loss, "error": error}
 
     def evaluated_examples(self, split: str) -> Split:
@@ -292,3 +317,8 @@ class Task:
     def bytes_per_example(self) -> int:
         """Size of all activations of one network on one example."""
         return activation_bytes(self._networks.module().eval(), self.dataset.train.inputs[:1].cpu())
+
+
+def _of(share: Tensor | float, some: slice) -> Tensor | float:
+    """The share of some networks, where they have shares of their own."""
+    return share[some] if isinstance(share, Tensor) and share.ndim else share

@@ -3,7 +3,7 @@
 A population does what the plain module does in a plain loop, or is refused: found out by trying, on two networks. What
 runs a population is chosen by comparing one training step under `torch.func` with that of the module itself. Whether a
 module can be a population at all depends on what it does beside its parameters and persistent buffers, which are all
-that a zoo keeps of it: it must draw no random numbers, and a reloaded network must train as before.
+that a zoo keeps of it: a stream must give its random numbers, and a reloaded network must train as before.
 
 The architectures of this package are not tried: the tests hold them to their modules.
 
@@ -26,8 +26,10 @@ from torch.nn.parameter import is_lazy
 
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.networks.base import shared_names, with_own_memory
+from zoo.networks.counter_rng import at
 from zoo.networks.layout import ParamLayout, low_rank_groups
 from zoo.networks.low_rank import holds
+from zoo.networks.module_randomness import DrawnFromStream
 from zoo.networks.randomness import draws_random_numbers, preserved_randomness, seeded_module
 from zoo.tasks.backend import Backend, Networks, first_line, output_tensor
 from zoo.tasks.batched_mlp import BatchedMLP
@@ -53,11 +55,13 @@ class Trial(NamedTuple):
         backend: the fastest that gives what the module gives.
         slow: why that is slow, in words; None if it is not.
         flaw: why runs would not follow from their seeds and parameters, in words; None if they do.
+        is_random: whether the module draws random numbers in training.
     """
 
     backend: Backend
     slow: str | None = None
     flaw: str | None = None
+    is_random: bool = False
 
 
 def checked_module(build: Callable[[], nn.Module]) -> nn.Module:
@@ -145,17 +149,17 @@ def trial_outputs(module: nn.Module, inputs: Tensor) -> Tensor:
     return outputs
 
 
-def try_module(networks: Networks, batches: Sequence[tuple[Tensor, Tensor]]) -> Trial:
+def try_module(networks: Networks, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Trial:
     """What runs populations of a module, and whether they are what their seeds say.
 
     Args:
         networks: of that module.
-        batches: inputs and targets to try: shared by both networks, and with own ones for each.
+        batches: inputs, targets and streams to try: shared by both networks, and with own ones for each.
 
     Raises:
         ValueError: if the module cannot be trained on the data at all.
     """
-    module, inputs = networks.module(), batches[0][0]
+    module, (inputs, _, stream) = networks.module(), batches[0]
     is_whole = networks.layout.base is None
     if type(module) is MLP and is_whole:
         return Trial(BatchedMLP(networks.layout, module.activation, networks.objective, networks.input_ndim))
@@ -166,26 +170,44 @@ def try_module(networks: Networks, batches: Sequence[tuple[Tensor, Tensor]]) -> 
         warnings.simplefilter("always")
         try:
             looped = LoopedModule(networks, inputs.device)
-            flaw = _why_runs_would_differ(networks, inputs)
+            is_random = _num_draws(networks, inputs, stream) > 0
+            flaw = _why_runs_would_differ(networks, inputs, stream)
             expected = _behaviour(looped, networks.layout, params, batches, trains=flaw is None)
+            if is_random and flaw is None:
+                torch.rand(())  # moves the global generator, of which nothing may depend
+                again = _behaviour(looped, networks.layout, params, batches, trains=True)
+                if _different(again, expected):
+                    flaw = (
+                        "it draws random numbers again in the backward pass (activation checkpointing?); switch it off"
+                    )
+                    return Trial(looped, None, flaw, is_random)
         except Exception as error:  # modules may run into anything
             raise ValueError(f"the module cannot be trained: {first_line(error)}") from error
         try:
-            vmapped = VmappedModule(networks, inputs.device)
+            vmapped = VmappedModule(networks, inputs.device, is_random=is_random)
             found = _behaviour(vmapped, networks.layout, params, batches, trains=flaw is None)
+            different = _different(found, expected)
+            wrong = f"torch.func gives another {different[0]} than the module" if different else None
         except Exception as error:  # in torch.func, too
-            return Trial(looped, f"torch.func cannot run the module ({first_line(error)})", flaw)
-    different = _different(found, expected)
-    if different:
-        return Trial(looped, f"torch.func gives another {different[0]} than the module", flaw)
+            wrong = f"torch.func cannot run the module ({first_line(error)})"
+    if wrong:
+        return Trial(looped, wrong, flaw, is_random)
     operators = {match[1]: None for warning in caught if (match := _SLOW_OPERATOR.search(str(warning.message)))}
-    if not operators:
-        return Trial(vmapped, None, flaw)
-    warnings.filterwarnings("ignore", _SLOW_OPERATOR.pattern)  # the task says it, once
-    return Trial(vmapped, f"torch.func has no batched form of {', '.join(operators)}", flaw)
+    slow = f"torch.func has no batched form of {', '.join(operators)}" if operators else None
+    if slow:
+        warnings.filterwarnings("ignore", _SLOW_OPERATOR.pattern)  # the task says it, once
+    return Trial(vmapped, slow, flaw, is_random)
 
 
-def _why_runs_would_differ(networks: Networks, inputs: Tensor) -> str | None:
+def _num_draws(networks: Networks, inputs: Tensor, stream: Tensor) -> int:
+    """How often the module draws random numbers in a forward pass of training."""
+    mode = DrawnFromStream(stream)
+    with mode, torch.no_grad():
+        networks.module().to(inputs.device).train()(inputs)
+    return mode.rng.num_calls
+
+
+def _why_runs_would_differ(networks: Networks, inputs: Tensor, stream: Tensor) -> str | None:
     """Why runs of a module would not follow from their seeds and parameters, or None if they do.
 
     A module makes a few forward passes as in training, and one as in evaluation. A second one, built under another seed
@@ -194,6 +216,7 @@ def _why_runs_would_differ(networks: Networks, inputs: Tensor) -> str | None:
     Args:
         networks: of that module.
         inputs: (B, ...).
+        stream: (4,) from which random numbers are drawn.
     """
     for slot in networks.layout:
         if slot.kind == "param" and slot.dtype in ("float16", "bfloat16"):
@@ -202,13 +225,20 @@ def _why_runs_would_differ(networks: Networks, inputs: Tensor) -> str | None:
     states = zip(first.state_dict().values(), third.state_dict().values(), strict=True)
     if not all(torch.equal(one, other) for one, other in states):
         return "its initial values do not follow from torch.manual_seed; draw them from torch's own generator"
-    if draws_random_numbers(second, inputs):  # and whatever it counts by itself, it is now ahead of the first in
-        return "it draws random numbers while it trains (dropout?), so its runs would not follow from their seeds"
+    with DrawnFromStream(stream):
+        draws_others = draws_random_numbers(second, inputs)  # and what it counts by itself is now ahead of the first's
+    if draws_others:
+        return (
+            "it draws random numbers in training that its runs' seeds do not decide (of NumPy or Python, of recurrent "
+            "layers, or by a function of torch other than dropout, bernoulli, rand, randn, uniform_ and normal_)"
+        )
     with preserved_randomness(), torch.no_grad():
         for step in range(_NUM_STEPS):
             second.load_state_dict(first.state_dict())
             is_last = step == _NUM_STEPS - 1
-            got, expected = (output_tensor(module.train(not is_last)(inputs)) for module in (second, first))
+            got, expected = (
+                _output(module.train(not is_last), inputs, at(stream, step=step)) for module in (second, first)
+            )
             if not torch.allclose(got, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
                 break
         else:
@@ -220,17 +250,27 @@ def _why_runs_would_differ(networks: Networks, inputs: Tensor) -> str | None:
     )
 
 
+def _output(module: nn.Module, inputs: Tensor, stream: Tensor) -> Tensor:
+    with DrawnFromStream(stream):
+        return output_tensor(module(inputs))
+
+
 def _behaviour(
-    backend: Backend, layout: ParamLayout, params: Tensor, batches: Sequence[tuple[Tensor, Tensor]], *, trains: bool
+    backend: Backend,
+    layout: ParamLayout,
+    params: Tensor,
+    batches: Sequence[tuple[Tensor, Tensor, Tensor]],
+    *,
+    trains: bool,
 ) -> list[dict[str, Tensor]]:
     """What networks give on each batch, by name: outputs, and where they can train losses, gradients and new state."""
     results = []
-    for inputs, targets in batches:
+    for inputs, targets, stream in batches:
         with torch.no_grad():
             result = {"output": backend.outputs(params, inputs)}
         if trains:
             state = params.clone()
-            result["loss"], grads = backend.loss_and_grad(state, inputs, targets)
+            result["loss"], grads = backend.loss_and_grad(state, inputs, targets, stream)
             for slot in layout:
                 if slot.kind == "param":
                     result[f"gradient of {slot.name!r}"] = grads[:, slot.span]

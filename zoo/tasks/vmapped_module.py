@@ -5,8 +5,8 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +17,36 @@ from torch.overrides import TorchFunctionMode
 
 from zoo.networks.base import sharing_copy
 from zoo.networks.layout import ParamLayout
+from zoo.networks.module_randomness import DrawnFromStream
 from zoo.tasks.backend import Networks, output_tensor
+from zoo.tasks.convolutions import with_products
 
 
 class VmappedModule:
-    """A Backend: one vmap over the networks of a functional call of the module."""
+    """A Backend: one vmap over the networks of a functional call of the module.
+
+    Args:
+        networks: what is run.
+        device: of the networks.
+        is_random: whether the module draws random numbers in training.
+    """
 
     is_compilable = True
 
-    def __init__(self, networks: Networks, device: torch.device | str = "cpu") -> None:
+    def __init__(self, networks: Networks, device: torch.device | str = "cpu", *, is_random: bool = False) -> None:
         self._networks = networks
-        self._template = networks.module().to(device).eval()
-        training = networks.module() if networks.layout.base is None else sharing_copy(self._template)
-        self._training_template = training.to(device).train()
+        self._is_random = is_random
+        template = networks.module().to(device)
+        shares_base = networks.layout.base is not None
+        training_template = sharing_copy(template) if shares_base else networks.module().to(device)
+        if torch.device(device).type == "cuda":  # on a CPU grouped convolutions are faster
+            template, training_template = with_products(template), with_products(training_template)
+        self._template = template.eval()
+        self._training_template = training_template.train()
         self._padding_rows = _padding_rows(self._template, networks.layout)
 
     def to(self, device: torch.device | str) -> VmappedModule:
-        return VmappedModule(self._networks, device)
+        return VmappedModule(self._networks, device, is_random=self._is_random)
 
     def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
         fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -43,12 +56,14 @@ class VmappedModule:
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
 
-    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self._networks.objective.loss(self._run(self._training_template, params, inputs)[0], targets)
+    def loss(self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None) -> Tensor:
+        return self._networks.objective.loss(self._run(self._training_template, params, inputs, stream)[0], targets)
 
-    def loss_and_grad(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(
+        self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         def total(params: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
-            outputs, buffers = self._run(self._training_template, params, inputs)
+            outputs, buffers = self._run(self._training_template, params, inputs, stream)
             losses = self._networks.objective.loss(outputs, targets)
             return losses.sum(), (losses, buffers)
 
@@ -57,7 +72,9 @@ class VmappedModule:
             params[:, self._networks.layout[name].span] = value.reshape(len(params), -1).to(params.dtype)
         return losses.detach(), grads[:, : self._networks.layout.num_trainable]
 
-    def _run(self, template: nn.Module, params: Tensor, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _run(
+        self, template: nn.Module, params: Tensor, inputs: Tensor, stream: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs (N, B, ..., K), and the buffers by name as the forward pass has left them."""
         layout = self._networks.layout
         tensors = layout.unflatten(params)
@@ -70,12 +87,16 @@ class VmappedModule:
                 is_padding = torch.arange(named[name].shape[1], device=params.device) == row  # (V,)
                 named[name] = torch.where(is_padding[:, None], named[name].detach(), named[name])
 
-        def forward(named: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            return output_tensor(functional_call(template, named, (inputs,)))
+        stream = stream if self._is_random else None
 
-        folded = contextlib.nullcontext() if layout.base is None else _FoldedRows()
+        def forward(named: dict[str, Tensor], inputs: Tensor, stream: Tensor | None) -> Tensor:
+            with nullcontext() if stream is None else DrawnFromStream(stream):
+                return output_tensor(functional_call(template, named, (inputs,)))
+
+        dims = (0, 0 if has_own_inputs else None, 0 if stream is not None and stream.ndim > 1 else None)
+        folded = nullcontext() if layout.base is None else _FoldedRows()
         with folded, sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
-            outputs = vmap(forward, in_dims=(0, 0 if has_own_inputs else None), randomness="different")(named, inputs)
+            outputs = vmap(forward, in_dims=dims, randomness="different")(named, inputs, stream)
         return outputs, buffers
 
 

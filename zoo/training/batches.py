@@ -17,12 +17,12 @@ from zoo.networks.initialization import derive_seed
 
 
 def shared_indices(data_seed: int, num_examples: int, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Indices (B,) of one minibatch after another, a function of `data_seed` alone."""
+    """Indices (B,) int32 of one minibatch after another, a function of `data_seed` alone."""
     return (order[0] for order in own_indices([data_seed], num_examples, batch_size, device))
 
 
 def own_indices(run_seeds: Sequence[int], num_examples: int, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Indices (N, B) of one minibatch after another, row i a function of `run_seeds[i]` alone.
+    """Indices (N, B) int32 of one minibatch after another, row i a function of `run_seeds[i]` alone.
 
     One epoch's permutations are held in memory: 4 N n bytes.
 
@@ -47,4 +47,4 @@ def _batches(run_seeds: Sequence[int], num_examples: int, batch_size: int, devic
         orders = [torch.randperm(num_examples, generator=rng, dtype=torch.int32) for rng in rngs]
         epoch = torch.stack(orders).to(device, non_blocking=True)  # (N, n)
         for start in range(0, num_examples - batch_size + 1, batch_size):
-            yield epoch[:, start : start + batch_size].long()
+            yield epoch[:, start : start + batch_size]

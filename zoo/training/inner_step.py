@@ -47,6 +47,9 @@ class Trainable(Protocol):
 class InnerStep:
     """A task, an optimizer and the program that the two make.
 
+    Attributes:
+        coefficients: makes what `with_coefficients` takes; None if the optimizer is no CompilableOptimizer.
+
     Args:
         task: what to train on.
         optimizer: how.
@@ -61,7 +64,7 @@ class InnerStep:
         self.optimizer = optimizer
         compile = compile and task.is_compilable
         self._loss_and_grad = _Compiled(task.loss_and_grad, task.layout) if compile else task.loss_and_grad
-        self._whole: Callable[[Tensor, State, Batch, State], Tensor] | None = None
+        self.coefficients: Callable[[StepCount, StepCount, Tensor], State] | None = None
         if isinstance(optimizer, CompilableOptimizer):
 
             def step(params: Tensor, state: State, batch: Batch, coefficients: State) -> Tensor:
@@ -69,8 +72,8 @@ class InnerStep:
                 optimizer.apply(task.layout, params, grads, state, coefficients)
                 return loss
 
-            self._coefficients = optimizer.coefficients
-            self._whole = _Compiled(step, task.layout) if compile else step
+            self.coefficients = optimizer.coefficients
+            self._with_coefficients = _Compiled(step, task.layout) if compile else step
 
     @torch.no_grad()
     def __call__(
@@ -85,11 +88,17 @@ class InnerStep:
             inner_step: number of steps taken before this one, of all networks or of each.
             num_steps: number of steps of the whole run, likewise.
         """
-        if self._whole:
-            return self._whole(params, state, batch, self._coefficients(inner_step, num_steps, params))
+        if self.coefficients is not None:
+            coefficients = self.coefficients(inner_step, num_steps, params)
+            return self.with_coefficients(params, state, batch, coefficients)
         loss, grads = self._loss_and_grad(params, batch)
         self.optimizer.update(self.task.layout, params, grads, state, inner_step=inner_step, num_steps=num_steps)
         return loss
+
+    @torch.no_grad()
+    def with_coefficients(self, params: Tensor, state: State, batch: Batch, coefficients: State) -> Tensor:
+        """The same with the coefficients of the step, of a CompilableOptimizer: work on tensors alone."""
+        return self._with_coefficients(params, state, batch, coefficients)
 
 
 def should_compile(num_model_steps: int, device: torch.device) -> bool:

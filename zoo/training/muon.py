@@ -130,24 +130,48 @@ class Muon(CoefficientUpdate):
         params.mul_(1 - coefficients["matrix_decay"]).sub_(step_size * direction)
 
 
-def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None, *, by_gram: bool = False) -> Tensor:
     """Nearly the nearest semi-orthogonal matrices, of singular values from .7 to 1.2, by five Newton-Schulz iterations.
 
     Args:
         matrices: (N, A, B).
         dtype: of the products, default that of the matrices; bfloat16 rounds far below what the iteration leaves.
+        by_gram: iterate on the smaller side's Gram matrix where the other side is more than twice as long, with four
+            products of the full size in place of ten.
 
     Source: Jordan et al. 2024, Muon; the quintic's coefficients make it steepest at zero.
     """
-    linear, cubic, quintic = _NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
     x = (x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_NORM_EPS)).to(dtype)
-    for _ in range(_NUM_ITERATIONS):
-        gram = torch.bmm(x, x.mT)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
-        x = torch.baddbmm(x, polynomial, x, beta=linear)
+    if by_gram and x.shape[2] > 2 * x.shape[1]:
+        x = _iterated_by_gram(_iterated_by_gram(x, 3), _NUM_ITERATIONS - 3)
+    else:
+        linear, cubic, quintic = _NEWTON_SCHULZ
+        for _ in range(_NUM_ITERATIONS):
+            gram = torch.bmm(x, x.mT)
+            polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
+            x = torch.baddbmm(x, polynomial, x, beta=linear)
     return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+def _iterated_by_gram(x: Tensor, num_iterations: int) -> Tensor:
+    """Wide matrices (N, A, B) after some iterations, as the product of their polynomials in the Gram matrix.
+
+    A Gram matrix holds the squares of singular values: in bfloat16 those below a sixteenth of the largest are noise,
+    which five iterations blow up to any size. After three they are harmless, so one has to begin anew there.
+    """
+    linear, cubic, quintic = _NEWTON_SCHULZ
+    gram = torch.bmm(x, x.mT)
+    product: Tensor | None = None
+    for i in range(num_iterations):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        polynomial.diagonal(dim1=1, dim2=2).add_(linear)
+        product = polynomial if product is None else torch.bmm(polynomial, product)
+        if i + 1 < num_iterations:
+            gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
+    assert product is not None
+    return torch.bmm(product, x)
 
 
 def _matrix_slots(layout: ParamLayout) -> list[ParamSlot]:

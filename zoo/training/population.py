@@ -1,8 +1,8 @@
 """Training N networks as one batched program, with snapshots on the way.
 
 Run i is a function of the zoo's seed and of i: its own seed gives its initial parameters, its hyperparameters and, with
-own batches, its order of the data; with shared batches the order is that of the zoo's seed. Divergence of one run does
-not touch the others.
+own batches, its order of the data, masks of dropout and augmentations; with shared batches these are functions of the
+zoo's seed and the step. Divergence of one run does not touch the others.
 
 On one machine, with one number of threads and the same choice of compiling, a population repeats bit for bit. What its
 size or the threads may change is the order in which matrix products are summed, so across those runs agree to rounding
@@ -13,22 +13,30 @@ Legend: N networks, P numbers of one network, S snapshots.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from numbers import Integral
+from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from zoo.networks.counter_rng import at, streams_of
+from zoo.storage.durable import write_file
 from zoo.tasks.task import Task
 from zoo.training.batches import own_indices, shared_indices
+from zoo.training.gradients import Gradients
 from zoo.training.inner_step import InnerStep, should_compile
 from zoo.training.optimizers import InnerOptimizer
+from zoo.training.precision import products_in
+from zoo.training.recorded_steps import MAX_ROWS, RecordedSteps, Row
 
 DEFAULT_NUM_SNAPSHOTS: Final = 21
 DEFAULT_MAX_LOSS: Final = 1e4
+DEFAULT_CHECKPOINT_EVERY: Final = 500
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,19 @@ def quadratic_steps(num_steps: int, num_snapshots: int = DEFAULT_NUM_SNAPSHOTS) 
     return tuple(sorted({round(num_steps * (k / last) ** 2) for k in range(num_snapshots)}))
 
 
+def last_epoch_steps(num_steps: int, steps_per_epoch: int, num_snapshots: int) -> tuple[int, ...]:
+    """Evenly spaced steps within the last epoch, the last of all included.
+
+    Source: how Wang et al. 2025 (arXiv 2501.11587) collect the checkpoints of one network.
+    """
+    length = min(num_steps, steps_per_epoch)
+    if not 1 <= num_snapshots <= length:
+        raise ValueError(
+            f"the last epoch has {length} steps, so there can be 1 to {length} snapshots; got {num_snapshots}"
+        )
+    return tuple(num_steps - length + round((k + 1) * length / num_snapshots) for k in range(num_snapshots))
+
+
 def train_population(
     task: Task,
     optimizer: InnerOptimizer,
@@ -68,6 +89,10 @@ def train_population(
     init_params: Tensor | None = None,
     max_loss: float = DEFAULT_MAX_LOSS,
     compile: bool | str = "auto",
+    precision: str = "32",
+    accumulate: int = 1,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = DEFAULT_CHECKPOINT_EVERY,
 ) -> Iterator[Snapshot]:
     """Snapshots of N networks in training, as training reaches them.
 
@@ -80,12 +105,16 @@ def train_population(
         snapshot_steps: increasing steps from 0 to `num_steps`; by default 21, quadratically spaced.
         shared_batches: all networks see one minibatch, drawn from `data_seed`: several times faster than own ones,
             which each run draws from its own seed.
-        data_seed: of the shared data order, the zoo's seed.
+        data_seed: of all that runs with shared batches share, the zoo's seed.
         init_scales: factor on the initial matrices and embeddings, one or (N,).
         init_params: (N, P) to start from instead of fresh networks.
         max_loss: a run whose minibatch loss exceeds it, or is not finite, has diverged: from then on its snapshots
             repeat the last one before.
         compile: True, False, or "auto": when N * num_steps is worth the ten seconds that it takes.
+        precision: "32", "tf32" or "bf16-mixed", see `zoo.training.precision`.
+        accumulate: microbatches into which each minibatch is divided: the same gradient in less memory.
+        checkpoint: a file that is written after each snapshot that was taken over, and every `checkpoint_every` steps.
+            Where it is there, training continues from it, to the bit, with the first snapshot that was not.
 
     Raises:
         ValueError: for arguments out of range, before any training.
@@ -100,26 +129,35 @@ def train_population(
     num_train = len(task.dataset.train)
     if shared_batches:
         indices = shared_indices(data_seed, num_train, batch_size, task.device)
+        streams = streams_of([data_seed], task.device)[0]  # (4,)
     else:
         indices = own_indices(seeds, num_train, batch_size, task.device)
+        streams = streams_of(seeds, task.device)  # (N, 4)
     params = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
     if compile == "auto":
         compile = should_compile(len(seeds) * num_steps, task.device)
-    step = InnerStep(task, optimizer, compile=bool(compile))
+    gradients = Gradients(task, precision=precision, accumulate=accumulate, batch_size=batch_size)
+    step = InnerStep(gradients, optimizer, compile=bool(compile))
 
     def snapshots() -> Iterator[Snapshot]:
-        state = optimizer.init_state(task.layout, params)
-        alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
-        last, inner_step = params.clone(), 0
-        for snapshot_step in steps:
-            while inner_step < snapshot_step:
-                batch = task.batch(next(indices), len(params))
-                loss = step(params, state, batch, inner_step=inner_step, num_steps=num_steps)
-                alive = alive & (loss <= max_loss)  # also False for NaN
-                inner_step += 1
-            alive = alive & params.isfinite().all(1)
+        last, num_taken = params.clone(), 0
+        training = _Training(task, step, params, indices, streams, num_steps=num_steps, max_loss=max_loss)
+        if checkpoint is not None and checkpoint.exists():
+            last, num_taken = training.load(checkpoint)
+        while num_taken < len(steps):
+            for stop in range(checkpoint_every, steps[num_taken], checkpoint_every) if checkpoint is not None else ():
+                if stop > training.inner_step:
+                    with products_in(precision):
+                        training.run(until=stop)
+                    training.save(checkpoint, last, num_taken)
+            with products_in(precision):
+                training.run(until=steps[num_taken])
+            alive = training.alive & params.isfinite().all(1)
             last = torch.where(alive[:, None], params, last)
-            yield Snapshot(inner_step, last, alive)
+            yield Snapshot(steps[num_taken], last, alive)
+            num_taken += 1
+            if checkpoint is not None:
+                training.save(checkpoint, last, num_taken)
 
     return snapshots()
 
@@ -136,6 +174,105 @@ def check_snapshot_steps(steps: Sequence[int], num_steps: int) -> None:
     are_integers = all(isinstance(step, Integral) for step in steps)
     if not steps or not are_integers or not increases or steps[0] < 0 or steps[-1] > num_steps:
         raise ValueError(f"snapshot_steps must be integers that increase within 0 ... {num_steps}, got {tuple(steps)}")
+
+
+class _Training:
+    """Networks in training, changed in place.
+
+    Attributes:
+        alive: (N,) whose losses were never too high.
+        inner_step: steps done.
+
+    Args:
+        task: what they train on.
+        step: how.
+        params: (N, P).
+        batches: indices of their minibatches.
+        streams: (4,) that they share, or (N, 4): what the task's random numbers are drawn from.
+        num_steps: of the whole run.
+        max_loss: of networks that are alive.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        step: InnerStep,
+        params: Tensor,
+        batches: Iterator[Tensor],
+        streams: Tensor,
+        *,
+        num_steps: int,
+        max_loss: float,
+    ) -> None:
+        self._task, self._step, self._params, self._batches, self._streams = task, step, params, batches, streams
+        self._state = step.optimizer.init_state(task.layout, params)
+        self._num_steps, self._max_loss = num_steps, max_loss
+        self.inner_step = 0
+        self._names: list[str] = []
+        self.alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
+        can_record = step.coefficients is not None and task.is_compilable
+        self._steps = RecordedSteps(params.device, can_record=can_record)
+
+    def run(self, until: int) -> None:
+        """Train to that inner step."""
+        while self.inner_step < until:
+            count = 1 if self._step.coefficients is None else min(MAX_ROWS, until - self.inner_step)
+            self._steps.run(self._take, self._tables(count))
+            self.inner_step += count
+
+    def save(self, path: Path, last: Tensor, num_taken: int) -> None:
+        """Write all that is needed to continue, whole or not at all; `last` and `num_taken` come back from `load`."""
+        content = io.BytesIO()
+        state = {
+            "inner_step": self.inner_step,
+            "num_taken": num_taken,
+            "params": self._params,
+            "last": last,
+            "alive": self.alive,
+            "optimizer": self._state,
+        }
+        torch.save(state, content)
+        write_file(path, [content.getbuffer()])
+
+    def load(self, path: Path) -> tuple[Tensor, int]:
+        """Continue from there: the last sound networks (N, P), and how many snapshots were taken."""
+        state = torch.load(path, map_location=self._params.device, weights_only=True)
+        self._params.copy_(state["params"])
+        self.alive.copy_(state["alive"])
+        for name, tensor in self._state.items():
+            tensor.copy_(state["optimizer"][name])
+        self.inner_step = state["inner_step"]
+        next(islice(self._batches, self.inner_step, self.inner_step), None)  # minibatches that have been seen
+        return state["last"], state["num_taken"]
+
+    def _tables(self, count: int) -> Row:
+        """What the next steps are given.
+
+        Indices (count, B) or (count, N, B), streams (count, 4) or (count, N, 4), coefficients (count, V) or (count, V,
+        N, 1).
+        """
+        tables = {"indices": torch.stack([next(self._batches) for _ in range(count)])}
+        if self._task.is_random:
+            steps = self.inner_step + torch.arange(count, device=self._params.device)
+            tables["stream"] = at(self._streams, step=steps.view(-1, *[1] * self._streams.ndim))
+        if self._step.coefficients is not None:
+            on_host = torch.empty(len(self._params), 0, dtype=self._params.dtype)
+            counts = range(self.inner_step, self.inner_step + count)
+            made = [self._step.coefficients(step, self._num_steps, on_host) for step in counts]
+            self._names = list(made[0])
+            table = torch.stack([torch.stack(list(one.values())) for one in made])
+            tables["coefficients"] = table.to(self._params.device, non_blocking=True)
+        return tables
+
+    def _take(self, row: Row) -> None:
+        params = self._params
+        batch = self._task.batch(row["indices"].long(), len(params), stream=row.get("stream"))
+        if self._step.coefficients is None:
+            loss = self._step(params, self._state, batch, inner_step=self.inner_step, num_steps=self._num_steps)
+        else:
+            coefficients = dict(zip(self._names, row["coefficients"].unbind(), strict=True))
+            loss = self._step.with_coefficients(params, self._state, batch, coefficients)
+        self.alive.logical_and_(loss <= self._max_loss)  # also False for NaN
 
 
 def _checked(task: Task, init_params: Tensor, num_networks: int) -> Tensor:

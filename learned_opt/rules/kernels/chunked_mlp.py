@@ -23,8 +23,8 @@ def chunked_update_(
     param: Tensor,
     grad: Tensor,
     inner_step: Tensor,
-    step_size: float,
-    shrink: float,
+    step_size: float | Tensor,
+    shrink: float | Tensor,
     chunk_numel: int,
     active: Tensor | None = None,
 ) -> None:
@@ -37,11 +37,11 @@ def chunked_update_(
     num_blocks, num_rows, num_columns = param.shape[1:]
     chunks = list(features.chunks((num_blocks, num_rows, num_columns), chunk_numel))
     room = min(chunk_numel, param[0].numel())
-    dense = param.new_empty(param.shape[0], len(features.DENSE), room)
+    dense = param.new_empty(param.shape[0], features.NUM_DENSE, room)
 
     features.accumulate_factors(accumulators, grad, decays)
     factors = features.preconditioners(accumulators)
-    total = param.new_zeros(param.shape[0], len(features.DENSE))
+    total = param.new_zeros(param.shape[0], features.NUM_DENSE)
     for chunk in chunks:
         place = (slice(None), slice(None), *chunk)
         momentum, square = accumulators.momentum[place], accumulators.square[place]
@@ -66,6 +66,6 @@ def chunked_update_(
         direction, magnitude = torch.baddbmm(last_bias, last.weight, two).unbind(1)  # (N, n)
         step = direction.mul_(magnitude.mul_(MAGNITUDE_SCALE).exp_())
         target = param[:, e, r, c]
-        if shrink != 1:
+        if isinstance(shrink, Tensor) or shrink != 1:
             target.mul_(shrink_of)
-        target.sub_(step.view_as(target), alpha=step_size)
+        target.sub_(step.mul_(step_size).view_as(target))

@@ -32,7 +32,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """First layer on the 16 dense features of `features.DENSE`, not normalised."""
+    """First layer on the 16 dense features, not normalised."""
 
     weight: Tensor  # (N, H, 16)
     row_bias: Tensor  # (N, H, E, R, 1)
@@ -49,19 +49,18 @@ def fold(first: Layer, accumulators: Accumulators, dense_mean_square: Tensor, in
         inner_step: (1,) or (N,) updates made before this one.
     """
     rows, columns = features.row_features(accumulators), features.column_features(accumulators)
-    num_networks, num_tensor_features = first.weight.shape[0], features.NUM_TENSOR_FEATURES
-    mean_square = dense_mean_square.new_empty(num_networks, num_tensor_features)
-    mean_square[:, features.DENSE] = dense_mean_square
-    mean_square[:, features.ROW] = rows.square().mean(dim=(2, 3, 4))
-    mean_square[:, features.COLUMN] = columns.square().mean(dim=(2, 3, 4))
+    num_tensor_features = features.NUM_TENSOR_FEATURES
+    row_mean_square, column_mean_square = (kind.square().mean(dim=(2, 3, 4)) for kind in (rows, columns))
+    mean_square = features.join_kinds(dense_mean_square, row_mean_square, column_mean_square)
     scaled = first.weight[:, :, :num_tensor_features] * features.inverse_rms(mean_square)[:, None]
+    of_dense, of_rows, of_columns = features.split_kinds(scaled)
 
-    time = features.time_features(inner_step).expand(num_networks, -1)
+    time = features.time_features(inner_step).expand(len(scaled), -1)
     constant = first.bias + (first.weight[:, :, num_tensor_features:] @ time[..., None]).squeeze(-1)  # (N, H)
-    row_bias, column_bias = _mix(scaled[:, :, features.ROW], rows), _mix(scaled[:, :, features.COLUMN], columns)
+    row_bias, column_bias = _mix(of_rows, rows), _mix(of_columns, columns)
     if not accumulators.factored:  # a vector's row features vary along its columns
         row_bias, column_bias = torch.zeros_like(row_bias[..., :1]), row_bias + column_bias
-    return FoldedLayer(scaled[:, :, features.DENSE], row_bias + constant[..., None, None, None], column_bias)
+    return FoldedLayer(of_dense, row_bias + constant[..., None, None, None], column_bias)
 
 
 def unpack_layers(theta: Tensor, sizes: Sequence[int]) -> tuple[list[Layer], Tensor]:
@@ -74,7 +73,7 @@ def unpack_layers(theta: Tensor, sizes: Sequence[int]) -> tuple[list[Layer], Ten
 
 
 def only_active(
-    layers: Sequence[Layer], decays: Decays, shrink: float, active: Tensor | None
+    layers: Sequence[Layer], decays: Decays, shrink: float | Tensor, active: Tensor | None
 ) -> tuple[Sequence[Layer], Decays, float | Tensor]:
     """Layers, decays and shrink factor that leave inactive networks as they are: no step, averages that keep all.
 
@@ -82,14 +81,14 @@ def only_active(
         active: (N,) bool, None for all.
 
     Returns:
-        The shrink factor as (N, 1, 1, 1) unless it is one for all.
+        The shrink factor as (N, 1, 1, 1) where there are inactive ones.
     """
     if active is None:
         return layers, decays, shrink
     column, last = active[:, None], layers[-1]
-    kept = (torch.where(column, decay, 1.0) for decay in (decays.momentum, decays.square, decays.factored))
+    kept = (decay.masked_fill(~column, 1.0) for decay in (decays.momentum, decays.square, decays.factored))
     silent = Layer(last.weight * column[..., None], last.bias * column)
-    each = 1.0 if shrink == 1 else torch.where(active, shrink, 1.0)[:, None, None, None]
+    each = torch.ones_like(last.bias[:, 0]).mul_(shrink).masked_fill_(~active, 1.0)[:, None, None, None]
     return [*layers[:-1], silent], Decays(*kept), each
 
 

@@ -54,8 +54,8 @@ def native_update_(
     param: Tensor,
     grad: Tensor,
     inner_step: Tensor,
-    step_size: float,
-    shrink: float,
+    step_size: float | Tensor,
+    shrink: float | Tensor,
     active: Tensor | None = None,
 ) -> None:
     """As `chunked_update_`, without features or activations of a whole tensor in memory.
@@ -86,8 +86,8 @@ def native_update_(
         grad.stride(),
         *(x.data_ptr() for x in state),
         None if active is None else active.data_ptr(),
-        step_size,
-        shrink,
+        float(step_size),
+        float(shrink),
     )
     if _library().mlp_update(ctypes.byref(update), torch.get_num_threads()):
         raise MemoryError("the native kernel of the MLP rule could not allocate its scratch memory")

@@ -26,7 +26,6 @@ from learned_opt.rules.features import Accumulators, Decays
 from learned_opt.rules.kernels.folding import MAGNITUDE_SCALE, Layer, fold, network_size, only_active
 
 SUPPORTED_HIDDEN: Final = (16, 32, 64)  # sizes that the matrix units take
-NUM_DENSE: Final = len(features.DENSE)
 STATISTICS_BLOCK: Final = 1024
 NETWORK_BLOCK: Final = 128
 
@@ -39,13 +38,14 @@ def fused_update_(
     param: Tensor,
     grad: Tensor,
     inner_step: Tensor,
-    step_size: float,
-    shrink: float,
+    step_size: float | Tensor,
+    shrink: float | Tensor,
     active: Tensor | None = None,
 ) -> None:
     """As `chunked_update_`."""
     layers, decays, shrink_of = only_active(layers, decays, shrink, active)
-    shrinks = shrink_of if isinstance(shrink_of, Tensor) else param.new_full((len(param),), shrink_of)
+    one = param.new_ones(len(param))
+    shrinks, step_sizes = one * (shrink_of.flatten() if isinstance(shrink_of, Tensor) else shrink_of), one * step_size
     num_networks, num_blocks, num_rows, num_columns = param.shape
     num_programs = num_blocks * num_rows * triton.cdiv(num_columns, STATISTICS_BLOCK)
     features.accumulate_factors(accumulators, grad, decays)
@@ -56,7 +56,7 @@ def fused_update_(
     )
     shape = (num_blocks, num_rows, num_columns, *param.stride(), *grad.stride())
 
-    sums = param.new_empty(num_networks, num_programs, NUM_DENSE)
+    sums = param.new_empty(num_networks, num_programs, features.NUM_DENSE)
     grid = (num_networks * num_blocks * num_rows, triton.cdiv(num_columns, STATISTICS_BLOCK))
     decay = torch.cat([decays.momentum.expand(num_networks, -1), decays.square.expand(num_networks, -1)], dim=1)
     with _on(param):
@@ -70,8 +70,9 @@ def fused_update_(
         _network[grid](
             *tensors,
             *(weight.contiguous() for weight in weights),
-            *(shrinks, step_size, MAGNITUDE_SCALE, *shape),
+            *(shrinks, step_sizes, MAGNITUDE_SCALE, *shape),
             HIDDEN=network_size(layers),
+            PRECISION="tf32x3" if _has_tf32(param) else "ieee",
             BLOCK=NETWORK_BLOCK,
         )
 
@@ -79,6 +80,11 @@ def fused_update_(
 def _on(x: Tensor) -> torch.cuda.device | nullcontext[None]:
     """Kernels start on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _has_tf32(x: Tensor) -> bool:
+    """Whether matrix units take TF32, of which three products are one of float32."""
+    return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 @triton.jit
@@ -147,8 +153,9 @@ def _add(hidden, weights, index: tl.constexpr, values):
 @triton.jit
 def _network(
     param_ptr, grad_ptr, momentum_ptr, square_ptr, row_ptr, column_ptr, momentum_column_ptr,
-    w1_ptr, row_bias_ptr, column_bias_ptr, w2_ptr, b2_ptr, w3_ptr, b3_ptr, shrink_ptr, step_size, magnitude_scale,
-    num_blocks, num_rows, num_columns, pn, pe, pr, pc, gn, ge, gr, gc, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
+    w1_ptr, row_bias_ptr, column_bias_ptr, w2_ptr, b2_ptr, w3_ptr, b3_ptr, shrink_ptr, step_size_ptr, magnitude_scale,
+    num_blocks, num_rows, num_columns, pn, pe, pr, pc, gn, ge, gr, gc, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     network, block, row, columns, mask = _place(num_blocks, num_rows, num_columns, BLOCK)
     param_place = param_ptr + network * pn + block * pe + row * pr + columns * pc
@@ -184,10 +191,11 @@ def _network(
     hidden = tl.maximum(hidden, 0.0)
 
     w2 = tl.load(w2_ptr + network * HIDDEN * HIDDEN + units[:, None] * HIDDEN + units[None, :])
-    hidden = tl.dot(w2, hidden, input_precision="ieee") + tl.load(b2_ptr + unit)[:, None]
+    hidden = tl.dot(w2, hidden, input_precision=PRECISION) + tl.load(b2_ptr + unit)[:, None]
     hidden = tl.maximum(hidden, 0.0)
     outputs = w3_ptr + network * 2 * HIDDEN + units
     direction = tl.sum(tl.load(outputs)[:, None] * hidden, axis=0) + tl.load(b3_ptr + network * 2)
     magnitude = tl.sum(tl.load(outputs + HIDDEN)[:, None] * hidden, axis=0) + tl.load(b3_ptr + network * 2 + 1)
     step = direction * tl.exp(magnitude_scale * magnitude)
-    tl.store(param_place, tl.load(shrink_ptr + network) * param - step_size * step, mask)
+    kept = tl.load(shrink_ptr + network) * param
+    tl.store(param_place, kept - tl.load(step_size_ptr + network) * step, mask)

@@ -22,6 +22,7 @@ from generator.alignment import measured
 from generator.evaluation.baselines import distinct, with_valid_buffers
 from generator.evaluation.testbed import METRIC
 from zoo.networks.metrics import LOG_RANGE
+from zoo.operations.extrapolation import main_direction
 from zoo.tasks.task import Task
 from zoo.training.optimizers import Adam
 from zoo.training.population import train_population
@@ -143,7 +144,7 @@ class RankOneExtrapolation:
         rate = self.tuned.learning_rates[min(position, len(self.tuned.steps) - 1)]
         snapshots = _snapshots(self.tuned.task, starts, [rate], _PROBE_STEPS, batch_size=self.tuned.batch_size)
         path = torch.stack([networks[0] - starts for networks in snapshots], dim=1)  # (N, probes, P)
-        main = torch.linalg.svd(path, full_matrices=False).Vh[:, 0]  # (N, P)
+        main = main_direction(path)  # (N, P)
         return main * (path[:, -1] * main).sum(1, keepdim=True)
 
 

@@ -143,3 +143,33 @@ def test_memory_of_chunks_does_not_grow_with_the_tensor():
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         MlpRule(**options)
+
+
+@pytest.mark.parametrize("num_networks", [1, 2])
+def test_tensors_of_one_shape_are_updated_together_on_a_device(device, num_networks):
+    rng = torch.Generator().manual_seed(0)
+    specs = [TensorSpec(str(i), "hidden", 5, shape, 2) for i, shape in enumerate([(4, 5), (6,), (4, 5), (6,), (4, 5)])]
+    theta = torch.stack([MlpRule(4).init_theta(rng) for _ in range(num_networks)])
+    start = [torch.randn(num_networks, *spec.shape, generator=rng) for spec in specs]
+    grads = [torch.randn(num_networks, *spec.shape, generator=rng) for spec in specs]
+    times, lr = torch.tensor([3, 70])[:num_networks], torch.tensor(0.5)
+    active = [torch.tensor([i != 2, i == 3])[:num_networks] for i in range(len(specs))]
+    results = []
+    for place, rule in (("cpu", MlpRule(4, reference=True)), (device, MlpRule(4))):
+        params = [param.clone().to(place) for param in start]
+        state = rule.init_state(specs, params)
+        rule.update(
+            theta.to(place),
+            specs,
+            params,
+            [grad.to(place) for grad in grads],
+            state,
+            inner_step=times.to(place),
+            num_steps=None,
+            lr=[lr.to(place)] * len(specs),
+            weight_decay=0.1,
+            active=[mask.to(place) for mask in active],
+        )
+        results.append([tensor.cpu() for kept in (params, *state.values()) for tensor in kept])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

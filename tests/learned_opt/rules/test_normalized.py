@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learned_opt.rules import controller
+from learned_opt.rules import controller, normalized
 from learned_opt.rules.normalized import NormalizedRule
 from learned_opt.rules.rule import TensorSpec
 from zoo.networks.roles import PARAM_ROLES
@@ -259,3 +259,60 @@ def test_rule_is_differentiable_in_theta():
     assert theta.grad is not None
     assert torch.isfinite(theta.grad).all()
     assert (theta.grad[: len(controller.SCALARS)] != 0).sum() > 15
+
+
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(normalized, "CPU_CHUNK_NUMEL", 64)
+
+
+@pytest.mark.parametrize("active", [None, [True, False]], ids=["all", "one network"])
+@pytest.mark.parametrize("num_networks", [1, 2])
+def test_slices_and_stacks_of_tensors_equal_the_readable_twin(num_networks, active, monkeypatch):
+    small_chunks(monkeypatch)
+    specs = [*SPECS, TensorSpec("large", "output", 8, (30, 8), 3), TensorSpec("vector", "norm", 1, (150,), 3), *SPECS]
+    rng = torch.Generator().manual_seed(0)
+    start = [torch.randn(num_networks, *spec.shape, generator=rng) for spec in specs]
+    start[3] = start[3].mT.contiguous().mT  # not in the order of its dims
+    theta = torch.stack([meta_trained_like(seed) for seed in range(num_networks)])
+    mask = None if active is None else torch.tensor(active[-num_networks:])
+    lr = torch.tensor(0.5)
+    results = []
+    for reference in (False, True):
+        rule, params = NormalizedRule(reference=reference), [param.clone() for param in start]
+        state = rule.init_state(specs, params)
+        grads_rng = torch.Generator().manual_seed(1)
+        for inner_step in range(4):
+            grads = [torch.randn(param.shape, generator=grads_rng) for param in params]
+            rule.update(
+                theta,
+                specs,
+                params,
+                grads,
+                state,
+                inner_step=inner_step,
+                num_steps=9,
+                lr=[lr, 1.0] * (len(specs) // 2),
+                weight_decay=[None, 0.0, 0.1, 0.2] * (len(specs) // 4),
+                active=None if mask is None or inner_step == 0 else [mask] * len(specs),
+            )
+        results.append([*params, *(tensor for kept in state.values() for tensor in kept)])
+    for fast, readable in zip(*results, strict=True):
+        torch.testing.assert_close(fast, readable, rtol=1e-4, atol=1e-5)
+
+
+def test_inactive_networks_stay_as_they_are_whatever_their_gradients(monkeypatch):
+    small_chunks(monkeypatch)
+    rng = torch.Generator().manual_seed(0)
+    rule, params = NormalizedRule(), [torch.randn(2, *spec.shape, generator=rng) for spec in SPECS]
+    state, active = rule.init_state(SPECS, params), [torch.tensor([True, False])] * len(SPECS)
+    grads = [torch.randn(param.shape, generator=rng) for param in params]
+    before = [[tensor.clone() for tensor in kept] for kept in (params, *state.values())]
+    for grad in grads:
+        grad[1] = math.nan
+    for inner_step in range(2):
+        rule.update(meta_trained_like(), SPECS, params, grads, state, inner_step=inner_step, num_steps=9, active=active)
+    for old, new in zip(before, (params, *state.values()), strict=True):
+        for a, b in zip(old, new, strict=True):
+            assert torch.equal(a[1], b[1])
+            assert not torch.equal(a[0], b[0])
+            assert b.isfinite().all()

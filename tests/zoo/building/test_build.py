@@ -279,8 +279,8 @@ def test_subset_tasks_never_part_a_mask_from_its_complement(tmp_path):
 
 def test_default_blocks_bound_the_memory():
     wide = BuildPlan(task=get_task("digits", hidden=[2048, 2048]), num_runs=2304, num_steps=100)
-    assert wide.default_block_size == 1
-    assert BuildPlan(task=get_task("digits"), num_runs=2304, num_steps=1280).default_block_size == 256
+    assert wide.runs_per_block == 1
+    assert BuildPlan(task=get_task("digits"), num_runs=2304, num_steps=1280).runs_per_block == 256
 
 
 def test_local_processes_build_the_same_zoo(path, tmp_path, task, bytes_of):

@@ -2,7 +2,6 @@ import itertools
 import pickle
 import warnings
 
-import boto3
 import numpy as np
 import pytest
 import torch
@@ -144,7 +143,7 @@ def bucket():
     server.start()
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
-    client = boto3.client(
+    client = pytest.importorskip("boto3").client(
         "s3",
         endpoint_url=endpoint,
         aws_access_key_id="testing",

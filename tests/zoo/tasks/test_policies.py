@@ -67,7 +67,7 @@ def test_gradient_is_reinforces(task, shared):
     batch = task.batch(indices, len(params))
     losses, grads = task.loss_and_grad(params, batch)
     for i in range(len(SEEDS)):
-        inputs, targets = (value if shared else value[i] for value in batch)
+        inputs, targets = (value if shared else value[i] for value in batch[:2])
         episodes = [play(task, params[i], *episode) for episode in zip(inputs, targets, strict=True)]
         lengths = torch.tensor([len(actions) for _, actions in episodes])
         leaf = params[i].clone().requires_grad_()
@@ -200,7 +200,7 @@ def test_compiling_is_not_tried():
 
 
 def test_policies_are_compared_in_states_in_which_episodes_go_on(task):
-    states, targets = task.draw_examples(500, torch.Generator().manual_seed(0))
+    states, targets, _ = task.draw_examples(500, torch.Generator().manual_seed(0))
     assert states.shape == (500, 4)
     assert targets.shape == (500, 2)
     assert task.environment.has_failed(states).float().mean() < 0.05

@@ -79,7 +79,7 @@ def test_losses_gradients_and_buffers_equal_the_modules(task, shared):
     losses, grads = task.loss_and_grad(params, batch)
     torch.testing.assert_close(task.loss(start, batch), losses)
     for i, model in enumerate(modules(task, start)):
-        inputs, targets = (value if shared else value[i] for value in batch)
+        inputs, targets = (value if shared else value[i] for value in batch[:2])
         loss = module_loss(model.train(), inputs, targets)
         loss.backward()
         named = dict(model.named_parameters())

@@ -11,7 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn import utils
+from torch.utils.checkpoint import checkpoint
 
+from zoo.networks.counter_rng import CounterRng, at, streams_of
+from zoo.networks.module_randomness import DrawnFromStream
 from zoo.tasks.batched_mlp import BatchedMLP
 from zoo.tasks.datasets import Dataset, Split, get_dataset
 from zoo.tasks.looped_module import LoopedModule
@@ -19,7 +22,7 @@ from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 from zoo.tasks.vmapped_module import VmappedModule
-from zoo.training.batches import own_indices, shared_indices
+from zoo.training.batches import shared_indices
 from zoo.training.optimizers import Sgd
 from zoo.training.population import train_population
 
@@ -91,13 +94,59 @@ class Embedded(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self):
+    def __init__(self, dropout=0.0):
         super().__init__()
-        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=dropout, batch_first=True)
         self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, 2)
 
     def forward(self, x):
         return self.head(self.encoder(x).mean(1))
+
+
+class StochasticDepth(nn.Module):
+    """A residual branch that is left out for some examples, as timm's DropPath does."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        branch = self.branch(x).relu()
+        if self.training:
+            branch = branch * branch.new_empty(len(x), 1).bernoulli_(0.7).div_(0.7)
+        return self.head(x + branch)
+
+
+class AttentionByFunction(nn.Module):
+    """Dropout inside of the attention, and another on its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 2)
+
+    def forward(self, x):
+        query, key, value = self.qkv(x).chunk(3, -1)
+        x = F.scaled_dot_product_attention(query, key, value, dropout_p=0.3 * self.training, is_causal=True)
+        return self.head(F.dropout(x, 0.2, self.training).mean(1))
+
+
+class GatedAndDropped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.dropout, self.head = nn.GRU(8, 5, batch_first=True), nn.Dropout(0.4), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(self.dropout(self.rnn(x)[0][:, -1]))
+
+
+class Recomputed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = with_layer(nn.Dropout(0.5)), nn.Linear(10, 10)
+
+    def forward(self, x):
+        return self.head(checkpoint(self.body, x, use_reentrant=False))
 
 
 class HalfFrozenByHook(nn.Module):
@@ -136,6 +185,14 @@ TRAINABLE = {
     "embedding of bounded norm": ("tokens", lambda: Embedded(max_norm=0.5), LoopedModule),
     "gradient hook": ("digits", HalfFrozenByHook, LoopedModule),
     "logits in a dictionary": ("digits", Logits, VmappedModule),
+    "dropout": ("digits", lambda: with_layer(nn.Dropout(0.5)), VmappedModule),
+    "dropout in place": ("digits", lambda: with_layer(nn.Dropout(0.5, inplace=True)), VmappedModule),
+    "alpha dropout": ("digits", lambda: with_layer(nn.AlphaDropout(0.2)), VmappedModule),
+    "stochastic depth": ("digits", StochasticDepth, VmappedModule),
+    "dropout in attention": ("sequences", AttentionByFunction, VmappedModule),
+    "dropout in an encoder layer": ("sequences", lambda: Attention(dropout=0.2), VmappedModule),
+    "dropout after a gru": ("sequences", GatedAndDropped, LoopedModule),
+    "layers left out": ("digits", lambda: DropsLayers(lambda: torch.rand(())), LoopedModule),
 }
 
 
@@ -145,14 +202,15 @@ def make_task(data, build):
         return Task("own", DATA[data], build, OBJECTIVES["cross_entropy"])
 
 
-def plainly_trained(task, seed, indices, num_steps):
+def plainly_trained(task, seed, indices, num_steps, stream):
     torch.manual_seed(seed)
     module = task.make_model().train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.3)
-    for _ in range(num_steps):
+    for step in range(num_steps):
         chosen = next(indices)
         optimizer.zero_grad()
-        outputs = module(task.dataset.train.inputs[chosen])
+        with DrawnFromStream(at(stream, step=step)):
+            outputs = module(task.dataset.train.inputs[chosen])
         outputs = outputs["logits"] if isinstance(outputs, dict) else outputs
         F.cross_entropy(outputs, task.dataset.train.targets[chosen]).backward()
         optimizer.step()
@@ -171,8 +229,8 @@ def test_populations_do_what_the_module_does_in_a_plain_loop(name):
         options = {"num_steps": 4, "batch_size": 8, "snapshot_steps": (4,), "shared_batches": shared}
         (last,) = train_population(task, Sgd(lr=0.3), SEEDS, **options)
         for i, seed in enumerate(SEEDS):
-            own = (order[0] for order in own_indices([seed], num_train, 8, CPU))
-            module = plainly_trained(task, seed, shared_indices(0, num_train, 8, CPU) if shared else own, 4)
+            indices = shared_indices(0 if shared else seed, num_train, 8, CPU)
+            module = plainly_trained(task, seed, indices, 4, streams_of([0 if shared else seed])[0])
             torch.testing.assert_close(last.params[i], task.layout.flatten(module), rtol=1e-3, atol=1e-5)
             outputs = module.eval()(task.dataset.val.inputs)
             outputs = outputs["logits"] if isinstance(outputs, dict) else outputs
@@ -214,6 +272,16 @@ class DropsLayers(nn.Module):
     def forward(self, x):
         x = x.flatten(1)
         return self.head(x if self.training and self.draw() < 0.5 else x.tanh())
+
+
+class Randomised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.head(x.flatten(1))
+        return x + torch.randint(2, (10,)) if self.training else x
 
 
 class Counts(nn.Module):
@@ -267,9 +335,10 @@ def drawn_by_numpy():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: with_layer(nn.Dropout(0.5)), "draws random numbers while it trains"),
-        (lambda: DropsLayers(random.random), "draws random numbers while it trains"),
-        (lambda: DropsLayers(np.random.rand), "draws random numbers while it trains"),
+        (Recomputed, "draws random numbers again in the backward pass"),
+        (Randomised, "draws random numbers in training that its runs' seeds do not decide"),
+        (lambda: DropsLayers(random.random), "draws random numbers in training that its runs' seeds do not decide"),
+        (lambda: DropsLayers(np.random.rand), "draws random numbers in training that its runs' seeds do not decide"),
         (lambda: DropsLayers(np.random.default_rng(0).random), "hooks, or random numbers of its own"),
         (Counts, r"depends on more than its parameters and persistent buffers \('count'\)"),
         (Centres, r"persistent buffers \('mean'\)"),
@@ -277,7 +346,18 @@ def drawn_by_numpy():
         (lambda: with_layer(nn.ReLU()).apply(halved), "'3.weight' is bfloat16, but populations train in float32"),
         (drawn_by_numpy, "initial values do not follow from torch.manual_seed"),
     ],
-    ids=["dropout", "random", "numpy", "own generator", "counter", "buffer", "features", "bfloat16", "initial values"],
+    ids=[
+        "recomputed",
+        "randint",
+        "random",
+        "numpy",
+        "own generator",
+        "counter",
+        "buffer",
+        "features",
+        "bfloat16",
+        "initial values",
+    ],
 )
 def test_modules_whose_runs_would_not_repeat_are_refused(build, message):
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
@@ -288,8 +368,62 @@ def test_modules_whose_runs_would_not_repeat_are_refused(build, message):
         assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
 
 
+class GivenMask(nn.Module):
+    """Dropout that is handed its mask."""
+
+    def forward(self, x):
+        return x * self.mask
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_masks_are_those_of_the_seed_and_the_step(shared):
+    """Without any mode in the plain loop: the masks are made here, and handed to the module."""
+    task = make_task("digits", lambda: with_layer(nn.Dropout(0.25)))
+    options = {"num_steps": 3, "batch_size": 8, "snapshot_steps": (3,), "data_seed": 9, "shared_batches": shared}
+    (last,) = train_population(task, Sgd(lr=0.3), SEEDS, **options)
+    train = task.dataset.train
+    for i, seed in enumerate(SEEDS):
+        stream_seed = 9 if shared else seed
+        torch.manual_seed(seed)
+        module = with_layer(GivenMask())
+        optimizer, indices = torch.optim.SGD(module.parameters(), lr=0.3), shared_indices(stream_seed, 1257, 8, CPU)
+        for step in range(3):
+            chosen = next(indices)
+            module[2].mask = CounterRng(at(streams_of([stream_seed])[0], step=step)).keeps(0.75, (8, 8)) / 0.75
+            optimizer.zero_grad()
+            F.cross_entropy(module(train.inputs[chosen]), train.targets[chosen]).backward()
+            optimizer.step()
+        torch.testing.assert_close(last.params[i], task.layout.flatten(module))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_runs_with_dropout_do_not_depend_on_their_block_nor_on_global_random_numbers(shared):
+    task = make_task("sequences", lambda: Attention(dropout=0.2))
+    options = {"num_steps": 3, "batch_size": 8, "snapshot_steps": (3,), "shared_batches": shared}
+    (together,) = train_population(task, Sgd(lr=0.3), [1, 2, 3], **options)
+    torch.manual_seed(123)
+    state = torch.random.get_rng_state()
+    (alone,) = train_population(task, Sgd(lr=0.3), [3], **options)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.testing.assert_close(together.params[2:], alone.params)
+
+
+def test_losses_that_are_differentiated_have_the_masks_of_their_stream():
+    for build in (lambda: Attention(dropout=0.2), GatedAndDropped):
+        task = make_task("sequences", build)
+        params, stream = task.init_runs(SEEDS), streams_of(SEEDS)
+        batch = task.batch(torch.arange(16).view(2, 8), 2, stream=stream)
+        losses, grads = task.loss_and_grad(params.clone(), batch)
+        leaf = params.requires_grad_()
+        again = task.loss(leaf, batch)
+        torch.testing.assert_close(again.detach(), losses)
+        torch.testing.assert_close(torch.autograd.grad(again.sum(), leaf)[0], grads)
+
+
 def test_no_dropout_is_no_reason_to_refuse():
-    assert make_task("digits", lambda: with_layer(nn.Dropout(0.0))).flaw is None
+    task = make_task("digits", lambda: with_layer(nn.Dropout(0.0)))
+    assert task.flaw is None
+    assert not task.is_random
 
 
 def test_dropout_may_be_evaluated():

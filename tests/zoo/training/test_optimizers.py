@@ -181,6 +181,27 @@ def test_a_vector_of_the_wrong_length_is_refused():
         optimizer.coefficients(0, 1, params)
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "ill-conditioned", "rank one"])
+def test_orthogonalisation_by_gram_matrices_rounds_no_worse_than_without(kind):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 24, 96, generator=rng)
+    if kind == "ill-conditioned":
+        u, _, v = torch.linalg.svd(x, full_matrices=False)
+        x = u * torch.logspace(0, -4, 24) @ v
+    elif kind == "rank one":
+        x = x[:, :, :1] @ x[:, :1]
+    for matrices in (x, x.mT):
+        exact = orthogonalize(matrices.double()).float()
+        by_gram = orthogonalize(matrices, by_gram=True)
+        torch.testing.assert_close(by_gram, exact, rtol=1e-2, atol=1e-3)
+        errors = [
+            torch.dist(orthogonalize(matrices, torch.bfloat16, by_gram=flag), exact) / exact.norm()
+            for flag in (False, True)
+        ]
+        assert errors[1] < 1.5 * errors[0] + 0.02
+        assert torch.linalg.matrix_norm(orthogonalize(matrices, torch.bfloat16, by_gram=True), 2).max() < 1.3
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 10), (2, 10, 4), (1, 5, 5)])
 def test_orthogonalisation_brings_singular_values_near_one(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
