@@ -14,7 +14,9 @@ class PlainLoop:
 
     def __init__(self, task: Task, batch_size: int = 64) -> None:
         self.model = task.make_model().to(task.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
+        self.optimizer = torch.optim.Adam(
+            [param for param in self.model.parameters() if param.requires_grad], fused=True
+        )
         self.train_split = task.dataset.train
         self.batches = shared_indices(0, len(self.train_split), batch_size, task.device)
         self.is_binary = task.objective.name == "binary_cross_entropy"

@@ -54,6 +54,11 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
                 f"task {task.name!r} has networks of {task.layout.num_params:,} parameters, its zoo of "
                 f"{zoo.layout.num_params:,}; is it the task of another zoo?"
             )
+        if task is not None and zoo.spec.base_hash not in ("", task.base_hash):
+            raise LayoutMismatchError(
+                f"task {task.name!r} has the base {task.base_hash[:19] or 'none'}, its zoo "
+                f"{zoo.spec.base_hash[:19]}; build the task on the zoo's base (`Zoo.base`)"
+            )
         tasks.append(task)
     return tasks
 

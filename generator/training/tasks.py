@@ -29,6 +29,8 @@ def task_of(zoo: Zoo) -> Task:
     options: dict[str, Any] = dict(zoo.task_config)
     if not options:
         raise ValueError("the zoo records no task; was it imported?")
+    if "adapter" in options:
+        options["adapter"] = {**options["adapter"], "base": zoo.base}
     return get_task(**options)
 
 

@@ -259,7 +259,13 @@ class Rate(NamedTuple):
 
 
 def population(
-    task: Task, num_networks: int, optimizer: InnerOptimizer | None = None, *, num_steps: int = 100, **options: Any
+    task: Task,
+    num_networks: int,
+    optimizer: InnerOptimizer | None = None,
+    *,
+    num_steps: int = 100,
+    batch_size: int = BATCH_SIZE,
+    **options: Any,
 ) -> Callable[[], Rate]:
     """Model-steps/s of N networks trained at once; each call trains them `num_steps` steps further."""
     steps = range(num_steps, (MAX_CALLS + 1) * num_steps, num_steps)
@@ -269,7 +275,7 @@ def population(
         optimizer or Adam(),
         range(num_networks),
         num_steps=steps[-1],
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         snapshot_steps=steps,
         init_params=few.repeat(-(-num_networks // len(few)), 1)[:num_networks],
         **options,
@@ -277,9 +283,9 @@ def population(
     return lambda: timed(lambda: next(snapshots), num_networks * num_steps, task.device)
 
 
-def plain_loop(task: Task, num_steps: int = 300) -> Callable[[], Rate]:
+def plain_loop(task: Task, num_steps: int = 300, batch_size: int = BATCH_SIZE) -> Callable[[], Rate]:
     """Model-steps/s of one module trained as everybody does."""
-    loop = PlainLoop(task, BATCH_SIZE)
+    loop = PlainLoop(task, batch_size)
     return lambda: timed(lambda: loop.train(num_steps), num_steps, task.device)
 
 

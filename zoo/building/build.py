@@ -98,7 +98,7 @@ def build_zoo(
     check_initial_loss(plan)
     if any(slot.dtype == "float64" for slot in task.layout):
         warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=3)
-    writer = ZooWriter.create(path, plan.spec(), defaults=plan.defaults)
+    writer = ZooWriter.create(path, plan.spec(), base=task.base, defaults=plan.defaults)
     discard_damaged_blocks(writer)
     pending = writer.pending_blocks()
     progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))

@@ -191,6 +191,7 @@ class BuildPlan:
             seed=self.seed,
             splits=SplitRule(self.split_fractions, self.task.split_key),
             data_hash=self.task.dataset.data_hash,
+            base_hash=self.task.base_hash,
             extra={"training": training},
         )
 

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.checkpoints.adapters import adapter_tensors, different_settings
 from zoo.checkpoints.inferred_layout import layout_of_state_dict
 from zoo.checkpoints.readers import read_snapshot
 from zoo.checkpoints.runs import RunFiles, SnapshotFile, find_runs
 from zoo.checkpoints.tables import Row
 from zoo.checkpoints.tensors import CheckpointError
+from zoo.networks.base import hash_of
 from zoo.networks.layout import ParamLayout
 from zoo.networks.wrappers import unwrapped
 from zoo.storage.durable import rename_directory
@@ -34,17 +36,6 @@ from zoo.storage.zoo import Zoo
 _BLOCK_BYTES: Final = 2**28
 _MAX_BLOCK_RUNS: Final = 64
 _MAX_REMARKS: Final = 8
-# What gives an adapter's tensors their meaning; other settings, such as the path of the base model, may differ.
-_ADAPTER_KEYS: Final = (
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "use_dora",
-    "fan_in_fan_out",
-)
 
 
 def import_checkpoints(
@@ -69,6 +60,8 @@ def import_checkpoints(
         model: module or layout that the checkpoints belong to; needed for databases of G.pt, whose vectors have no
             names. Dtypes are those of the checkpoints. By default the
             layout written beside an exported checkpoint, or a guess from names and shapes (`layout_of_state_dict`).
+            What is frozen in a module is the base of the zoo. With a module that has adapters (from
+            `zoo.networks.adapters.adapt`, or a PeftModel), folders that PEFT saved get its names.
         metrics: a table of steps and metrics instead of those beside the checkpoints.
         state_key: entry of torch files, or of sharded checkpoints, that is the state dict.
         dtype: of the stored parameters. By default one that keeps every bit; float64 is then refused unless its
@@ -90,12 +83,17 @@ def import_checkpoints(
         raise FileExistsError(f"{out} is not empty; choose another path for the zoo")
     runs, remarks = find_runs(paths, metrics)
     first = runs[0].snapshots[0]
-    source = _Source(_layout_of(model, first, state_key), model, state_key, dtype, keep_nonfinite)
+    layout = _layout_of(model, first, state_key)
+    base = _base_of(layout, model, first, state_key)
+    if layout.base is not None and not base:
+        remarks.append("the base of these networks is not in the checkpoints, nor in the zoo; model=... brings it in")
+        layout = replace(layout, base=None)
+    source = _Source(layout, model, state_key, dtype, keep_nonfinite, base, hash_of(base))
     spec = _spec_of(runs, source, _noted(runs, "task", remarks) if task_config is None else task_config, remarks)
     check_adapters(runs)
     staged = out.with_name(f".{out.name}.{secrets.token_hex(6)}.import")
     try:
-        writer = ZooWriter.create(staged, spec)
+        writer = ZooWriter.create(staged, spec, base=base)
         for block in range(spec.num_blocks):
             _write_block(writer, block, runs, source)
         rename_directory(staged, out)
@@ -120,6 +118,8 @@ class _Source:
     state_key: str | None
     dtype: str | None
     keep_nonfinite: bool
+    base: Mapping[str, Tensor]
+    base_hash: str
     left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     @property
@@ -137,7 +137,10 @@ class _Source:
         path = snapshot.path
         saved, other_keys = read_snapshot(snapshot, self.state_key, self.model)
         try:
+            if snapshot.adapter_config and isinstance(self.model, nn.Module):
+                saved = adapter_tensors(saved, snapshot.adapter_config, self.model)
             tensors = unwrapped(saved, self.layout)
+            self._check_base(tensors, snapshot.sidecar)
             exact = self.layout.flatten(tensors)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
@@ -154,6 +157,14 @@ class _Source:
         for what in [*(f"entry {key!r}" for key in other_keys), *(["n_averaged"] if len(tensors) < len(saved) else [])]:
             self.left_out.setdefault(what, []).append(path)
         return exact.float().numpy()
+
+    def _check_base(self, tensors: Mapping[str, Tensor], sidecar: Mapping) -> None:
+        """Raise CheckpointError for a network on another base than the zoo's."""
+        other = [name for name, value in self.base.items() if name in tensors and not torch.equal(tensors[name], value)]
+        noted, own = str(sidecar.get("base_hash", "")), self.base_hash
+        if other or (noted and own and noted != own):
+            what = f"{other[:3]} differ" if other else f"it was trained on the base {noted[:19]}..., not {own[:19]}..."
+            raise CheckpointError(f"this network has another base than the model: {what}")
 
     def _check_values(self, path: Path, exact: Tensor) -> None:
         finite = exact.isfinite()
@@ -178,13 +189,15 @@ def _layout_of(model: nn.Module | ParamLayout | None, first: SnapshotFile, state
         if isinstance(model, ParamLayout):
             layout = model
         elif isinstance(model, nn.Module):
-            layout = ParamLayout.of(model)
+            layout = ParamLayout.of(model, shared=_frozen_in(model, with_buffers=bool(first.adapter_config)))
         elif model is not None:
             raise TypeError(f"model must be a module or a ParamLayout, got {type(model).__name__}")
         elif "layout" in first.sidecar:
             layout = ParamLayout.from_json(json.dumps(first.sidecar["layout"]))
         else:
             return layout_of_state_dict(unwrapped(saved))
+        if isinstance(model, nn.Module) and first.adapter_config:
+            saved = adapter_tensors(saved, first.adapter_config, model)
         tensors = unwrapped(saved, layout)
     except ValueError as error:
         raise CheckpointError(f"no layout for {first.path}: {error}") from error
@@ -194,6 +207,25 @@ def _layout_of(model: nn.Module | ParamLayout | None, first: SnapshotFile, state
         name = next((name for name in (slot.name, *slot.aliases) if name in dtypes), None)
         slots.append(slot if name is None else replace(slot, dtype=dtypes[name]))
     return replace(layout, slots=tuple(slots))
+
+
+def _frozen_in(model: nn.Module, *, with_buffers: bool) -> set[str]:
+    """Names of what is not trained, if anything is; checkpoints of whole networks may have buffers of their own."""
+    frozen = {name for name, param in model.named_parameters() if not param.requires_grad}
+    if len(frozen) == len(dict(model.named_parameters())):
+        return set()
+    return frozen | ({name for name, _ in model.named_buffers()} if with_buffers else set())
+
+
+def _base_of(
+    layout: ParamLayout, model: nn.Module | ParamLayout | None, first: SnapshotFile, state_key: str | None
+) -> dict[str, Tensor]:
+    """Tensors of the base, from the module or else the first checkpoint; empty if there is none, or it is nowhere."""
+    if layout.base is None:
+        return {}
+    tensors = model.state_dict() if isinstance(model, nn.Module) else read_snapshot(first, state_key).tensors
+    found = {slot.name: tensors[slot.name].detach().cpu() for slot in layout.base if slot.name in tensors}
+    return found if len(found) == len(layout.base.slots) else {}
 
 
 def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str, Json], remarks: list[str]) -> ZooSpec:
@@ -219,6 +251,7 @@ def _spec_of(runs: Sequence[RunFiles], source: _Source, task_config: Mapping[str
             columns=dict.fromkeys(sorted({name for run in runs for name in _hyperparameters(run)}), "float64"),
             task_config=task_config,
             optimizer_config=_noted(runs, "optimizer", remarks),
+            base_hash=source.base_hash,
             extra=extra,
         )
     except ValueError as error:
@@ -252,10 +285,9 @@ def check_adapters(runs: Sequence[RunFiles]) -> None:
     first = runs[0].snapshots[0]
     for snapshot in (snapshot for run in runs for snapshot in run.snapshots):
         mine, theirs = snapshot.adapter_config, first.adapter_config
-        differing = [key for key in _ADAPTER_KEYS if mine.get(key) != theirs.get(key)]
+        differing = different_settings(mine, theirs)
         if bool(mine) != bool(theirs) or differing:
-            what = ", ".join(f"{key} {mine.get(key)} and {theirs.get(key)}" for key in differing)
-            raise CheckpointError(f"{snapshot.path} and {first.path} are different kinds of adapters: {what}")
+            raise CheckpointError(f"{snapshot.path} and {first.path} are different kinds of adapters: {differing}")
 
 
 def _write_block(writer: ZooWriter, block: int, runs: Sequence[RunFiles], source: _Source) -> None:

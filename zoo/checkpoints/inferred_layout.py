@@ -11,8 +11,8 @@ Names decide in this order; `.` separates parts, and the last part is the tensor
       `weight`, `gamma` or `scale`
     anything else                                               bias
 
-Low-rank adapters (names with a part `lora_A` and a partner with `lora_B` in its place) have hidden matrices, and each
-pair is a symmetry group: its rank dims may be permuted and scaled, since only the product B A acts.
+Low-rank adapters (names with a part `lora_A` and a partner with `lora_B` in its place) have hidden matrices; their
+components are symmetry groups as `low_rank_groups` tells.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Final
 
 from torch import Tensor
 
-from zoo.networks.layout import GroupAxis, ParamLayout, ParamSlot, SymmetryGroup
+from zoo.networks.layout import ParamLayout, ParamSlot, low_rank_groups
 from zoo.networks.roles import PARAM_ROLES, fan_in
 
 _RUNNING: Final = ("running_mean", "running_var")
@@ -57,7 +57,7 @@ def layout_of_state_dict(tensors: Mapping[str, Tensor]) -> ParamLayout:
             width = _fan_in(name, role, tensors)
             slots.append(ParamSlot(name, tuple(tensor.shape), dtype, kind, role, width, offset))
             offset += tensor.numel()
-    return ParamLayout(tuple(slots), _lora_groups(tensors))
+    return ParamLayout(tuple(slots), low_rank_groups({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
 
 
 def _guessed_roles(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -92,17 +92,3 @@ def _fan_in(name: str, role: str, tensors: Mapping[str, Tensor]) -> int:
     if role == "bias" and weight is not None and weight.ndim >= 2:
         return fan_in("hidden", tuple(weight.shape))
     return fan_in(role, shape)
-
-
-def _lora_groups(tensors: Mapping[str, Tensor]) -> tuple[SymmetryGroup, ...]:
-    """One group per adapter: rows of A (rank, in) with columns of B (out, rank)."""
-    groups = []
-    for name, down in tensors.items():
-        if not re.search(r"(?:^|\.)lora_A(?:\.|$)", name):
-            continue
-        partner = name.replace("lora_A", "lora_B")
-        up = tensors.get(partner)
-        if up is not None and down.ndim >= 2 and up.ndim >= 2 and up.shape[1] == down.shape[0]:
-            axes = (GroupAxis(name, 0, scale_power=1), GroupAxis(partner, 1, scale_power=-1))
-            groups.append(SymmetryGroup(name.replace("lora_A", "lora"), down.shape[0], axes))
-    return tuple(groups)

@@ -15,7 +15,7 @@ from rich.table import Table
 from zarr.storage import LocalStore
 
 from zoo.inspection.updates import zoo_updates
-from zoo.storage.schema import FORMAT_VERSION, Json, RunStatus
+from zoo.storage.schema import Json, RunStatus
 from zoo.storage.zoo import Zoo
 
 LEVELS: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -67,7 +67,7 @@ def summarize(zoo: Zoo) -> dict[str, Json]:
     files = list(_file_sizes(zoo))
     summary: dict[str, Json] = {
         "zoo": str(zoo.group.store_path),
-        "format_version": FORMAT_VERSION,
+        "format_version": zoo.attributes["format_version"],
         "num_runs": zoo.num_runs,
         "num_snapshots": zoo.num_snapshots,
         "num_params": zoo.layout.num_params,

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from zoo.networks.roles import ROLES, infer_roles
 
-_VERSION: Final = 1
+_VERSION: Final = 2  # which a layout without a base does not need
+GROUP_KINDS: Final = ("permutation", "linear")
 _EXACT_INTEGERS: Final = 2**24  # integers up to here are exact in float32
+_LOW_RANK: Final = re.compile(r"((?:.*\.)?)lora_(embedding_)?A((?:\..*)?)")
+_OUTSIDE: Final = re.compile(r"lora_magnitude_vector|lora_ranknum|lora_B(\.[^.]+)?\.bias$")  # of the product B A
 
 
 class LayoutMismatchError(ValueError):
@@ -74,11 +78,23 @@ class GroupAxis:
 
 @dataclass(frozen=True)
 class SymmetryGroup:
-    """A set of `size` units of a network that may be permuted without changing what it computes."""
+    """A set of `size` units of a network that may be permuted without changing what it computes.
+
+    The units of a "linear" group, such as the components of a low-rank product B A, may be mixed by any invertible
+    matrix G: the slot of its first axis becomes G^-1 A, that of its second B G (see `zoo.networks.low_rank`).
+    """
 
     name: str
     size: int
     axes: tuple[GroupAxis, ...]
+    kind: str = "permutation"
+
+    def __post_init__(self) -> None:
+        if self.kind not in GROUP_KINDS or (self.kind == "linear" and len(self.axes) != 2):
+            raise ValueError(
+                f"kind of group {self.name!r} must be one of {GROUP_KINDS}, a linear one with two axes; "
+                f"got {self.kind!r} with {len(self.axes)}"
+            )
 
 
 @runtime_checkable
@@ -94,10 +110,17 @@ class ParamLayout:
 
     Slots are in state-dict order, parameters before buffers, without gaps, so `vector[..., :num_trainable]` is what
     an optimizer may change. Build it with `ParamLayout.of(module)`.
+
+    Attributes:
+        slots: the tensors that the vector holds.
+        groups: interchangeable units.
+        base: layout of the tensors that all networks share, such as a frozen network under adapters; they are no part
+            of the vector. None if there are none.
     """
 
     slots: tuple[ParamSlot, ...]
     groups: tuple[SymmetryGroup, ...] = ()
+    base: ParamLayout | None = None
     _by_name: dict[str, ParamSlot] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -117,13 +140,16 @@ class ParamLayout:
         *,
         roles: Mapping[str, str] | None = None,
         groups: tuple[SymmetryGroup, ...] | None = None,
+        shared: Collection[str] = (),
     ) -> ParamLayout:
         """Layout of a module's parameters and persistent buffers.
 
         Args:
             module: any module; tied tensors take one slot with aliases.
             roles: roles by name or pattern that override the inferred ones.
-            groups: interchangeable units; default those of `module.symmetry_groups()` if it has that method.
+            groups: interchangeable units; default those of `module.symmetry_groups()` if it has that method, as far as
+                they index no shared tensor, and the components of its low-rank adapters.
+            shared: names of parameters and buffers that all networks share: they make up `base`.
 
         Raises:
             ValueError: for state that is no real tensor (extra state, complex numbers), or bad roles or groups.
@@ -143,17 +169,23 @@ class ParamLayout:
                 )
             tensors[id(value)] = value
             named.setdefault(id(value), []).append(name)
-        slots: list[ParamSlot] = []
-        offset = 0
+        slots: dict[bool, list[ParamSlot]] = {False: [], True: []}  # by whether they are shared
+        offsets = {False: 0, True: 0}
         for key, value in sorted(tensors.items(), key=lambda item: not isinstance(item[1], nn.Parameter)):
             (name, *aliases), known = named[key], inferred[held_names[key]]
             kind = "param" if isinstance(value, nn.Parameter) else "buffer"
             shape, dtype = tuple(value.shape), str(value.dtype).removeprefix("torch.")
-            slots.append(ParamSlot(name, shape, dtype, kind, known.role, known.fan_in, offset, tuple(aliases)))
-            offset += value.numel()
+            is_shared = not {name, *aliases}.isdisjoint(shared)
+            offset = offsets[is_shared]
+            slot = ParamSlot(name, shape, dtype, kind, known.role, known.fan_in, offset, tuple(aliases))
+            slots[is_shared].append(slot)
+            offsets[is_shared] += value.numel()
+        own = {slot.name: slot.shape for slot in slots[False]}
         if groups is None:
-            groups = module.symmetry_groups() if isinstance(module, HasSymmetryGroups) else ()
-        return cls(tuple(slots), groups)
+            declared = module.symmetry_groups() if isinstance(module, HasSymmetryGroups) else ()
+            groups = tuple(group for group in declared if all(axis.slot in own for axis in group.axes))
+            groups += low_rank_groups(own)
+        return cls(tuple(slots[False]), groups, cls(tuple(slots[True])) if slots[True] else None)
 
     def __iter__(self) -> Iterator[ParamSlot]:
         return iter(self.slots)
@@ -164,6 +196,12 @@ class ParamLayout:
             return self._by_name[name]
         except KeyError:
             raise KeyError(f"no slot {name!r}; the layout has {list(self._by_name)}") from None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors, under each of which they may be given; those of the base come last."""
+        own = tuple(name for slot in self.slots for name in (slot.name, *slot.aliases))
+        return own if self.base is None else own + self.base.names
 
     @cached_property
     def num_params(self) -> int:
@@ -178,7 +216,7 @@ class ParamLayout:
     def flatten(self, source: nn.Module | Mapping[str, Tensor]) -> Tensor:
         """Flat vector (..., P) of a module or of named tensors, which may share leading dims.
 
-        A tied tensor may have any of its names, or several if they hold the same.
+        A tied tensor may have any of its names, or several if they hold the same. Tensors of the base may be there.
         The dtype is float32, or float64 where a slot has that. Integer and boolean buffers are exact in it; a zoo that
         stores float16 or bfloat16 rounds them like everything else.
 
@@ -226,9 +264,14 @@ class ParamLayout:
 
     def to_json(self) -> str:
         """JSON text from which `from_json` makes an equal layout."""
-        slots = [asdict(slot) for slot in self.slots]
-        groups = [asdict(group) for group in self.groups]
-        return json.dumps({"version": _VERSION, "slots": slots, "groups": groups})
+        content: dict[str, object] = {"version": 1, "slots": [asdict(slot) for slot in self.slots]}
+        content["groups"] = [
+            {name: value for name, value in asdict(group).items() if (name, value) != ("kind", "permutation")}
+            for group in self.groups
+        ]
+        if self.base is not None:
+            content |= {"version": _VERSION, "base": [asdict(slot) for slot in self.base.slots]}
+        return json.dumps(content)
 
     @classmethod
     def from_json(cls, text: str) -> ParamLayout:
@@ -242,17 +285,14 @@ class ParamLayout:
             version = data["version"]
             if version > _VERSION:
                 raise ValueError(f"layout has version {version}, this release reads up to {_VERSION}; upgrade")
-            slots = tuple(
-                ParamSlot(**{**slot, "shape": tuple(slot["shape"]), "aliases": tuple(slot["aliases"])})
-                for slot in data["slots"]
-            )
             groups = tuple(
-                SymmetryGroup(group["name"], group["size"], tuple(GroupAxis(**axis) for axis in group["axes"]))
+                SymmetryGroup(**{**group, "axes": tuple(GroupAxis(**axis) for axis in group["axes"])})
                 for group in data["groups"]
             )
+            slots, base = _slots_of(data["slots"]), _slots_of(data.get("base", ()))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a layout: {error!r}") from error
-        return cls(slots, groups)
+        return cls(slots, groups, cls(base) if base else None)
 
     def _fitting(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
         """The tensor of each slot, and the leading dims that all share."""
@@ -278,12 +318,49 @@ class ParamLayout:
                 problems.append(f"{slot.name!r} must be {expected}, got {shape}")
             elif lead is None:
                 lead = shape[:split]
-        known = {name for slot in self.slots for name in (slot.name, *slot.aliases)}
+        known = set(self.names)
         problems += [f"unexpected {name!r}" for name in tensors if name not in known]
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise LayoutMismatchError(f"tensors do not fit the layout: {shown}")
         return values, lead or ()
+
+
+def low_rank_groups(shapes: Mapping[str, tuple[int, ...]]) -> tuple[SymmetryGroup, ...]:
+    """The components of low-rank adapters, by the names and shapes of all tensors that adapters train.
+
+    Rows of `lora_A` (rank, inputs, ...) and columns of `lora_B` (outputs, rank, ...) in its place are a linear group:
+    only their product acts. Whatever else an adapter holds between the two takes that away: a diagonal with as many
+    entries as the rank, as AdaLoRA's `lora_E` is, leaves permutations; anything unknown leaves nothing. Biases after B
+    and magnitudes of the whole weight (DoRA) do not matter.
+    """
+    groups = []
+    for name, shape in shapes.items():
+        found = _LOW_RANK.fullmatch(name)
+        partner = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
+        up = shapes.get(partner, ())
+        if not found or len(shape) < 2 or len(up) < 2 or up[1] != shape[0]:
+            continue
+        prefix, _, adapter = found.groups()
+        beside = {
+            other: size
+            for other, size in shapes.items()
+            if other.startswith(f"{prefix}lora_") and other not in (name, partner) and not _OUTSIDE.search(other)
+        }
+        axes = (GroupAxis(name, 0, scale_power=1), GroupAxis(partner, 1, scale_power=-1))
+        label = f"{prefix}lora{adapter}"
+        if not beside:
+            groups.append(SymmetryGroup(label, shape[0], axes, "linear"))
+        elif all(other.startswith(f"{prefix}lora_E") and size == (shape[0], 1) for other, size in beside.items()):
+            more = (GroupAxis(other, 0) for other in beside)
+            groups.append(SymmetryGroup(label, shape[0], (GroupAxis(name, 0), GroupAxis(partner, 1), *more)))
+    return tuple(groups)
+
+
+def _slots_of(content: Sequence[Mapping[str, Any]]) -> tuple[ParamSlot, ...]:
+    return tuple(
+        ParamSlot(**{**slot, "shape": tuple(slot["shape"]), "aliases": tuple(slot["aliases"])}) for slot in content
+    )
 
 
 def _check_group(group: SymmetryGroup, slots: Mapping[str, ParamSlot]) -> None:

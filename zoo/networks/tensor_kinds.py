@@ -122,7 +122,7 @@ def is_adapter(name: str) -> bool:
 
 def is_lookup(owned: Owned) -> bool:
     """Whether a tensor is the table of an embedding module, which reads tokens."""
-    return isinstance(owned.owner, _EMBEDDING_MODULES)
+    return isinstance(owned.owner, _EMBEDDING_MODULES) and owned.label == "weight"
 
 
 def is_recurrent(owned: Owned) -> bool:

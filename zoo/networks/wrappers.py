@@ -39,7 +39,7 @@ def unwrapped(tensors: Mapping[str, Tensor], layout: ParamLayout | None = None) 
     Raises:
         LayoutMismatchError: if they hold the network more than once, such as a model beside its average.
     """
-    known = set() if layout is None else {name for slot in layout for name in (slot.name, *slot.aliases)}
+    known = set() if layout is None else set(layout.names)
     if tensors.keys() <= known:
         return dict(tensors)
     own = [name for name in tensors if name in known or name.rpartition(".")[2] != _AVERAGED_COUNTER]
@@ -64,8 +64,8 @@ def _matched(names: list[str], layout: ParamLayout) -> dict[str, str]:
     """Each name with that of the layout's slot it stands for, or with itself."""
     keys = {name: _key(name) for name in names}
     slots = [(slot.name, *slot.aliases) for slot in layout]
-    wanted = {_key(name): name for aliases in slots for name in aliases}
-    if len(wanted) < sum(map(len, slots)) or not slots:
+    wanted = {_key(name): name for name in layout.names}
+    if len(wanted) < len(layout.names) or not slots:
         return dict(zip(names, names, strict=True))  # the layout itself tells wrapped from plain
     present, prefixes = set(keys.values()), []
     first = [_key(name) for name in slots[0]]

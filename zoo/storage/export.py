@@ -18,12 +18,13 @@ _FORMAT: Final = "weightfoundry.checkpoint"
 _VERSION: Final = 1
 
 
-def write_checkpoint(zoo: Zoo, run: int, snapshot: int, path: Path) -> None:
+def write_checkpoint(zoo: Zoo, run: int, snapshot: int, path: Path, *, merged: bool = False) -> None:
     """Write a network and what is known about it; see `Zoo.export`."""
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")
     # Views of one vector share memory, and so do tied tensors: safetensors wants each by itself.
-    tensors = {name: tensor.clone().contiguous() for name, tensor in zoo.state_dict(run, snapshot).items()}
+    state = zoo.state_dict(run, snapshot, merged=merged)
+    tensors = {name: tensor.clone().contiguous() for name, tensor in state.items()}
     known = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -33,6 +34,7 @@ def write_checkpoint(zoo: Zoo, run: int, snapshot: int, path: Path) -> None:
         "task": dict(zoo.spec.task_config),
         "optimizer": dict(zoo.spec.optimizer_config),
         "layout": json.loads(zoo.layout.to_json()),
+        **({"base_hash": zoo.spec.base_hash} if zoo.spec.base_hash else {}),
     }
     text = json.dumps(known, indent=1).encode()
     try:

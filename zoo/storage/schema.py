@@ -20,24 +20,20 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from zoo.networks.layout import ParamLayout
-from zoo.settings import REMEDY, Json, differences, installed_software, require_same
+from zoo.settings import REMEDY, Json, SettingsMismatchError, differences, installed_software, require_same
+from zoo.storage.base import create_base_arrays
 from zoo.storage.splits import SplitRule
 
 FORMAT: Final = "weightfoundry-zoo"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # of zoos with a base; those without are of version 1
 METRICS: Final = tuple(f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "error"))
 _STORED_DTYPES: Final = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 _COLUMN_DTYPES: Final = ("float64", "int64")
 _RESERVED_COLUMNS: Final = {"seed": "int64", "checksum": "uint32", "status": "uint8"}
 _FILL: Final[dict[str, float | int]] = {"float64": np.nan, "float32": np.nan, "float16": np.nan, "int64": -1}
 _BFLOAT16_NAN: Final = 0x7FC0
-_NOT_COMPARED: Final = (
-    "software",
-    "format_version",
-    "checksum",
-    "task.path",
-    "task.base.path",
-)  # of files, the data's hash is compared
+# Of files, the hash of their content is compared.
+_NOT_COMPARED: Final = ("software", "format_version", "checksum", "task.path", "task.base.path", "task.adapter.base")
 
 
 class RunStatus(IntEnum):
@@ -70,6 +66,7 @@ class ZooSpec:
         seed: from which the seeds of all runs derive.
         splits: which runs are for training and which are held out.
         data_hash: of the data the runs were trained on.
+        base_hash: of the tensors that all networks share (`zoo.networks.base.hash_of`); empty if there are none.
         software: versions; compared on resumption only to warn.
         extra: further JSON-able attributes.
     """
@@ -87,6 +84,7 @@ class ZooSpec:
     seed: int = 0
     splits: SplitRule = field(default_factory=SplitRule)
     data_hash: str = ""
+    base_hash: str = ""
     software: Mapping[str, str] = field(default_factory=partial(installed_software, "numpy", "zarr"))
     extra: Mapping[str, Json] = field(default_factory=dict)
 
@@ -102,6 +100,10 @@ class ZooSpec:
         for name in ("num_runs", "block_size", "num_snapshots"):
             object.__setattr__(self, name, _integer(name, getattr(self, name), at_least=1))
         _integer("layout.num_params", self.layout.num_params, at_least=1)
+        if (self.layout.base is not None) != bool(self.base_hash):
+            raise ValueError(
+                f"a base needs both its layout and its hash, got {self.layout.base} and the hash {self.base_hash!r}"
+            )
         if self.dtype not in _STORED_DTYPES:
             raise ValueError(f"dtype must be one of {sorted(_STORED_DTYPES)}, got {self.dtype!r}")
         for name, dtype in self.columns.items():
@@ -154,7 +156,9 @@ class ZooSpec:
         named = {
             _ATTRIBUTES[name]: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()
         }
-        attributes: dict[str, Json] = {"format": FORMAT, "format_version": FORMAT_VERSION, **named}
+        version = FORMAT_VERSION if self.base_hash else 1
+        named = {name: named[name] for name in _attribute_names(version)}
+        attributes: dict[str, Json] = {"format": FORMAT, "format_version": version, **named}
         try:
             attributes = json.loads(json.dumps(attributes, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -179,7 +183,8 @@ class ZooSpec:
                 "upgrade weightfoundry"
             )
         try:
-            values: dict[str, Any] = {field: attributes[name] for field, name in _ATTRIBUTES.items()}
+            names = _attribute_names(version)
+            values: dict[str, Any] = {field: attributes[name] for field, name in _ATTRIBUTES.items() if name in names}
             values["splits"] = SplitRule.from_dict(values["splits"])
             values["layout"] = ParamLayout.from_json(json.dumps(values["layout"]))
             return cls(**values)
@@ -191,11 +196,18 @@ class ZooSpec:
     def require_same(self, now: ZooSpec, where: object, *, defaults: Json = None) -> None:
         """Raise SettingsMismatchError, naming each field that differs, unless `now` continues the same zoo.
 
+        Networks on another base are told in words.
+
         Args:
             now: the settings given now.
             where: the zoo, for the message.
             defaults: what fields have that either side lacks.
         """
+        if self.layout == now.layout and self.base_hash != now.base_hash:
+            raise SettingsMismatchError(
+                f"{where} holds networks on the base {self.base_hash[:19]}..., the task's frozen parameters are "
+                f"{now.base_hash[:19]}...: build the task on the same base (`Zoo.base`), or choose another folder"
+            )
         begun, given = self.to_attributes(), now.to_attributes()
         same_but_for_data = not differences(begun, given, defaults=defaults, free=(*_NOT_COMPARED, "data_hash"))
         remedy = "the data have changed since: restore them, or choose another folder" if same_but_for_data else REMEDY
@@ -208,6 +220,11 @@ _ATTRIBUTES: Final = {one.name: one.name for one in fields(ZooSpec)} | {
     "task_config": "task",
     "optimizer_config": "optimizer",
 }
+
+
+def _attribute_names(version: int) -> list[str]:
+    """Attributes that a version of the format has, beside `format`, `format_version` and `checksum`."""
+    return [name for name in _ATTRIBUTES.values() if name != "base_hash" or version > 1]
 
 
 def block_name(spec: ZooSpec, block: int) -> str:
@@ -238,6 +255,7 @@ def array_metadata(spec: ZooSpec) -> dict[str, bytes]:
         dimension_names=("run", "snapshot", "param"),
         **encoding,
     )
+    create_base_arrays(root, spec.layout, encoding)
     for name, dtype in small_arrays(spec).items():
         dims = ("run",) if name.startswith("runs/") else ("run", "snapshot")
         root.create_array(
@@ -267,7 +285,9 @@ def fill_value(dtype: str) -> float | int:
 
 def attributes_checksum(attributes: Mapping[str, Json]) -> str:
     """CRC32C, in hexadecimal, of the format's own attributes as canonical JSON; those added by users do not count."""
-    own = {name: attributes.get(name) for name in ("format", "format_version", *_ATTRIBUTES.values())}
+    version = attributes.get("format_version")
+    names = _attribute_names(version if isinstance(version, int) else FORMAT_VERSION)
+    own = {name: attributes.get(name) for name in ("format", "format_version", *names)}
     text = json.dumps(own, sort_keys=True, separators=(",", ":"))
     return f"{google_crc32c.value(text.encode()):08x}"
 

@@ -14,6 +14,7 @@ import zarr
 from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from zoo.storage.base import BaseError, base_arrays, read_base
 from zoo.storage.precision import is_finite
 from zoo.storage.schema import Json, RunStatus, ZooSpec, array_metadata, attributes_checksum, block_name, small_arrays
 from zoo.storage.shards import Shard, ShardError, Shards, run_checksums
@@ -27,7 +28,7 @@ class Finding:
 
     Args:
         block: where, or None if it concerns the whole zoo.
-        kind: "attributes", "metadata", "empty", "shard", "array", "checksum" or "not finite".
+        kind: "attributes", "metadata", "base", "empty", "shard", "array", "checksum" or "not finite".
         message: what is wrong and how to repair it.
     """
 
@@ -51,7 +52,7 @@ def verify_zoo(group: zarr.Group, spec: ZooSpec, shards: Shards, blocks: Iterabl
     arrays, findings = _open_arrays(group, spec)
     if not findings:  # blocks cannot be judged by arrays of another shape
         findings = [f for block in blocks for f in _check_block(arrays, spec, shards, block)]
-    return [*_check_attributes(group), *findings]
+    return [*_check_attributes(group), *_check_base(group, spec), *findings]
 
 
 def repair_of(spec: ZooSpec) -> str:
@@ -68,6 +69,13 @@ def _check_attributes(group: zarr.Group) -> Iterator[Finding]:
         yield Finding(None, "attributes", text)
 
 
+def _check_base(group: zarr.Group, spec: ZooSpec) -> Iterator[Finding]:
+    try:
+        read_base(group, spec.layout, spec.base_hash)
+    except BaseError as error:
+        yield Finding(None, "base", str(error))
+
+
 def _open_arrays(group: zarr.Group, spec: ZooSpec) -> tuple[dict[str, zarr.Array], list[Finding]]:
     """Arrays of the zoo by name, and what does not fit in their metadata."""
     arrays: dict[str, zarr.Array] = {}
@@ -78,7 +86,7 @@ def _open_arrays(group: zarr.Group, spec: ZooSpec) -> tuple[dict[str, zarr.Array
         if not _has_group(group, name)
     ]
     expected = zarr.open_group(_in_memory(array_metadata(spec)), mode="r")
-    for name in ("params", *small_arrays(spec)):
+    for name in ("params", *base_arrays(spec.layout), *small_arrays(spec)):
         try:
             arrays[name] = cast("zarr.Array", group[name])
         except (KeyError, ValueError, TypeError, OSError) as error:

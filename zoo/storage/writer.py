@@ -13,14 +13,18 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from torch import Tensor
+from typing_extensions import Buffer
 
+from zoo.networks.base import hash_of
 from zoo.settings import Json, warn_of_other_software
+from zoo.storage.base import base_chunks
 from zoo.storage.durable import remove_file, remove_partials, rename_directory, write_file, write_files
 from zoo.storage.locks import DEFAULT_EXPIRY, BlockLock, remove_locks, try_lock
 from zoo.storage.precision import is_finite, to_stored
@@ -55,7 +59,14 @@ class ZooWriter:
         self._shard_shape = ShardShape(spec.block_size, spec.shape[1], spec.shape[2], spec.stored_dtype)
 
     @classmethod
-    def create(cls, path: str | os.PathLike, spec: ZooSpec, *, defaults: Json = None) -> ZooWriter:
+    def create(
+        cls,
+        path: str | os.PathLike,
+        spec: ZooSpec,
+        *,
+        base: Mapping[str, Tensor] | None = None,
+        defaults: Json = None,
+    ) -> ZooWriter:
         """Begin a zoo, or continue the one of equal settings that is there, which may have fewer runs.
 
         Runs are added by more blocks. If the last block was not full, it becomes pending and must be written again.
@@ -63,6 +74,8 @@ class ZooWriter:
         Args:
             path: a folder that does not exist, is empty, or holds this very zoo.
             spec: its settings.
+            base: the tensors by name that all networks share, if the layout has a base. Those of a zoo that is there
+                are repaired.
             defaults: what settings have that the zoo's attributes or `spec` leave out.
 
         Raises:
@@ -71,22 +84,27 @@ class ZooWriter:
             ZooFormatError: if it holds a damaged zoo.
             ZooWriteError: if it cannot be written.
         """
-        path = Path(path).absolute()
+        path, base = Path(path).absolute(), base or {}
+        if hash_of(base) != spec.base_hash:
+            raise ValueError(f"the base must have the hash {spec.base_hash!r}, got {hash_of(base)!r}")
         if not _is_free(path):
             writer = cls.open(path)
             wanted = replace(writer.spec, num_runs=max(writer.spec.num_runs, spec.num_runs))
             wanted.require_same(spec, f"the zoo {path}", defaults=defaults)
             warn_of_other_software(writer.spec.software, spec.software, f"the zoo {path}")
+            writer._repair_base(base)
             return writer if wanted == writer.spec else writer._extended(wanted)
         staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         try:
-            write_files({staged / name: [content] for name, content in array_metadata(spec).items()})
+            files: dict[str, Iterable[Buffer]] = {name: [content] for name, content in array_metadata(spec).items()}
+            files |= {name: (part.data for part in parts) for name, parts in base_chunks(spec.layout, base).items()}
+            write_files({staged / name: parts for name, parts in files.items()})
             rename_directory(staged, path)
         except OSError as error:
             was_staged = (staged / "zarr.json").exists()
             shutil.rmtree(staged, ignore_errors=True)
             if was_staged and error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another builder was faster
-                return cls.create(path, spec, defaults=defaults)
+                return cls.create(path, spec, base=base, defaults=defaults)
             raise ZooWriteError(error.errno, f"cannot create a zoo at {path}: {error.strerror}") from error
         return cls(path, spec)
 
@@ -204,6 +222,13 @@ class ZooWriter:
             remove_locks(self.path / _LOCKS, block)
         except OSError as error:
             raise self._write_error(block, error) from error
+
+    def _repair_base(self, base: Mapping[str, Tensor]) -> None:
+        """Write the arrays of the base again that are missing or damaged."""
+        for name, parts in base_chunks(self.spec.layout, base).items():
+            file, content = self.path / name, [part.data for part in parts]
+            if not file.exists() or file.read_bytes() != b"".join(content):
+                write_file(file, content)
 
     def _extended(self, spec: ZooSpec) -> ZooWriter:
         """The same zoo with room for more runs."""

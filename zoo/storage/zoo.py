@@ -22,6 +22,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore, StorePath
 
 from zoo.networks.layout import ParamLayout
+from zoo.storage.base import BaseError, read_base
 from zoo.storage.export import write_checkpoint
 from zoo.storage.hub import SCHEME, hub_store, push_to_hub
 from zoo.storage.params_view import ParamsView
@@ -190,19 +191,37 @@ class Zoo:
             if self.status[runs.start]:
                 yield runs, self.params[runs.start : runs.stop]
 
-    def state_dict(self, run: int, snapshot: int) -> dict[str, Tensor]:
+    @property
+    def base(self) -> dict[str, Tensor]:
+        """Tensors that all networks share, by name: frozen parameters and constant buffers; empty if there are none.
+
+        Raises:
+            DamagedZooError: if they are missing or do not have their hash.
+        """
+        try:
+            return read_base(self.group, self.layout, self.spec.base_hash)
+        except BaseError as error:
+            raise DamagedZooError(str(error)) from error
+
+    def state_dict(self, run: int, snapshot: int, *, merged: bool = False) -> dict[str, Tensor]:
         """Tensors of one network as `load_state_dict` takes them.
 
         Args:
             run: index of the run; negative ones count from the end.
             snapshot: index of the snapshot; negative ones count from the end of the zoo's snapshots.
+            merged: the whole network, that is with the base on which it was trained; otherwise what was trained,
+                for `load_state_dict(..., strict=False)` if there is a base.
 
         Raises:
             IndexError: if the zoo has no such run, or the run no such snapshot.
             TypeError: if they are not integers.
         """
         run, snapshot = self._place(run, snapshot)
-        return self.layout.unflatten(torch.from_numpy(self.read([(run, snapshot)])[0]))
+        trained = self.layout.unflatten(torch.from_numpy(self.read([(run, snapshot)])[0]))
+        if not merged or self.layout.base is None:
+            return trained
+        base = self.base
+        return {name: base[slot.name] for slot in self.layout.base for name in (slot.name, *slot.aliases)} | trained
 
     def split(self, name: str, *, include_diverged: bool = False) -> np.ndarray:
         """Runs of a declared split that are there, in ascending order.
@@ -236,20 +255,21 @@ class Zoo:
         chosen = range(self.num_blocks) if blocks is None else blocks
         return verify_zoo(group, self.spec, _shards_of(group, self.spec), chosen)
 
-    def export(self, run: int, snapshot: int, path: str | os.PathLike) -> None:
+    def export(self, run: int, snapshot: int, path: str | os.PathLike, *, merged: bool = False) -> None:
         """Write one network as a safetensors file for `load_state_dict`, and what is known about it as JSON beside it.
 
         Args:
             run, snapshot: which one, as for `state_dict`.
             path: ends in .safetensors; the JSON file has the same name with .json. Missing folders are made, files that
                 are there replaced.
+            merged: the whole network, with the base on which it was trained.
 
         Raises:
             IndexError: if the zoo has no such run, or the run no such snapshot.
             ValueError: if the path has another suffix.
             OSError: if the file cannot be written.
         """
-        write_checkpoint(self, *self._place(run, snapshot), Path(path))
+        write_checkpoint(self, *self._place(run, snapshot), Path(path), merged=merged)
 
     def push_to_hub(
         self,

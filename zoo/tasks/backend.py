@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from zoo.networks.base import with_own_memory
 from zoo.networks.layout import ParamLayout
 from zoo.networks.randomness import seeded_module
 from zoo.tasks.objectives import Objective
@@ -70,8 +71,8 @@ class Networks:
     target_ndim: int
 
     def module(self, seed: int = 0) -> nn.Module:
-        """The module as it is built under a seed, on the CPU."""
-        return seeded_module(self.build, seed)
+        """The module as it is built under a seed, on the CPU; only what is frozen may share memory with others."""
+        return with_own_memory(seeded_module(self.build, seed))
 
 
 def output_tensor(output: object) -> Tensor:

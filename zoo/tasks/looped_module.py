@@ -56,7 +56,7 @@ class LoopedModule:
         """Outputs (B, ..., K) of one network after another, each with its graph to the module's own parameters."""
         self._module.train(training)
         for i in range(len(params)):
-            self._module.load_state_dict(self._networks.layout.unflatten(params[i].detach()))
+            self._module.load_state_dict(self._networks.layout.unflatten(params[i].detach()), strict=False)
             stream = streams[i] if streams is not None and streams.ndim > 1 else streams
             with nullcontext() if stream is None else DrawnFromStream(stream):
                 outputs = self._module(inputs[i] if inputs.ndim > self._networks.input_ndim else inputs)

@@ -9,11 +9,18 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
+from zoo.networks.adapters import adapt
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
+from zoo.networks.base import hash_of
+from zoo.networks.layout import ParamLayout
+from zoo.networks.randomness import seeded_module
 from zoo.tasks.augmentation import make_augmentations
 from zoo.tasks.augmentation import recorded as recorded_augmentations
 from zoo.tasks.datasets import DATASETS, Dataset
@@ -34,6 +41,7 @@ def get_task(
     parametrization: str = "sp",
     objective: str | Mapping[str, object] | None = None,
     augment: Sequence[str | Mapping[str, object]] = (),
+    adapter: Mapping[str, Any] | None = None,
     **options: object,
 ) -> Task:
     """Task of that name.
@@ -46,6 +54,9 @@ def get_task(
             {"name": "cross_entropy", "label_smoothing": 0.1}; by default cross-entropy, of real targets squared error.
         augment: augmentations of training examples by name, or mappings of `name` and parameters, in their order, see
             `zoo.tasks.augmentation`.
+        adapter: train low-rank adapters on a frozen network of this architecture, instead of whole networks: `base`, a
+            safetensors file as `Zoo.export` writes it, or its tensors by name; and the options of
+            `zoo.networks.adapters.adapt`: `rank`, `alpha`, `scaling`, `targets`, `train`.
         **options: of the architecture (`hidden`, `activation`; `channels`; `width`, `num_blocks`, `num_heads`) and
             of the data set or family.
 
@@ -77,6 +88,8 @@ def get_task(
     build = ARCHITECTURES[architecture](dataset, num_outputs, **model_options)
     config: dict[str, object] = {"name": name, "architecture": architecture, "parametrization": parametrization}
     config |= {key: _jsonable(value) for key, value in (data_options | model_options).items()}
+    if adapter is not None:
+        build, config["adapter"] = _adapted(build, adapter)
     config |= {"objective": recorded_objective(asked)} if recorded_objective(asked) != usual else {}
     config |= {"augment": recorded_augmentations(augmentations)} if augment else {}
     if environment is not None:
@@ -111,6 +124,27 @@ def _transformer(
     if inputs.is_floating_point() or inputs.ndim != 2:
         raise ValueError(f"a transformer takes sequences of symbols (L,), {dataset.name!r} has {inputs.dtype} inputs")
     return lambda: ByteTransformer(num_outputs, inputs.shape[1], width, num_blocks, num_heads)
+
+
+def _adapted(
+    build: Callable[[], nn.Module], adapter: Mapping[str, Any]
+) -> tuple[Callable[[], nn.Module], dict[str, object]]:
+    """What builds the network with adapters, and the record of them."""
+    options = dict(adapter)
+    known = [name for name in inspect.signature(adapt).parameters if name != "base"]
+    base = options.pop("base", None)
+    if base is None or not set(options) <= set(known):
+        raise ValueError(f"adapter takes a base and {known}, got {sorted(adapter)}")
+    try:
+        tensors = dict(base) if isinstance(base, Mapping) else load_file(base)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read the base of the adapters, {base}: {error}") from error
+    network = seeded_module(build, 0)
+    layout = ParamLayout.of(network)
+    own = {name: value for name, value in network.state_dict().items() if layout[name].kind == "buffer"}
+    network.load_state_dict(layout.unflatten(layout.flatten(own | tensors)))  # says in a line what does not fit
+    recorded = {"base": hash_of(tensors) if isinstance(base, Mapping) else os.fspath(base), "rank": 8, **options}
+    return partial(adapt, network, **options), {name: _jsonable(value) for name, value in recorded.items()}
 
 
 ARCHITECTURES: Final[Mapping[str, Callable[..., Callable[[], nn.Module]]]] = {

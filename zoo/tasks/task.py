@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.networks.base import hash_of
 from zoo.networks.counter_rng import streams_of
 from zoo.networks.initialization import Initializer, scale_matrices
-from zoo.networks.layout import ParamLayout
 from zoo.networks.parametrization import PARAMETRIZATIONS, parametrize
 from zoo.tasks.augmentation import recorded
 from zoo.tasks.backend import Networks, first_line
@@ -29,7 +29,7 @@ from zoo.tasks.evaluation import activation_bytes, evenly_chosen, pairs_at_once
 from zoo.tasks.identity import behaviour, structure
 from zoo.tasks.objectives import Objective, make_objective, shares
 from zoo.tasks.objectives import recorded as recorded_objective
-from zoo.tasks.trial import Trial, checked_module, examples_to_try, trial_outputs, try_module
+from zoo.tasks.trial import Trial, checked_module, examples_to_try, layout_of, trial_outputs, try_module
 
 
 class Batch(NamedTuple):
@@ -51,7 +51,7 @@ class Task:
         metric_names: what `evaluate` gives, and zoos record of each split.
         max_train_evaluated: examples of the training split that `evaluate` looks at.
         plays_episodes: whether networks are scored by what they do in an environment, not on examples alone.
-        layout: of the networks.
+        layout: of what training changes of the networks; `layout.base` is of what they share.
         backend: what runs them.
         flaw: why populations would not be what their seeds and parameters say, in words; None for a sound module.
         is_random: whether a training step draws random numbers: the module's, or those of augmentations.
@@ -59,7 +59,8 @@ class Task:
     Args:
         name: for people.
         dataset: with its three splits.
-        build: makes the module in its own initialisation, drawing from the CPU's global generator.
+        build: makes the module in its own initialisation, drawing from the CPU's global generator. What does not
+            require gradients in it, and buffers that training leaves as they are, are the base of all networks.
         objective: loss and error: one of `zoo.tasks.objectives.OBJECTIVES` by name, or a mapping of `name` and its
             options such as `label_smoothing`, or an object.
         parametrization: "sp" keeps the module's own initialisation, "mup" redraws it (see `parametrize`).
@@ -103,9 +104,12 @@ class Task:
         """What a trial of the module shows, once data, module and objective have been seen to fit."""
         check_splits(self.dataset)
         train, module = self.dataset.train, checked_module(build)
-        self.layout = ParamLayout.of(module)
         self._tried = examples_to_try(module, train.inputs)
-        self.check_fit(trial_outputs(module.to(self.device), train.inputs[self._tried]))
+        tried = train.inputs[self._tried]
+        self.check_fit(trial_outputs(module.to(self.device), tried))
+        self.layout = layout_of(build, tried)
+        if self.layout.base is not None and self.parametrization == "mup":
+            raise ValueError("parametrization 'mup' draws all parameters anew, but some are frozen; use 'sp'")
         self._networks = Networks(build, self.layout, self.objective, train.inputs.ndim, train.targets.ndim)
         streams = streams_of((0, 1), self.device)
         shared, own = self.trial_batch(), self.trial_batch(own=True)
@@ -147,6 +151,19 @@ class Task:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.layout.num_params:,} parameters)"
+
+    @property
+    def base(self) -> dict[str, Tensor]:
+        """What all networks share, by name, on the CPU: frozen parameters and constant buffers; perhaps nothing."""
+        if self.layout.base is None:
+            return {}
+        tensors = self._networks.module().state_dict()
+        return {slot.name: tensors[slot.name] for slot in self.layout.base}
+
+    @cached_property
+    def base_hash(self) -> str:
+        """Hash of the base, by which zoos know it; empty if there is none."""
+        return hash_of(self.base)
 
     def make_model(self) -> nn.Module:
         """One freshly initialised module, on the CPU."""

@@ -15,16 +15,20 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
+from zoo.networks.base import shared_names, with_own_memory
 from zoo.networks.counter_rng import at
-from zoo.networks.layout import ParamLayout
+from zoo.networks.layout import ParamLayout, low_rank_groups
+from zoo.networks.low_rank import holds
 from zoo.networks.module_randomness import DrawnFromStream
 from zoo.networks.randomness import draws_random_numbers, preserved_randomness, seeded_module
 from zoo.tasks.backend import Backend, Networks, first_line, output_tensor
@@ -61,18 +65,18 @@ class Trial(NamedTuple):
 
 
 def checked_module(build: Callable[[], nn.Module]) -> nn.Module:
-    """The module that `build` makes under seed 0; ValueError unless it is a new one, all of which can be trained."""
+    """The module that `build` makes under seed 0; ValueError unless it is a new one, of which something is trained."""
     module = seeded_module(build, 0)
-    if seeded_module(build, 0) is module:
-        raise ValueError("build must make a new module each time it is called, got the same one twice")
+    trained = {id(param) for param in module.parameters() if param.requires_grad}
+    if (again := seeded_module(build, 0)) is module or not trained.isdisjoint(map(id, again.parameters())):
+        raise ValueError("build must make a new module each time it is called, got the same trained parameters twice")
     lazy = [name for name, param in module.named_parameters() if is_lazy(param)]
     if lazy:
         raise ValueError(f"{lazy} have no size before they have seen data; run the module on an example in build")
     if not any(param.numel() for param in module.parameters()):
         raise ValueError("the module has no parameters that could be trained")
-    frozen = [name for name, param in module.named_parameters() if not param.requires_grad]
-    if frozen:
-        raise ValueError(f"a task trains all parameters; {frozen} do not require gradients: make them buffers")
+    if not any(param.numel() for param in module.parameters() if param.requires_grad):
+        raise ValueError("all parameters of the module are frozen (requires_grad=False), so nothing would be trained")
     return module
 
 
@@ -83,6 +87,34 @@ def examples_to_try(module: nn.Module, inputs: Tensor) -> Tensor:
     if symbols and not inputs.is_floating_point():
         has_padding = torch.isin(inputs, torch.tensor(sorted(symbols), device=inputs.device)).flatten(1).any(1)
     return has_padding.logical_not().to(torch.uint8).argsort(stable=True)[:_NUM_TRIED]
+
+
+def layout_of(build: Callable[[], nn.Module], inputs: Tensor) -> ParamLayout:
+    """Layout of what training changes of a module; its `base` is what all networks share.
+
+    Symmetries of low-rank adapters that names suggest are kept if the module, run on the inputs, really has them.
+
+    Args:
+        build: makes the module.
+        inputs: (B, ...) to run it on.
+
+    Raises:
+        ValueError: if frozen parameters depend on the seed.
+    """
+    module, other = (with_own_memory(seeded_module(build, seed)).to(inputs.device) for seed in (0, 1))
+    try:
+        shared = shared_names(module, other, inputs)
+    except RuntimeError as error:  # modules may run into anything
+        raise ValueError(f"the module cannot be trained: {first_line(error)}") from error
+    layout = ParamLayout.of(module, shared=shared)
+    tensors = module.eval().state_dict()
+
+    def forward(values: dict[str, Tensor]) -> Tensor:
+        return output_tensor(functional_call(module, values, (inputs,)))
+
+    low_rank = {group.name for group in low_rank_groups({slot.name: slot.shape for slot in layout})}
+    groups = [one for one in layout.groups if one.name not in low_rank or holds(forward, tensors, one)]
+    return replace(layout, groups=tuple(groups))
 
 
 @torch.no_grad()
@@ -128,9 +160,10 @@ def try_module(networks: Networks, batches: Sequence[tuple[Tensor, Tensor, Tenso
         ValueError: if the module cannot be trained on the data at all.
     """
     module, (inputs, _, stream) = networks.module(), batches[0]
-    if type(module) is MLP:
+    is_whole = networks.layout.base is None
+    if type(module) is MLP and is_whole:
         return Trial(BatchedMLP(networks.layout, module.activation, networks.objective, networks.input_ndim))
-    if type(module) in _OWN_ARCHITECTURES:
+    if type(module) in _OWN_ARCHITECTURES and is_whole:
         return Trial(VmappedModule(networks, inputs.device))
     params = torch.stack([networks.layout.flatten(networks.module(seed)) for seed in (1, 2)]).to(inputs.device)
     with preserved_randomness(), warnings.catch_warnings(record=True) as caught:

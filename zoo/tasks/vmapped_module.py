@@ -5,13 +5,17 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
+from zoo.networks.base import sharing_copy
 from zoo.networks.layout import ParamLayout
 from zoo.networks.module_randomness import DrawnFromStream
 from zoo.tasks.backend import Networks, output_tensor
@@ -32,7 +36,9 @@ class VmappedModule:
     def __init__(self, networks: Networks, device: torch.device | str = "cpu", *, is_random: bool = False) -> None:
         self._networks = networks
         self._is_random = is_random
-        template, training_template = networks.module().to(device), networks.module().to(device)
+        template = networks.module().to(device)
+        shares_base = networks.layout.base is not None
+        training_template = sharing_copy(template) if shares_base else networks.module().to(device)
         if torch.device(device).type == "cuda":  # on a CPU grouped convolutions are faster
             template, training_template = with_products(template), with_products(training_template)
         self._template = template.eval()
@@ -88,9 +94,30 @@ class VmappedModule:
                 return output_tensor(functional_call(template, named, (inputs,)))
 
         dims = (0, 0 if has_own_inputs else None, 0 if stream is not None and stream.ndim > 1 else None)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
+        folded = nullcontext() if layout.base is None else _FoldedRows()
+        with folded, sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
             outputs = vmap(forward, in_dims=dims, randomness="different")(named, inputs, stream)
         return outputs, buffers
+
+
+class _FoldedRows(TorchFunctionMode):
+    """Linear maps take sequences as rows of one matrix.
+
+    So a weight that all networks share is applied by one product to all of them; torch.func would expand it over the
+    networks and examples of a batch of sequences.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        if func is F.linear and args and args[0].ndim > 2:
+            rows = F.linear(args[0].flatten(0, -2), *args[1:], **(kwargs or {}))  # type: ignore[arg-type]
+            return rows.unflatten(0, args[0].shape[:-1])
+        return func(*args, **(kwargs or {}))
 
 
 def _padding_rows(module: nn.Module, layout: ParamLayout) -> dict[str, int]:

@@ -33,14 +33,14 @@ def test_tied_weights_and_boolean_buffers_train_as_the_module_does():
     losses, grads = task.loss_and_grad(params.clone(), batch)
     for i, row in enumerate(params):
         model = task.make_model()
-        model.load_state_dict(task.layout.unflatten(row))
+        model.load_state_dict(task.base | task.layout.unflatten(row))
         loss = F.cross_entropy(model(batch.inputs), batch.targets)
         loss.backward()
         named = dict(model.named_parameters())
         expected = torch.cat([named[slot.name].grad.flatten() for slot in task.layout if slot.kind == "param"])
         torch.testing.assert_close(losses[i], loss.detach())
         torch.testing.assert_close(grads[i], expected, rtol=1e-4, atol=1e-6)
-        assert model.mask.dtype == torch.bool
+    assert task.base["mask"].dtype == torch.bool
 
 
 class Activated(nn.Module):

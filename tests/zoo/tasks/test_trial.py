@@ -457,9 +457,10 @@ class NotANumber(nn.Module):
 SHARED = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
-def frozen():
+def frozen(*parts):
     module = with_layer(nn.ReLU())
-    module[3].requires_grad_(False)
+    for part in parts:
+        module[part].requires_grad_(False)
     return module
 
 
@@ -467,7 +468,8 @@ def frozen():
     ("data", "build", "message"),
     [
         ("digits", lambda: SHARED, "build must make a new module each time"),
-        ("digits", frozen, r"\['3.weight', '3.bias'\] do not require gradients"),
+        ("digits", lambda: frozen(3), r"frozen parameters differ from seed to seed, .*: \['3.weight', '3.bias'\]"),
+        ("digits", lambda: frozen(1, 3), "all parameters of the module are frozen"),
         ("digits", lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "'1.weight', .* have no size"),
         ("digits", lambda: nn.Linear(3, 10), r"cannot be run on inputs float32 \(n, 1, 8, 8\)"),
         ("digits", nn.Flatten, "no parameters that could be trained"),
