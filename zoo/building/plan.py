@@ -266,8 +266,13 @@ class BuildPlan:
     def __getstate__(self) -> dict:
         """A named task travels to other processes as its options."""
         state = dict(self.__dict__)
-        if self.task.config:
-            state["task"] = (json.dumps(self.task.config), str(self.task.device), self.task.dataset.data_hash)
+        task = self.task
+        if task.config:
+            if '"base": "sha256:' in (config := json.dumps(task.config)):
+                raise ValueError(
+                    "the base of the adapters is in memory; for other processes give a file or a zoo as base"
+                )
+            state["task"] = (config, str(task.device), task.dataset.data_hash, task.base_hash)
         return state
 
     def __setstate__(self, state: dict) -> None:
@@ -283,9 +288,11 @@ def _check_integer(name: str, value: object, *, at_least: int | None = None) -> 
 
 
 @lru_cache(2)
-def _named_task(config: str, device: str, data_hash: str) -> Task:
+def _named_task(config: str, device: str, data_hash: str, base_hash: str) -> Task:
     """The same object for all blocks of a worker process, which keeps its data and compiled programs."""
     task = get_task(**json.loads(config))
-    if task.dataset.data_hash != data_hash:
-        raise ValueError(f"the data of task {task.name!r} have changed while the zoo was built; restore them")
+    if (task.dataset.data_hash, task.base_hash) != (data_hash, base_hash):
+        raise ValueError(
+            f"the data or the base of task {task.name!r} have changed while the zoo was built; restore them"
+        )
     return task.to(device)

@@ -10,11 +10,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.networks.adapters import adapt
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
@@ -55,8 +56,8 @@ def get_task(
         augment: augmentations of training examples by name, or mappings of `name` and parameters, in their order, see
             `zoo.tasks.augmentation`.
         adapter: train low-rank adapters on a frozen network of this architecture, instead of whole networks: `base`, a
-            safetensors file as `Zoo.export` writes it, or its tensors by name; and the options of
-            `zoo.networks.adapters.adapt`: `rank`, `alpha`, `scaling`, `targets`, `train`.
+            safetensors file as `Zoo.export` writes it, a zoo, whose first run's last network it is, or tensors by name;
+            and the options of `zoo.networks.adapters.adapt`: `rank`, `alpha`, `scaling`, `targets`, `train`.
         **options: of the architecture (`hidden`, `activation`; `channels`; `width`, `num_blocks`, `num_heads`) and
             of the data set or family.
 
@@ -136,8 +137,8 @@ def _adapted(
     if base is None or not set(options) <= set(known):
         raise ValueError(f"adapter takes a base and {known}, got {sorted(adapter)}")
     try:
-        tensors = dict(base) if isinstance(base, Mapping) else load_file(base)
-    except (SafetensorError, OSError) as error:
+        tensors = dict(base) if isinstance(base, Mapping) else _base_tensors(Path(base))
+    except (SafetensorError, OSError, IndexError, ValueError) as error:
         raise ValueError(f"cannot read the base of the adapters, {base}: {error}") from error
     network = seeded_module(build, 0)
     layout = ParamLayout.of(network)
@@ -145,6 +146,15 @@ def _adapted(
     network.load_state_dict(layout.unflatten(layout.flatten(own | tensors)))  # says in a line what does not fit
     recorded = {"base": hash_of(tensors) if isinstance(base, Mapping) else os.fspath(base), "rank": 8, **options}
     return partial(adapt, network, **options), {name: _jsonable(value) for name, value in recorded.items()}
+
+
+def _base_tensors(path: Path) -> dict[str, Tensor]:
+    """A network of a file, or the last one of a zoo's first run."""
+    if not path.is_dir():
+        return load_file(path)
+    from zoo.storage.zoo import Zoo  # its libraries are slow to load
+
+    return Zoo.open(path).state_dict(0, -1, merged=True)
 
 
 ARCHITECTURES: Final[Mapping[str, Callable[..., Callable[[], nn.Module]]]] = {

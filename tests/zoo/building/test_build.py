@@ -273,7 +273,7 @@ def test_workers_refuse_data_that_change_under_them(tmp_path):
     assert pickle.loads(sent).task.dataset.data_hash == plan.task.dataset.data_hash
     np.savez(tmp_path / "data.npz", x=rng.normal(size=(40, 3)), y=rng.integers(2, size=40))
     _named_task.cache_clear()  # as in a worker that has just begun
-    with pytest.raises(ValueError, match="the data of task 'arrays' have changed while the zoo was built"):
+    with pytest.raises(ValueError, match="the data or the base of task 'arrays' have changed while"):
         pickle.loads(sent)
 
 

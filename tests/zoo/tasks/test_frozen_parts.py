@@ -1,10 +1,16 @@
 """A population does what the plain module does in a plain loop; what is frozen is shared, and stays as it is."""
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.building.build import build_zoo
+from zoo.building.plan import BuildPlan, _named_task
 from zoo.networks.adapters import adapt
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.networks.base import sharing_copy, with_own_memory
@@ -113,8 +119,6 @@ def test_what_is_frozen_is_not_drawn_anew():
 class TestOption:
     @pytest.fixture
     def base(self, tmp_path):
-        from safetensors.torch import save_file
-
         torch.manual_seed(1)
         save_file(MLP(64, (12,), 10).state_dict(), tmp_path / "base.safetensors")
         return tmp_path / "base.safetensors"
@@ -141,3 +145,25 @@ class TestOption:
     def test_what_does_not_fit_is_told_in_a_line(self, base, change, message):
         with pytest.raises(ValueError, match=f"^[^\n]*{message}[^\n]*$"):
             get_task("digits", hidden=[12], adapter={"base": base, "rank": 2} | change)
+
+    def test_other_processes_get_the_same_base_or_say_why_not(self, base):
+        task = get_task("digits", hidden=[12], adapter={"base": base, "rank": 2})
+        sent = pickle.dumps(BuildPlan(task=task, num_runs=1, num_steps=1))
+        assert pickle.loads(sent).task.base_hash == task.base_hash
+        _named_task.cache_clear()
+        save_file({name: value + 1 for name, value in load_file(base).items()}, base)
+        with pytest.raises(ValueError, match="the data or the base of task 'digits' have changed"):
+            pickle.loads(sent)
+        held = get_task("digits", hidden=[12], adapter={"base": task.base, "rank": 2})
+        with pytest.raises(ValueError, match="is in memory; for other processes give a file or a zoo"):
+            pickle.dumps(BuildPlan(task=held, num_runs=1, num_steps=1))
+
+    @pytest.mark.parametrize("name", ["warped_images", "label_subsets"])
+    def test_members_of_families_have_adapters(self, name, tmp_path):
+        options = {"name": name, "base": "digits", "hidden": [4]}
+        build_zoo(tmp_path / "base", get_task(**options), num_runs=1, num_steps=1, num_snapshots=2)
+        task = get_task(**options, adapter={"base": tmp_path / "base", "rank": 2}, augment=["noise"])
+        zoo = build_zoo(tmp_path / "zoo", task, num_runs=3, num_steps=2, num_snapshots=2, block_size=2)
+        assert zoo.verify() == []
+        alone = build_zoo(tmp_path / "alone", task, num_runs=3, num_steps=2, num_snapshots=2, block_size=3)
+        np.testing.assert_allclose(zoo.params[:], alone.params[:], atol=1e-5)

@@ -91,6 +91,10 @@ class FamilyTask(Task):
             inputs = (of_each if has_own else self._augmented)(inputs, stream)
         return Batch(inputs, targets, stream)
 
+    def trial_batch(self, num_networks: int = 2, *, own: bool = False) -> Batch:
+        batch = super().trial_batch(num_networks, own=own)
+        return batch if own or not self.has_own_inputs else batch._replace(inputs=batch.inputs[0])
+
     def _augmented(self, inputs: Tensor, stream: Tensor) -> Tensor:
         """Inputs (B, ...) as a training step with that stream (4,) sees them."""
         return self.dataset.augment(inputs, CounterRng(at(stream, part=AUGMENTATION_PART)))
