@@ -145,6 +145,9 @@ def _in_peft_names(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[d
         )
     renamed: dict[str, Tensor] = {}
     others = dict(tensors)
+    expected = {f"{name}.{own}" for name, layer in layers.items() for own in layer.names}
+    if missing := sorted(expected - others.keys()):
+        raise ValueError(f"expected the tensors of all adapters of the network, but {missing[:4]} are missing")
     for name, layer in layers.items():
         suffix = "" if isinstance(layer, LowRankEmbedding) else ".weight"
         for own in layer.names:
