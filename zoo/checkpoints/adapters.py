@@ -40,6 +40,7 @@ ADAPTER_KEYS: Final = (
     "use_dora",
     "fan_in_fan_out",
     "num_virtual_tokens",
+    *("rank", "alpha", "scaling"),  # of `adapt`
 )
 _PEFT_PARTS: Final = (  # what PEFT puts into names of tensors, and what stands there in ours
     (re.compile(rf"^({re.escape(_PREFIX)})+"), ""),
