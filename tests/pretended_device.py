@@ -25,10 +25,7 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
-_SYNCHRONIZING = (
-    *("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero"),
-    "aten.where.Scalar",  # the number becomes a tensor on the CPU, which is moved; masked_fill takes it as it is
-)
+_SYNCHRONIZING = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero")
 _MAY_MIX = ("copy", "aten.index.", "aten.index_put")  # copies between devices, and indices that are moved
 _state = {"exists": False, "may_synchronize": True}
 
@@ -99,8 +96,6 @@ class _Constructors(TorchFunctionMode):
             return func(*args, **kwargs).to(device)
         if func in (Tensor.__setitem__, Tensor.__getitem__) and type(args[0]) is SimTensor:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if any(isinstance(one, list | range) for one in index):
-                _check_may_synchronize("an index given as a list, which is moved to the device,")
             index = tuple(torch.tensor(list(one)).to("sim") if isinstance(one, list | range) else one for one in index)
             return func(args[0], index, *args[2:], **kwargs)
         return func(*args, **kwargs)

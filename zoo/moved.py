@@ -16,7 +16,7 @@ from typing import Final
 
 _ROOMS: Final = {
     "zoo.networks": "alignment architectures initialization layout metrics parametrization symmetry",
-    "zoo.tasks": "array_files cartpole datasets mnist1d objectives task",
+    "zoo.tasks": "cartpole datasets mnist1d objectives task",
     "zoo.training": "batches muon optimizers population schedules",
     "zoo.storage": "selection shards streaming",
     "zoo.building": "build",
@@ -31,7 +31,8 @@ _RENAMED: Final = {
     "zoo.store": "zoo.storage.zoo",
     "zoo.inner_loop": "zoo.training.inner_step",
     "zoo.policy_task": "zoo.tasks.policies",
-    "zoo.subset_tasks": "zoo.tasks.label_subsets",
+    "zoo.array_files": "zoo.tasks.files.arrays",
+    "zoo.subset_tasks": "zoo.tasks.families.label_subsets",
     "generator.dataset": "generator.training.pairs",
     "generator.prompt_alignment": "generator.alignment",
     "generator.train": "generator.training.train",

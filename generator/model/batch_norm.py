@@ -79,7 +79,16 @@ def _template(task: Task, device: torch.device) -> nn.Module:
 
 @torch.no_grad()
 def recompute_batch_norm(task: Task, params: Tensor) -> Tensor:
-    """Networks (N, P) whose running statistics are those of training images, always the same."""
+    """Networks (N, P) whose running statistics are those of training images, always the same.
+
+    Raises:
+        ValueError: if each network sees images of its own, which this function does not know.
+    """
+    if task.has_own_inputs:
+        raise ValueError(
+            f"running statistics cannot be recomputed: networks of {task.name!r} see inputs of their own; train the "
+            "generator with recompute_batch_norm=False"
+        )
     train = task.dataset.train
     count = min(NUM_EXAMPLES, len(train))
     chosen = torch.linspace(0, len(train) - 1, count, dtype=torch.float64).long().to(train.inputs.device)

@@ -131,20 +131,21 @@ def _function_losses(
     num_samples = len(predicted) // len(batch.target)
     task = context.task.for_runs(batch.runs.tolist())
     tasks = context.task.for_runs(batch.runs.repeat(num_samples).tolist())
-    examples = task.draw_examples(config.function_examples, rng, config.function_splits)
+    examples = tasks.draw_examples(config.function_examples, rng, config.function_splits)
+    real_examples = tasks.part_of(examples, slice(len(batch.target)))  # copies of a network see the same
     outputs = context.outputs(tasks, predicted, examples.inputs).contiguous()  # (V * B, E, ..., K)
     with torch.no_grad():
-        real_outputs = context.outputs(task, batch.target, examples.inputs).contiguous()  # softmax is slow on views
+        real_outputs = context.outputs(
+            task, batch.target, real_examples.inputs
+        ).contiguous()  # softmax is slow on views
     losses: dict[str, Tensor] = {}
     if config.function_weight:
         if task.plays_episodes:
             one_each = predicted[: len(batch.target)]  # of the samples; episodes are slow to play
             gap = return_gap(task, one_each, batch.target, config.function_episodes, rng)
         else:
-            achieved, reference = (
-                one.objective.loss(given, one.targets_for(examples.targets, len(given)))
-                for one, given in ((tasks, outputs), (task, real_outputs))
-            )
+            achieved = task.objective.loss(outputs, examples.targets)
+            reference = task.objective.loss(real_outputs, real_examples.targets)
             gap = log_loss_gap(achieved, reference.repeat(num_samples))
         asks = (~batch.prompt.is_null).float().repeat(len(gap) // len(batch.target))  # of networks asked for something
         losses["function"] = (gap * asks).sum() / asks.sum().clamp(min=1)

@@ -89,4 +89,6 @@ def _identity(zoo: Zoo) -> dict[str, object]:
 
 
 def _without_path(settings: Mapping[str, object]) -> dict[str, object]:
-    return {name: value for name, value in settings.items() if name != "path"}
+    """Settings of a task without the place of its files, whose hash is compared."""
+    inner = {name: _without_path(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
+    return {name: value for name, value in inner.items() if name != "path"}

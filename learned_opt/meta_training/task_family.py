@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.tasks.datasets import Split
+from zoo.tasks.families.family_task import FamilyTask
 from zoo.tasks.task import Batch, Task
 
 MAX_EVALUATED: Final = 512  # examples of a split
@@ -46,6 +47,13 @@ class TaskFamily:
             raise ValueError(f"tasks must share layout and number of training examples, got {named}")
         if without_loss := [task.name for task in tasks if "loss" not in task.metric_names]:
             raise ValueError(f"a family is of tasks with a loss on examples, {without_loss} have returns instead")
+        if of_families := [task.name for task in tasks if isinstance(task, FamilyTask)]:
+            raise ValueError(f"tasks must be of one data set each, {of_families} are families with many members")
+        if random := [task.name for task in tasks if task.is_random]:
+            raise ValueError(
+                f"meta-training repeats to the bit, but {random} draw random numbers in training (dropout, "
+                "augmentations); switch that off"
+            )
         self.tasks = list(tasks)
         self.layout = tasks[0].layout
         self.batch_size = batch_size

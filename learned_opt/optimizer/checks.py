@@ -53,7 +53,7 @@ def check_param(param: Tensor) -> None:
             "columns; use FSDP2 (fully_shard) or DDP"
         )
     if is_sharded(param):
-        from learned_opt.optimizer.sharded import Sharding
+        from learned_opt.optimizer.sharding import Sharding
 
         Sharding.of(param)
 

@@ -21,7 +21,7 @@ from learned_opt.rules.rule import TensorSpec
 from learned_opt.rules.tensor_specs import matrix_view
 
 if TYPE_CHECKING:
-    from learned_opt.optimizer.sharded import Sharding
+    from learned_opt.optimizer.sharding import Sharding
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ def gradients_of(group: Mapping[str, Any]) -> Iterator[Pending]:
         if param.grad is None or not param.numel():
             continue
         if is_sharded(param):
-            from learned_opt.optimizer.sharded import sharded_gradient
+            from learned_opt.optimizer.sharding import sharded_gradient
 
             grad, sharding = sharded_gradient(param)
             shape = matrix_view(torch.empty(param.shape, device="meta"), axes).shape[1:]
@@ -78,18 +78,11 @@ def gradients_of(group: Mapping[str, Any]) -> Iterator[Pending]:
         yield Pending(param, matrix_view(grad, axes), spec, axes, group, sharding=sharding)
 
 
-def largest_entries(pending: Sequence[Pending]) -> Tensor:
-    """Largest absolute entry of every matrix of all gradients, one after the other, on one device."""
-    largest = _largest_entries([entry.grad for entry in pending])
-    if all(entry.sharding is None for entry in pending):
-        return largest
-    from learned_opt.optimizer.sharded import largest_over_ranks
+def largest_entries(grads: Sequence[Tensor]) -> Tensor:
+    """Largest absolute entry of every matrix of all gradients (N, *shape), one after the other, on one device.
 
-    return largest_over_ranks(pending, largest)
-
-
-def _largest_entries(grads: Sequence[Tensor]) -> Tensor:
-    """Those of gradients (N, *shape); a rank may have an empty shard."""
+    That of a gradient without entries is 0: a rank may have no share of a tensor.
+    """
     devices = {grad.device for grad in grads}
     largest = {i: grad.new_zeros(len(grad)) for i, grad in enumerate(grads) if not grad.numel()}
     for device in devices:

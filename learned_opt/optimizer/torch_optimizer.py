@@ -193,7 +193,11 @@ class LearnedOptimizer(Optimizer):
         pending = [entry for group in self.param_groups for entry in gradients_of(group)]
         if not pending:
             return loss
-        largest = largest_entries(pending)
+        largest = largest_entries([entry.grad for entry in pending])
+        if any(entry.sharding is not None for entry in pending):
+            from learned_opt.optimizer.sharded import largest_over_ranks
+
+            largest = largest_over_ranks(pending, largest)
         is_skipped = self._count_skip(pending, largest)
         if is_skipped is True:
             return loss

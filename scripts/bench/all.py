@@ -29,6 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,7 @@ from .record import read_rows, record
 from .render import page
 
 START_SECONDS: Final = 5  # for a process to begin
+REPORT_SECONDS: Final = 8  # for tests that are stopped to say what failed
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("torch", "numpy", "diffusers", "lightning")
 TINY_DEMO: Final = """
@@ -69,10 +71,16 @@ def gpu_tests(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     command = [sys.executable, "-m", "pytest", folder, *options]
     log, note = Path.cwd() / "logs" / "pytest.txt", ""
     with log.open("w") as written:
+        tests = subprocess.Popen(command, cwd=ROOT, stdout=written, stderr=subprocess.STDOUT)
         try:
-            subprocess.run(command, cwd=ROOT, stdout=written, stderr=subprocess.STDOUT, check=False, timeout=budget)
+            tests.wait(budget - REPORT_SECONDS)
         except subprocess.TimeoutExpired:
-            note = f"Stopped after {budget:.0f} s. "
+            note = f"Stopped after {budget - REPORT_SECONDS:.0f} s. "
+            tests.send_signal(signal.SIGINT)  # it then says why tests failed
+            with suppress(subprocess.TimeoutExpired):
+                tests.wait(REPORT_SECONDS)
+        finally:
+            tests.kill()
     said = log.read_text()
     print(said, flush=True)
     outcomes = test_outcomes(said)

@@ -76,7 +76,8 @@ def test_missing_value_is_named(monkeypatch, capsys):
 def test_unknown_choice_lists_what_there_is(monkeypatch, capsys):
     code, _, stderr = start("build_zoo", "out=x", "task=nonsense", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
-    assert stderr.strip().endswith("there are arrays, cartpole, digits, digits_subset, mnist1d, mnist5k, python_source")
+    names = sorted(file.stem for file in (ROOT / "scripts" / "conf" / "task").glob("*.yaml"))
+    assert stderr.strip().endswith(f"there are {', '.join(names)}")
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,14 @@ def normalised():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 10))
 
 
+def dropped():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.AlphaDropout(0.2), nn.Linear(8, 10))
+
+
 @pytest.mark.filterwarnings("ignore:task 'own' runs its networks one after another")
-@pytest.mark.parametrize(("build", "kind"), [(normalised, VmappedModule), (StepByStep, LoopedModule)])
+@pytest.mark.parametrize(
+    ("build", "kind"), [(normalised, VmappedModule), (dropped, VmappedModule), (StepByStep, LoopedModule)]
+)
 def test_own_modules_train_as_on_the_cpu_moved_there_or_made_there(build, kind, device):
     data, objective = get_task("digits").dataset, OBJECTIVES["cross_entropy"]
     task = Task("own", data, build, objective)
@@ -127,6 +133,14 @@ def test_own_modules_train_as_on_the_cpu_moved_there_or_made_there(build, kind, 
 def test_label_subsets_stay_with_their_runs(device):
     task = named_task("digits_subset").for_runs([1, 0])
     assert_trains_as_on_the_cpu(task, task.to(device), Adam(lr=0.01))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_augmented_examples_and_weighted_labels_are_those_of_the_cpu(shared, device):
+    augment = ["flip", "crop", {"name": "affine", "degrees": 20, "translate": 0.1, "scale": [0.9, 1.2]}]
+    objective = {"name": "cross_entropy", "label_smoothing": 0.1, "weight": [1.0, 2.0] * 5, "ignore_index": 3}
+    task = get_task("digits", hidden=(4,), augment=augment, objective=objective)
+    assert_trains_as_on_the_cpu(task, task.to(device), Adam(lr=0.01), shared_batches=shared, accumulate=2)
 
 
 def test_padding_is_found_there(device):
@@ -163,6 +177,19 @@ def test_a_zoo_that_is_built_there_holds_the_numbers_of_the_cpu(device, tmp_path
 def test_steps_of_a_population_never_wait_for_the_device(name, architecture, optimizer, device):
     task = named_task(name, architecture=architecture).to(device)
     snapshots = train_population(task, OPTIMIZERS[optimizer](), SEEDS, num_steps=9, batch_size=8, snapshot_steps=(1, 9))
+    next(snapshots)
+    with never_waiting():
+        last = next(snapshots)
+    assert last.alive.all()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_random_steps_never_wait_for_the_device(shared, device):
+    data = get_task("digits", augment=["flip", "crop", "affine", "noise"]).dataset
+    objective = {"name": "cross_entropy", "label_smoothing": 0.1, "weight": [1.0, 2.0] * 5, "ignore_index": 3}
+    task = Task("own", data, dropped, objective).to(device)
+    options = {"num_steps": 9, "batch_size": 8, "snapshot_steps": (1, 9), "shared_batches": shared, "accumulate": 2}
+    snapshots = train_population(task, Adam(lr=0.01), SEEDS, **options)
     next(snapshots)
     with never_waiting():
         last = next(snapshots)

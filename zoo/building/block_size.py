@@ -50,6 +50,8 @@ def _bytes_on_device(plan: BuildPlan) -> float:
             batch_size=plan.batch_size,
             snapshot_steps=(_NUM_STEPS,),
             shared_batches=plan.shared_batches,
+            precision=plan.precision,
+            accumulate=plan.accumulate,
             compile=False,
         )
         list(snapshots)
@@ -59,7 +61,8 @@ def _bytes_on_device(plan: BuildPlan) -> float:
 
 def _estimated_bytes(plan: BuildPlan) -> int:
     """The same where memory is not counted: copies of the parameters, and activities twice for the backward pass."""
-    return plan.task.layout.num_params * 4 * TRAINING_COPIES + 2 * plan.batch_size * plan.task.bytes_per_example
+    microbatch = plan.batch_size // plan.accumulate
+    return plan.task.layout.num_params * 4 * TRAINING_COPIES + 2 * microbatch * plan.task.bytes_per_example
 
 
 def _free_on_host() -> float:

@@ -129,7 +129,7 @@ def check_initial_loss(plan: BuildPlan) -> None:
     """
     runs = range(min(plan.num_runs, _NUM_TRIED if plan.task.layout.num_params < LARGE else 1))
     task = plan.task.for_runs(runs)
-    params = task.init_runs(plan.seeds(runs), plan.init_scales(runs))
+    params = plan.initial_params(runs)
     chosen = torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device)
     batch = task.batch(chosen, len(runs), stream=streams_of([plan.seed], task.device)[0])
     with torch.no_grad():
@@ -225,8 +225,8 @@ class BlockBuilder:
                 for split in plan.evaluated_splits:
                     for name, values in plan.task.for_runs(runs[rows]).evaluate(snapshot.params, split).items():
                         metrics[f"{split}_{name}"][rows, s] = values.cpu().numpy()
-                for values in (params, alive, *metrics.values()) if is_large else ():
-                    cast("np.memmap", values).flush()  # before the checkpoint says that they are there
+                for array in (params, alive, *metrics.values()) if is_large else ():
+                    cast("np.memmap", array).flush()  # before the checkpoint says that they are there
         return params, metrics, alive.astype(bool)
 
     def _snapshots(self, runs: range, compile: bool, checkpoint: Path | None) -> Iterator[Snapshot]:
@@ -240,7 +240,7 @@ class BlockBuilder:
             snapshot_steps=plan.steps,
             shared_batches=plan.shared_batches,
             data_seed=plan.seed,
-            init_scales=plan.init_scales(runs),
+            init_params=plan.initial_params(runs),
             max_loss=plan.max_loss,
             precision=plan.precision,
             accumulate=plan.accumulate,

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from zoo.building.hyperparameters import OPTIMIZER_DEFAULTS, draw, make_optimizer
+from zoo.building.starts import Starts
 from zoo.networks.initialization import run_seed
 from zoo.settings import Json
 from zoo.storage.schema import ZooSpec
 from zoo.storage.splits import SplitRule
-from zoo.tasks.label_subsets import NUM_CLASSES
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 from zoo.training.batches import check_batch_size
@@ -56,6 +56,7 @@ class BuildSettings(TypedDict, total=False):
     batch_size: int
     shared_batches: bool
     init_scale: float | Mapping[str, Sequence[float]]
+    init_from: str | None
     num_snapshots: int
     snapshot_steps: Sequence[int] | str | None
     evaluated_splits: Sequence[str]
@@ -81,6 +82,7 @@ class BuildPlan:
         batch_size: examples in a minibatch.
         shared_batches: all runs of the zoo see the same minibatches, which is much faster than own ones.
         init_scale: factor on initial matrices, a number or a range as in `zoo.building.hyperparameters`.
+        init_from: a zoo or checkpoints that runs start from (`zoo.building.starts`); None for fresh networks.
         num_snapshots: S, quadratically spaced from the initial to the final network.
         snapshot_steps: after which snapshots are taken instead; "last_epoch(50)" for 50 within the last epoch; None for
             `num_snapshots`.
@@ -103,6 +105,7 @@ class BuildPlan:
     batch_size: int = 64
     shared_batches: bool = True
     init_scale: float | Mapping[str, Sequence[float]] = 1.0
+    init_from: str | None = None
     num_snapshots: int = DEFAULT_NUM_SNAPSHOTS
     snapshot_steps: Sequence[int] | str | None = None
     evaluated_splits: Sequence[str] = EVALUATED_SPLITS
@@ -130,6 +133,10 @@ class BuildPlan:
             raise ValueError(f"shared_batches must be true or false, got {self.shared_batches!r}")
         if draw(self.init_scale, [0], "init_scale") < 0:
             raise ValueError(f"init_scale must not be negative, got {self.init_scale!r}")
+        if self.init_from is not None and self.init_scale != 1:
+            raise ValueError(
+                f"init_scale is of fresh networks, got {self.init_scale!r} with init_from={self.init_from!r}"
+            )
         unknown = sorted(set(self.evaluated_splits) - set(EVALUATED_SPLITS))
         if unknown or not self.evaluated_splits or len(set(self.evaluated_splits)) < len(self.evaluated_splits):
             raise ValueError(f"evaluated_splits must be some of {EVALUATED_SPLITS}, got {list(self.evaluated_splits)}")
@@ -168,6 +175,8 @@ class BuildPlan:
             "precision": self.precision,
             "accumulate": self.accumulate,
         }
+        if self.starts is not None:
+            training["init_from"] = self.starts.digest
         recorded = self.optimizer if isinstance(self.optimizer, Mapping) else self.optimizer_config or {}
         return ZooSpec(
             layout=self.task.layout,
@@ -180,7 +189,7 @@ class BuildPlan:
             task_config=cast("dict[str, Json]", self.task.description),
             optimizer_config=recorded,
             seed=self.seed,
-            splits=SplitRule(self.split_fractions, "mask_pair" if "mask_pair" in columns else "seed"),
+            splits=SplitRule(self.split_fractions, self.task.split_key),
             data_hash=self.task.dataset.data_hash,
             base_hash=self.task.base_hash,
             extra={"training": training},
@@ -212,6 +221,17 @@ class BuildPlan:
         """Seed of each run, a function of the zoo's seed and the run's number alone."""
         return [run_seed(self.seed, run) for run in runs]
 
+    @property
+    def starts(self) -> Starts | None:
+        """Networks that runs start from, if they are given."""
+        return None if self.init_from is None else Starts(self.init_from, self.task.layout)
+
+    def initial_params(self, runs: Sequence[int]) -> torch.Tensor:
+        """(N, P) where those runs start, on the task's device."""
+        if self.starts is not None:
+            return self.starts.params(runs).to(self.task.device)
+        return self.task.init_runs(self.seeds(runs), self.init_scales(runs))
+
     def optimizer_for(self, runs: Sequence[int]) -> InnerOptimizer:
         """Optimizer with the hyperparameters of those runs."""
         if isinstance(self.optimizer, Mapping):
@@ -232,8 +252,6 @@ class BuildPlan:
         if isinstance(self.init_scale, Mapping):
             values["init_scale"] = draw(self.init_scale, self.seeds(runs), "init_scale")
         values |= self.task.run_attributes(runs)
-        if "mask" in values:  # a subset and its complement are one question: splits must not part them
-            values["mask_pair"] = torch.minimum(values["mask"], 2**NUM_CLASSES - 1 - values["mask"])
         kinds = {name: np.float64 if value.is_floating_point() else np.int64 for name, value in values.items()}
         return {name: value.cpu().numpy().astype(kinds[name]) for name, value in values.items()}
 
@@ -249,7 +267,7 @@ class BuildPlan:
         """A named task travels to other processes as its options."""
         state = dict(self.__dict__)
         if self.task.config:
-            state["task"] = (json.dumps(self.task.config), str(self.task.device))
+            state["task"] = (json.dumps(self.task.config), str(self.task.device), self.task.dataset.data_hash)
         return state
 
     def __setstate__(self, state: dict) -> None:
@@ -265,6 +283,9 @@ def _check_integer(name: str, value: object, *, at_least: int | None = None) -> 
 
 
 @lru_cache(2)
-def _named_task(config: str, device: str) -> Task:
+def _named_task(config: str, device: str, data_hash: str) -> Task:
     """The same object for all blocks of a worker process, which keeps its data and compiled programs."""
-    return get_task(**json.loads(config)).to(device)
+    task = get_task(**json.loads(config))
+    if task.dataset.data_hash != data_hash:
+        raise ValueError(f"the data of task {task.name!r} have changed while the zoo was built; restore them")
+    return task.to(device)

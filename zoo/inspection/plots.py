@@ -21,6 +21,7 @@ from zoo.networks.metrics import matched_distances
 from zoo.networks.symmetry import apply
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
+from zoo.tasks.registry import TASK_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 # Blue and vermilion of Okabe and Ito's palette, distinguishable with any colour vision; magnitudes in cividis.
 _BLUE: Final = "#0072B2"
-_CLASSIFICATIONS: Final = ("digits", "digits_subset", "mnist5k", "mnist1d", "python_source")
+_OTHER_UNITS: Final = {"arrays", "table", "saved_rows", "cartpole"}  # tasks whose losses may be no nats
 _VERMILION: Final = "#D55E00"
 _GREY: Final = "#666666"
 _COLORMAP: Final = "cividis"
@@ -260,6 +261,6 @@ def _plain_ticks(axes: Axes, which: str) -> None:
 
 def _label(zoo: Zoo, what: str, name: str | None = None) -> str:
     """Name of a metric, with its unit where the zoo's task says so: regression and control have others."""
-    is_classification = zoo.task_config.get("name") in _CLASSIFICATIONS
+    is_classification = zoo.task_config.get("name") in set(TASK_NAMES) - _OTHER_UNITS
     units = {"loss": " (nats)", "error": " (share of examples)"}
     return (name or what.replace("_", " ")) + (units.get(what, "") if is_classification else "")

@@ -20,7 +20,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from zoo.networks.layout import ParamLayout
-from zoo.settings import Json, SettingsMismatchError, installed_software, require_same
+from zoo.settings import REMEDY, Json, SettingsMismatchError, differences, installed_software, require_same
 from zoo.storage.base import create_base_arrays
 from zoo.storage.splits import SplitRule
 
@@ -33,7 +33,7 @@ _RESERVED_COLUMNS: Final = {"seed": "int64", "checksum": "uint32", "status": "ui
 _FILL: Final[dict[str, float | int]] = {"float64": np.nan, "float32": np.nan, "float16": np.nan, "int64": -1}
 _BFLOAT16_NAN: Final = 0x7FC0
 # Of files, the hash of their content is compared.
-_NOT_COMPARED: Final = ("software", "format_version", "checksum", "task.path", "task.adapter.base")
+_NOT_COMPARED: Final = ("software", "format_version", "checksum", "task.path", "task.base.path", "task.adapter.base")
 
 
 class RunStatus(IntEnum):
@@ -209,7 +209,10 @@ class ZooSpec:
                 f"{where} holds networks on the base {self.base_hash[:19]}..., the task's frozen parameters are "
                 f"{now.base_hash[:19]}...: build the task on the same base (`Zoo.base`), or choose another folder"
             )
-        require_same(self.to_attributes(), now.to_attributes(), where, defaults=defaults, free=_NOT_COMPARED)
+        begun, given = self.to_attributes(), now.to_attributes()
+        same_but_for_data = not differences(begun, given, defaults=defaults, free=(*_NOT_COMPARED, "data_hash"))
+        remedy = "the data have changed since: restore them, or choose another folder" if same_but_for_data else REMEDY
+        require_same(begun, given, where, defaults=defaults, free=_NOT_COMPARED, remedy=remedy)
 
 
 # the attribute of each field

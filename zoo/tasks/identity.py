@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.networks.counter_rng import streams_of
+from zoo.networks.module_randomness import DrawnFromStream
 from zoo.tasks.backend import Networks, output_tensor
 from zoo.tasks.objectives import Objective
 
@@ -25,13 +27,14 @@ def structure(module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def behaviour(networks: Networks, inputs: Tensor, targets: Tensor) -> str:
+def behaviour(networks: Networks, inputs: Tensor, targets: Tensor, *, is_random: bool = False) -> str:
     """A line of numbers: mean size of initial parameters, root mean square of outputs, loss and error.
 
     Args:
         networks: of which the one of seed 0 is taken.
         inputs: (B, ...) examples.
         targets: theirs, as the objective takes them.
+        is_random: whether the loss in training is added, which depends on how much is dropped.
     """
     layout, objective = networks.layout, networks.objective
     initial = layout.flatten(networks.module()).double()
@@ -44,10 +47,10 @@ def behaviour(networks: Networks, inputs: Tensor, targets: Tensor) -> str:
     module.load_state_dict(layout.unflatten(fixed), strict=False)  # the base stays
     digits = 6
     try:
-        computed = _results(module.double(), objective, _doubled(inputs), _doubled(targets))
+        computed = _results(module.double(), objective, _doubled(inputs), _doubled(targets), is_random)
     except (RuntimeError, TypeError):  # a module that insists on float32
         digits = 3
-        computed = _results(module.float(), objective, inputs, targets)
+        computed = _results(module.float(), objective, inputs, targets, is_random)
     trainable = initial[: layout.num_trainable]
     size = trainable.abs().mean().item() if len(trainable) else 0.0
     named = {"init": f"{size:.4g}"}
@@ -55,13 +58,20 @@ def behaviour(networks: Networks, inputs: Tensor, targets: Tensor) -> str:
     return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
-def _results(module: nn.Module, objective: Objective, inputs: Tensor, targets: Tensor) -> dict[str, float]:
+def _results(
+    module: nn.Module, objective: Objective, inputs: Tensor, targets: Tensor, is_random: bool
+) -> dict[str, float]:
     outputs = output_tensor(module(inputs))[None]
-    return {
+    results = {
         "outputs": outputs.double().square().mean().sqrt().item(),
         "loss": objective.loss(outputs, targets).item(),
         "error": objective.error(outputs, targets).item(),
     }
+    if is_random:
+        with DrawnFromStream(streams_of([0])[0]):
+            outputs = output_tensor(module.train()(inputs))[None]
+        results["training loss"] = objective.loss(outputs, targets).item()
+    return results
 
 
 def _doubled(values: Tensor) -> Tensor:

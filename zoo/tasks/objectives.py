@@ -116,7 +116,7 @@ class CrossEntropy:
         in_error = counts.float()
         if self.weight is None:
             return in_error, in_error
-        labels = torch.where(counts, targets, 0)
+        labels = targets.masked_fill(~counts, 0)
         return in_error * _constant(self.weight, torch.float32, targets.device)[labels], in_error
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

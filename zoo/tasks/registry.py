@@ -23,14 +23,15 @@ from zoo.networks.layout import ParamLayout
 from zoo.networks.randomness import seeded_module
 from zoo.tasks.augmentation import make_augmentations
 from zoo.tasks.augmentation import recorded as recorded_augmentations
-from zoo.tasks.datasets import DATASETS, Dataset, dataset_options, get_dataset
-from zoo.tasks.label_subsets import ALL_MASKS, SubsetTask
+from zoo.tasks.datasets import DATASETS, Dataset
+from zoo.tasks.families.family_task import FamilyTask
+from zoo.tasks.families.registry import FAMILIES
 from zoo.tasks.objectives import make_objective
 from zoo.tasks.objectives import recorded as recorded_objective
 from zoo.tasks.policies import ENVIRONMENTS, PolicyTask
 from zoo.tasks.task import Task
 
-TASK_NAMES: Final = (*DATASETS, "digits_subset")
+TASK_NAMES: Final = (*DATASETS, *FAMILIES)
 
 
 def get_task(
@@ -46,7 +47,7 @@ def get_task(
     """Task of that name.
 
     Args:
-        name: one of TASK_NAMES.
+        name: one of TASK_NAMES: a data set (see `zoo.tasks.datasets`), or a family (`zoo.tasks.families.registry`).
         architecture: one of ARCHITECTURES; by default "mlp", for symbols "transformer".
         parametrization: "sp" or "mup".
         objective: one of `zoo.tasks.objectives.OBJECTIVES`, or a mapping of its `name` and options, such as
@@ -57,26 +58,28 @@ def get_task(
             safetensors file as `Zoo.export` writes it, or its tensors by name; and the options of
             `zoo.networks.adapters.adapt`: `rank`, `alpha`, `scaling`, `targets`, `train`.
         **options: of the architecture (`hidden`, `activation`; `channels`; `width`, `num_blocks`, `num_heads`) and
-            of the data set (see `zoo.tasks.datasets`). "digits_subset" takes `masks` too (`zoo.tasks.label_subsets`).
+            of the data set or family.
 
     Raises:
         ValueError: for unknown names and options, or an architecture that does not fit the data.
     """
     if name not in TASK_NAMES:
         raise ValueError(f"task must be one of {sorted(TASK_NAMES)}, got {name!r}")
-    is_family = name == "digits_subset"
-    dataset_name = "digits" if is_family else name
-    architecture = architecture or ("transformer" if dataset_name == "python_source" else "mlp")
-    if architecture not in ARCHITECTURES:
+    if architecture is not None and architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}")
-    masks = _checked_masks(options.pop("masks", None)) if is_family else None
-    data_options, model_options = _split_options(name, dataset_name, architecture, options)
-    dataset = replace(get_dataset(dataset_name, **data_options), augmentations=make_augmentations(augment))
+    make = DATASETS.get(name) or FAMILIES[name]
+    known = {key: value.default for key, value in inspect.signature(make).parameters.items()}
+    data_options = _filled_in(name, known, {key: value for key, value in options.items() if key in known})
+    data, augmentations = make(**data_options), make_augmentations(augment)
+    family, dataset = (None, data) if isinstance(data, Dataset) else (data, data.dataset)
+    dataset = replace(dataset, augmentations=augmentations)
+    architecture = architecture or ("mlp" if dataset.train.inputs.is_floating_point() else "transformer")
+    model_options = _model_options(name, architecture, known, options)
     usual = "cross_entropy" if dataset.num_classes else "squared_error"
-    usual = "binary_cross_entropy" if is_family else usual
+    usual = usual if family is None else family.objective
     asked = make_objective(objective or usual)
     environment = ENVIRONMENTS.get(name)
-    if (environment is not None and (objective or augment)) or (is_family and asked.name != usual):
+    if (environment is not None and (objective or augment)) or (family is not None and asked.name != usual):
         raise ValueError(f"task {name!r} takes no other objective than its own and, if it is of control, no augment")
     if environment is None:
         num_outputs = asked.num_outputs(dataset.num_classes, dataset.train.targets)
@@ -88,13 +91,14 @@ def get_task(
     if adapter is not None:
         build, config["adapter"] = _adapted(build, adapter)
     config |= {"objective": recorded_objective(asked)} if recorded_objective(asked) != usual else {}
-    config |= {"augment": recorded_augmentations(dataset.augmentations)} if augment else {}
+    config |= {"augment": recorded_augmentations(augmentations)} if augment else {}
     if environment is not None:
         return PolicyTask(name, dataset, build, environment, parametrization=parametrization, config=config)
-    if not is_family:
+    if family is None:
         return Task(name, dataset, build, asked, parametrization=parametrization, config=config)
-    config["masks"] = masks
-    return SubsetTask(name, dataset, build, asked, parametrization=parametrization, config=config, masks=masks)
+    return FamilyTask(
+        name, family, build, asked, augmentations=augmentations, parametrization=parametrization, config=config
+    )
 
 
 def _mlp(
@@ -150,30 +154,40 @@ ARCHITECTURES: Final[Mapping[str, Callable[..., Callable[[], nn.Module]]]] = {
 }
 
 
-def _split_options(
-    name: str, dataset_name: str, architecture: str, options: Mapping[str, object]
-) -> tuple[dict[str, object], dict[str, object]]:
-    """All options of the data set and of the architecture, defaults filled in."""
-    data_options = dataset_options(dataset_name)
+def _model_options(
+    name: str, architecture: str, data_options: Mapping[str, object], options: Mapping[str, object]
+) -> dict[str, object]:
+    """Options of the architecture, which are all that the data have not, defaults filled in."""
     parameters = inspect.signature(ARCHITECTURES[architecture]).parameters.values()
-    model_options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    known = data_options | model_options
-    unknown = sorted(set(options) - set(known))
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    unknown = sorted(set(options) - set(data_options) - set(known))
     if unknown:
-        names = sorted(known)
+        names = sorted({*data_options, *known})
         raise ValueError(f"task {name!r} with architecture {architecture!r} has the options {names}, got {unknown}")
+    return _filled_in(name, known, {key: value for key, value in options.items() if key in known})
+
+
+def _filled_in(name: str, known: Mapping[str, object], options: Mapping[str, object]) -> dict[str, object]:
+    """All known options, those given checked against their defaults.
+
+    Raises:
+        ValueError: for one of another kind, and one that must be given.
+    """
     for key, value in options.items():
         _check_like(key, value, known[key])
-    data_options |= {key: value for key, value in options.items() if key in data_options}
-    model_options |= {key: value for key, value in options.items() if key in model_options}
-    missing = [key for key, value in data_options.items() if value is inspect.Parameter.empty]
+    values = {**known, **options}
+    missing = [key for key, value in values.items() if value is inspect.Parameter.empty]
     if missing:
         raise ValueError(f"task {name!r} needs the options {missing}")
-    return data_options, model_options
+    return values
 
 
 def _check_like(name: str, value: object, default: object) -> None:
-    """Raise ValueError unless an option is an integer, or a list of such, where its default is."""
+    """Raise ValueError unless an option is an integer, true or false, or a list of integers, where its default is."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+        return
     numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     are_integers = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
     if isinstance(default, tuple) and (numbers is not value or not are_integers):
@@ -182,18 +196,10 @@ def _check_like(name: str, value: object, default: object) -> None:
         raise ValueError(f"{name} must be an integer such as {default}, got {value!r}")
 
 
-def _checked_masks(masks: object) -> list[int] | None:
-    if masks is None:
-        return None
-    values = [int(mask) for mask in masks] if isinstance(masks, Sequence) else []
-    bad = [mask for mask in values if mask not in ALL_MASKS]
-    if not values or bad:
-        raise ValueError(f"masks must be numbers from 1 to {len(ALL_MASKS)}, got {bad or masks}")
-    return values
-
-
 def _jsonable(value: object) -> object:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     return list(value) if is_list else value  # type: ignore[call-overload]

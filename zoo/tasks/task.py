@@ -95,8 +95,8 @@ class Task:
             trial = self._tried_on(build)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
-        self.backend, slow, self.flaw, module_is_random = trial
-        self.is_random = module_is_random or bool(dataset.augmentations)
+        self.backend, slow, self.flaw, self._module_is_random = trial
+        self.is_random = self._module_is_random or bool(dataset.augmentations)
         if slow:
             warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)
 
@@ -137,7 +137,7 @@ class Task:
             "objective": recorded_objective(self.objective),
             "parametrization": self.parametrization,
             "module": structure(self._networks.module()),
-            "behaviour": behaviour(self._networks, inputs, targets),
+            "behaviour": behaviour(self._networks, inputs, targets, is_random=self._module_is_random),
             **({"augment": recorded(self.dataset.augmentations)} if self.dataset.augmentations else {}),
         }
 
@@ -200,6 +200,16 @@ class Task:
         """What distinguishes runs beside their seeds, by name, each (N,): here nothing."""
         return {}
 
+    @property
+    def has_own_inputs(self) -> bool:
+        """Whether networks see inputs of their own, by the member of a family that they are to solve."""
+        return False
+
+    @property
+    def split_key(self) -> str:
+        """The column of a zoo's runs by whose hash they are split."""
+        return "seed"
+
     def batch(self, indices: Tensor, num_networks: int, split: str = "train", *, stream: Tensor | None = None) -> Batch:
         """Examples of a split for N networks.
 
@@ -211,11 +221,15 @@ class Task:
                 from, see `zoo.networks.counter_rng`. Without one nothing is augmented.
         """
         data = self.dataset.split(split)
-        if stream is None:
-            inputs, targets = data.inputs[indices], data.targets[indices]
-        else:
-            inputs, targets = self.dataset.training_examples(indices, stream)
-        return Batch(inputs, self.targets_for(targets, num_networks), stream)
+        if stream is not None:
+            return Batch(*self.dataset.training_examples(indices, stream), stream)
+        return Batch(data.inputs[indices], data.targets[indices])
+
+    def part_of(self, batch: Batch, networks: slice) -> Batch:
+        """What some of its N networks see of a batch: their own examples, or those that all share."""
+        shared = self.dataset.train
+        inputs = batch.inputs[networks] if batch.inputs.ndim > shared.inputs.ndim else batch.inputs
+        return Batch(inputs, batch.targets[networks] if batch.targets.ndim > shared.targets.ndim else batch.targets)
 
     def trial_batch(self, num_networks: int = 2, *, own: bool = False) -> Batch:
         """A few training examples, always the same, on which modules are tried: shared, or two networks' own."""
@@ -224,34 +238,33 @@ class Task:
     def check_fit(self, outputs: Tensor) -> None:
         """Raise ValueError unless the objective can score the module's outputs (B, ..., K) on the data."""
         for name in SPLIT_NAMES:
-            targets = self.dataset.split(name).targets
-            taken = self.targets_for(targets, 1)
-            taken = taken[0] if taken.ndim > targets.ndim else taken
             try:
-                check_fit(self.objective, outputs, taken, self.dataset.num_classes)
+                check_fit(self.objective, outputs, self._targets_to_fit(name), self.dataset.num_classes)
             except Exception as error:  # of an objective of the user's own, any
                 raise ValueError(f"{name} split: {first_line(error)}") from error
 
+    def _targets_to_fit(self, split: str) -> Tensor:
+        """Targets (n, ...) of one network, as the objective takes them."""
+        return self.dataset.split(split).targets
+
     def draw_examples(self, num_examples: int, rng: torch.Generator, splits: Sequence[str] = ("train",)) -> Batch:
-        """Random examples of some splits together, on which networks can be compared by what they compute."""
-        parts = [self.dataset.split(name) for name in splits]
-        chosen = torch.randint(sum(len(part) for part in parts), (num_examples,), generator=rng)
-        inputs, targets = [], []
-        for part in parts:  # masks wait for a GPU; those of the CPU do not
-            inside = chosen[(chosen >= 0) & (chosen < len(part))].to(self.device, non_blocking=True)
-            inputs.append(part.inputs[inside])
-            targets.append(part.targets[inside])
-            chosen = chosen - len(part)
-        return Batch(torch.cat(inputs), torch.cat(targets))
+        """Random examples of some splits together, on which networks can be compared by what they compute.
 
-    def targets_for(self, targets: Tensor, num_networks: int) -> Tensor:
-        """Targets as the objective takes them, (B, ...) or (N, B, ...) where networks have tasks of their own.
-
-        Args:
-            targets: (B, ...) of the data set that all networks share, or (N, B, ...).
-            num_networks: N.
+        They are shared, or of a task that is bound to N runs of a family (N, B, ...).
         """
-        return targets
+        sizes = [len(self.dataset.split(name)) for name in splits]
+        chosen = torch.randint(sum(sizes), (num_examples,), generator=rng)
+        parts = []
+        for name, size in zip(splits, sizes, strict=True):  # masks wait for a GPU; those of the CPU do not
+            inside = chosen[(chosen >= 0) & (chosen < size)].to(self.device, non_blocking=True)
+            parts.append(self._drawn(inside, name))
+            chosen = chosen - size
+        shared = (self.dataset.train.inputs.ndim, self.dataset.train.targets.ndim)
+        kinds = zip(zip(*(part[:2] for part in parts), strict=True), shared, strict=True)
+        return Batch(*(torch.cat(values, dim=values[0].ndim - ndim) for values, ndim in kinds))
+
+    def _drawn(self, indices: Tensor, split: str) -> Batch:
+        return self.batch(indices, 1, split)
 
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
         """Outputs (N, B, ..., K) in evaluation mode, differentiable in `params`.
@@ -283,23 +296,27 @@ class Task:
             memory_budget: bytes of activations that may exist at once; by default 4 MiB on a CPU, 256 MiB elsewhere.
         """
         self.layout.check_vector(params)
-        data = self.evaluated_examples(split)
+        count = len(self.evaluated_examples(split))
         pairs = pairs_at_once(self.bytes_per_example, self.device, memory_budget)
-        num_examples = min(len(data), pairs)
+        num_examples = min(count, pairs)
         num_networks = max(1, pairs // num_examples)
         loss, error = params.new_zeros(len(params)), params.new_zeros(len(params))
-        targets = self.targets_for(data.targets, len(params))
-        has_own_targets = targets.ndim > data.targets.ndim
-        parts = targets.split(num_examples, dim=int(has_own_targets))
-        in_whole = shares(self.objective, parts, own=has_own_targets)
-        for inputs, part, (of_loss, of_error) in zip(data.inputs.split(num_examples), parts, in_whole, strict=True):
-            for first in range(0, len(params), num_networks):
-                some = slice(first, first + num_networks)
-                outputs = self.predict(params[some], inputs)
-                wanted = part[some] if has_own_targets else part
-                loss[some] += _of(of_loss, some) * self.objective.loss(outputs, wanted)
-                error[some] += _of(of_error, some) * self.objective.error(outputs, wanted)
+        chunks = [slice(start, min(start + num_examples, count)) for start in range(0, count, num_examples)]
+        for first in range(0, len(params), num_networks):
+            some = slice(first, first + num_networks)
+            parts = [self._evaluated_batch(split, chunk, some, len(params)) for chunk in chunks]
+            own = parts[0].targets.ndim > self.dataset.train.targets.ndim
+            in_whole = shares(self.objective, [part.targets for part in parts], own=own)
+            for part, (of_loss, of_error) in zip(parts, in_whole, strict=True):
+                outputs = self.predict(params[some], part.inputs)
+                loss[some] += of_loss * self.objective.loss(outputs, part.targets)
+                error[some] += of_error * self.objective.error(outputs, part.targets)
         return {"loss": loss, "error": error}
+
+    def _evaluated_batch(self, split: str, examples: slice, networks: slice, num_networks: int) -> Batch:
+        """Some of the evaluated examples, as some of N networks see them."""
+        data = self.evaluated_examples(split)
+        return Batch(data.inputs[examples], data.targets[examples])
 
     def evaluated_examples(self, split: str) -> Split:
         """What `evaluate` looks at: a whole split, of "train" at most `max_train_evaluated` examples."""
@@ -317,8 +334,3 @@ class Task:
     def bytes_per_example(self) -> int:
         """Size of all activations of one network on one example."""
         return activation_bytes(self._networks.module().eval(), self.dataset.train.inputs[:1].cpu())
-
-
-def _of(share: Tensor | float, some: slice) -> Tensor | float:
-    """The share of some networks, where they have shares of their own."""
-    return share[some] if isinstance(share, Tensor) and share.ndim else share

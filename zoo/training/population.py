@@ -145,13 +145,14 @@ def train_population(
         if checkpoint is not None and checkpoint.exists():
             last, num_taken = training.load(checkpoint)
         while num_taken < len(steps):
-            for stop in range(checkpoint_every, steps[num_taken], checkpoint_every) if checkpoint is not None else ():
-                if stop > training.inner_step:
-                    with products_in(precision):
-                        training.run(until=stop)
+            while training.inner_step < steps[num_taken]:
+                stop = steps[num_taken]
+                if checkpoint is not None:
+                    stop = min(stop, (training.inner_step // checkpoint_every + 1) * checkpoint_every)
+                with products_in(precision):
+                    training.run(until=stop)
+                if checkpoint is not None and stop < steps[num_taken]:
                     training.save(checkpoint, last, num_taken)
-            with products_in(precision):
-                training.run(until=steps[num_taken])
             alive = training.alive & params.isfinite().all(1)
             last = torch.where(alive[:, None], params, last)
             yield Snapshot(steps[num_taken], last, alive)

@@ -72,6 +72,12 @@ def test_networks_that_run_one_after_another_have_a_batch_mode_too():
     assert not params.grad[0].any()
 
 
+def test_images_of_ones_own_have_no_common_statistics():
+    task = get_task("warped_images", base="digits", architecture="cnn", channels=(3,))
+    with pytest.raises(ValueError, match="networks of 'warped_images' see inputs of their own"):
+        recompute_batch_norm(task, task.init_runs([0]))
+
+
 def test_statistics_are_those_of_update_bn(task, networks, monkeypatch):
     monkeypatch.setattr(batch_norm, "NUM_EXAMPLES", len(task.dataset.train))
     before = torch.get_rng_state()

@@ -147,6 +147,7 @@ def test_every_objective_gives_gradients_to_every_parameter(task, runs, predicti
     [
         {"name": "digits", "architecture": "cnn", "channels": (3, 4)},
         {"name": "digits_subset", "hidden": (4,)},
+        {"name": "warped_images", "base": "digits", "hidden": (4,)},
         {"name": "cartpole", "hidden": (4,), "horizon": 20},
         {"name": "python_source", "size": 20_000, "context": 8, "width": 8, "num_blocks": 1, "num_heads": 2},
     ],
@@ -177,8 +178,15 @@ def test_examples_come_from_the_splits_that_are_named_and_never_from_test(task, 
     assert all(rows & some for some in known.values())
 
 
-def test_perfect_predictions_have_no_function_loss(task, runs):
-    """The reference is the real target network on the same examples, so the truth scores zero."""
+@pytest.mark.parametrize("family", [None, "digits_subset", "warped_images"])
+def test_perfect_predictions_have_no_function_loss(task, runs, family):
+    """The reference is the real target network on the same examples, of its own member, so the truth scores zero."""
+    if family:
+        options = {"base": "digits"} if family == "warped_images" else {}
+        task = get_task(family, hidden=(4,), **options)
+        params = task.init(torch.Generator().manual_seed(0), 8)[:, None].repeat(1, 2, 1)
+        params[:, 1] *= 1.5
+        runs = Trajectories(task.layout, params, {"val_loss": torch.rand(8, 2) + 0.1})
     model, context = make_parts(task, runs, use_latent=False)
     batch = draw_pairs(runs, PairConfig(batch_size=6), batch_rng(0, 0))
     truth = context.scale.normalize(batch.target)

@@ -125,9 +125,16 @@ def test_tasks_of_different_shape_do_not_mix() -> None:
         TaskFamily([mlp_task(dataset, [8]) for dataset in datasets])
 
 
-def test_tasks_of_control_are_refused() -> None:
+def test_tasks_of_control_and_of_random_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"repeats to the bit, but \['digits'\] draw random numbers in training"):
+        TaskFamily([get_task("digits", augment=["flip"])])
     with pytest.raises(ValueError, match=r"with a loss on examples, \['cartpole'\] have returns instead"):
         TaskFamily([get_task("cartpole", horizon=5)])
+
+
+def test_tasks_with_many_members_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"of one data set each, \['digits_subset'\] are families"):
+        TaskFamily([get_task("digits_subset", masks=[3, 5])])
 
 
 def test_group_range_must_lie_inside() -> None:

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -13,11 +14,12 @@ from typing import Required, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from zoo.building.build import BlockBuilder, build_zoo
 from zoo.building.executors import InProcess, LocalProcesses, RayExecutor
 from zoo.building.hyperparameters import OPTIMIZER_DEFAULTS
-from zoo.building.plan import BuildPlan, BuildSettings
+from zoo.building.plan import BuildPlan, BuildSettings, _named_task
 from zoo.networks.initialization import run_seed
 from zoo.settings import SettingsMismatchError
 from zoo.storage.schema import RunStatus
@@ -115,12 +117,40 @@ def test_damaged_and_missing_blocks_are_built_anew_and_no_others(path, tmp_path,
     assert len(states) == 4
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_blocks_of_random_steps_are_built_anew_to_the_bit_and_do_not_depend_on_their_size(tmp_path, shared, bytes_of):
+    """Dropout and augmentation: a block that is built alone, later, is what it was."""
+    data = get_task("digits", augment=["flip", "noise"]).dataset
+
+    def build():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Dropout(0.5), nn.Linear(4, 10))
+
+    task = Task("dropped", data, build, {"name": "cross_entropy", "label_smoothing": 0.1})
+    settings = SETTINGS | {"shared_batches": shared, "accumulate": 2, "batch_size": 8}
+    whole = build_zoo(tmp_path / "zoo", task, **settings)
+    assert whole.verify() == []
+    assert whole.task_config["augment"] == [{"name": "flip", "p": 0.5}, {"name": "noise", "std": 0.1}]
+    assert whole.task_config["objective"]["label_smoothing"] == 0.1
+    assert whole.attributes["extra"]["training"]["accumulate"] == 2
+    before = bytes_of(tmp_path / "zoo")
+    ZooWriter.open(tmp_path / "zoo").discard_block(1)
+    torch.manual_seed(7)
+    build_zoo(tmp_path / "zoo", task, **settings)
+    assert bytes_of(tmp_path / "zoo") == before
+    other = build_zoo(tmp_path / "other", task, **settings | {"block_size": 7})
+    assert np.allclose(other.params[:], whole.params[:], atol=1e-4)
+    changed = replace(data, augmentations=data.augmentations[:1])
+    with pytest.raises(SettingsMismatchError, match=r"task\.augment"):
+        build_zoo(tmp_path / "zoo", Task("dropped", changed, build, task.objective), **settings)
+
+
 def test_other_settings_do_not_continue_a_zoo(path, task):
     for changes, key in [
         ({"num_steps": 13}, "num_steps|snapshot_steps"),
         ({"optimizer": {"name": "adam", "lr": 0.1}}, "optimizer"),
         ({"seed": 1}, "seed"),
         ({"batch_size": 32}, r"extra\.training\.batch_size"),
+        ({"precision": "bf16-mixed"}, r"extra\.training\.precision: begun with \"32\", now \"bf16-mixed\""),
     ]:
         with pytest.raises((SettingsMismatchError, ValueError), match=key):
             build_zoo(path, task, **(SETTINGS | changes))
@@ -217,10 +247,34 @@ def test_a_zoo_goes_on_when_its_data_have_moved_but_not_when_they_have_changed(t
     x, y = rng.normal(size=(40, 3)), rng.integers(2, size=40)
     for name, inputs in (("old", x), ("new", x), ("other", x + 1)):
         np.savez(tmp_path / f"{name}.npz", x=inputs, y=y)
-    build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "old.npz"), hidden=[2]), **settings)
-    build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "new.npz"), hidden=[2]), **settings)
-    with pytest.raises(SettingsMismatchError, match="data_hash"):
-        build_zoo(tmp_path / "zoo", get_task("arrays", path=str(tmp_path / "other.npz"), hidden=[2]), **settings)
+
+    def tasks(name):
+        path = str(tmp_path / f"{name}.npz")
+        yield get_task("arrays", path=path, hidden=[2])
+        yield get_task("label_subsets", base={"name": "arrays", "path": path}, masks=[1], hidden=[2])
+
+    for i, (old, new, other) in enumerate(zip(tasks("old"), tasks("new"), tasks("other"), strict=True)):
+        build_zoo(tmp_path / f"zoo{i}", old, **settings)
+        build_zoo(tmp_path / f"zoo{i}", new, **settings)
+        with pytest.raises(
+            SettingsMismatchError, match=r"data_hash.*; the data have changed since: restore them"
+        ) as caught:
+            build_zoo(tmp_path / f"zoo{i}", other, **settings)
+        assert "\n" not in str(caught.value)
+
+
+def test_workers_refuse_data_that_change_under_them(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(40, 3)), y=rng.integers(2, size=40))
+    plan = BuildPlan(
+        task=get_task("arrays", path=str(tmp_path / "data.npz"), hidden=[2]), num_runs=2, num_steps=1, batch_size=4
+    )
+    sent = pickle.dumps(plan)
+    assert pickle.loads(sent).task.dataset.data_hash == plan.task.dataset.data_hash
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(40, 3)), y=rng.integers(2, size=40))
+    _named_task.cache_clear()  # as in a worker that has just begun
+    with pytest.raises(ValueError, match="the data of task 'arrays' have changed while the zoo was built"):
+        pickle.loads(sent)
 
 
 def test_unknown_settings_are_refused(tmp_path, task):
@@ -272,7 +326,7 @@ def test_subset_tasks_never_part_a_mask_from_its_complement(tmp_path):
     zoo = build_zoo(tmp_path / "zoo", task, optimizer={"name": "sgd"}, split_fractions=fractions, **settings)
     masks = {name: set(zoo.runs["mask"][zoo.split(name)].tolist()) for name in fractions}
     assert all(masks.values())
-    assert set.union(*masks.values()) == set(task.masks.tolist())
+    assert set.union(*masks.values()) == set(task.family.masks.tolist())
     for side in masks.values():
         assert {1023 - mask for mask in side} == side
 

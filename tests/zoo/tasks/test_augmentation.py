@@ -1,10 +1,14 @@
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from zoo.networks.counter_rng import CounterRng, streams_of
+from zoo.networks.architectures import MLP
+from zoo.networks.counter_rng import CounterRng, at, streams_of
 from zoo.tasks.augmentation import Affine, Crop, Flip, Noise, Spans, make_augmentations, recorded
 from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
 from zoo.training.optimizers import Sgd
 from zoo.training.population import train_population
 
@@ -118,6 +122,31 @@ def test_examples_are_changed_anew_in_each_step_and_never_in_evaluation():
     assert torch.equal(task.batch(indices, 2).inputs, task.dataset.train.inputs[:5])
     params = task.init_runs([1])
     assert torch.equal(task.evaluate(params, "train")["loss"], get_task("digits").evaluate(params, "train")["loss"])
+
+
+@dataclass(frozen=True)
+class Darker:
+    """An augmentation of one's own."""
+
+    name = "darker"
+    factor: float = 0.5
+
+    def check(self, inputs, targets):
+        pass
+
+    def __call__(self, inputs, rng):
+        return inputs * (1 - self.factor * rng.uniform((len(inputs), 1, 1, 1)))
+
+
+def test_an_augmentation_of_your_own_is_used_and_recorded():
+    data = get_task("digits").dataset
+    task = Task("own", replace(data, augmentations=(Darker(0.3),)), lambda: MLP(64, (4,), 10), "cross_entropy")
+    assert task.description["augment"] == [{"name": "darker", "factor": 0.3}]
+    batch = task.batch(torch.arange(4), 2, stream=streams_of([0])[0])
+    ratio = batch.inputs.sum((1, 2, 3)) / data.train.inputs[:4].sum((1, 2, 3))
+    torch.testing.assert_close(ratio, 1 - 0.3 * CounterRng(at(streams_of([0])[0], part=2**31)).uniform((4,)))
+    with pytest.raises(ValueError, match="augmentations must be dataclasses"):
+        Task("own", replace(data, augmentations=(torch.sin,)), lambda: MLP(64, (4,), 10), "cross_entropy")
 
 
 @pytest.mark.parametrize(

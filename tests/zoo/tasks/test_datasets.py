@@ -78,6 +78,13 @@ def test_documents_of_different_splits_do_not_overlap():
     assert repeated == 0
 
 
+def test_examples_of_arrays_that_are_in_two_splits_are_said(tmp_path):
+    x = np.random.RandomState(0).randn(30, 2)
+    np.savez(tmp_path / "data.npz", x=np.concatenate([x, x]), y=np.arange(60) % 2)
+    with pytest.warns(UserWarning, match=r"data\.npz: \d+ examples of val and test are in train, too"):
+        get_dataset("arrays", path=tmp_path / "data.npz")
+
+
 def test_a_larger_size_only_adds_text():
     small, large = (get_dataset("python_source", size=size, context=32) for size in (20_000, 40_000))
     assert torch.equal(large.train.inputs[: len(small.train)], small.train.inputs)

@@ -201,12 +201,14 @@ def test_subset_task_of_a_run_does_not_depend_on_its_block():
         bound.batch(torch.arange(7), 4)
 
 
-def test_targets_are_what_the_objective_takes():
-    classes = torch.tensor([0, 1, 9])
-    assert torch.equal(get_task("digits").targets_for(classes, 2), classes)
-    bound = get_task("digits_subset").for_runs([0, 1])  # the tasks "is it 0" and "is it 1"
-    assert bound.targets_for(classes, 2).tolist() == [[1, 0, 0], [0, 1, 0]]
-    assert bound.targets_for(classes.expand(2, 3), 2).tolist() == [[1, 0, 0], [0, 1, 0]]
+def test_label_subsets_see_own_or_shared_examples():
+    task = get_task("digits_subset").for_runs([0, 1])  # the tasks "is it 0" and "is it 1"
+    shared, own = torch.tensor([0, 3, 9]), torch.tensor([[0, 3], [9, 4]])
+    labels = task.dataset.train.targets
+    for indices in (shared, own):
+        inputs, targets, _ = task.batch(indices, 2)
+        assert torch.equal(inputs, task.dataset.train.inputs[indices])
+        assert torch.equal(targets, torch.stack([labels[indices.expand(2, -1)[i]] == i for i in range(2)]).long())
 
 
 def test_ordinary_tasks_are_the_same_for_all_runs():

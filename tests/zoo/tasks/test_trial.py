@@ -368,6 +368,23 @@ def test_modules_whose_runs_would_not_repeat_are_refused(build, message):
         assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
 
 
+def test_how_much_is_dropped_is_recorded():
+    class Dropped(nn.Module):
+        """By a function, which no representation of the module shows."""
+
+        def __init__(self, p):
+            super().__init__()
+            self.head, self.p = nn.Linear(64, 10), p
+
+        def forward(self, x):
+            return self.head(F.dropout(x.flatten(1), self.p, self.training))
+
+    little, more = (make_task("digits", lambda p=p: Dropped(p)).description for p in (0.1, 0.2))
+    assert little["module"] == more["module"]
+    assert little["behaviour"] != more["behaviour"]
+    assert "training loss" not in make_task("digits", Logits).description["behaviour"]
+
+
 class GivenMask(nn.Module):
     """Dropout that is handed its mask."""
 

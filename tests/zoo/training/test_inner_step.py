@@ -2,12 +2,15 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
 from zoo.training import inner_step as inner_loop
 from zoo.training.inner_step import InnerStep, should_compile
 from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, Sgd
+from zoo.training.population import train_population
 from zoo.training.schedules import Schedule
 
 needs_compiler = pytest.mark.skipif(not inner_loop.has_compiler(), reason="no C++ compiler")
@@ -64,6 +67,27 @@ def test_other_architectures_and_optimizers_compile(config, optimizer):
     task = get_task(**config)
     eager = run_steps(task, optimizer, compile=False)
     torch.testing.assert_close(run_steps(task, optimizer, compile=True), eager, rtol=1e-3, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
+def test_masks_augmentations_and_precision_compile(shared):
+    """The numbers that are drawn must be the same to the bit: else masks would be others."""
+
+    def build():
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
+        return nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 10))
+
+    task = Task("own", get_task("digits", augment=["flip", "crop"]).dataset, build, "cross_entropy")
+    options = {"num_steps": 3, "batch_size": 8, "snapshot_steps": (3,), "shared_batches": shared}
+    for more in ({}, {"accumulate": 2, "precision": "bf16-mixed"}):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "cannot compile")
+            (compiled,) = train_population(task, Sgd(lr=0.1), [1, 2], compile=True, **options | more)
+        (eager,) = train_population(task, Sgd(lr=0.1), [1, 2], compile=False, **options | more)
+        tolerance = 1e-2 if more else 1e-4
+        torch.testing.assert_close(compiled.params, eager.params, rtol=tolerance, atol=tolerance)
 
 
 def test_goes_on_uncompiled_with_a_warning_where_compiling_fails(monkeypatch):

@@ -23,6 +23,12 @@ NETWORKS = {
     "mlp": {"name": "digits", "hidden": (5,)},
     "cnn": {"name": "digits", "architecture": "cnn", "channels": (3, 4)},
     "subset": {"name": "digits_subset", "hidden": (4,), "masks": [3, 1000]},
+    "augmented": {
+        "name": "digits",
+        "hidden": (4,),
+        "augment": ["flip", "crop", "affine", "noise"],
+        "objective": {"name": "cross_entropy", "label_smoothing": 0.1, "weight": [1.0, 2.0] * 5},
+    },
     "transformer": {"name": "python_source", "size": 3_000, "context": 8, "width": 8, "num_blocks": 1, "num_heads": 2},
 }
 OPTIONS = {"num_steps": 3 * MAX_ROWS + 5, "batch_size": 8, "snapshot_steps": (0, 1, 7, 3 * MAX_ROWS + 5)}

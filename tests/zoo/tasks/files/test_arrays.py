@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import zarr
 
-from zoo.tasks.array_files import load_array_file
+from zoo.tasks.files.arrays import load_array_file
 
 X, Y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
 
