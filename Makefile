@@ -18,7 +18,7 @@ test: setup
 	$(BIN)/python -m pytest -q
 
 test-slow: setup
-	$(BIN)/pip install -q -c constraints.txt -e '.[ray,s3]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[ray,s3,adapters,files,hub]'
 	$(BIN)/python -m pytest -q -m ''
 
 lint: setup

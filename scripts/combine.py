@@ -58,7 +58,7 @@ def main(config: DictConfig) -> int:
     else:
         evaluate = None if task is None else lambda params: task.evaluate(params, "val")["loss"]
         params, remarks = combine(networks, config.method, base=base, evaluate=evaluate, seed=config.seed, **settings)
-        save_network(out, networks.layout, params, about, networks.task_config)
+        save_network(out, params, networks, about)
         for remark in remarks:
             console.print(remark, soft_wrap=True)
     evaluated = _evaluated(task, networks, params) if config.evaluate and task else {}

@@ -23,6 +23,10 @@ PARTS: Final = {  # extras, and what they are for
     "all": "the demo's page",
     "s3": "zoos on S3",
     "ray": "building zoos on a Ray cluster",
+    "adapters": "adapters of PEFT, models of transformers and timm",
+    "files": "folders of images, Parquet, saved rows",
+    "hub": "the Hugging Face Hub",
+    "lmdb": "G.pt's databases",
 }
 
 

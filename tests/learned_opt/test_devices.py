@@ -44,7 +44,8 @@ def random_theta(rule: UpdateRule) -> Tensor:
 
 
 def assert_equal(there: Tensor, here: Tensor) -> None:
-    rtol, atol = (1e-3, 1e-4) if "cuda" in (there.device.type, here.device.type) else (1e-6, 1e-7)
+    """To the bit, nearly, where the other device is pretended: then even what came back from it is."""
+    rtol, atol = (1e-3, 1e-4) if torch.cuda.is_available() else (1e-6, 1e-7)
     torch.testing.assert_close(there.cpu(), here.cpu(), rtol=rtol, atol=atol)
 
 
@@ -270,7 +271,8 @@ def test_full_unrolls_of_every_kind_of_task(device):
             estimate = estimator.estimate(random_theta(rule), torch.Generator().manual_seed(3))
             gradients[-1].append(estimate.grad)
     for here, there in zip(*gradients, strict=True):
-        torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=1e-5)
+        rounding = 1e-3 if torch.cuda.is_available() else 1e-5  # of losses, over the perturbations of theta
+        torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=rounding)
 
 
 def test_a_comparison_of_optimizers(device):

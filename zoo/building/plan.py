@@ -224,7 +224,7 @@ class BuildPlan:
     @property
     def starts(self) -> Starts | None:
         """Networks that runs start from, if they are given."""
-        return None if self.init_from is None else Starts(self.init_from, self.task.layout)
+        return None if self.init_from is None else Starts(self.init_from, self.task)
 
     def initial_params(self, runs: Sequence[int]) -> torch.Tensor:
         """(N, P) where those runs start, on the task's device."""

@@ -8,7 +8,7 @@ Legend: N runs, P numbers of one network.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zoo.checkpoints.adapters import adapter_tensors, different_settings
 from zoo.checkpoints.readers import read_snapshot
 from zoo.checkpoints.runs import SnapshotFile, find_runs
-from zoo.networks.layout import ParamLayout
+from zoo.networks.base import check_base
+from zoo.networks.wrappers import unwrapped
 from zoo.storage.zoo import Zoo
+from zoo.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,14 @@ class Starts:
 
     Args:
         path: of a zoo, whose complete runs they are, or of checkpoints as `import_checkpoints` takes them.
-        layout: of the runs.
+        task: of the runs.
 
     Raises:
-        ValueError: when they are read, if there are none or they are of another architecture.
+        ValueError: when they are read, if there are none, they are of another architecture or base, or not finite.
     """
 
     path: str
-    layout: ParamLayout
+    task: Task
 
     def params(self, runs: Sequence[int]) -> Tensor:
         """(N, P) for those runs."""
@@ -68,13 +71,32 @@ class Starts:
             raise ValueError(f"expected a zoo with complete runs to start from, got {self.path} without any")
         return count
 
+    @cached_property
+    def _base(self) -> dict[str, Tensor]:
+        return self.task.base
+
     def _network(self, i: int) -> Tensor:
-        if self._zoo is None:
-            tensors = dict(read_snapshot(self._files[i], None, self.layout).tensors)
-        else:
-            run = self._runs[i]
-            tensors = self._zoo.state_dict(run, int((self._zoo.inner_step[run] >= 0).sum()) - 1)
         try:
-            return self.layout.flatten(tensors)
+            tensors, base_hash = self._from_file(self._files[i]) if self._zoo is None else self._from_zoo(self._zoo, i)
+            tensors = unwrapped(tensors, self.task.layout)
+            check_base(tensors, base_hash, self._base, self.task.base_hash)
+            network = self.task.layout.flatten(tensors)
+            if not bool(network.isfinite().all()):
+                raise ValueError(f"number {i} has infinities or NaN; leave it out")
         except ValueError as error:
             raise ValueError(f"init_from: the networks of {self.path} are not the task's: {error}") from error
+        return network
+
+    def _from_file(self, file: SnapshotFile) -> tuple[Mapping[str, Tensor], str]:
+        """Tensors of a checkpoint, and the hash of its base if it is noted."""
+        tensors = read_snapshot(file, None, self.task.layout).tensors
+        if file.adapter_config:
+            tensors = adapter_tensors(tensors, file.adapter_config, self.task.make_model())
+        return tensors, str(file.sidecar.get("base_hash", ""))
+
+    def _from_zoo(self, zoo: Zoo, i: int) -> tuple[Mapping[str, Tensor], str]:
+        run = self._runs[i]
+        theirs, own = (config.get("adapter") for config in (zoo.task_config, self.task.config))
+        if isinstance(theirs, Mapping) and isinstance(own, Mapping) and (differing := different_settings(theirs, own)):
+            raise ValueError(f"they are adapters of another kind: {differing}")
+        return zoo.state_dict(run, int((zoo.inner_step[run] >= 0).sum()) - 1), zoo.spec.base_hash

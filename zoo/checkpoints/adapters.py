@@ -40,6 +40,7 @@ ADAPTER_KEYS: Final = (
     "use_dora",
     "fan_in_fan_out",
     "num_virtual_tokens",
+    *("rank", "alpha", "scaling"),  # of `adapt`
 )
 _PEFT_PARTS: Final = (  # what PEFT puts into names of tensors, and what stands there in ours
     (re.compile(rf"^({re.escape(_PREFIX)})+"), ""),
@@ -145,6 +146,9 @@ def _in_peft_names(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[d
         )
     renamed: dict[str, Tensor] = {}
     others = dict(tensors)
+    expected = {f"{name}.{own}" for name, layer in layers.items() for own in layer.names}
+    if missing := sorted(expected - others.keys()):
+        raise ValueError(f"expected the tensors of all adapters of the network, but {missing[:4]} are missing")
     for name, layer in layers.items():
         suffix = "" if isinstance(layer, LowRankEmbedding) else ".weight"
         for own in layer.names:

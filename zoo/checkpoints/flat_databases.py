@@ -96,10 +96,10 @@ def _read(folder: Path, key: str) -> tuple[Tensor, list[int]]:
     try:
         database = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
         with database, database.begin() as transaction:
-            stored = [transaction.get(name.encode()) for name in (key, f"{key}_arch")]
+            stored = [transaction.get(name.encode(), b"?") for name in (key, f"{key}_arch")]
     except lmdb.Error as error:
         raise CheckpointError(f"cannot read {folder / DATABASE}: {error}") from error
-    if any(value is None or len(value) % 4 for value in stored):
+    if any(len(value) % 4 for value in stored):
         raise CheckpointError(f"{folder / DATABASE} has no whole network under {key}, which {_RUNS} names")
     vector, sizes = (torch.frombuffer(bytearray(value), dtype=torch.float32) for value in stored)
     return vector, sizes.long().tolist()

@@ -24,7 +24,7 @@ from zoo.checkpoints.readers import read_snapshot
 from zoo.checkpoints.runs import RunFiles, SnapshotFile, find_runs
 from zoo.checkpoints.tables import Row
 from zoo.checkpoints.tensors import CheckpointError
-from zoo.networks.base import hash_of
+from zoo.networks.base import check_base, hash_of
 from zoo.networks.layout import ParamLayout
 from zoo.networks.wrappers import unwrapped
 from zoo.storage.durable import rename_directory
@@ -140,7 +140,7 @@ class _Source:
             if snapshot.adapter_config and isinstance(self.model, nn.Module):
                 saved = adapter_tensors(saved, snapshot.adapter_config, self.model)
             tensors = unwrapped(saved, self.layout)
-            self._check_base(tensors, snapshot.sidecar)
+            check_base(tensors, str(snapshot.sidecar.get("base_hash", "")), self.base, self.base_hash)
             exact = self.layout.flatten(tensors)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
@@ -157,14 +157,6 @@ class _Source:
         for what in [*(f"entry {key!r}" for key in other_keys), *(["n_averaged"] if len(tensors) < len(saved) else [])]:
             self.left_out.setdefault(what, []).append(path)
         return exact.float().numpy()
-
-    def _check_base(self, tensors: Mapping[str, Tensor], sidecar: Mapping) -> None:
-        """Raise CheckpointError for a network on another base than the zoo's."""
-        other = [name for name, value in self.base.items() if name in tensors and not torch.equal(tensors[name], value)]
-        noted, own = str(sidecar.get("base_hash", "")), self.base_hash
-        if other or (noted and own and noted != own):
-            what = f"{other[:3]} differ" if other else f"it was trained on the base {noted[:19]}..., not {own[:19]}..."
-            raise CheckpointError(f"this network has another base than the model: {what}")
 
     def _check_values(self, path: Path, exact: Tensor) -> None:
         finite = exact.isfinite()

@@ -116,10 +116,14 @@ def adapt(
     for name in _fitting(targets, layers, "layer"):
         _check_layer(adapted, name)
         _add_adapter(layers[name], rank, scale)
-    params = {name: param for name, param in adapted.named_parameters() if not param.requires_grad}
-    for name in _fitting(train, params, "parameter"):
-        owner, _, own = name.rpartition(".")
-        setattr(adapted.get_submodule(owner), own, nn.Parameter(params[name].detach().clone()))
+    named = adapted.named_parameters(remove_duplicate=False)
+    params = {name: param for name, param in named if not param.requires_grad}
+    trained = {
+        id(params[name]): nn.Parameter(params[name].detach().clone()) for name in _fitting(train, params, "parameter")
+    }
+    for part in adapted.modules():  # tied parameters stay tied
+        for name, param in part._parameters.items():
+            part._parameters[name] = trained.get(id(param), param)
     return adapted
 
 

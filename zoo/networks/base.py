@@ -64,6 +64,21 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def check_base(tensors: Mapping[str, Tensor], noted: str, base: Mapping[str, Tensor], own: str) -> None:
+    """Raise ValueError for a network that was trained on another base.
+
+    Args:
+        tensors: of the network, perhaps with those of its base.
+        noted: hash of its base; empty if that is unknown.
+        base: tensors of the base that it is to have.
+        own: hash of that.
+    """
+    other = [name for name, value in base.items() if name in tensors and not torch.equal(tensors[name], value)]
+    if other or (noted and own and noted != own):
+        what = f"{other[:3]} differ" if other else f"it was trained on the base {noted[:19]}..., not {own[:19]}..."
+        raise ValueError(f"this network has another base than the model: {what}")
+
+
 def sharing_copy(module: nn.Module) -> nn.Module:
     """A copy of a module with attributes and buffers of its own, whose parameters share the memory of the original's.
 

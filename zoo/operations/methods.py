@@ -60,8 +60,9 @@ def combine(
     if method not in METHODS:
         raise ValueError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
     function, apply = METHODS[method]
-    known = inspect.signature(function).parameters
-    if unknown := sorted(settings.keys() - known.keys()):
+    parameters = (*inspect.signature(function).parameters.values(), *inspect.signature(apply).parameters.values())
+    known = {parameter.name for parameter in parameters if parameter.default is not parameter.empty}
+    if unknown := sorted(settings.keys() - known):
         raise ValueError(f"{method} has no settings {unknown}; it takes {sorted(known)}")
     trained, weights = apply(_Given(networks, base, evaluate, seed), **settings)
     if method == "teleport":
@@ -124,11 +125,13 @@ def _dare(given: _Given, **settings: float) -> tuple[Tensor, None]:
     return dare(given.trained, given.base_of("dare"), rng, **settings), None
 
 
-def _extrapolate(given: _Given, to_step: float | None = None) -> tuple[Tensor, Tensor]:
+def _extrapolate(
+    given: _Given, to_step: float | None = None, sizes: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
     steps = [step for step in given.networks.steps if step is not None]
     if to_step is None or len(steps) < len(given.networks.steps):
         raise ValueError("extrapolate needs to_step, and the inner step of every network, as snapshots of a run have")
-    sizes = [slot.numel for slot in given.networks.layout if slot.kind == "param"]
+    sizes = sizes or [slot.numel for slot in given.networks.layout if slot.kind == "param"]
     last = torch.zeros(len(steps)).index_fill(0, torch.tensor([len(steps) - 1]), 1)
     return extrapolate(given.trained, steps, to_step, sizes), last
 

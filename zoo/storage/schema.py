@@ -157,7 +157,8 @@ class ZooSpec:
             _ATTRIBUTES[name]: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()
         }
         version = FORMAT_VERSION if self.base_hash else 1
-        named = {name: named[name] for name in _attribute_names(version)}
+        if version == 1:
+            del named["base_hash"]
         attributes: dict[str, Json] = {"format": FORMAT, "format_version": version, **named}
         try:
             attributes = json.loads(json.dumps(attributes, allow_nan=False))

@@ -48,6 +48,10 @@ class Backend(Protocol):
         """Losses (N,) and their gradients (N, T); buffers in `params` (BatchNorm statistics) advance in place."""
         ...
 
+    def base(self) -> dict[str, Tensor]:
+        """What all networks share in every step, by name, on the CPU; perhaps nothing."""
+        ...
+
     def to(self, device: torch.device | str) -> Backend:
         """The same for networks on another device."""
         ...
@@ -73,6 +77,11 @@ class Networks:
     def module(self, seed: int = 0) -> nn.Module:
         """The module as it is built under a seed, on the CPU; only what is frozen may share memory with others."""
         return with_own_memory(seeded_module(self.build, seed))
+
+    def base_of(self, module: nn.Module) -> dict[str, Tensor]:
+        """What all networks share, by name, on the CPU, as a module of theirs has it."""
+        tensors = module.state_dict() if self.layout.base is not None else {}
+        return {slot.name: tensors[slot.name].cpu() for slot in self.layout.base or ()}
 
 
 def output_tensor(output: object) -> Tensor:

@@ -42,6 +42,9 @@ class BatchedMLP:
     input_ndim: int
     is_compilable: ClassVar[bool] = True
 
+    def base(self) -> dict[str, Tensor]:
+        return {}
+
     def to(self, device: torch.device | str) -> BatchedMLP:
         return self
 

@@ -27,6 +27,9 @@ class LoopedModule:
         named = dict(self._module.named_parameters())
         self._params = [named[slot.name] for slot in networks.layout if slot.kind == "param"]
 
+    def base(self) -> dict[str, Tensor]:
+        return self._networks.base_of(self._module)
+
     def to(self, device: torch.device | str) -> LoopedModule:
         return LoopedModule(self._networks, device)
 

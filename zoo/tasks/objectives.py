@@ -90,8 +90,10 @@ class CrossEntropy:
     ignore_index: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must be from 0 to 1, got {self.label_smoothing}")
+        if not (isinstance(self.label_smoothing, int | float) and 0 <= self.label_smoothing <= 1):
+            raise ValueError(f"label_smoothing must be from 0 to 1, got {self.label_smoothing!r}")
+        if self.ignore_index is not None and not isinstance(self.ignore_index, int):
+            raise ValueError(f"ignore_index must be an integer or None, got {self.ignore_index!r}")
         object.__setattr__(self, "weight", _checked_weights("weight", self.weight))
 
     def num_outputs(self, num_classes: int, targets: Tensor) -> int:
@@ -297,8 +299,8 @@ class Huber(_Regression):
     delta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.delta > 0:
-            raise ValueError(f"delta of 'huber' must be above 0, got {self.delta}")
+        if not (isinstance(self.delta, int | float) and self.delta > 0):
+            raise ValueError(f"delta of 'huber' must be above 0, got {self.delta!r}")
 
     def loss_and_grad(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         difference = outputs - targets
@@ -341,6 +343,8 @@ def make_objective(config: str | Mapping[str, Any] | Objective) -> Objective:
         ValueError: for an unknown name, unknown options, or values out of range.
     """
     if not isinstance(config, str | Mapping):
+        if not callable(getattr(config, "loss", None)):
+            raise ValueError(f"objective must be a name, a mapping with one, or an object with a loss, got {config!r}")
         return config
     options: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)
     name = str(options.pop("name", None))

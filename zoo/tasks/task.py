@@ -155,10 +155,7 @@ class Task:
     @property
     def base(self) -> dict[str, Tensor]:
         """What all networks share, by name, on the CPU: frozen parameters and constant buffers; perhaps nothing."""
-        if self.layout.base is None:
-            return {}
-        tensors = self._networks.module().state_dict()
-        return {slot.name: tensors[slot.name] for slot in self.layout.base}
+        return self.backend.base()
 
     @cached_property
     def base_hash(self) -> str:

@@ -67,6 +67,8 @@ class Trial(NamedTuple):
 def checked_module(build: Callable[[], nn.Module]) -> nn.Module:
     """The module that `build` makes under seed 0; ValueError unless it is a new one, of which something is trained."""
     module = seeded_module(build, 0)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"build must return a module, got {type(module).__name__}")
     trained = {id(param) for param in module.parameters() if param.requires_grad}
     if (again := seeded_module(build, 0)) is module or not trained.isdisjoint(map(id, again.parameters())):
         raise ValueError("build must make a new module each time it is called, got the same trained parameters twice")

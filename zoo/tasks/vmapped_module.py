@@ -45,6 +45,9 @@ class VmappedModule:
         self._training_template = training_template.train()
         self._padding_rows = _padding_rows(self._template, networks.layout)
 
+    def base(self) -> dict[str, Tensor]:
+        return self._networks.base_of(self._template)
+
     def to(self, device: torch.device | str) -> VmappedModule:
         return VmappedModule(self._networks, device, is_random=self._is_random)
 

@@ -108,6 +108,11 @@ class TestOurs:
         with pytest.raises(CheckpointError, match=r"'layers.0.lora_A' must be \(3, 64\), got \(2, 64\)"):
             import_checkpoints([tmp_path / "a"], tmp_path / "zoo", model=adapt(base, rank=3, alpha=12))
 
+    def test_tensors_that_are_missing_are_named(self, tmp_path):
+        model = adapt(MLP(64, (16,), 10), rank=2)
+        with pytest.raises(ValueError, match=r"\['layers.0.lora_A', 'layers.0.lora_B', .* are missing"):
+            save_adapter(tmp_path / "a", {}, model)
+
     def test_networks_on_another_base_are_refused(self, tmp_path):
         base, other = MLP(64, (16,), 10), MLP(64, (16,), 10)
         zoo = build_zoo(tmp_path / "zoo", digits_task(lambda: adapt(base, rank=2)), **TRAINING)

@@ -77,3 +77,24 @@ def test_roles_of_adapters_are_not_those_of_embeddings():
 def test_what_cannot_be_adapted_is_refused_in_one_line(base, options, message):
     with pytest.raises(ValueError, match=f"^[^\n]*{message}[^\n]*$"):
         adapt(base, **options)
+
+
+@pytest.mark.parametrize("train", ["embedding.weight", "head.weight"])
+def test_tied_parameters_that_are_trained_stay_tied(train):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.body, self.head = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x):
+            return self.head(self.body(self.embedding(x)))
+
+    base = Tied()
+    adapted = adapt(base, rank=1, targets="body", train=train)
+    assert adapted.head.weight is adapted.embedding.weight
+    assert trained(adapted) == ["embedding.weight", "body.lora_A", "body.lora_B"]
+    adapted(torch.arange(7)).square().sum().backward()
+    base(torch.arange(7)).square().sum().backward()
+    torch.testing.assert_close(adapted.head.weight.grad, base.head.weight.grad)
+    assert merge(adapted).head.weight.data_ptr() != base.head.weight.data_ptr()

@@ -113,6 +113,8 @@ def test_drops_repeat_from_the_seed_and_a_base_is_needed(with_buffers, method):
     [
         ("mean", {}, "no method 'mean'; there are average,"),
         ("average", {"density": 0.1}, r"average has no settings \['density'\]; it takes"),
+        ("dare", {"rng": 1}, r"dare has no settings \['rng'\]; it takes \['drop_rate', 'scale'\]"),
+        ("extrapolate", {"steps": 1}, r"it takes \['sizes', 'to_step'\]"),
         ("greedy_soup", {}, "needs the task"),
         ("extrapolate", {"to_step": 9}, "inner step of every network"),
     ],

@@ -4,12 +4,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from zoo.building.build import build_zoo
 from zoo.checkpoints.importer import import_checkpoints
 from zoo.checkpoints.tensors import CheckpointError
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
-from zoo.operations import compress, read_networks, save_compressed
+from zoo.operations import Networks, compress, read_networks, save_compressed
 from zoo.operations.networks import save_network
+from zoo.storage.zoo import Zoo
+from zoo.tasks.registry import get_task
 
 LAYOUT = ParamLayout.of(MLP(4, (3,), 2))
 
@@ -87,7 +90,8 @@ def test_what_is_left_out_is_said(tmp_path):
 
 def test_what_is_saved_is_read_again_with_its_layout_and_story(tmp_path):
     params = torch.randn(LAYOUT.num_params)
-    save_network(tmp_path / "x.safetensors", LAYOUT, params, {"method": "ties"}, {"name": "digits"})
+    networks = Networks(LAYOUT, params[None], ("a",), (None,), {"name": "digits"})
+    save_network(tmp_path / "x.safetensors", params, networks, {"method": "ties"})
     read = read_networks([str(tmp_path / "x.safetensors")])
     assert torch.equal(read.params[0], params)
     assert (read.layout, read.task_config) == (LAYOUT, {"name": "digits"})
@@ -104,3 +108,31 @@ def test_compressed_task_vectors_need_their_base(tmp_path, zoo_path):
     torch.testing.assert_close(read.params[0], base.params[0] + small.dense())
     with pytest.raises(CheckpointError, match="compressed against its base; give base="):
         read_networks([str(tmp_path / "s.safetensors")])
+
+
+def adapters(path, base, **options):
+    task = get_task("digits", hidden=(3,), adapter={"base": str(base), "rank": 1, **options})
+    build_zoo(path, task, num_runs=1, num_steps=1, num_snapshots=2, evaluated_splits=("val",))
+    return f"{path}@0"
+
+
+def test_networks_of_different_bases_or_scales_are_not_combined(tmp_path):
+    """Their vectors have one layout, but an average of them would belong to neither base."""
+    for name in ("one", "other"):
+        save(tmp_path / f"{name}.safetensors", MLP(64, (3,), 10).state_dict())
+    one = adapters(tmp_path / "zoo", tmp_path / "one.safetensors")
+    other = adapters(tmp_path / "zoo2", tmp_path / "other.safetensors")
+    scaled = adapters(tmp_path / "zoo3", tmp_path / "one.safetensors", alpha=4)
+    with pytest.raises(CheckpointError, match=r"zoo@0:1 and .*zoo2@0:1 were trained on different bases"):
+        read_networks([one, other])
+    with pytest.raises(CheckpointError, match=r"zoo2@0:0 and .* were trained on different bases"):
+        read_networks([one], base=read_networks([f"{other}:0"]))
+    with pytest.raises(CheckpointError, match="different kinds of adapters: alpha None and 4"):
+        read_networks([one, scaled])
+    networks = read_networks([one])
+    save_network(tmp_path / "x.safetensors", networks.params[0], networks, {})
+    assert read_networks([str(tmp_path / "x.safetensors"), one]).base_hash == networks.base_hash != ""
+    Zoo.open(tmp_path / "zoo2").export(0, 1, tmp_path / "whole.safetensors", merged=True)
+    (tmp_path / "whole.json").unlink()
+    with pytest.raises(CheckpointError, match="different bases"):
+        read_networks([one, str(tmp_path / "whole.safetensors")])

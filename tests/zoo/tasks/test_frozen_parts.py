@@ -1,5 +1,6 @@
 """A population does what the plain module does in a plain loop; what is frozen is shared, and stays as it is."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -167,3 +168,21 @@ class TestOption:
         assert zoo.verify() == []
         alone = build_zoo(tmp_path / "alone", task, num_runs=3, num_steps=2, num_snapshots=2, block_size=3)
         np.testing.assert_allclose(zoo.params[:], alone.params[:], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*one after another")
+@pytest.mark.parametrize("name", ["last layer", "looped"])
+def test_the_base_is_that_of_the_networks_whatever_becomes_of_the_original(name):
+    """Here each module is built with a copy of its own, of a network that is trained on after the task was made."""
+    whole, build = tasks()[name]
+    original = build()
+    task = Task(name, whole.dataset, lambda: copy.deepcopy(original), whole.objective)
+    frozen = {n: param.detach().clone() for n, param in original.named_parameters() if not param.requires_grad}
+    params, inputs = task.init_runs([0]), whole.dataset.val.inputs[:4]
+    outputs = task.predict(params, inputs)
+    with torch.no_grad():
+        for param in original.parameters():
+            param.add_(1)
+    assert torch.equal(task.predict(params, inputs), outputs)
+    assert task.base.keys() == frozen.keys()
+    assert all(torch.equal(task.base[name], value) for name, value in frozen.items())

@@ -468,6 +468,7 @@ def frozen(*parts):
     ("data", "build", "message"),
     [
         ("digits", lambda: SHARED, "build must make a new module each time"),
+        ("digits", lambda: None, "build must return a module, got NoneType"),
         ("digits", lambda: frozen(3), r"frozen parameters differ from seed to seed, .*: \['3.weight', '3.bias'\]"),
         ("digits", lambda: frozen(1, 3), "all parameters of the module are frozen"),
         ("digits", lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "'1.weight', .* have no size"),
