@@ -20,7 +20,7 @@ from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -169,4 +169,6 @@ def _one_line(error: BaseException) -> str:
         return "; ".join(lines)
     if len(lines) > 1 and lines[1].startswith("Available options"):
         return f"{lines[0]}; there are {', '.join(takewhile(lambda line: not line.endswith('path:'), lines[2:]))}"
-    return f"{lines[0].rstrip('.')}; see --help"
+    is_unquoted = isinstance(error, OverrideParseException)
+    hint = "values with parentheses, commas or spaces go in quotes: \"NAME='VALUE'\"" if is_unquoted else "see --help"
+    return f"{lines[0].rstrip('.')}; {hint}"

@@ -68,7 +68,7 @@ def _explained(source: str) -> Iterator[str]:
 
 def _with_comments(source: str, config: DictConfig) -> str:
     comments = dict(_said_of_defaults(source))
-    comments |= {path: line.partition("# ")[2] for path, line in _paths(source) if "# " in line}
+    comments |= {path: line.partition("# ")[2] for path, line in _paths(source) if path and "# " in line}
     lines = [(path, f"  {line}") for path, line in _paths(OmegaConf.to_yaml(config))]
     return "\n".join(f"{line}  # {comments[path]}" if path in comments else line for path, line in lines)
 

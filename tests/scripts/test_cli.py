@@ -89,6 +89,11 @@ def test_unknown_choice_lists_what_there_is(monkeypatch, capsys):
         ("shared_batches=1", "shared_batches must be true or false, got 1"),
         ("out=", "out is empty; give a value, or null for none"),
         ("--num-runs=3", "settings are given as NAME=VALUE: num_runs=..., got '--num-runs=3'"),
+        (
+            "snapshot_steps=last_epoch(5)",
+            "Error parsing override 'snapshot_steps=last_epoch(5)'; values with parentheses, commas or spaces go in "
+            "quotes: \"NAME='VALUE'\"",
+        ),
         ("three", "settings are given as NAME=VALUE, got 'three'; see --help"),
     ],
 )
@@ -103,6 +108,7 @@ def test_help_shows_a_commands_own_choices_and_what_its_settings_are_for(monkeyp
     assert "\n  num_runs: 7\n" in stdout
     assert "\n  out: ???  # folder of the zoo;" in stdout
     assert "pydoc zoo.building.BuildPlan\n" in stdout
+    assert "\n  - val\n" in stdout
 
 
 @pytest.mark.parametrize(("added", "name"), [("+foo=1", "foo"), ("experiment=generator_cnn", "generator")])

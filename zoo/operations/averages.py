@@ -68,7 +68,10 @@ def greedy_soup(networks: Tensor, evaluate: Callable[[Tensor], Tensor]) -> Soup:
 
 def normalized_weights(weights: Sequence[float] | Tensor | None, networks: Tensor) -> Tensor:
     """Weights (N,) of sum 1 for networks (N, P), of their dtype and on their device."""
-    given = torch.ones(len(networks)) if weights is None else torch.as_tensor(weights)
+    try:
+        given = torch.ones(len(networks)) if weights is None else torch.as_tensor(weights)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"weights must be {len(networks)} numbers, one a network, got {weights!r}") from error
     given = given.to(networks)
     if given.shape != networks.shape[:1]:
         raise ValueError(f"weights must be {len(networks)} numbers, one a network, got {tuple(given.shape)}")

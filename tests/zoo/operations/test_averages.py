@@ -43,7 +43,7 @@ def test_a_soup_is_never_worse_than_its_best_network(networks):
     torch.testing.assert_close(soup.params, networks[list(soup.members)].mean(0))
 
 
-@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 1.0, 1.0, 1.0, -1.0], [0.0] * 5, [float("nan")] * 5])
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 1.0, 1.0, 1.0, -1.0], [0.0] * 5, [float("nan")] * 5, ["a"] * 5])
 def test_weights_that_make_no_average_are_refused(networks, weights):
     with pytest.raises(ValueError, match="weights must be"):
         average(networks, weights)
