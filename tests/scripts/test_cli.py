@@ -104,7 +104,7 @@ def test_what_was_mistyped_is_said_with_what_was_meant(argument, message, monkey
 
 def test_help_shows_a_commands_own_choices_and_what_its_settings_are_for(monkeypatch, capsys):
     _, stdout, _ = start("build_zoo", "num_runs=7", "--help", monkeypatch=monkeypatch, capsys=capsys)
-    assert "\n  experiment: zoo_cartpole\n" in stdout
+    assert "\n  experiment: zoo_cartpole, zoo_lora_images" in stdout
     assert "\n  num_runs: 7\n" in stdout
     assert "\n  out: ???  # folder of the zoo;" in stdout
     assert "pydoc zoo.building.BuildPlan\n" in stdout

@@ -73,8 +73,8 @@ def read_base(group: zarr.Group, layout: ParamLayout, expected_hash: str) -> dic
 
 def _stored_dtype(slot: ParamSlot) -> str:
     try:
-        return np.dtype(slot.dtype).name
-    except TypeError:  # one of torch's own
+        return torch.empty(0, dtype=slot.torch_dtype).numpy().dtype.name
+    except TypeError:  # one of torch's own, whose name NumPy may know from another package, but Zarr does not
         return f"uint{8 * slot.torch_dtype.itemsize}"
 
 
