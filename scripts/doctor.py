@@ -88,7 +88,9 @@ def compilers() -> Iterator[str]:
 def parts() -> Iterator[str]:
     """The optional parts, and what is missing for them."""
     needed = requirements()
-    for part, purpose in PARTS.items():
+    if not needed:
+        yield "! weightfoundry is not installed: pip install -e . in the clone"
+    for part, purpose in PARTS.items() if needed else ():
         missing = sorted(name for name in closure(part, needed) if not is_installed(name))
         remedy = f"! no {', '.join(missing)}: pip install 'weightfoundry[{part}]'" if missing else "installed"
         yield f"{part:12} {purpose}: {remedy}"
@@ -97,7 +99,11 @@ def parts() -> Iterator[str]:
 def requirements() -> dict[str, set[str]]:
     """What each extra of this distribution asks for, by the names of distributions and, as "[NAME]", other extras."""
     found: dict[str, set[str]] = {}
-    for line in metadata.requires("weightfoundry") or []:
+    try:
+        lines = metadata.requires("weightfoundry") or []
+    except metadata.PackageNotFoundError:  # run from a folder that was not installed
+        return {}
+    for line in lines:
         requirement, _, condition = line.partition(";")
         extra = re.search(r"extra\s*==\s*[\"']([\w.-]+)[\"']", condition)
         if extra is None:

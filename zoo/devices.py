@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -33,6 +34,14 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "cpu":
         return torch.device("cpu")
     return device if device.index is not None else torch.device(device.type, backend.current_device())
+
+
+@lru_cache(maxsize=8)
+def is_fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether a CPU or CUDA device has matrix units for bfloat16; without them products in it are slow."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -26,6 +26,7 @@ from generator.training.config import OptimizationConfig
 from generator.training.losses import training_losses
 from generator.training.pairs import PairBatch, PairConfig, batch_rng, numbered_batch
 from generator.trajectories import Trajectories
+from zoo.devices import is_fast_in_bfloat16
 from zoo.training.schedules import Schedule
 
 _MIN_MUON_DIM: Final = 16
@@ -143,6 +144,5 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
 
 def autocast(precision: str, device: str) -> AbstractContextManager:
     """Context in which the model runs; "auto" is bfloat16 where a GPU has it, or a CPU instructions for it."""
-    automatic = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_avx512_bf16_supported}
-    is_bfloat16 = automatic.get(device, bool)() if precision == "auto" else precision == "bfloat16"
+    is_bfloat16 = is_fast_in_bfloat16(torch.device(device)) if precision == "auto" else precision == "bfloat16"
     return torch.autocast(device, torch.bfloat16) if is_bfloat16 else nullcontext()

@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Final
 
 import torch
@@ -67,6 +66,7 @@ from learned_opt.rules.rule import (
     constant,
     per_network,
 )
+from zoo.devices import is_fast_in_bfloat16
 from zoo.networks.roles import MATRIX_ROLES
 from zoo.training.muon import orthogonalize
 from zoo.training.schedules import StepCount
@@ -287,14 +287,6 @@ def orthogonal_mix(directions: Tensor, mix: Tensor, *, exact: bool = False) -> T
     own = per_row((1 - mix) * (mean_square(directions) + _TINY).rsqrt(), directions)
     other = per_row(mix * (mean_square(orthogonal) + _TINY).rsqrt(), directions)
     return torch.addcmul(directions * own if exact else directions.mul_(own), orthogonal, other)
-
-
-@lru_cache(maxsize=8)
-def is_fast_in_bfloat16(device: torch.device) -> bool:
-    """Whether matrix units take bfloat16; where they do not, products in it are slower than in float32."""
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _flat(x: Tensor) -> Tensor:

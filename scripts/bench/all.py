@@ -83,7 +83,7 @@ def gpu_tests(device: torch.device, size: str, budget: float) -> Iterator[Row]:
             tests.kill()
     said = log.read_text()
     print(said, flush=True)
-    outcomes = test_outcomes(said)
+    outcomes = outcomes_of(said)
     failed = [name for name, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")]
     yield Row(
         question="Do the tests that need a GPU pass?",
@@ -96,7 +96,7 @@ def gpu_tests(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     )
 
 
-def test_outcomes(said: str) -> dict[str, str]:
+def outcomes_of(said: str) -> dict[str, str]:
     """Outcome of each test by its name, from what `pytest -v` wrote, in one process or several."""
     outcome = "(PASSED|FAILED|SKIPPED|ERROR)"
     lines = re.findall(rf"^(?:\[gw\d+\] \[ *\d+%\] )?{outcome} (tests/.+?)(?: - .*)?$", said, re.MULTILINE)

@@ -34,6 +34,7 @@ RULES = {  # in plain torch: the kernel in C is the CPU's alone
     "mulo-norm reference": NormalizedRule(reference=True),
     "celo2": Celo2Rule(),
 }
+ROOM = 100 if torch.cuda.is_available() else 1  # a GPU rounds in another way, a pretended device as the CPU does
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
@@ -44,9 +45,7 @@ def random_theta(rule: UpdateRule) -> Tensor:
 
 
 def assert_equal(there: Tensor, here: Tensor) -> None:
-    """To the bit, nearly, where the other device is pretended: then even what came back from it is."""
-    rtol, atol = (1e-3, 1e-4) if torch.cuda.is_available() else (1e-6, 1e-7)
-    torch.testing.assert_close(there.cpu(), here.cpu(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(there.cpu(), here.cpu(), rtol=ROOM * 1e-6, atol=ROOM * 1e-7)
 
 
 def family() -> TaskFamily:
@@ -124,7 +123,7 @@ def test_the_recommended_optimizers_train_there(device, horizon):
         model.to(place)
         train([model], [MuLO(model, num_training_steps=horizon)], inputs.to(place), targets.to(place), range(8))
         weights.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
-    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(*weights, rtol=ROOM * 1e-5, atol=ROOM * 1e-6)
 
 
 @every_rule
@@ -246,7 +245,7 @@ def test_meta_training_is_resumed_on_another_device(device, tmp_path, kind, name
         results.append((result.theta, torch.tensor(result.history.meta_loss)))
     for other in results[1:]:
         for here, there in zip(results[0], other, strict=True):
-            torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(there, here, rtol=ROOM * 1e-5, atol=ROOM * 1e-6)
 
 
 class Stop:
@@ -271,8 +270,7 @@ def test_full_unrolls_of_every_kind_of_task(device):
             estimate = estimator.estimate(random_theta(rule), torch.Generator().manual_seed(3))
             gradients[-1].append(estimate.grad)
     for here, there in zip(*gradients, strict=True):
-        rounding = 1e-3 if torch.cuda.is_available() else 1e-5  # of losses, over the perturbations of theta
-        torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=rounding)
+        torch.testing.assert_close(there.cpu(), here, rtol=ROOM * 1e-4, atol=ROOM * 1e-5)
 
 
 def test_a_comparison_of_optimizers(device):
@@ -284,7 +282,7 @@ def test_a_comparison_of_optimizers(device):
     for name in here:
         for measure in ("mean_loss", "final_loss", "val_loss", "test_loss", "test_error"):
             expected, found = (results[name]["tiny"].measure(measure) for results in (here, there))
-            assert found == pytest.approx(expected, rel=1e-3, abs=1e-5), (name, measure)
+            assert found == pytest.approx(expected, rel=ROOM * 1e-4, abs=ROOM * 1e-6), (name, measure)
 
 
 def test_the_coordinate_check(device):
@@ -292,4 +290,4 @@ def test_the_coordinate_check(device):
     pretrained = Pretrained(rule, random_theta(rule), "tiny")
     here, there = (check_pretrained(pretrained, (8, 16), (0,), place) for place in ("cpu", device))
     for title, check in here.items():
-        assert there[title].change == pytest.approx(check.change, rel=1e-3)
+        assert there[title].change == pytest.approx(check.change, rel=ROOM * 1e-4)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from zoo.networks.counter_rng import at, streams_of
+from zoo.settings import Json, require_same
 from zoo.storage.durable import write_file
 from zoo.tasks.task import Task
 from zoo.training.batches import own_indices, shared_indices
@@ -115,9 +116,11 @@ def train_population(
         accumulate: microbatches into which each minibatch is divided: the same gradient in less memory.
         checkpoint: a file that is written after each snapshot that was taken over, and every `checkpoint_every` steps.
             Where it is there, training continues from it, to the bit, with the first snapshot that was not.
+        checkpoint_every: steps.
 
     Raises:
-        ValueError: for arguments out of range, before any training.
+        ValueError: for arguments out of range, before any training; for a checkpoint of a training that was begun with
+            other arguments (task and optimizer are not compared), as it begins.
     """
     check_repeatable(task)
     steps = tuple(quadratic_steps(num_steps) if snapshot_steps is None else snapshot_steps)
@@ -138,12 +141,23 @@ def train_population(
         compile = should_compile(len(seeds) * num_steps, task.device)
     gradients = Gradients(task, precision=precision, accumulate=accumulate, batch_size=batch_size)
     step = InnerStep(gradients, optimizer, compile=bool(compile))
+    settings: Json = {
+        "num_params": task.layout.num_params,
+        "seeds": list(map(int, seeds)),
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "snapshot_steps": list(steps),
+        "shared_batches": shared_batches,
+        "data_seed": data_seed,
+        "precision": precision,
+        "accumulate": accumulate,
+    }
 
     def snapshots() -> Iterator[Snapshot]:
         last, num_taken = params.clone(), 0
         training = _Training(task, step, params, indices, streams, num_steps=num_steps, max_loss=max_loss)
         if checkpoint is not None and checkpoint.exists():
-            last, num_taken = training.load(checkpoint)
+            last, num_taken = training.load(checkpoint, settings)
         while num_taken < len(steps):
             while training.inner_step < steps[num_taken]:
                 stop = steps[num_taken]
@@ -152,13 +166,13 @@ def train_population(
                 with products_in(precision):
                     training.run(until=stop)
                 if checkpoint is not None and stop < steps[num_taken]:
-                    training.save(checkpoint, last, num_taken)
+                    training.save(checkpoint, last, num_taken, settings)
             alive = training.alive & params.isfinite().all(1)
             last = torch.where(alive[:, None], params, last)
             yield Snapshot(steps[num_taken], last, alive)
             num_taken += 1
             if checkpoint is not None:
-                training.save(checkpoint, last, num_taken)
+                training.save(checkpoint, last, num_taken, settings)
 
     return snapshots()
 
@@ -221,10 +235,11 @@ class _Training:
             self._steps.run(self._take, self._tables(count))
             self.inner_step += count
 
-    def save(self, path: Path, last: Tensor, num_taken: int) -> None:
+    def save(self, path: Path, last: Tensor, num_taken: int, settings: Json) -> None:
         """Write all that is needed to continue, whole or not at all; `last` and `num_taken` come back from `load`."""
         content = io.BytesIO()
         state = {
+            "settings": settings,
             "inner_step": self.inner_step,
             "num_taken": num_taken,
             "params": self._params,
@@ -235,9 +250,10 @@ class _Training:
         torch.save(state, content)
         write_file(path, [content.getbuffer()])
 
-    def load(self, path: Path) -> tuple[Tensor, int]:
+    def load(self, path: Path, settings: Json) -> tuple[Tensor, int]:
         """Continue from there: the last sound networks (N, P), and how many snapshots were taken."""
         state = torch.load(path, map_location=self._params.device, weights_only=True)
+        require_same(state["settings"], settings, f"the training in {path}")
         self._params.copy_(state["params"])
         self.alive.copy_(state["alive"])
         for name, tensor in self._state.items():

@@ -96,6 +96,16 @@ def test_a_population_continues_after_the_last_snapshot_that_was_taken(tmp_path,
         assert np.array_equal(one.alive, other.alive)
 
 
+@pytest.mark.parametrize("other", [{"seeds": [1]}, {"seeds": [1, 3]}, {"num_steps": 31}, {"data_seed": 1}])
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, other):
+    options = {"seeds": [1, 2], "num_steps": 30, "batch_size": 8, "snapshot_steps": (0, 11, 30)}
+    options["checkpoint"] = tmp_path / "state.pt"
+    list(train_population(task(), Adam(lr=0.01), **options))
+    (name,) = other
+    with pytest.raises(ValueError, match=rf"state\.pt was begun with other settings \({name}"):
+        next(train_population(task(), Adam(lr=0.01), **options | other))
+
+
 def test_snapshots_of_the_last_epoch():
     assert last_epoch_steps(100, 10, 10) == tuple(range(91, 101))
     assert last_epoch_steps(100, 50, 5) == (60, 70, 80, 90, 100)

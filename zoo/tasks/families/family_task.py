@@ -106,9 +106,7 @@ class FamilyTask(Task):
     def _members(self, num_networks: int) -> Members:
         if self._numbers is not None and len(self._numbers) != num_networks:
             raise ValueError(f"the task is bound to {len(self._numbers)} runs, got {num_networks} networks")
-        if (
-            self._bound is None or self._bound[0] != num_networks
-        ):  # once, for a recorded step copies nothing from the host
+        if self._bound is None or self._bound[0] != num_networks:  # once: a recorded step copies nothing from the host
             members = torch.tensor(self._members_of(range(num_networks)))
             self._bound = num_networks, self.family.bind(members)
         return self._bound[1]
