@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from generator.model.context import NetworkContext
+from generator.model.examples import ObservedExamples
 from generator.model.objectives import signal_and_noise
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.prompts.prompt import Prompt
@@ -97,7 +98,15 @@ def sample_params(
         fingerprints = context.fingerprints(start) if uses_fingerprints else None
         normalised = context.scale.normalize(start)
     readings = [
-        None if noisy_as_start else model.read(context.tokenizer, asked, start=normalised, fingerprints=fingerprints)
+        None
+        if noisy_as_start
+        else model.read(
+            context.tokenizer,
+            asked,
+            start=normalised,
+            fingerprints=fingerprints,
+            examples=observed_examples(model, context, asked, start),
+        )
         for asked in prompts
     ]
 
@@ -114,6 +123,7 @@ def sample_params(
                 timestep=torch.full(shape[:1], time, device=device),
                 latent=latent,
                 fingerprints=seen,
+                examples=observed_examples(model, context, asked, None) if reading is None else None,
                 reading=reading,
             )
             for asked, reading in zip(prompts, readings, strict=True)
@@ -138,3 +148,17 @@ def sample_params(
             velocity, flow_time, noisy = (cast("torch.FloatTensor", value) for value in (output, timestep, values))
             values = scheduler.step(velocity, flow_time, noisy, generator=generator, return_dict=False)[0]
     return context.generated(values)
+
+
+def observed_examples(
+    model: RecurrentDiffusionTransformer, context: NetworkContext, prompt: Prompt, start: Tensor | None
+) -> ObservedExamples | None:
+    """What the model sees of the examples of B prompts, and what starts (B, P) compute on them; None without any."""
+    if prompt.examples is None:
+        return None
+    assert model.example_kind is not None
+    if not model.config["use_start"]:
+        return context.observed(prompt.examples, model.example_kind)
+    has_start = torch.full((len(prompt),), float(start is not None), device=context.device)
+    start = torch.zeros(len(prompt), context.layout.num_params, device=context.device) if start is None else start
+    return context.observed(prompt.examples, model.example_kind, start=start, has_start=has_start)

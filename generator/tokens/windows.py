@@ -24,14 +24,16 @@ def from_windows(windows: Tensor, batch: int, length: int) -> Tensor:
     return windows.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
 
 
-def sinusoids(positions: Tensor, width: int) -> Tensor:
+def sinusoids(positions: Tensor, width: int, longest: float = 10_000.0) -> Tensor:
     """Sine and cosine embeddings (L, d) of positions (L, A) on A axes, which share the width evenly.
+
+    The longest wave has 2 pi times `longest` positions; few positions are told apart better by short ones.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5, on each axis.
     """
     num_axes = positions.shape[1]
     num_frequencies = width // (2 * num_axes)
     exponents = torch.arange(num_frequencies, device=positions.device) / max(num_frequencies, 1)
-    angles = positions[..., None] * 10_000.0**-exponents  # (L, A, frequencies)
+    angles = positions[..., None] * longest**-exponents  # (L, A, frequencies)
     waves = torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(1)
     return F.pad(waves, (0, width - waves.shape[1]))
