@@ -158,7 +158,7 @@ class ParameterPipeline(DiffusionPipeline):
             eta: 0 for the deterministic sampler, 1 for ancestral sampling.
             start_metrics: what is known of the start, as `prompt`.
             task_bits: (T,) or (B, T), for a generator trained on a family of tasks; short for these in the prompt.
-            layout: to generate; default that of the start, of the task, or the only one seen in training.
+            layout: to generate; default that of the start, of the task's adapters, or the only one seen in training.
             task: of the network, for generators that run networks: on examples, for fingerprints, for running
                 statistics. Default the one that the training recorded, if it was a named one.
             generator: random numbers, on the CPU or the pipeline's device.
@@ -169,7 +169,9 @@ class ParameterPipeline(DiffusionPipeline):
             LayoutMismatchError: if the start is of another architecture.
         """
         self._check_sampling(num_inference_steps, guidance_scale, eta, generator)
-        starts, layout = None, layout or (None if task is None else task.layout)
+        starts = None
+        if layout is None and task is not None and has_adapters(task.layout):
+            layout = task.layout
         if start is None:
             layout = layout or only_layout(self.normalizer.layouts)
         else:

@@ -77,6 +77,11 @@ class ParamTokenizer(ABC):
     def statistics(self) -> tuple[dict[str, int], Tensor]:
         """Sizes of the shared statistics by key, and the statistic of each number as an index (P,) into them all."""
 
+    @property
+    def factor_keys(self) -> set[str]:
+        """Keys of blocks that hold the factors of adapters."""
+        return set()
+
     @cached_property
     def node_blocks(self) -> list[FeatureBlock]:
         return [block for block in self.blocks if len(block.groups) == 1]
@@ -129,6 +134,10 @@ class NeuronTokenizer(ParamTokenizer):
             if is_generated(slot)
         ]
         self.blocks = tuple(cut.block for cut in self._cuts)
+
+    @property
+    def factor_keys(self) -> set[str]:
+        return {block.key for block in self.node_blocks if self._is_linear[block.groups[0]]}
 
     @cached_property
     def positions(self) -> Tensor | None:

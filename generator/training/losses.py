@@ -70,7 +70,6 @@ def training_losses(
     task = None if context.task is None else context.task.for_runs(batch.runs.tolist())
     observed = None
     if batch.num_examples:
-        assert task is not None
         batch = replace(batch, prompt=replace(batch.prompt, examples=_drawn_examples(task, batch, rng)))
         observed = _observed(model, context, batch)
     examples = of_start = None
@@ -80,28 +79,28 @@ def training_losses(
         of_start = None if options["noisy_as_start"] else context.fingerprints(batch.start, examples)
 
     def predict(noisy: Tensor, timestep: Tensor, latent: Tensor | None) -> Tensor:
-        copies = len(noisy) // size
         fingerprints = of_start or {}
         if examples is not None and of_start is None:
             as_start = context.scale.denormalize(noisy[:size])
             seen = torch.where(batch.has_start[:, None] > 0, batch.start, as_start)
             fingerprints = context.fingerprints(seen, examples)
         with precision:
+            reading = model.read(
+                context.tokenizer,
+                batch.prompt,
+                noisy=noisy[:size],
+                start=start,
+                has_start=batch.has_start,
+                fingerprints=fingerprints,
+                examples=observed,
+            )
             return model(
                 context.tokenizer,
                 batch.prompt,
                 noisy=noisy if options["diffusion"] else None,
                 timestep=timestep if options["diffusion"] else None,
                 latent=latent,
-                reading=model.read(
-                    context.tokenizer,
-                    batch.prompt,
-                    noisy=noisy[:size],
-                    start=start,
-                    has_start=batch.has_start,
-                    fingerprints=fingerprints,
-                    examples=observed,
-                ).repeat(copies),
+                reading=reading.repeat(len(noisy) // size),
                 windows=windows,
             )
 
@@ -144,8 +143,9 @@ def _params_scores(output: Tensor, wanted: Tensor, context: NetworkContext, conf
     return energy_score(first, second, wanted, context.distance)
 
 
-def _drawn_examples(task: Task, batch: PairBatch, rng: torch.Generator) -> Examples:
+def _drawn_examples(task: Task | None, batch: PairBatch, rng: torch.Generator) -> Examples:
     """Examples for the prompts of a batch, others than those on which networks are scored but for chance."""
+    assert task is not None
     drawn = task.draw_examples(batch.num_examples, rng)
     size = len(batch.target)
     one = drawn.targets.ndim - task.dataset.train.targets.ndim  # 1 if each network has its own
