@@ -266,10 +266,5 @@ def _chosen(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.gather(-1, targets.expand(outputs.shape[:-1])[..., None])[..., 0]
 
 
-def _chosen(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The output of each target class (N, B, ...)."""
-    return outputs.gather(-1, targets.expand(outputs.shape[:-1])[..., None])[..., 0]
-
-
 def _mean(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1)  # (N,)
