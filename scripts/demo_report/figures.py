@@ -59,7 +59,7 @@ def identity(axes: Axes, data: Mapping[str, Any]) -> None:
     prompts, quantiles = data["prompts"], data["achieved"]["one update"]
     ends = [min(prompts), max(prompts)]
     axes.fill_between(
-        prompts, quantiles[0], quantiles[-1], color=GREY, **_BAND, label="10-90% of unseen starts, by PyTorch"
+        prompts, quantiles[0], quantiles[-1], color=GREY, **_BAND, label="10-90% of the starts of section 2"
     )
     axes.plot(ends, ends, color=INK, linewidth=1.3, linestyle=(0, (4, 3)), label="what was asked for")
     axes.set_xlabel("prompted validation loss, nats")
