@@ -32,6 +32,7 @@ from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer, ParamTokenizer
 from generator.tokens.windows import from_windows, sinusoids, to_windows
 
 _NUM_TIME_FREQUENCIES: Final = 5
+_DRAWN_STD: Final = 0.5  # in normalised units
 _LONGEST_WAVE: Final = 8.0  # over components and modules, of which there are few
 
 
@@ -83,7 +84,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         edge_width: e.
         mlp_ratio: hidden width of the blocks' MLP over d.
         start_skip: weight, at first, with which edges of the start enter the prediction.
-        decoder_gain: deviation of the untrained model's predictions for nodes, in normalised units.
+        drawn_blocks: keys of node blocks of which the untrained model predicts something, not the mean: one factor of
+            each product, since where both are zero neither has a gradient.
         window: chunk tokens attend within windows of this many; 0 for attention over the whole network.
     """
 
@@ -111,7 +113,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         edge_width: int = 16,
         mlp_ratio: int = 2,
         start_skip: float = 0.0,
-        decoder_gain: float = 0.0,
+        drawn_blocks: Sequence[str] = (),
         window: int = 0,
     ) -> None:
         super().__init__()
@@ -153,9 +155,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         )
         self.final_norm = nn.LayerNorm(width)
         self.decoders = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in node_widths.items()})
-        if decoder_gain:
-            for decoder in self.decoders.values():
-                nn.init.normal_(cast("nn.Linear", decoder).weight, std=decoder_gain / math.sqrt(width))
+        for key in drawn_blocks:
+            nn.init.normal_(cast("nn.Linear", self.decoders[key]).weight, std=_DRAWN_STD / math.sqrt(width))
         if edge_widths:
             self.edge_condition = nn.Linear(width, edge_width)
             self.edge_encoders = nn.ModuleDict(

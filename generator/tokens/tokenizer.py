@@ -79,7 +79,12 @@ class ParamTokenizer(ABC):
 
     @property
     def factor_keys(self) -> set[str]:
-        """Keys of blocks that hold the factors of adapters."""
+        """Keys of blocks that hold the factors B and A of adapters."""
+        return set()
+
+    @property
+    def drawn_keys(self) -> set[str]:
+        """Keys of blocks that hold factors A, which are drawn at random when adapters are made."""
         return set()
 
     @cached_property
@@ -138,6 +143,11 @@ class NeuronTokenizer(ParamTokenizer):
     @property
     def factor_keys(self) -> set[str]:
         return {block.key for block in self.node_blocks if self._is_linear[block.groups[0]]}
+
+    @property
+    def drawn_keys(self) -> set[str]:
+        drawn = {group.axes[0].slot for group in self.layout.groups if group.kind == "linear"}
+        return {block.key for block in self.node_blocks if block.name in drawn}
 
     @cached_property
     def positions(self) -> Tensor | None:

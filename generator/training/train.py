@@ -33,7 +33,6 @@ from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
 _NETWORKS_FOR_STATISTICS: Final = 8192
-_DECODER_GAIN: Final = 0.5  # of adapters: where both factors are zero, none has a gradient
 _MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
 _FROM_CONFIG: Final = {"max_epochs", "reload_dataloaders_every_n_epochs"}  # no options of the trainer's
 
@@ -144,7 +143,7 @@ def assemble(
         ranges[name] = (min(one.low for one in known), max(one.high for one in known))
     options = {"use_latent": config.objective.energy_score, "num_task_bits": config.num_task_bits, **config.model}
     if are_adapters:
-        options = {"decoder_gain": _DECODER_GAIN, **options}
+        options["drawn_blocks"] = sorted({key for one in contexts for key in one.tokenizer.drawn_keys})
     if not config.pairs.start_share and not options.get("noisy_as_start"):
         options["use_start"] = False  # no update of a start is ever trained
     if config.fingerprints:
