@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from generator.model.denoiser import zero_init
 from generator.prompts.examples import ExampleKind, Examples
 from zoo.networks.adapters import adapted_layers
 from zoo.tasks.task import Task
@@ -89,7 +90,7 @@ class ExampleEncoder(nn.Module):
         self.label = nn.Linear(num_classes, width)
         self.part = nn.Linear(width, _NUM_PARTS)
         self.place = nn.Parameter(0.2 * torch.randn(num_classes + _NUM_PARTS, width))
-        self.count = nn.Linear(1, width)
+        self.count = zero_init(nn.Linear(1, width))  # at first it would drown what is averaged
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )

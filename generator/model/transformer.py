@@ -33,7 +33,6 @@ from generator.tokens.windows import from_windows, sinusoids, to_windows
 
 _NUM_TIME_FREQUENCIES: Final = 5
 _DRAWN_STD: Final = 0.5  # in normalised units
-_LONGEST_WAVE: Final = 8.0  # over components and modules, of which there are few
 
 
 @dataclass(frozen=True)
@@ -303,9 +302,9 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
     def _places(self, tokenizer: ParamTokenizer, batch: int) -> list[Tensor]:
         """(B, n, d) of each group: where its tokens are in the network."""
         if tokenizer.positions is not None:
-            longest = 1e4 if isinstance(tokenizer, ChunkTokenizer) else _LONGEST_WAVE
+            are_few = not isinstance(tokenizer, ChunkTokenizer)  # components of modules
             places = tokenizer.positions.to(self.device, non_blocking=True)
-            positions = sinusoids(places, self.config["width"], longest)
+            positions = sinusoids(places, self.config["width"], are_few=are_few)
             parts = positions.to(self.dtype).expand(batch, -1, -1)
             return [parts[:, span] for span in tokenizer.spans]
         count = len(tokenizer.groups)
