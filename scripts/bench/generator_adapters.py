@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,9 +30,9 @@ from .record import arguments, publish
 
 QUESTION = __doc__.splitlines()[0]
 FEW = 8
-TUNINGS = ((3e-3, 60), (1e-2, 60), (1e-2, 150), (3e-2, 100))  # learning rate and steps
-NEIGHBOURS = (2, 4, 8, 16)
-MULTI_TASK_STEPS = 1000
+TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
+NEIGHBOURS = (2, 4, 8)
+MULTI_TASK_STEPS = 800
 
 
 class Tasks:
@@ -57,26 +56,26 @@ class Tasks:
 def main() -> None:
     parser = arguments(__doc__)
     parser.set_defaults(num_threads=1)
-    parser.add_argument("generators", nargs="+", metavar="NAME=FOLDER,FOLDER,...")
+    parser.add_argument("generators", nargs="*", metavar="NAME=FOLDER,FOLDER,...")
     parser.add_argument("--zoo", required=True)
+    parser.add_argument("--no-controls", action="store_true", help="the rows of the generators alone")
     options = parser.parse_args()
     zoo = Zoo.open(options.zoo)
     generators = dict(argument.split("=", maxsplit=1) for argument in options.generators)
-    publish("examples", rows(zoo, generators), options, packages=PACKAGES)
+    publish("examples", rows(zoo, generators, options.no_controls), options, packages=PACKAGES)
 
 
-def rows(zoo: Zoo, generators: dict[str, str]) -> Iterator[Row]:
-    test, val = Tasks(zoo, "test"), Tasks(zoo, "val")
-    train = torch.from_numpy(zoo.params[zoo.split("train")][:, -1])
+def rows(zoo: Zoo, generators: dict[str, str], no_controls: bool = False) -> Iterator[Row]:
+    test = Tasks(zoo, "test")
     shared = multi_task_adapter(zoo)
     scale = test.accuracy(shared.expand(len(test.runs), -1)), test.accuracy(test.own)
 
-    def row(method: str, values: list[float], note: str = "") -> Row:
+    def row(method: str, values: list[float]) -> Row:
         recovered = [(value - scale[0]) / (scale[1] - scale[0]) for value in values]
         figures = {"accuracy, %": [100 * value for value in values], "recovered": recovered}
         return Row(
             question=QUESTION,
-            setting={"zoo": zoo.path.name if isinstance(zoo.path, Path) else str(zoo.path), "method": method},
+            setting={"method": method},
             figures={name: statistics.fmean(some) for name, some in figures.items()},
             spread={name: (min(some), max(some)) for name, some in figures.items()} if len(values) > 1 else {},
             note=note
@@ -84,22 +83,27 @@ def rows(zoo: Zoo, generators: dict[str, str]) -> Iterator[Row]:
             "seeds of the generator.",
         )
 
-    base = torch.zeros_like(test.own)
-    yield row("base alone", [test.accuracy(base)])
-    yield row("one adapter for all tasks", [scale[0]])
-    yield row("own adapter, all examples", [scale[1]])
-    yield row("nearest adapter of the zoo, by the examples", [test.accuracy(nearest(test, train, 1))])
-    best = max(NEIGHBOURS, key=lambda count: val.accuracy(nearest(val, train, count), "val"))
-    yield row(f"mean of the {best} nearest", [test.accuracy(nearest(test, train, best))])
-    for name, start in {"": None, ", from the one for all": shared}.items():
-        rate, steps = max(TUNINGS, key=lambda setting: val.accuracy(tuned(val, *setting, start), "val"))
-        accuracy = test.accuracy(tuned(test, rate, steps, start))
-        yield row(f"tuned on the examples{name}: Adam {rate:g}, {steps} steps", [accuracy])
+    for method, networks in () if no_controls else controls(zoo, test, shared):
+        yield row(method, [test.accuracy(networks)])
     for name, folders in generators.items():
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
         for kind, prompt in prompts(test.shown).items():
             networks = [generated(pipe, prompt, test) for pipe in pipes]
             yield row(f"{name}: {kind}", [test.accuracy(one) for one in networks])
+
+
+def controls(zoo: Zoo, test: Tasks, shared: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Adapters (N, P) for the test tasks by method; `shared` (1, P) is the one for all tasks."""
+    val, train = Tasks(zoo, "val"), torch.from_numpy(zoo.params[zoo.split("train")][:, -1])
+    yield "base alone", torch.zeros_like(test.own)
+    yield "one adapter for all tasks", shared.expand(len(test.runs), -1)
+    yield "own adapter, all examples", test.own
+    yield "nearest adapter of the zoo, by the examples", nearest(test, train, 1)
+    best = max(NEIGHBOURS, key=lambda count: val.accuracy(nearest(val, train, count), "val"))
+    yield f"mean of the {best} nearest", nearest(test, train, best)
+    for name, start in {"": None, ", from the one for all": shared}.items():
+        rate, steps = max(TUNINGS, key=lambda setting: val.accuracy(tuned(val, *setting, start), "val"))
+        yield f"tuned on the examples{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, start)
 
 
 def prompts(shown: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
