@@ -65,8 +65,8 @@ def row(name: str) -> Row:
             "snapshots": zoo.num_snapshots,
         },
         figures=figures,
-        note="Test split, mean over the runs, and of the last snapshot the range of most. One seed. CPU seconds, start, "
-        "trial and evaluation included, of one process with one thread on a shared machine.",
+        note="Test split, mean over the runs, and of the last snapshot the range of most. One seed. CPU seconds, "
+        "start, trial and evaluation included, of one process with one thread on a shared machine.",
     )
 
 

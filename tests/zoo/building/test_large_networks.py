@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from zoo.building.build import build_zoo
 from zoo.building.execution import with_execution
 from zoo.building.plan import EXECUTIONS, BuildPlan
 from zoo.networks import layout
+from zoo.networks.architectures import CNN
 from zoo.settings import SettingsMismatchError
 from zoo.storage.zoo import Zoo
+from zoo.tasks.datasets import Split, get_dataset
 from zoo.tasks.registry import get_task
+from zoo.tasks.task import Task
 from zoo.training import optimizers, population
 from zoo.training.optimizers import Adam
 from zoo.training.population import last_epoch_steps, train_population
@@ -90,8 +94,11 @@ def times(monkeypatch):
     return times
 
 
-def mid_size(**settings):
-    conv = get_task("digits", architecture="cnn", channels=[40, 48])  # 17,978 numbers
+def mid_size(channels=3, **settings):
+    digits = get_dataset("digits")
+    splits = {name: digits.split(name) for name in ("train", "val", "test")}
+    wide = {name: Split(one.inputs.expand(-1, channels, -1, -1), one.targets) for name, one in splits.items()}
+    conv = Task("conv", replace(digits, **wide), lambda: CNN(channels, (40, 48), 10), "cross_entropy")  # 19,000 numbers
     return BuildPlan(task=conv, num_runs=4, num_steps=20, **settings)
 
 
@@ -114,6 +121,8 @@ def test_execution_is_what_is_clearly_fastest_and_said_in_a_line(measured, chose
 
 def test_what_is_clear_is_not_measured(times, monkeypatch):
     assert with_execution(mid_size(execution="loop")).execution == "loop"
+    times |= {"together": 1.0, "loop": 2.0}  # one channel is first and last
+    assert with_execution(mid_size(channels=1)).execution == "together"
     assert with_execution(BuildPlan(task=task(), num_runs=4, num_steps=20)).execution == "together"
     monkeypatch.setattr(layout, "LARGE", 1)
     assert with_execution(BuildPlan(task=task(), num_runs=4, num_steps=20)).execution == "loop"
