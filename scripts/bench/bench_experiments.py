@@ -51,6 +51,7 @@ def row(name: str) -> Row:
         **dict(reached(zoo, config)),
         "verified": "sound" if zoo.verify() == [] else "damaged",
         "model-steps/CPU-s": built["new_model_steps"] / built["cpu_seconds"],
+        "new model-steps": built["new_model_steps"],
         "CPU-s": built["cpu_seconds"],
         "peak memory, GB": built["peak_bytes"] / 1e9,
     }
