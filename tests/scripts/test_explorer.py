@@ -21,7 +21,7 @@ from scripts.explorer.comparison import compare
 from scripts.explorer.networks import MAX_LINES, evenly, history, plane, trajectories, weight_pictures
 from scripts.explorer.prompting import Prompting, Request
 from scripts.explorer.runs import RunTable
-from zoo import ParamLayout, Zoo
+from zoo import Task, Zoo
 from zoo.networks.adapters import adapt
 from zoo.networks.architectures import MLP
 from zoo.networks.symmetry import apply, sample
@@ -166,12 +166,13 @@ def test_samples_are_measured_and_compared_and_can_be_taken_along(zoo, pipe, exp
         Request(prompt=(), num_samples=99)
 
 
-def test_a_generated_adapter_is_packed_as_a_folder_for_peft(zoo, pipe, monkeypatch):
-    model = adapt(MLP(64, (4,), 10), rank=2)
-    layout = ParamLayout.of(model)
+def test_a_generated_adapter_is_packed_as_a_folder_for_peft(zoo, pipe, explorer, monkeypatch):
+    base = MLP(64, (4,), 10)
+    task = Task("adapters", explorer.task.dataset, lambda: adapt(base, rank=2), "cross_entropy")
+    layout = task.layout
     made = GeneratedParams(torch.randn(2, layout.num_params, generator=torch.Generator().manual_seed(0)), layout)
     monkeypatch.setattr(Prompting, "sample", lambda self, request: made)
-    monkeypatch.setattr(Prompting, "_adapted", lambda self: model)
+    monkeypatch.setattr(Prompting, "_adapted", lambda self: task.make_model())
     prompting = Prompting(pipe, zoo, None)
     assert prompting.summary()["formats"] == ["safetensors", "peft"]
     name, content = prompting.file(Request(prompt=()), 1, "peft")
@@ -273,13 +274,14 @@ def test_open_filter_generate_and_download(address, browser, zoo, window):
     assert session.find_element("id", "step").text == f"step {zoo.inner_step[0, -1]}"
     press(session, "generate")
     wait_for(session, "document.querySelectorAll('#samples tbody tr').length === 4")
-    before = set(session.downloads.iterdir())
+    path = session.downloads / "sample_0.safetensors"
+    path.unlink(missing_ok=True)
     session.find_element("css selector", "#samples a").click()
     ends = time.monotonic() + 30
-    while not (new := {path for path in set(session.downloads.iterdir()) - before if path.suffix == ".safetensors"}):
+    while not path.exists():
         assert time.monotonic() < ends
         time.sleep(0.05)
-    assert set(load(new.pop().read_bytes())) == {slot.name for slot in zoo.layout}
+    assert set(load(path.read_bytes())) == {slot.name for slot in zoo.layout}
     assert session.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in session.get_log("performance")]
     asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
