@@ -13,6 +13,7 @@ import torch
 from zoo import Task, Zoo
 from zoo.inspection.summary import last_snapshots
 from zoo.networks.alignment import align
+from zoo.tasks.families.family_task import FamilyTask
 from zoo.tasks.objectives import CrossEntropy
 
 from .networks import image_shape, weight_pictures
@@ -50,9 +51,10 @@ def compare(zoo: Zoo, task: Task | None, first: int, second: int) -> dict[str, A
 
 
 def compare_answers(task: Task, params: torch.Tensor) -> dict[str, Any]:
-    """What two networks (2, P) answer on the test split; empty unless they classify examples."""
+    """What two networks (2, P) answer on the test split; empty unless they classify the same examples by one rule."""
     test = task.dataset.test
-    if not isinstance(task.objective, CrossEntropy) or test.targets.ndim != 1:
+    is_shared = isinstance(task.objective, CrossEntropy) and not isinstance(task, FamilyTask)
+    if not is_shared or test.targets.ndim != 1:
         return {}
     outputs = task.predict(params, test.inputs)
     predicted = outputs.argmax(-1)  # (2, E)

@@ -25,6 +25,7 @@ from generator import GeneratedParams, ParameterPipeline
 from generator.evaluation.neighbours import nearest
 from zoo import Task, Zoo
 from zoo.inspection.summary import last_snapshots
+from zoo.tasks.families.family_task import FamilyTask
 
 from .networks import evenly, image_shape, weight_pictures
 
@@ -113,7 +114,7 @@ class Prompting:
         made = self.sample(request)
         params = made.params.float().cpu()
         neighbours = nearest(self.zoo.layout, params, self._compared())
-        values = {} if self.task is None else self._measured(made.params)
+        values = self._measured(made.params)
         return {
             "samples": [
                 {
@@ -141,7 +142,9 @@ class Prompting:
         return f"sample_{index}_peft.zip", _peft_zip(state, adapted)
 
     def _measured(self, params: torch.Tensor) -> dict[str, torch.Tensor]:
-        assert self.task is not None
+        """Metrics by name, each (B,); none without a task, or in a family of them, of which samples are no member."""
+        if self.task is None or isinstance(self.task, FamilyTask):
+            return {}
         found = {split: self.task.evaluate(params, split) for split in ("val", "test")}
         return {f"{split}_{name}": value for split, values in found.items() for name, value in values.items()}
 
