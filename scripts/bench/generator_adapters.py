@@ -78,8 +78,7 @@ def rows(zoo: Zoo, generators: dict[str, str], no_controls: bool = False) -> Ite
             setting={"method": method},
             figures={name: statistics.fmean(some) for name, some in figures.items()},
             spread={name: (min(some), max(some)) for name, some in figures.items()} if len(values) > 1 else {},
-            note=note
-            or f"{len(test.runs)} tasks never seen, {NUM_EXAMPLES} examples of each. Mean and range over the "
+            note=f"{len(test.runs)} tasks never seen, {NUM_EXAMPLES} examples of each. Mean and range over the "
             "seeds of the generator.",
         )
 
