@@ -6,6 +6,7 @@ import lightning
 import pytest
 import torch
 
+from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.model.objectives import ObjectiveConfig, product_distance, product_sizes
 from generator.networks import in_one_form
 from generator.pipeline import ParameterPipeline
@@ -95,6 +96,13 @@ def test_one_model_makes_adapters_of_every_rank(pipe, examples):
         params = pipe(prompt={"examples": examples}, task=task, num_samples=2).params
         assert params.shape == (2, task.layout.num_params)
         assert task.evaluate(params)["loss"].isfinite().all()
+
+
+def test_unseen_tasks_are_reported_by_their_examples(pipe, zoos):
+    report = unseen_tasks_report(pipe, zoos[0])
+    assert list(report) == ["unseen tasks", "held-out runs"]
+    assert all(row["num_tasks"] == len(zoos[0].split("test")) for row in report.values())
+    assert all(0 <= row["worst"] <= row["mean"] <= 1 for row in report.values())
 
 
 def test_an_adapter_is_saved_for_peft(pipe, layout, examples, tmp_path):
