@@ -78,8 +78,8 @@ def rows(zoo: Zoo, generators: dict[str, str], no_controls: bool = False) -> Ite
             setting={"method": method},
             figures={name: statistics.fmean(some) for name, some in figures.items()},
             spread={name: (min(some), max(some)) for name, some in figures.items()} if len(values) > 1 else {},
-            note=f"{len(test.runs)} tasks never seen, {NUM_EXAMPLES} examples of each. Mean and range over the "
-            "seeds of the generator.",
+            note=f"{len(test.runs)} tasks never seen, {NUM_EXAMPLES} examples of each. Generators of "
+            "experiment=generator_adapters; mean and range where there are several seeds, else one.",
         )
 
     for method, networks in () if no_controls else controls(zoo, test, shared):
