@@ -117,7 +117,7 @@ def test_classifiers_made_of_points_are_those_of_pytorch(engine, request):
     found = run(engine, code, {"file": base64.b64encode(SHIPPED.read_bytes()).decode(), "asks": asks}, request)
     for logits, real in zip(found, wanted, strict=True):
         assert real.std() > 0.1
-        torch.testing.assert_close(torch.tensor(logits).double().view_as(real), real, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(torch.tensor(logits).double().view_as(real), real, atol=1e-4, rtol=1e-4)
 
 
 def with_options(model, options):
