@@ -1,6 +1,6 @@
 # make demo: the three jobs on real data, and a page that shows them; run again, it resumes, or shows what is finished.
 # make test: the default suite. Both set up .venv first, once. OUT and SEED are the demo's folder and seed.
-# PYTHON makes .venv: the first of these versions that runs (a shim may not) and can make environments.
+# make docs: the documentation as a site in out/site, which opens from the disk. PYTHON makes .venv: the first of these versions that runs (a shim may not) and can make environments.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14; do \
 	$$name -c 'import ensurepip, venv' 2>/dev/null && echo $$name && break; done)
 OUT ?= out/demo
@@ -8,7 +8,7 @@ SEED ?= 0
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint setup
+.PHONY: demo test test-slow lint docs setup
 .DEFAULT_GOAL := test
 
 demo: setup
@@ -25,6 +25,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/zensical build --strict --clean
+	@echo "open out/site/index.html"
 
 setup: .venv/.installed
 

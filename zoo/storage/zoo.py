@@ -153,7 +153,7 @@ class Zoo:
         """Parameters of any (run, snapshot) pairs; each network's checksum is checked.
 
         Args:
-            pairs: (B, 2) integers.
+            pairs: (B, 2) integers, negative ones counted from the end.
 
         Returns:
             (B, P) float32; NaN for snapshots that a run does not have.
@@ -317,10 +317,13 @@ class Zoo:
             raise IndexError(f"pairs must be (B, 2) integers (run, snapshot), got {pairs.dtype} {pairs.shape}")
         pairs = pairs.astype(np.int64, copy=False)
         if not (pairs.astype(np.uint64) < self._bounds).all():  # negative numbers become huge
-            raise IndexError(
-                f"pairs must lie in {self.num_runs} runs x {self.num_snapshots} snapshots, got values from "
-                f"{pairs.min(axis=0).tolist()} to {pairs.max(axis=0).tolist()}"
-            )
+            counted = np.where(pairs < 0, pairs + self._bounds.astype(np.int64), pairs)
+            if not (counted.astype(np.uint64) < self._bounds).all():
+                raise IndexError(
+                    f"pairs must lie in {self.num_runs} runs x {self.num_snapshots} snapshots, or be negative from the "
+                    f"end, got values from {pairs.min(axis=0).tolist()} to {pairs.max(axis=0).tolist()}"
+                )
+            pairs = counted
         if not self._is_complete and not self.status[pairs[:, 0]].all():
             run = pairs[self.status[pairs[:, 0]].argmin(), 0]
             raise IndexError(f"run {run} is not there yet: its block is not committed")

@@ -97,6 +97,7 @@ def test_networks_are_counted_from_either_end(zoo, want, tmp_path):
     for run in (True, 1.0, None, slice(2)):
         with pytest.raises(TypeError):
             zoo.export(run, 0, tmp_path / "x.safetensors")
+    assert np.array_equal(zoo.read([(-1, -3), (0, -1), (2, 1)]), want[[9, 0, 2], [0, 2, 1]])
     assert zoo.read([]).shape == (0, zoo.layout.num_params)
 
 
@@ -195,7 +196,7 @@ def test_indices_that_would_mean_something_else_are_refused(zoo, key):
         zoo.params[key]
 
 
-@pytest.mark.parametrize("pairs", [[[10, 0]], [[0, 3]], [[-1, 0]], [[0, 0, 0]], [0, 1], [[0.5, 1.0]]])
+@pytest.mark.parametrize("pairs", [[[10, 0]], [[0, 3]], [[-11, 0]], [[0, -4]], [[0, 0, 0]], [0, 1], [[0.5, 1.0]]])
 def test_impossible_pairs_are_refused(zoo, pairs):
     with pytest.raises(IndexError, match="pairs must"):
         zoo.read(pairs)
