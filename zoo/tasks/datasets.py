@@ -12,7 +12,6 @@ import functools
 import hashlib
 import inspect
 import itertools
-import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,20 +26,21 @@ from zoo.tasks.augmentation import Augmentation, Sampler
 from zoo.tasks.cartpole import cartpole_episodes
 from zoo.tasks.files.arrays import load_array_file
 from zoo.tasks.files.columns import read_columns
-from zoo.tasks.files.examples import SPLIT_NAMES, Splits, row_places, warn_of_leaks
+from zoo.tasks.files.examples import SPLIT_NAMES, Splits, resource_folder, row_places, warn_of_leaks
 from zoo.tasks.files.idx import read_idx_folder
 from zoo.tasks.files.images import read_image_folder
+from zoo.tasks.files.labelled_text import read_labelled_text
+from zoo.tasks.files.python_source import BYTE_VOCABULARY, read_python_source, source_root
 from zoo.tasks.files.rows import Rows, encode_rows, read_saved_rows
 from zoo.tasks.files.tables import TableColumns, encode_table, fit_table
-from zoo.tasks.files.text import BYTES, byte_windows, read_text_folder
+from zoo.tasks.files.text import BYTES, read_text_folder
 from zoo.tasks.mnist1d import generate_mnist1d
 
-BYTE_VOCABULARY: Final = 128
 REAL_TABLES: Final = ("iris", "wine", "breast_cancer", "digits")
+LIBRARY_CLASSES: Final = ("asyncio", "email", "multiprocessing", "tkinter", "unittest")
 _NUM_EPISODES: Final = (2048, 128, 128)  # of a task of control
 AUGMENTATION_PART: Final = 2**31  # part of a step's stream that no minibatch has
 _VAL_SHARE: Final = 0.15  # of all examples; the same again for test
-_SKIPPED_FOLDERS: Final = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -172,16 +172,7 @@ def python_source(size: int = 1_000_000, context: int = 64) -> Dataset:
         size: total number of bytes, 80% of them train.
         context: L.
     """
-    if context < 1 or size < 100 * (context + 1):
-        raise ValueError(f"size must be at least 100 windows of context + 1 bytes, got {size=} and {context=}")
-    budgets = {"train": size * 8 // 10, "val": size // 10, "test": size // 10}
-    texts: dict[str, bytearray] = {name: bytearray() for name in SPLIT_NAMES}
-    for digest, path in source_files():
-        name = ("val", "test", *["train"] * 8)[digest[0] % 10]
-        if len(texts[name]) < budgets[name]:
-            texts[name] += path.read_bytes()
-    splits = [byte_windows(bytes(texts[name][: budgets[name]]), context, BYTE_VOCABULARY) for name in SPLIT_NAMES]
-    return _dataset("python_source", splits, BYTE_VOCABULARY)
+    return _dataset("python_source", read_python_source(size, context), BYTE_VOCABULARY)
 
 
 def cartpole(horizon: int = 500) -> Dataset:
@@ -253,6 +244,35 @@ def text_folder(path: str, context: int = 64, pattern: str = "*") -> Dataset:
         pattern: of the names of files that are read, such as "*.txt".
     """
     return _dataset("text_folder", read_text_folder(path, context, pattern), BYTES)
+
+
+def text_classes(
+    path: str | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    context: int = 64,
+    pattern: str = "*",
+    max_windows: int = 256,
+    tokenizer: str | None = None,
+) -> Dataset:
+    """Windows (n, L) of text, and the class that each comes from: a subfolder of the path.
+
+    A document, which is a file, belongs to one split, by a hash of its content.
+
+    Args:
+        path: the folder; None for packages of the interpreter's standard library.
+        classes: names of the subfolders that are taken; None for all, of the standard library for five large ones.
+        context: L.
+        pattern: of the names of files that are read.
+        max_windows: of each class for training, a quarter of that for val and for test.
+        tokenizer: folder with a tokenizer.json, as for `architecture: transformers`; None for bytes.
+    """
+    pattern = "*.py" if path is None else pattern
+    classes = LIBRARY_CLASSES if path is None and classes is None else classes
+    folder = source_root() if path is None else Path(path)
+    codec = None if tokenizer is None else resource_folder(tokenizer) / "tokenizer.json"
+    read = functools.partial(read_labelled_text, context=context, pattern=pattern, max_windows=max_windows)
+    return _dataset("text_classes", *read(folder, classes, tokenizer=codec))
 
 
 def table(
@@ -358,28 +378,11 @@ DATASETS: Final[Mapping[str, Callable[..., Dataset]]] = {
     "idx_folder": idx_folder,
     "image_folder": image_folder,
     "text_folder": text_folder,
+    "text_classes": text_classes,
     "table": table,
     "real_table": real_table,
     "saved_rows": saved_rows,
 }
-
-
-def source_root() -> Path:
-    """Folder of the standard library's source."""
-    return Path(sysconfig.get_path("stdlib"))
-
-
-@functools.cache
-def source_files() -> list[tuple[bytes, Path]]:
-    """Files of the standard library, without tests, in the order of a hash of their paths, which comes with them."""
-    root, files = source_root(), []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        if not _SKIPPED_FOLDERS.intersection(relative.parts):
-            files.append((hashlib.sha256(relative.as_posix().encode()).digest(), path))
-    if not files:
-        raise ValueError(f"no Python source under {root}; this interpreter has no standard library on disk")
-    return sorted(files)
 
 
 def _shuffled_dataset(name: str, inputs: np.ndarray, targets: np.ndarray) -> Dataset:
