@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from itertools import takewhile
@@ -27,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from zoo.devices import is_out_of_memory
+from zoo.tracking import Tracker, make_tracker
 
 from . import defaults  # noqa: F401 (Hydra finds the defaults of dataclasses through it)
 from .usage import help_text
@@ -87,6 +89,24 @@ def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> No
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     (out / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def tracking(
+    config: DictConfig, folder: Path, curves: Callable[[Tracker], Callable[..., object]]
+) -> Iterator[Callable[..., object]]:
+    """The callback that draws these curves with the tracker that `config.logger` names; with null it does nothing."""
+    if config.logger is None:
+        yield lambda *state: None
+        return
+    tracker = make_tracker(config.logger, folder)
+    tracker.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    try:
+        yield curves(tracker)
+    except BaseException:
+        tracker.finalize("failed")
+        raise
+    tracker.finalize("success")
 
 
 def _check_overrides(config_name: str, arguments: Sequence[str], overrides: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Unpack, cast
@@ -38,13 +38,17 @@ _NUM_TRIED: Final = 8  # runs, and examples
 
 @dataclass(frozen=True)
 class BlockReport:
-    """A block that was just built: its runs, those of them that diverged, training steps over all runs, wall time."""
+    """A block that was just built: its runs, those of them that diverged, training steps over all runs, wall time.
+
+    `medians` of each metric are over the runs that did not diverge, at their last snapshot.
+    """
 
     block: int
     num_runs: int
     num_diverged: int
     model_steps: int
     seconds: float
+    medians: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def build_zoo(
     task: Task,
     *,
     executor: Executor | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], object] | None = None,
     **settings: Unpack[BuildSettings],
 ) -> Zoo:
     """Train a zoo, or finish one of the same settings that was begun at that path, or add runs to it.
@@ -197,9 +201,10 @@ class BlockBuilder:
             except LockLostError:
                 return None
             shutil.rmtree(folder, ignore_errors=True)
-        num_diverged = len(runs) - int(alive.sum())
         seconds = time.perf_counter() - started
-        return BlockReport(block, len(runs), num_diverged, len(runs) * self.plan.num_steps, seconds)
+        medians = {name: float(np.median(values[alive, -1])) for name, values in metrics.items() if alive.any()}
+        model_steps = len(runs) * self.plan.num_steps
+        return BlockReport(block, len(runs), len(runs) - int(alive.sum()), model_steps, seconds, medians)
 
     def _train(self, runs: range, folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
         """Parameters (N, S, P), metrics (N, S) by name, and which runs did not diverge (N,).
