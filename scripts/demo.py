@@ -2,7 +2,8 @@
 
     python -m scripts.demo [out=out/demo] [seed=0] [device=auto] [stages=[zoo,generator,...]] [skip=[optimizer]]
 
-Inputs: none, all data ship with the dependencies. Outputs in `out`: `report.html`, one page that needs nothing else;
+Inputs: none, all data ship with the dependencies. Outputs in `out`: `report.html`, one page that needs nothing
+else, in which the generator runs;
 `summary.json`; the zoo; the generator; a record of each stage. Ctrl-C loses nothing: finished stages are kept, the
 interrupted one is resumed. Stages:
 
@@ -25,6 +26,7 @@ from .cli import console, run, save_run
 
 
 def main(config: DictConfig) -> None:
+    from .demo_report.live import live_file
     from .demo_report.page import write_report
     from .demo_report.summary import summarize, summary_table
     from .demo_stages.all import STAGES
@@ -40,7 +42,8 @@ def main(config: DictConfig) -> None:
     out = Path(str(config.out)).absolute()
     summary = summarize(records, config)
     save_run(out, config, summary)
-    write_report(records, summary, out)
+    live = live_file(config) if {"generator", "prompting"} <= set(records) else None
+    write_report(records, summary, out, live)
     console.rule(align="left")
     console.print(summary_table(records, summary))
     console.print(f"report in {out / 'report.html'}, numbers in {out / 'summary.json'}", soft_wrap=True)

@@ -26,6 +26,7 @@ from learned_opt.meta_training.task_distribution import (
 from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, MetaTrainResult, meta_train
 from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
 from learned_opt.meta_training.validation import Validation, validation_tasks
+from learned_opt.pretrained.files import load_pretrained
 from learned_opt.rules.controller import embedding_offset, encode_scalars, gradient_weights
 from learned_opt.rules.normalized import NormalizedRule
 from learned_opt.rules.registry import get_rule
@@ -86,6 +87,8 @@ class MetaTrainStage:
         training: length and theta optimizer; its seed is replaced by one derived from the run's.
         objective: meta-loss of full unrolls and of validation.
         start: scalars of the normalised rule from which the stage begins, by name; default what the stage before left.
+        start_from: name of meta-parameters in the package, or a file, from which the stage begins; what this rule has
+            more of (they must be its leading part) begins as the rule does.
         static_inputs: keep the weights of the controller's inputs that depend on gradients at zero, the control that
             shows what these inputs are worth.
         only_embedding_offset: train nothing but what the rule adds in networks with embeddings.
@@ -98,6 +101,7 @@ class MetaTrainStage:
     rule_options: dict[str, RuleOption] = field(default_factory=dict)
     objective: LogLossObjective = field(default_factory=LogLossObjective)
     start: dict[str, float] = field(default_factory=dict)
+    start_from: str = ""
     static_inputs: bool = False
     only_embedding_offset: bool = False
 
@@ -160,6 +164,8 @@ def run_recipe(
     for stage in stages:
         rule = stage.make_rule()
         previous = encode_scalars(stage.start) if stage.start else theta
+        if stage.start_from:
+            previous = load_pretrained(stage.start_from).theta
         theta = initial_theta(rule, derive_seed(seed, stage.name, "theta"), previous)
         if stage.static_inputs:
             theta[gradient_weights()] = 0.0

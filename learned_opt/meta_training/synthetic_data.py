@@ -9,6 +9,7 @@ Legend: n examples, D inputs, H hidden units of a teacher, L points of a sequenc
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -70,6 +71,47 @@ def placed_patterns(seed: int, noise: float, num_examples: int = 5000) -> Datase
     return _split(f"patterns{seed}", torch.from_numpy(sequences.astype(np.float32)), torch.from_numpy(labels))
 
 
+@lru_cache(maxsize=64)
+def smooth_function(
+    seed: int, num_inputs: int, frequency: float, *, noise: float = 0.0, scale: float = 1.0, num_examples: int = 1024
+) -> Dataset:
+    """Real numbers (n, 1) that depend smoothly on D inputs: a sum of eight waves.
+
+    Args:
+        seed: of waves and inputs.
+        num_inputs: D.
+        frequency: standard deviation of the waves' phase over the inputs.
+        noise: standard deviation added to the function, which has 1.
+        scale: of the targets in the end.
+        num_examples: n, of all splits.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    inputs = (2 * torch.rand(num_examples, num_inputs, generator=rng) - 1) * 3**0.5
+    waves = frequency * torch.randn(num_inputs, 8, generator=rng) / num_inputs**0.5
+    values = (inputs @ waves + 6 * torch.rand(8, generator=rng)).sin() @ torch.randn(8, 1, generator=rng)
+    values = (values - values.mean()) / values.std() + noise * torch.randn(values.shape, generator=rng)
+    return _split(f"smooth{seed}", inputs, scale * values, num_classes=0)
+
+
+@lru_cache(maxsize=64)
+def noisy_curve(seed: int, num_examples: int = 5000) -> Dataset:
+    """The noise (n, 2) in points of a random closed curve, from the noisy point and waves of the share of noise."""
+    rng = torch.Generator().manual_seed(seed)
+    angle = 2 * math.pi * torch.rand(num_examples, 1, generator=rng)
+    points = torch.cat([angle.cos(), angle.sin()], 1) * (1 + 0.5 * ((1 + seed % 4) * angle).sin())
+    t, noise = torch.rand(num_examples, 1, generator=rng), torch.randn(num_examples, 2, generator=rng)
+    mixed = (t * math.pi / 2).cos() * points + (t * math.pi / 2).sin() * noise
+    waves = t * math.pi * torch.arange(1, 5)
+    return _split(f"curve{seed}", torch.cat([mixed, waves.cos()], 1), noise, num_classes=0)
+
+
+def reconstruction(dataset: Dataset) -> Dataset:
+    """The inputs of a data set, flattened, as its targets."""
+    old = map(dataset.split, SPLIT_NAMES)
+    train, val, test = (Split(split.inputs.flatten(1), split.inputs.flatten(1)) for split in old)
+    return replace(dataset, name=f"{dataset.name}-itself", train=train, val=val, test=test, num_classes=0)
+
+
 @lru_cache(maxsize=8)
 def digits_images(size: int = 8) -> Dataset:
     """The 8x8 digits, bilinearly enlarged to (1, size, size)."""
@@ -109,8 +151,8 @@ def mapped(
     return replace(dataset, train=train, val=val, test=test, data_hash=f"sha256:{digest.hexdigest()}")
 
 
-def _split(name: str, inputs: Tensor, targets: Tensor) -> Dataset:
+def _split(name: str, inputs: Tensor, targets: Tensor, num_classes: int = NUM_CLASSES) -> Dataset:
     ends = [round(share * len(inputs)) for share in _SHARES]
     parts = zip(inputs.tensor_split(ends), targets.tensor_split(ends), strict=True)
     train, val, test = (Split(x, y) for x, y in parts)
-    return standardised(Dataset(name, train, val, test, NUM_CLASSES, data_hash=""))
+    return standardised(Dataset(name, train, val, test, num_classes, data_hash=""))

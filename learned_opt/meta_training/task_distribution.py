@@ -28,8 +28,10 @@ from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.task import Task
 
 HELD_OUT_SEED: Final = 1000  # synthetic data sets from this seed on are for validation and evaluation
-KINDS: Final = ("mlp", "wide_input", "cnn", "language")
+KINDS: Final = ("mlp", "wide_input", "cnn", "language", "regression", "reconstruction", "denoising")
 _CROSS_ENTROPY: Final = OBJECTIVES["cross_entropy"]
+_SQUARED_ERROR: Final = OBJECTIVES["squared_error"]
+_ACTIVATIONS: Final = ("tanh", "tanh", "silu", "gelu", "relu")  # of networks for real numbers
 _REFERENCE_WIDTH: Final = 32  # from this width on, outputs start at 1 / fan_in instead of 1 / sqrt(fan_in), as in µP
 
 
@@ -38,7 +40,8 @@ class TaskDistributionConfig:
     """Ranges of the distribution.
 
     Args:
-        families: weights of "mlp", "wide_input" (MLPs on 128 to 400 inputs), "cnn", "language".
+        families: weights of "mlp", "wide_input" (MLPs on 128 to 400 inputs), "cnn", "language", and of MLPs for real
+            numbers: "regression" (smooth functions, with noise or without), "reconstruction", "denoising".
         horizon: shortest and longest training; expensive tasks get shorter ones, see `max_work`.
         max_work: bound on T x (multiply-adds of a network's step), in millions.
         transformers: (width, blocks) of "language", with equal chances.
@@ -75,6 +78,9 @@ class TaskDistribution:
             "wide_input": _wide_input,
             "cnn": _cnn,
             "language": partial(_language, config.transformers),
+            "regression": _regression,
+            "reconstruction": _reconstruction,
+            "denoising": _denoising,
         }
 
     def __call__(self, rng: torch.Generator) -> tuple[TaskFamily, int]:
@@ -119,6 +125,13 @@ def mlp_task(dataset: Dataset, hidden: Sequence[int], *, init: str = "he") -> Ta
         return he_normal_(model) if init == "he" else model
 
     return Task(f"{dataset.name}-{'-'.join(map(str, hidden))}", dataset, build, _CROSS_ENTROPY)
+
+
+def regression_task(dataset: Dataset, hidden: Sequence[int], activation: str = "tanh") -> Task:
+    """Squared error of an MLP as torch initialises it, on real targets (n, K)."""
+    num_inputs, num_outputs = dataset.train.inputs.shape[1], dataset.train.targets.shape[1]
+    name = f"{dataset.name}-{'-'.join(map(str, hidden))}"
+    return Task(name, dataset, lambda: MLP(num_inputs, hidden, num_outputs, activation), _SQUARED_ERROR)
 
 
 @torch.no_grad()
@@ -176,6 +189,8 @@ def data_hash() -> str:
         synthetic_data.teacher_student(0, 24, 6, 0.0),
         synthetic_data.placed_patterns(50, 0.2),
         get_dataset("python_source", context=32),
+        synthetic_data.smooth_function(0, 2, 2.0),
+        synthetic_data.noisy_curve(0),
     )
     joined = "".join(dataset.data_hash for dataset in samples)
     return f"sha256:{hashlib.sha256(joined.encode()).hexdigest()}"
@@ -221,9 +236,41 @@ def _language(
     return task, batch_size, _LANGUAGE_WORK * batch_size * num_blocks
 
 
+def _regression(rng: torch.Generator, batch_size: int, input_scale: float) -> _Drawn:
+    seed, num_inputs = int(torch.randint(HELD_OUT_SEED, (), generator=rng)), _choice(rng, (1, 2, 2, 4, 8))
+    noise = _choice(rng, (0.0, 0.0, 0.0, 0.1, 0.5))
+    scale = _choice(rng, (0.3, 1.0, 1.0, 3.0))
+    dataset = synthetic_data.smooth_function(seed, num_inputs, _choice(rng, (1.0, 2.0, 4.0)), noise=noise, scale=scale)
+    batch_size = _choice(rng, (batch_size, 256, 512))
+    return _drawn_regression(rng, dataset, batch_size, input_scale)
+
+
+def _reconstruction(rng: torch.Generator, batch_size: int, input_scale: float) -> _Drawn:
+    dataset = synthetic_data.reconstruction(_small_dataset(rng))
+    width, narrow = _log_uniform_int(rng, 16, 64), _log_uniform_int(rng, 4, 16)
+    hidden = _choice(rng, ([narrow], [width, narrow, width]))
+    return _drawn_regression(rng, dataset, batch_size, input_scale, hidden)
+
+
+def _denoising(rng: torch.Generator, batch_size: int, input_scale: float) -> _Drawn:
+    dataset = synthetic_data.noisy_curve(int(torch.randint(HELD_OUT_SEED, (), generator=rng)))
+    return _drawn_regression(rng, dataset, batch_size, input_scale)
+
+
+def _drawn_regression(
+    rng: torch.Generator, dataset: Dataset, batch_size: int, input_scale: float, hidden: Sequence[int] | None = None
+) -> _Drawn:
+    if input_scale != 1:
+        dataset = synthetic_data.standardised(dataset, input_scale)
+    hidden = hidden or [_log_uniform_int(rng, 16, 64)] * _choice(rng, (1, 2, 2, 3))
+    task = regression_task(dataset, hidden, _choice(rng, _ACTIVATIONS))
+    return task, batch_size, task.layout.num_params * (3 * batch_size + _RULE_WORK)
+
+
 # Cost of an example in units in which an MLP's is 3 P: convolutions and attention on small tensors run far below peak.
 _CNN_WORK: Final = 80_000.0
 _LANGUAGE_WORK: Final = 350_000.0
+_RULE_WORK: Final = 200.0  # multiply-adds per parameter that a rule spends whatever the batch
 
 
 def _drawn_mlp(
@@ -232,8 +279,7 @@ def _drawn_mlp(
     if input_scale != 1:
         dataset = synthetic_data.standardised(dataset, input_scale)
     task = mlp_task(dataset, hidden, init="torch" if _chance(rng, 0.25) else "he")
-    rule_cost = 200.0  # multiply-adds per parameter that a rule spends whatever the batch
-    return task, batch_size, task.layout.num_params * (3 * batch_size + rule_cost)
+    return task, batch_size, task.layout.num_params * (3 * batch_size + _RULE_WORK)
 
 
 def _small_dataset(rng: torch.Generator) -> Dataset:

@@ -15,7 +15,13 @@ from torch import Tensor
 from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.estimators import whole_unroll
 from learned_opt.meta_training.objective import Objective
-from learned_opt.meta_training.task_distribution import HELD_OUT_SEED, cnn_task, language_task, mlp_task
+from learned_opt.meta_training.task_distribution import (
+    HELD_OUT_SEED,
+    cnn_task,
+    language_task,
+    mlp_task,
+    regression_task,
+)
 from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
 from learned_opt.rules.rule import UpdateRule
@@ -54,8 +60,9 @@ class Validation:
 
 
 def validation_tasks() -> list[tuple[TaskFamily, int]]:
-    """Nine tasks: unseen teachers and patterns, other widths and batches, a CNN, a language model."""
+    """Unseen teachers and patterns, other widths and batches, a CNN, a language model, and four with real targets."""
     teacher, patterns = synthetic_data.teacher_student, synthetic_data.placed_patterns
+    smooth, itself = synthetic_data.smooth_function, synthetic_data.reconstruction
     seed = HELD_OUT_SEED
     digits14 = synthetic_data.digits_images(14)
     subset = synthetic_data.label_subset(synthetic_data.digits_images(8), [1, 4, 6, 8])
@@ -69,4 +76,8 @@ def validation_tasks() -> list[tuple[TaskFamily, int]]:
         (TaskFamily([mlp_task(digits14, [48])], batch_size=32, init_scale=2.0), 800),
         (TaskFamily([cnn_task(digits14, (8, 16, 24))], batch_size=32), 150),
         (TaskFamily([language_task(width=24, num_blocks=2, context=32)], batch_size=8), 120),
+        (TaskFamily([regression_task(smooth(seed, 2, 2.0), [48, 48])], batch_size=256), 600),
+        (TaskFamily([regression_task(smooth(seed + 1, 4, 2.0, noise=0.2), [32, 32], "gelu")], batch_size=64), 400),
+        (TaskFamily([regression_task(itself(teacher(seed, 40, 12, 0.1)), [32, 8, 32], "relu")], batch_size=32), 500),
+        (TaskFamily([regression_task(synthetic_data.noisy_curve(seed), [48, 48], "silu")], batch_size=128), 800),
     ]

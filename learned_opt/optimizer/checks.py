@@ -11,7 +11,9 @@ from torch import Tensor
 NONFINITE: Final = ("skip", "raise")
 
 
-def check_options(*, lr: float | Tensor, weight_decay: float | None = None, nonfinite: str = "skip") -> None:
+def check_options(
+    *, lr: float | Tensor, weight_decay: float | None = None, nonfinite: str = "skip", average: float | None = None
+) -> None:
     """Raise ValueError for options out of range."""
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
@@ -19,6 +21,8 @@ def check_options(*, lr: float | Tensor, weight_decay: float | None = None, nonf
         raise ValueError(f"lr must be at least 0, got {lr}")
     if weight_decay is not None and not weight_decay >= 0:
         raise ValueError(f"weight_decay must be at least 0, or None for the learned one, got {weight_decay}")
+    if average is not None and not average >= 0:
+        raise ValueError(f"average must be at least 0 (a plain mean), or None for none, got {average}")
     if nonfinite not in NONFINITE:
         raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
+from learned_opt.optimizer.averaging import AVERAGE
 from learned_opt.optimizer.gradients import Pending
 from learned_opt.optimizer.sharding import Sharding, sharded_gradient
 from learned_opt.rules.tensor_specs import matrix_view
@@ -162,14 +163,15 @@ def _exchange(
 
 def _empty_whole(entry: Pending) -> Pending:
     """Room for a whole tensor, its gradient and its state."""
-    state = {k: x.to_local().new_empty(x.shape) if isinstance(x, DTensor) else x for k, x in entry.state.items()}
+    kept = {k: x for k, x in entry.state.items() if k != AVERAGE}  # no rule sees averages
+    state = {k: x.to_local().new_empty(x.shape) if isinstance(x, DTensor) else x for k, x in kept.items()}
     param = _local(entry.param).new_empty(entry.param.shape)
     param.grad = torch.empty_like(param)
     return replace(entry, param=param, grad=matrix_view(param.grad, entry.axes), state=state, sharding=None)
 
 
 def _sharded_kinds(entry: Pending) -> list[str]:
-    return [kind for kind, tensor in entry.state.items() if isinstance(tensor, DTensor)]
+    return [kind for kind, tensor in entry.state.items() if isinstance(tensor, DTensor) and kind != AVERAGE]
 
 
 def _shards(entry: Pending) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Learned optimizers as torch optimizers.
 
-    opt = MuLO(model)                                  # no learning rate to choose
-    opt = MuLO(model, num_training_steps=10_000)       # better, where the length of the run is known
+    opt = MuLO(model, num_training_steps=10_000)       # no learning rate to choose
+    opt = MuLO(model)                                  # of unknown length: call opt.eval() before the model is used
 
 `lr` multiplies the rule's own step and is 1 unless one wishes otherwise; any `lr_scheduler` works on it, those that
 cycle a momentum too, though the momentum of a learned rule stays its own. Weight decay is decoupled and in units of the
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from learned_opt.optimizer.averaging import AVERAGE, new_average, show_averages, show_iterates, update_averages
 from learned_opt.optimizer.checks import check_options, check_param, checked_horizon
 from learned_opt.optimizer.counters import COUNTERS, advance, counted, read_counters
 from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
@@ -42,12 +43,12 @@ from learned_opt.pretrained.files import Pretrained, load_pretrained
 from learned_opt.rules.rule import RuleState, update_active
 from learned_opt.rules.tensor_specs import matrix_view
 
-WITHOUT_HORIZON: Final = "mulo"
-WITH_HORIZON: Final = "mulo-norm"
+RECOMMENDED: Final = "mulo-norm"
+AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
 SKIPS_BEFORE_WARNING: Final = 10  # more than a GradScaler needs to find its scale
 
 # Kept in every parameter group, where any way of saving optimizers finds them.
-_COMMON: Final = (*COUNTERS, "num_training_steps", "theta_hash")
+_COMMON: Final = (*COUNTERS, "num_training_steps", "theta_hash", "average", "train_mode")
 
 
 class ThetaMismatchError(ValueError):
@@ -81,6 +82,8 @@ class LearnedOptimizer(Optimizer):
         maximize: ascend instead of descend.
         nonfinite: what to do with infinite or NaN gradients: "skip" the whole step and count it in
             `num_skipped_steps`, or "raise", for which each step waits for the device.
+        average: p of an average of the weights over about the last 1 / (p + 1) of the run, for runs without a horizon;
+            None for none. `eval()` puts it into the model and `train()` takes it out again; both do nothing without.
         kahan_sum: keep what rounding takes from parameters in half precision (two bytes for each number) and add it
             before the next update; without it updates that are small beside their weights are lost.
         roles: roles by parameter name or pattern ("blocks.*.mlp.*") that override the inferred ones; only with a model.
@@ -94,18 +97,19 @@ class LearnedOptimizer(Optimizer):
     def __init__(
         self,
         params: Params,
-        theta: str | Path | Pretrained = WITH_HORIZON,
+        theta: str | Path | Pretrained = RECOMMENDED,
         *,
         num_training_steps: float | None = None,
         lr: float | Tensor = 1.0,
         weight_decay: float | None = None,
         maximize: bool = False,
         nonfinite: str = "skip",
+        average: float | None = None,
         kahan_sum: bool = True,
         roles: Mapping[str, str] | None = None,
         depth: int | None = None,
     ) -> None:
-        check_options(lr=lr, weight_decay=weight_decay, nonfinite=nonfinite)
+        check_options(lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, average=average)
         horizon = checked_horizon(num_training_steps)
         self.pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
         self.nonfinite = nonfinite
@@ -123,12 +127,12 @@ class LearnedOptimizer(Optimizer):
         else:
             groups = groups_of_params(params, depth)
         options = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "momentum": None}
-        common = (0, 0, horizon, self.pretrained.hash)
+        common = (0, 0, horizon, self.pretrained.hash, average, True)
         super().__init__(groups, options | dict(zip(_COMMON, common, strict=True)))
-        if horizon is None and self.pretrained.rule.uses_horizon:
+        if horizon is None and average is None and self.pretrained.rule.uses_horizon:
             warnings.warn(
-                "num_training_steps is not given, so the step stays constant; give it, or decay lr by a scheduler, "
-                "to end lower",
+                "num_training_steps is not given, so the step does not fall to zero; give it, or an average of the "
+                "weights (average=8 and optimizer.eval()), to end lower",
                 stacklevel=2,
             )
 
@@ -153,6 +157,17 @@ class LearnedOptimizer(Optimizer):
         """Steps skipped so far because gradients were not finite."""
         self._warn_of_skips()
         return int(self.param_groups[0]["num_skipped_steps"])
+
+    def eval(self) -> None:
+        """Put the averages into the model, to evaluate or save it. BatchNorm's statistics stay those of the iterates:
+        `torch.optim.swa_utils.update_bn(loader, model)` gives it those of the averages."""
+        if self._set_mode(is_training=False):
+            show_averages(self._all_params(), self.state)
+
+    def train(self) -> None:
+        """Put the weights into the model that training goes on from."""
+        if self._set_mode(is_training=True):
+            show_iterates(self._all_params(), self.state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; roles come from its "role" or are guessed, names are made up where the others have some."""
@@ -185,7 +200,10 @@ class LearnedOptimizer(Optimizer):
 
         Raises:
             NonFiniteGradientError: if a gradient is not finite and `nonfinite` is "raise".
+            RuntimeError: after `eval()`.
         """
+        if not self.param_groups[0]["train_mode"]:
+            raise RuntimeError("the model holds averaged weights; call optimizer.train() before training goes on")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -214,7 +232,12 @@ class LearnedOptimizer(Optimizer):
             from learned_opt.optimizer.sharded import update_sharded
 
             update_sharded(sharded, self._update)
-        advance(self.param_groups, "inner_step", known(has_gradient.any()))
+        is_update = known(has_gradient.any())
+        first = self.param_groups[0]
+        if (power := first["average"]) is not None:
+            inner_step = first["inner_step"]
+            update_averages(self._all_params(), self.state, power=power, inner_step=inner_step, by=is_update)
+        advance(self.param_groups, "inner_step", is_update)
         self._most_steps += 1
         return loss
 
@@ -302,7 +325,7 @@ class LearnedOptimizer(Optimizer):
         state: RuleState = defaultdict(list)
         for entry in pending:
             for key, kept in entry.state.items():
-                if key != REMAINDER:
+                if key not in (REMAINDER, AVERAGE):
                     state[key].append(kept if entry.is_stack else kept.unsqueeze(0))
         old_state = {key: list(tensors) for key, tensors in state.items()}
         if device not in self._thetas:
@@ -341,10 +364,24 @@ class LearnedOptimizer(Optimizer):
             self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
         if self.kahan_sum and REMAINDER not in entry.state and loses_updates(entry.param):
             entry.state[REMAINDER] = torch.zeros_like(entry.param)  # also of a state that was saved without it
+        if entry.group["average"] is not None and AVERAGE not in entry.state:
+            entry.state[AVERAGE] = new_average(entry.param)
         if entry.sharding is not None:
             from learned_opt.optimizer.sharded import shard_state
 
-            shard_state(entry, (*getattr(rule, "large_state", ()), REMAINDER))
+            shard_state(entry, (*getattr(rule, "large_state", ()), REMAINDER, AVERAGE))
+
+    def _set_mode(self, *, is_training: bool) -> bool:
+        """Whether that changes what the model holds."""
+        group = self.param_groups[0]
+        if group["average"] is None or group["train_mode"] == is_training:
+            return False
+        for group in self.param_groups:
+            group["train_mode"] = is_training
+        return True
+
+    def _all_params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
 
     def _keep(self, entry: Pending, state: Mapping[str, Tensor]) -> None:
         """Store the rule's state (N, ...) of a parameter, without the dim N unless the parameter has it."""
@@ -383,12 +420,18 @@ class LearnedOptimizer(Optimizer):
 
 
 class MuLO(LearnedOptimizer):
-    """The recommended learned optimizer: "mulo-norm" if the length of the run is given, else "mulo".
+    """The recommended learned optimizer.
+
+    Given the length of the run its steps fall to zero at the end. Without it, or with an infinite one, what to keep at
+    any time is the average of the weights: call `optimizer.eval()` before the model is evaluated or saved, and
+    `optimizer.train()` before training goes on, as with Schedule-Free optimizers. BatchNorm's running statistics are
+    those of the iterates; after `eval()`, `torch.optim.swa_utils.update_bn(loader, model)` makes them fit.
 
     Args:
         params: as of `LearnedOptimizer`.
-        theta: other meta-parameters.
+        theta: other meta-parameters, such as "mulo".
         num_training_steps: horizon T of the run; infinity is no horizon.
+        average: as of `LearnedOptimizer`; default AVERAGE_POWER where no horizon is given.
         options: as of `LearnedOptimizer`.
     """
 
@@ -398,10 +441,14 @@ class MuLO(LearnedOptimizer):
         theta: str | Path | Pretrained | None = None,
         *,
         num_training_steps: float | None = None,
+        average: float | None = None,
         **options: Any,
     ) -> None:
-        recommended = WITHOUT_HORIZON if checked_horizon(num_training_steps) is None else WITH_HORIZON
-        super().__init__(params, theta or recommended, num_training_steps=num_training_steps, **options)
+        if average is None and checked_horizon(num_training_steps) is None:
+            average = AVERAGE_POWER
+        super().__init__(
+            params, theta or RECOMMENDED, num_training_steps=num_training_steps, average=average, **options
+        )
 
 
 def _note_loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

@@ -33,10 +33,14 @@ NESTEROV_RANGE: Final = (-4.0, 4.0)
 INPUT_LIMIT: Final = 3.0
 INITIAL_STEPS: Final = 5  # after which the initial gradient scale is fixed
 
-NUM_STATISTICS: Final = 7  # columns of the statistics, see `Statistics`
+MEMORY_RANGE: Final = (-1.5, 2.5)  # of the logarithm of how much longer than its scalar says the momentum lasts
+REACTION_RANGE: Final = (-6.0, 1.5)  # the same for the rate of the agreement
+
+NUM_STATISTICS: Final = 7  # columns of the statistics, see `Statistics`, without the last two
 NUM_INPUTS: Final = 9 + len(PARAM_ROLES)
 GRADIENT_INPUTS: Final = slice(3, 9)  # those of the inputs that depend on gradients
 NUM_OUTPUTS: Final = 3
+NUM_MEMORY_OUTPUTS: Final = 2  # of the second layer
 
 _TINY: Final = 1e-24
 
@@ -108,6 +112,7 @@ SCALARS: Final = (
 SCALAR_NAMES: Final = tuple(scalar.name for scalar in SCALARS)
 NUM_FEEDBACK: Final = NUM_OUTPUTS * (NUM_INPUTS + 1)
 NUM_OFFSETS: Final = NUM_OUTPUTS  # added to the outputs in networks with embeddings
+NUM_MEMORY: Final = NUM_MEMORY_OUTPUTS * (NUM_INPUTS + 1)
 
 Scalars = dict[str, Tensor]  # name -> (N, 1)
 
@@ -118,6 +123,8 @@ class LinearLayer(NamedTuple):
     weight: Tensor  # (N, 15, 3)
     bias: Tensor  # (N, 1, 3)
     embedding_offset: Tensor | None  # (N, 1, 3) added to the outputs in networks with embeddings
+    memory_weight: Tensor | None = None  # (N, 15, 2) of the second layer, whose answers count from the next update on
+    memory_bias: Tensor | None = None  # (N, 1, 2)
 
 
 class Horizon(NamedTuple):
@@ -137,6 +144,8 @@ class Statistics(NamedTuple):
     usual_agreement: Tensor
     log_step: Tensor
     initial_square: Tensor  # recent_square after the first few updates
+    log_memory: Tensor | None = None  # of the momentum's duration, to that of the scalar
+    log_reaction: Tensor | None = None  # of the agreement's rate, to that of the scalar
 
 
 class Signals(NamedTuple):
@@ -157,16 +166,22 @@ class Controls(NamedTuple):
     learned_decay: Tensor  # (N, 1) weight decay of matrices
 
 
-def decode(theta: Tensor, *, feedback: bool, embedding_offset: bool = False) -> tuple[Scalars, LinearLayer | None]:
-    """Scalars and linear layer of meta-parameters (N, M)."""
+def decode(
+    theta: Tensor, *, feedback: bool, embedding_offset: bool = False, memory: bool = False
+) -> tuple[Scalars, LinearLayer | None]:
+    """Scalars and linear layers of meta-parameters (N, M)."""
     count = len(SCALARS)
     scalars = {scalar.name: scalar.decode(theta[:, i : i + 1]) for i, scalar in enumerate(SCALARS)}
     if not feedback:
         return scalars, None
-    sizes = (NUM_INPUTS * NUM_OUTPUTS, NUM_OUTPUTS, NUM_OFFSETS * embedding_offset)
-    weight, bias, offset = theta[:, count:].split(sizes, dim=1)
+    sizes = (NUM_INPUTS * NUM_OUTPUTS, NUM_OUTPUTS, NUM_OFFSETS * embedding_offset, NUM_MEMORY * memory)
+    weight, bias, offset, second = theta[:, count:].split(sizes, dim=1)
     weight = weight.unflatten(1, (NUM_INPUTS, NUM_OUTPUTS))
-    return scalars, LinearLayer(weight, bias.unsqueeze(1), offset.unsqueeze(1) if embedding_offset else None)
+    layer = LinearLayer(weight, bias.unsqueeze(1), offset.unsqueeze(1) if embedding_offset else None)
+    if memory:
+        second = second.unflatten(1, (NUM_INPUTS + 1, NUM_MEMORY_OUTPUTS))
+        layer = layer._replace(memory_weight=second[:, :-1], memory_bias=second[:, -1:])
+    return scalars, layer
 
 
 def encode_scalars(values: Mapping[str, float]) -> Tensor:
@@ -219,6 +234,11 @@ def control(
         log_size = log_size + output[..., 0]
         log_step = log_step + _relaxed_share(scalars, num_steps) * output[..., 1]
         nesterov = (nesterov * output[..., 2].clamp(*NESTEROV_RANGE).exp()).clamp(max=1.0)
+        if layer.memory_weight is not None and layer.memory_bias is not None:
+            memory, reaction = torch.baddbmm(layer.memory_bias, inputs, layer.memory_weight).unbind(2)
+            statistics = statistics._replace(
+                log_memory=memory.clamp(*MEMORY_RANGE), log_reaction=reaction.clamp(*REACTION_RANGE)
+            )
     statistics = statistics._replace(log_step=log_step.clamp(*LOG_STEP_RANGE))
     schedule = (1 - fraction) ** scalars["schedule_power"]
     return statistics, Controls(
@@ -283,6 +303,8 @@ def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, num_st
     slow_weight = torch.maximum(1 - scalars["slow_decay"], young)
     kept = 1 - _relaxed_share(scalars, num_steps)
     rate = scalars["agreement_rate"] * (num_steps / REFERENCE_HORIZON) ** scalars["agreement_horizon"]
+    if statistics.log_reaction is not None:
+        rate = rate * statistics.log_reaction.exp()
     moved = rate * (agreement - scalars["agreement_target"])
     return Statistics(
         age=age + 1,
@@ -292,6 +314,8 @@ def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, num_st
         usual_agreement=statistics.usual_agreement.lerp(agreement, young.clamp(min=SLOW_AGREEMENT_WEIGHT)),
         log_step=kept * statistics.log_step + moved.masked_fill(is_first, 0.0),
         initial_square=torch.where(age < INITIAL_STEPS, recent_square, statistics.initial_square),
+        log_memory=statistics.log_memory,
+        log_reaction=statistics.log_reaction,
     )
 
 

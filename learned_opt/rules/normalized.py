@@ -15,18 +15,20 @@ Only matrices decay by themselves; what the user asks for, 0 included, goes befo
 log_step is forgotten over T / r steps: while steps are too long at first it shortens them, and it leaves the end of a
 run, where gradients are noise, to the schedule. A linear layer, 15 -> 3, on the statistics of the tensor adds o1, draws
 log_step to o2 (0 without it) and multiplies `nesterov` by exp(o3); networks with embeddings, whose hidden matrices
-disagree with their momentum at steps that serve them, add three numbers of their own to these outputs. The width is
-fan_in without the area of kernels; its power 1/2 is µP's spectral condition for orthogonalised updates of unit RMS in
-hidden matrices. For outputs, whose rows do not grow in number, the condition is 1; with 1/2 final losses were lower up
-to widths of 2,048 (tried before log_step was forgotten), though logits move more with width and mean losses at 2,048
-were better with 3/4.
+disagree with their momentum at steps that serve them, add three numbers of their own to these outputs. With `memory` a
+second layer, 15 -> 2, divides 1 - b1 by exp(o4) and multiplies kappa by exp(o5) from the next update on: where
+gradients have little noise a long momentum is better, and agreement a bad guide. The width is fan_in without the area
+of kernels; its power 1/2 is µP's spectral condition for orthogonalised updates of unit RMS in hidden matrices. For
+outputs, whose rows do not grow in number, the condition is 1; with 1/2 final losses were lower up to widths of 2,048
+(tried before log_step was forgotten), though logits move more with width and mean losses at 2,048 were better with 3/4.
 
 The state is that of Adam: 8 bytes for each parameter. Tensors of one shape are handled together, large ones in slices
 (see `batches`): few operations, and no temporary above one tensor. `reference=True` takes them one by one.
 
 Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then weights (15, 3)
-and biases (3,) of the layer, then the three for networks with embeddings. Without `embedding_offset` the last are none,
-and without `feedback` ("mulo-norm-scalars") there are only the scalars.
+and biases (3,) of the layer, then the three for networks with embeddings, then weights and biases (16, 2) of the second
+layer. Without `memory` and `embedding_offset` these are none, and without `feedback` ("mulo-norm-scalars") there are
+only the scalars.
 
 Source: Jordan et al. 2024 (Muon) for the direction; Yang et al. 2023 (arXiv 2310.17813) for the spectral condition.
 
@@ -45,9 +47,10 @@ from torch import Tensor
 from learned_opt.rules.batches import Chunk, batches, chunks, per_row, unstacked
 from learned_opt.rules.controller import (
     NUM_FEEDBACK,
+    NUM_MEMORY,
+    NUM_MEMORY_OUTPUTS,
     NUM_OFFSETS,
     NUM_STATISTICS,
-    REFERENCE_HORIZON,
     SCALARS,
     Controls,
     Horizon,
@@ -71,7 +74,8 @@ from zoo.networks.roles import MATRIX_ROLES
 from zoo.training.muon import orthogonalize
 from zoo.training.schedules import StepCount
 
-CONSTANT_FRACTION: Final = 0.5  # of the run, at which the step stays where the horizon is not known
+OPEN_FRACTION: Final = 0.25  # of a run without a horizon, at which it is thought to stand at every step
+MIN_OPEN_HORIZON: Final = 100  # steps that such a run is thought to last at least
 CPU_CHUNK_NUMEL: Final = 2**17  # numbers handled at once, so that they stay in the second-level cache
 DEVICE_CHUNK_NUMEL: Final = 2**22  # so many that starting kernels matters little; twice as many are orthogonalised
 MIN_LARGE_SIZE: Final = 256  # smaller side of a matrix from which on bfloat16 and Gram matrices save time
@@ -85,6 +89,7 @@ class NormalizedRule(TensorwiseRule):
     Args:
         feedback: False for the scalars alone.
         embedding_offset: whether theta has the three numbers for networks with embeddings.
+        memory: whether a second layer sets how long momentum lasts and how fast agreement acts.
         reference: put new tensors into the lists instead of changing them in place, which autograd can follow.
     """
 
@@ -92,26 +97,38 @@ class NormalizedRule(TensorwiseRule):
     uses_horizon = True
     large_state = ("momentum", "square")
 
-    def __init__(self, *, feedback: bool = True, embedding_offset: bool = False, reference: bool = False) -> None:
-        if embedding_offset and not feedback:
-            raise ValueError("embedding_offset=True adds to the outputs of the layer that feedback=False leaves out")
+    def __init__(
+        self,
+        *,
+        feedback: bool = True,
+        embedding_offset: bool = False,
+        memory: bool = False,
+        reference: bool = False,
+    ) -> None:
+        if (embedding_offset or memory) and not feedback:
+            raise ValueError("embedding_offset and memory need the layer that feedback=False leaves out")
         self.feedback = feedback
         self.embedding_offset = embedding_offset
+        self.memory = memory
         self.reference = reference
 
     @classmethod
-    def from_config(cls, *, network: bool = True, tokens: bool = False, reference: bool = False) -> NormalizedRule:
+    def from_config(
+        cls, *, network: bool = True, tokens: bool = False, memory: bool = False, reference: bool = False
+    ) -> NormalizedRule:
         """The rule of a file of meta-parameters, whose hash covers these names of `feedback` and `embedding_offset`."""
-        return cls(feedback=network, embedding_offset=tokens, reference=reference)
+        return cls(feedback=network, embedding_offset=tokens, memory=memory, reference=reference)
 
     @property
     def config(self) -> dict[str, RuleOption]:
         options: dict[str, RuleOption] = {"network": self.feedback}
-        return options | {"tokens": True} if self.embedding_offset else options
+        named = {"tokens": self.embedding_offset, "memory": self.memory}
+        return options | {name: True for name, is_on in named.items() if is_on}
 
     @property
     def num_theta(self) -> int:
-        return len(SCALARS) + NUM_FEEDBACK * self.feedback + NUM_OFFSETS * self.embedding_offset
+        optional = NUM_FEEDBACK * self.feedback + NUM_OFFSETS * self.embedding_offset + NUM_MEMORY * self.memory
+        return len(SCALARS) + optional
 
     def init_theta(self, rng: torch.Generator) -> Tensor:
         """Scalars at their starts, a layer whose outputs are zero."""
@@ -121,14 +138,17 @@ class NormalizedRule(TensorwiseRule):
         state: RuleState = {
             kind: [torch.zeros_like(p, dtype=torch.float32) for p in params] for kind in ("momentum", "square")
         }
-        state["statistics"] = [p.new_zeros(p.shape[0], NUM_STATISTICS, dtype=torch.float32) for p in params]
+        count = NUM_STATISTICS + NUM_MEMORY_OUTPUTS * self.memory
+        state["statistics"] = [p.new_zeros(p.shape[0], count, dtype=torch.float32) for p in params]
         return state
 
     def update_tensors(
         self, theta: Tensor, tensors: Sequence[TensorUpdate], *, inner_step: StepCount, num_steps: StepCount | None
     ) -> None:
-        """See `TensorwiseRule`; without `num_steps` the step stays constant."""
-        scalars, layer = decode(theta, feedback=self.feedback, embedding_offset=self.embedding_offset)
+        """See `TensorwiseRule`; without `num_steps` the step falls with the horizon that `horizon_of` supposes."""
+        scalars, layer = decode(
+            theta, feedback=self.feedback, embedding_offset=self.embedding_offset, memory=self.memory
+        )
         per_chunk, per_batch = (sys.maxsize, 1) if self.reference else numel_at_once(theta.device)
         parts = [(batch, list(chunks(batch, per_chunk))) for batch in batches(tensors, per_batch)]
         tensors = [tensor for batch, _ in parts for tensor in batch]
@@ -141,7 +161,7 @@ class NormalizedRule(TensorwiseRule):
             signals=signals_of(torch.cat(sums, dim=1), [tensor.param[0].numel() for tensor in tensors]),
             horizon=horizon_of(inner_step, num_steps, like=tensors[0].param),
         )
-        self._remember(tensors, torch.stack(statistics, dim=2))
+        self._remember(tensors, torch.stack([column for column in statistics if column is not None], dim=2))
         start = 0
         for batch, some in parts:
             own = slice(start, start := start + len(batch))
@@ -153,7 +173,11 @@ class NormalizedRule(TensorwiseRule):
         grad, momentum, square = chunk.grad(), chunk.state("momentum"), chunk.state("square")
         normalised = momentum * (square + _TINY).rsqrt_()
         norm, dot = square_sum(normalised), _flat(normalised * grad).sum(2)
-        momentum = self._lerp(chunk, "momentum", momentum, grad, 1 - scalars["momentum_decay"])
+        forgotten = 1 - scalars["momentum_decay"]
+        if self.memory:
+            log_memory = torch.stack([tensor.state["statistics"][:, NUM_STATISTICS] for tensor in chunk.tensors], dim=1)
+            forgotten = (forgotten * (-log_memory).exp()).clamp(max=1.0)
+        momentum = self._lerp(chunk, "momentum", momentum, grad, forgotten)
         square = self._lerp(chunk, "square", square, grad.square(), 1 - scalars["square_decay"])
         param = chunk.read(lambda tensor: tensor.param)
         squares = (square_sum(grad), dot, norm, square_sum(momentum), _flat(square).sum(2), square_sum(param))
@@ -254,9 +278,14 @@ def signals_of(sums: Tensor, numels: Sequence[int]) -> Signals:
 
 
 def horizon_of(inner_step: StepCount, num_steps: StepCount | None, like: Tensor) -> Horizon:
-    """Where runs stand; past their end they stay at the last step size."""
+    """Where runs stand; past their end they stay at the last step size.
+
+    A run without a horizon always stands at the same fraction of one that grows with it, so that its steps become
+    shorter as those of longer runs are.
+    """
     if num_steps is None:
-        return Horizon(*(constant((x,), like.device) for x in (CONSTANT_FRACTION, float(REFERENCE_HORIZON))))
+        done = per_network(inner_step, like) + 1
+        return Horizon(constant((OPEN_FRACTION,), like.device), (2 * done).clamp(min=MIN_OPEN_HORIZON))
     total = per_network(num_steps, like)
     return Horizon(torch.minimum(per_network(inner_step, like), total - 1) / total, total)
 

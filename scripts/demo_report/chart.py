@@ -7,6 +7,7 @@ themes. Sizes are chosen for a phone: at its width text is still readable.
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,12 +78,14 @@ class Chart:
         draw: draws a stage's data on axes.
         height: in CSS pixels, of which the width is 440.
         legend_columns: into how many columns the legend's names go.
+        name: by which scripts of the page find it; they find the scales of its axes, too.
     """
 
     title: str
     draw: Callable[[Axes, Mapping[str, Any]], None]
     height: int = 300
     legend_columns: int = 2
+    name: str = ""
 
     def svg(self, data: Mapping[str, Any], *, standalone: bool = False) -> str:
         """The drawing; standalone with its own style, as a file needs it."""
@@ -94,12 +97,27 @@ class Chart:
                 figure.legend(loc="outside upper left", ncols=self.legend_columns)
             text = io.StringIO()
             figure.savefig(text, format="svg", transparent=True)
+            found = f' data-name="{self.name}" data-plot="{escape(json.dumps(_scales(axes, self.height)))}"'
         drawing = _with_variables(text.getvalue())
         return (
-            f'<svg class="chart" viewBox="0 0 {_WIDTH} {self.height}" role="img" aria-label="{escape(self.title)}" '
+            f'<svg class="chart"{found if self.name else ""} viewBox="0 0 {_WIDTH} {self.height}" role="img" '
+            f'aria-label="{escape(self.title)}" '
             'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
             f"{f'<style>{STYLE}</style>' if standalone else ''}<title>{escape(self.title)}</title>{drawing}"
         )
+
+
+def _scales(axes: Axes, height: int) -> dict[str, dict[str, Any]]:
+    """Where the limits of both axes are in the drawing, in its pixels from the left and from the top."""
+    box = axes.get_position()
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    return {
+        "x": {"from": box.x0 * _WIDTH, "to": box.x1 * _WIDTH, "low": left, "high": right, "scale": axes.get_xscale()},
+        "y": {
+            "from": (1 - box.y0) * height, "to": (1 - box.y1) * height, "low": low, "high": high,
+            "scale": axes.get_yscale(),
+        },
+    }  # fmt: skip
 
 
 def _with_variables(svg: str) -> str:

@@ -25,7 +25,7 @@ NETWORK_KINDS: Final = {
     "average of 4": ("average of 4", GREY),
 }
 _BAND: Final[dict[str, Any]] = {"alpha": 0.2, "linewidth": 0}
-_METHOD_COLOURS: Final = {ADAMW: GREY, TUNED: ORANGE, MULO: GREEN, MULO_NORM: BLUE}
+METHOD_COLOURS: Final = {ADAMW: "grey", TUNED: "orange", MULO: "green", MULO_NORM: "blue"}
 
 
 def training_fan(axes: Axes, data: Mapping[str, Any]) -> None:
@@ -54,6 +54,22 @@ def prompted_and_achieved(axes: Axes, data: Mapping[str, Any]) -> None:
     _loss_axis(axes, "achieved, nats")
 
 
+def identity(axes: Axes, data: Mapping[str, Any]) -> None:
+    """Where networks made in the page will stand: what was asked for, and what 80% of the unseen starts had."""
+    prompts, quantiles = data["prompts"], data["achieved"]["one update"]
+    ends = [min(prompts), max(prompts)]
+    axes.fill_between(
+        prompts, quantiles[0], quantiles[-1], color=GREY, **_BAND, label="10-90% of the starts of section 2"
+    )
+    axes.plot(ends, ends, color=INK, linewidth=1.3, linestyle=(0, (4, 3)), label="what was asked for")
+    axes.set_xlabel("prompted validation loss, nats")
+    axes.set_xscale("log")
+    axes.set_xlim(*ends)
+    _round_numbers(axes.xaxis, *ends)
+    axes.set_ylim(0.8 * min(ends[0], *quantiles[0]), 1.2 * max(ends[1], *quantiles[-1]))
+    _loss_axis(axes, "achieved, nats")
+
+
 def distances(axes: Axes, data: Mapping[str, Any]) -> None:
     """How far networks are from the nearest one that the generator was trained on."""
     sets = data["distances"]
@@ -70,8 +86,9 @@ def distances(axes: Axes, data: Mapping[str, Any]) -> None:
 def optimizer_curves(axes: Axes, data: Mapping[str, Any]) -> None:
     """Training loss of an unseen network by learned optimizers and AdamW."""
     for name, (low, mean, high) in data["curves"].items():
-        axes.fill_between(data["steps"], low, high, color=_METHOD_COLOURS[name], **_BAND)
-        axes.plot(data["steps"], mean, color=_METHOD_COLOURS[name], label=name)
+        colour = LIGHT[METHOD_COLOURS[name]]
+        axes.fill_between(data["steps"], low, high, color=colour, **_BAND)
+        axes.plot(data["steps"], mean, color=colour, label=name)
     axes.set_xlim(0, max(data["steps"]))
     axes.set_xlabel("training step")
     _loss_axis(axes, "training loss, nats")
@@ -87,6 +104,15 @@ def fine_tuning(axes: Axes, data: Mapping[str, Any]) -> None:
     _loss_axis(axes, "test loss, nats")
 
 
+def curve_numbers(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The curves of `optimizer_curves` for the script that shows their numbers."""
+    return {
+        "x": data["steps"],
+        "curves": [{"y": mean, "colour": METHOD_COLOURS[name]} for name, (_, mean, _) in data["curves"].items()],
+    }
+
+
+LIVE: Final = Chart("Prompted and achieved validation loss of networks made in this page", identity, 300, 1, "live")
 # name: stage whose data it shows, chart
 CHARTS: Final = {
     "training": (
@@ -98,7 +124,7 @@ CHARTS: Final = {
         "prompting",
         Chart("Distance to the nearest training network by kind of network", distances, height=210),
     ),
-    "optimizers": ("optimizer", Chart("Training loss by optimizer", optimizer_curves, height=350, legend_columns=1)),
+    "optimizers": ("optimizer", Chart("Training loss by optimizer", optimizer_curves, 350, 1, name="optimizers")),
     "fine_tuning": (
         "join",
         Chart("Test loss of generated and of random networks in training", fine_tuning, legend_columns=1),

@@ -1,14 +1,17 @@
 """`report.html`: one page with everything in it, and the charts as files of their own.
 
-The page loads nothing, so it can be mailed, archived, or opened without a network. Its prose is in `report.html.jinja`.
+The page loads nothing, so it can be mailed, archived, or opened without a network; the generator itself is in it. Its
+prose is in `report.html.jinja`, what it computes in `generator.js`, and what it does with that in `live.js`.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,22 +24,26 @@ from ..demo_stages.stage import Record
 from . import figures, pictures
 from .chart import STYLE
 
-_STRONGEST = 0.98  # quantile of a picture's weights that is drawn in full colour
+_FOLDER: Final = Path(__file__).parent
+_STRONGEST: Final = 0.98  # quantile of a picture's weights that is drawn in full colour
 
 
-def write_report(records: Mapping[str, Record], summary: Mapping[str, Any], out: Path) -> None:
+def write_report(
+    records: Mapping[str, Record], summary: Mapping[str, Any], out: Path, live: bytes | None = None
+) -> None:
     """Write `report.html`, and `figures/*.svg`, into the folder `out`.
 
     Args:
         records: of the finished stages, by name; others have no section.
         summary: from `summarize`.
         out: folder of the demo.
+        live: from `live_file`, of the section in which the generator runs; None for none.
     """
     numbers = {name: record.result.numbers for name, record in records.items() if record.result is not None}
     data = {name: record.result.data for name, record in records.items() if record.result is not None}
     charts = {name: (chart, data[stage]) for name, (stage, chart) in figures.CHARTS.items() if stage in data}
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -51,6 +58,13 @@ def write_report(records: Mapping[str, Record], summary: Mapping[str, Any], out:
     text = environment.get_template("report.html.jinja").render(
         style=Markup(STYLE),
         charts={name: Markup(chart.svg(shown)) for name, (chart, shown) in charts.items()},
+        live=live and base64.b64encode(live).decode(),
+        live_chart=live and Markup(figures.LIVE.svg(data["prompting"])),
+        prompts=data["prompting"]["prompts"] if "prompting" in data else None,
+        num_units=len(data["prompting"]["pictures"]["weights"]["start"]) if "prompting" in data else 0,
+        curves="optimizer" in data and Markup(json.dumps(figures.curve_numbers(data["optimizer"]))),
+        colours={name: f"var(--{colour})" for name, colour in figures.METHOD_COLOURS.items()},
+        script=lambda name: Markup((_FOLDER / name).read_text()),
         pictures=_pictures(data["prompting"]["pictures"]) if "prompting" in data else None,
         methods=(ADAMW, TUNED, MULO, MULO_NORM),
         kinds={name: figures.NETWORK_KINDS[name][0] for name in SHOWN_SETS},

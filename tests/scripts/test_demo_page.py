@@ -1,16 +1,16 @@
-"""The demo's page: it needs nothing else, and a browser shows it without complaint, on a phone too."""
+"""The demo's page: it needs nothing else, a browser shows it without complaint, on a phone too, and it answers."""
 
+import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pytest
 from matplotlib.image import imread
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-VOID_TAGS = ("meta", "link", "img", "br")
+VOID_TAGS = ("meta", "link", "img", "br", "input")
+NUM_CHARTS = 6
+LEFT, HOME = "\ue012", "\ue011"  # keys, by their numbers in WebDriver
 
 
 class Page(HTMLParser):
@@ -41,10 +41,10 @@ def test_the_page_needs_nothing_else(demo_folder):
     text = (demo_folder / "report.html").read_text()
     page = Page(text)
     assert page.open == []
-    assert page.num_charts == 5
+    assert page.num_charts == NUM_CHARTS
     assert page.sources
     assert all(source.startswith(("data:", "#")) for source in page.sources)
-    assert "<script" not in text
+    text = re.sub(r"(?s)<script.*?</script>", "", text)
     assert not re.search(r"@import|url\((?!data:|#)", text)
     ids = re.findall(r' id="([^"]*)"', text)
     assert len(set(ids)) == len(ids)
@@ -53,65 +53,93 @@ def test_the_page_needs_nothing_else(demo_folder):
     assert "nan" not in re.sub(r"data:[^\"]*", "", text)
 
 
-PROBE = """<!doctype html><meta charset="utf-8"><body style="margin:0">
-<iframe id="page" src="report.html" style="border:0;display:block;width:{width}px;height:{height}px"></iframe>
-<script>
-addEventListener("load", () => {{
-  const inner = document.getElementById("page").contentDocument, root = inner.documentElement;
-  const boxes = (chart, what) => [...chart.querySelectorAll(what)].map(one => one.getBoundingClientRect());
-  const isOutside = (chart) => {{
-    const edge = chart.getBoundingClientRect();
-    return boxes(chart, "text").some(box => box.left < edge.left - 1 || box.right > edge.right + 1
-      || box.top < edge.top - 1 || box.bottom > edge.bottom + 1);
-  }};
-  const charts = [...inner.querySelectorAll("svg")];
-  const result = document.createElement("pre");
-  result.id = "result";
-  result.textContent = JSON.stringify({{
-    overflow: root.scrollWidth - root.clientWidth,
-    height: root.scrollHeight,
-    numImages: inner.images.length,
-    missing: [...inner.images].filter(one => !one.complete || one.naturalWidth === 0).length,
-    charts: charts.map(chart => chart.getBoundingClientRect().height),
-    clipped: charts.filter(isOutside).map(chart => chart.getAttribute("aria-label")),
-    ground: getComputedStyle(inner.body).backgroundColor,
-  }});
-  document.body.append(result);
-}});
-</script>"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"needs a browser: one of {', '.join(BROWSERS)} (apt-get install chromium)")
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--hide-scrollbars")
-    return [found, *flags, "--enable-logging=stderr", "--virtual-time-budget=10000"]
+LAYOUT = """
+const boxes = (chart) => [...chart.querySelectorAll("text")].map(one => one.getBoundingClientRect());
+const isOutside = (chart) => {
+  const edge = chart.getBoundingClientRect();
+  return boxes(chart).some(box => box.left < edge.left - 1 || box.right > edge.right + 1
+    || box.top < edge.top - 1 || box.bottom > edge.bottom + 1);
+};
+const root = document.documentElement, charts = [...document.querySelectorAll("svg")];
+return {
+  overflow: root.scrollWidth - root.clientWidth,
+  missing: [...document.images].filter(one => !one.complete || one.naturalWidth === 0).length,
+  charts: charts.map(chart => chart.getBoundingClientRect().height),
+  clipped: charts.filter(isOutside).map(chart => chart.getAttribute("aria-label")),
+  ground: getComputedStyle(document.body).backgroundColor,
+};"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "theme"), [(380, "light"), (380, "dark"), (1200, "light"), (1200, "dark")])
-def test_a_browser_shows_it_without_complaint(demo_folder, browser, tmp_path, width, theme):
-    shutil.copy(demo_folder / "report.html", tmp_path)
-    probe = tmp_path / "probe.html"
-    probe.write_text(PROBE.format(width=width, height=1200))
-    command = [*browser, f"--blink-settings=preferredColorScheme={int(theme == 'light')}"]
-    done = subprocess.run([*command, "--dump-dom", f"file://{probe}"], capture_output=True, text=True, check=True)
-    assert "CONSOLE" not in done.stderr
-    seen = json.loads(re.search(r'<pre id="result">(.*?)</pre>', done.stdout).group(1))
+@pytest.mark.parametrize(("width", "theme"), [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")])
+def test_a_browser_shows_it_without_complaint(demo_folder, browser, width, theme):
+    session = browser((demo_folder / "report.html").as_uri(), width, theme)
+    seen = session.execute_script(LAYOUT)
+    assert session.get_log("browser") == []
     assert seen["overflow"] <= 0
     assert seen["clipped"] == []
-    assert seen["numImages"] > 0 == seen["missing"]
-    assert len(seen["charts"]) == 5
+    assert seen["missing"] == 0
+    assert len(seen["charts"]) == NUM_CHARTS
     assert min(seen["charts"]) > 100
     is_dark = max(int(value) for value in re.findall(r"\d+", seen["ground"])) < 128
     assert is_dark == (theme == "dark")
-
-    picture = tmp_path / f"{theme}-{width}.png"
-    probe.write_text(PROBE.format(width=width, height=seen["height"]))
-    size = [f"--window-size={max(width, 500)},{seen['height']}", f"--screenshot={picture}"]
-    subprocess.run([*command, *size, f"file://{probe}"], capture_output=True, check=True)
-    pixels = imread(picture)
-    assert pixels.shape[0] > 1000
+    pixels = imread(io.BytesIO(session.get_screenshot_as_png()))
     assert pixels[..., :3].std() > 0.02
+
+
+@pytest.mark.slow
+def test_it_asks_nothing_of_the_network(demo_folder, browser):
+    address = (demo_folder / "report.html").as_uri()
+    events = [json.loads(entry["message"])["message"] for entry in browser(address).get_log("performance")]
+    asked = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+    assert {url for url in asked if not url.startswith("data:")} == {address}
+
+
+def text(session, name):
+    return session.find_element("css selector", f'[data-live="{name}"]').text
+
+
+@pytest.mark.slow
+def test_the_slider_asks_and_the_page_measures(demo_folder, browser):
+    session = browser((demo_folder / "report.html").as_uri())
+    asked, slider = text(session, "asked"), session.find_element("id", "live-slider")
+    slider.send_keys(LEFT * 3)
+    assert float(text(session, "asked")) < float(asked)
+    assert text(session, "asked") in slider.get_attribute("aria-valuetext")
+    spoken = session.find_element("css selector", '[data-live="spoken"]').get_attribute("textContent")
+    assert f"has {text(session, 'achieved')}" in spoken
+    assert len(session.find_elements("css selector", "#live circle")) > 1
+    assert not session.find_elements("css selector", "#live circle.past")
+
+    shown = float(text(session, "achieved"))
+    recomputed = session.execute_script(
+        """
+      const file = document.getElementById("live-file").textContent.trim();
+      const generator = new Generator(readSafetensors(Uint8Array.from(atob(file), (c) => c.charCodeAt(0))));
+      const { start, noise } = generator.draw(1);
+      return generator.evaluate(generator.generate(start, arguments[0], noise)).loss;""",
+        float(text(session, "asked")),
+    )
+    assert shown == pytest.approx(recomputed, abs=0.01)
+
+    before = text(session, "before")
+    session.find_element("css selector", '[data-live="new"]').click()
+    assert text(session, "seed") == "2"
+    assert text(session, "before") != before
+    assert session.find_elements("css selector", "#live circle.past")
+
+
+@pytest.mark.slow
+def test_curves_give_their_numbers(demo_folder, browser):
+    session = browser((demo_folder / "report.html").as_uri())
+    curves = json.loads((demo_folder / "stages" / "optimizer.json").read_text())["result"]["data"]
+    chart = session.find_element("css selector", 'svg[data-name="optimizers"]')
+    session.execute_script("arguments[0].focus()", chart)
+    chart.send_keys(HOME)
+    shown = [float(cell.text) for cell in session.find_elements("css selector", ".numbers b")]
+    first = [mean[0] for _, mean, _ in curves["curves"].values()]
+    assert shown == pytest.approx([round(curves["steps"][0]), *first], rel=1e-2)
+    middle = chart.find_element("css selector", "circle.cursor").rect
+    webdriver = pytest.importorskip("selenium.webdriver")
+    webdriver.ActionChains(session).move_to_element(chart).perform()
+    assert chart.find_element("css selector", "circle.cursor").rect != middle

@@ -122,6 +122,22 @@ def fifty_steps_are_those_of_one_process(rank: int, path: Path) -> None:
             assert_same(model, reference)
 
 
+@check
+def averages_are_those_of_one_process(rank: int, path: Path) -> None:
+    reference, model = make_model(), sharded(make_model())
+    optimizers = [MuLO(net, load("mulo-norm"), lr=0.05) for net in (reference, model)]
+    train(reference, optimizers[0], range(5))
+    train(model, optimizers[1], range(5), rank)
+    for optimizer in optimizers:
+        optimizer.eval()
+    assert_same(model, reference)
+    for optimizer in optimizers:
+        optimizer.train()
+    train(reference, optimizers[0], range(5, 8))
+    train(model, optimizers[1], range(5, 8), rank)
+    assert_same(model, reference)
+
+
 class Experts(nn.Module):
     """Tensors of all kinds: a matrix and its transpose, a convolution, a stack, vectors."""
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from learned_opt import LearnedOptimizer, MlpRule, MuLO, NormalizedRule, Pretrained
-from learned_opt.optimizer.torch_optimizer import NonFiniteGradientError, ThetaMismatchError
+from learned_opt import LearnedOptimizer, MlpRule, MuLO, NormalizedRule, Pretrained, load_pretrained
+from learned_opt.optimizer.torch_optimizer import RECOMMENDED, NonFiniteGradientError, ThetaMismatchError
 from learned_opt.rules.celo2 import Celo2Rule
 
 RULES = {"mulo": MlpRule(8), "mulo-norm": NormalizedRule(), "celo2": Celo2Rule()}
@@ -395,12 +395,12 @@ def test_bad_input_is_refused():
 
 
 def test_the_weights_in_the_package_train_a_model():
-    """Neither a learning rate nor a file is given; the horizon chooses between the two rules."""
-    for options, name in (({}, "mulo"), ({"num_training_steps": 100}, "mulo-norm")):
+    """Neither a learning rate nor a file is given, nor need a horizon be."""
+    for options in ({}, {"num_training_steps": 100}, {"theta": "mulo"}):
         model = make_model()
         optimizer = MuLO(model, **options)
-        assert optimizer.pretrained.name == name
+        assert optimizer.pretrained.name == options.get("theta", RECOMMENDED)
         losses = train(model, optimizer, 0, 100)
         assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     scalars = LearnedOptimizer(make_model(), "mulo-norm-scalars", num_training_steps=5).pretrained.rule
-    assert scalars.num_theta < optimizer.pretrained.rule.num_theta
+    assert scalars.num_theta < load_pretrained(RECOMMENDED).rule.num_theta

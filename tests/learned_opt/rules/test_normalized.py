@@ -49,21 +49,24 @@ SPECS = [
 ]
 
 
-def meta_trained_like(seed: int = 0, *, offset: bool = False) -> torch.Tensor:
+def meta_trained_like(seed: int = 0, *, offset: bool = False, memory: bool = False) -> torch.Tensor:
     rng = torch.Generator().manual_seed(seed)
-    rest = 0.3 * torch.randn(controller.NUM_FEEDBACK + controller.NUM_OFFSETS * offset, generator=rng)
+    count = controller.NUM_FEEDBACK + controller.NUM_OFFSETS * offset + controller.NUM_MEMORY * memory
+    rest = 0.3 * torch.randn(count, generator=rng)
     return torch.cat([controller.encode_scalars(SCALARS), rest])
 
 
 class PerTensorRule:
     """The rule for one tensor, with floats, as plainly as it can be written."""
 
-    def __init__(self, scalars, network, spec, param, horizon):
+    def __init__(self, scalars, network, spec, param, *, horizon, second=None):
         self.s, self.spec, self.param, self.horizon, self.t = scalars, spec, param, horizon, 0
         self.m = torch.zeros_like(param)
         self.v = torch.zeros_like(param)
         self.fast = self.slow = self.recent = self.usual = self.log_step = self.initial = 0.0
         self.weight, self.bias = network[:45].view(15, 3), network[45:]
+        self.second = torch.zeros(16, 2) if second is None else second.view(16, 2)
+        self.log_memory = self.log_reaction = 0.0
 
     def per_run(self, name):
         return (self.horizon / 400) ** self.s[f"{name}_horizon"]
@@ -77,8 +80,9 @@ class PerTensorRule:
         self.log_step -= s["relaxation"] / horizon * self.log_step
         if t > 0:
             agreement = float((g * last).sum() / (g.norm() * last.norm()))
-            self.log_step += self.per_run("agreement") * s["agreement_rate"] * (agreement - s["agreement_target"])
-        self.m += (1 - s["momentum_decay"]) * (g - self.m)
+            rate = self.per_run("agreement") * s["agreement_rate"] * math.exp(self.log_reaction)
+            self.log_step += rate * (agreement - s["agreement_target"])
+        self.m += min(1.0, (1 - s["momentum_decay"]) * math.exp(-self.log_memory)) * (g - self.m)
         self.v += (1 - s["square_decay"]) * (g**2 - self.v)
         young = 1 / (t + 1)
         self.fast += max(0.1, young) * (square - self.fast)
@@ -106,6 +110,8 @@ class PerTensorRule:
         ]
         inputs = [max(-3.0, min(3.0, x)) for x in inputs] + [float(role == r) for r in PARAM_ROLES]
         out = torch.tensor(inputs) @ self.weight + self.bias
+        memory, reaction = (torch.tensor([*inputs, 1.0]) @ self.second).tolist()
+        self.log_memory, self.log_reaction = max(-1.5, min(2.5, memory)), max(-6.0, min(1.5, reaction))
         size = (1 - f) ** s["schedule_power"] * math.exp(
             base + max(-5.0, min(4.0, s["noise_power"] * rho + self.log_step + float(out[0])))
         )
@@ -131,16 +137,21 @@ class PerTensorRule:
         self.t += 1
 
 
-@pytest.mark.parametrize(("reference", "offset"), [(False, False), (True, False), (False, True)])
-def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference, offset):
-    rule, horizon = NormalizedRule(reference=reference, embedding_offset=offset), 90
+@pytest.mark.parametrize(
+    ("reference", "offset", "memory"),
+    [(False, False, False), (True, False, False), (False, True, False), (False, True, True), (True, False, True)],
+)
+def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference, offset, memory):
+    rule, horizon = NormalizedRule(reference=reference, embedding_offset=offset, memory=memory), 90
     specs = [replace(spec, reads_tokens=offset) for spec in SPECS]
-    theta = meta_trained_like(offset=offset)
+    theta = meta_trained_like(offset=offset, memory=memory)
+    second = theta[-controller.NUM_MEMORY :] if memory else None
     network = theta[len(controller.SCALARS) :][: controller.NUM_FEEDBACK].clone()
     network[45:] += theta[controller.embedding_offset()] if offset else 0.0  # one of SPECS is an embedding
     rng = torch.Generator().manual_seed(0)
     params = [torch.randn(1, *spec.shape, generator=rng) for spec in SPECS]
-    plain = [PerTensorRule(SCALARS, network, s, p[0].clone(), horizon) for s, p in zip(SPECS, params, strict=True)]
+    options = {"horizon": horizon, "second": second}
+    plain = [PerTensorRule(SCALARS, network, s, p[0].clone(), **options) for s, p in zip(SPECS, params, strict=True)]
     state = rule.init_state(specs, params)
     with torch.no_grad():
         for inner_step in range(100):
@@ -165,6 +176,12 @@ def test_the_numbers_for_embeddings_change_nothing_without_one():
     assert torch.equal(*ends)
     with pytest.raises(ValueError, match="feedback=False leaves out"):
         NormalizedRule(feedback=False, embedding_offset=True)
+
+
+def test_without_a_horizon_steps_fall_as_those_of_longer_and_longer_runs():
+    places = [normalized.horizon_of(t, None, torch.zeros(1)) for t in (0, 49, 50, 9999)]
+    assert [float(place.num_steps) for place in places] == [100, 100, 102, 20_000]
+    assert len({float(place.fraction) for place in places}) == 1
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e4])

@@ -1,0 +1,154 @@
+"""Averages of weights: equal to a loop that says what they are, in every dtype, mode and checkpoint."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
+
+from learned_opt import LearnedOptimizer, MuLO
+
+P = 8.0
+pytestmark = pytest.mark.filterwarnings("ignore:num_training_steps is not given")
+
+
+def make_model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3)).to(dtype)
+
+
+def make(model: nn.Module, **options) -> MuLO:
+    return MuLO(model, average=P, **options)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps) -> None:
+    for i in steps:
+        x = torch.randn(32, 6, generator=torch.Generator().manual_seed(i))
+        optimizer.zero_grad()
+        output = model(x.to(next(model.parameters()).dtype)).float()
+        F.mse_loss(output, x[:, :3] - x[:, 3:]).backward()
+        optimizer.step()
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def assert_equal(some: list[torch.Tensor], others: list[torch.Tensor], **tolerance) -> None:
+    torch.testing.assert_close(some, others, **({"rtol": 0, "atol": 0} | tolerance))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_equals_a_loop_over_the_weights(dtype):
+    model, twin = make_model(dtype), make_model(dtype)
+    optimizer, plain = make(model), LearnedOptimizer(twin, num_training_steps=None)
+    averages = [torch.zeros_like(p, dtype=torch.float64) for p in twin.parameters()]
+    for t in range(12):
+        train(model, optimizer, [t])
+        train(twin, plain, [t])
+        for average, param in zip(averages, twin.parameters(), strict=True):
+            exact = param.detach().double() + plain.state[param].get("remainder", torch.zeros(())).double()
+            average.add_(exact - average, alpha=(P + 1) / (t + 1 + P))
+    iterates = weights(model)
+    assert_equal(iterates, weights(twin))
+    optimizer.eval()
+    tolerance = {"rtol": 1e-2, "atol": 1e-3} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    assert_equal(weights(model), [average.to(dtype) for average in averages], **tolerance)
+    optimizer.eval()  # once more changes nothing
+    optimizer.train()
+    assert_equal(weights(model), iterates)
+    train(model, optimizer, range(12, 15))
+    train(twin, plain, range(12, 15))
+    assert_equal(weights(model), weights(twin))
+
+
+def test_no_step_is_made_on_averages():
+    model = make_model()
+    optimizer = make(model)
+    train(model, optimizer, range(3))
+    optimizer.eval()
+    with pytest.raises(RuntimeError, match=r"call optimizer\.train\(\)"):
+        train(model, optimizer, [3])
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("how", ["state dict", "deepcopy", "pickle"])
+def test_saved_and_resumed_is_uninterrupted(how, mode):
+    model, again = make_model(), make_model()
+    optimizer, resumed = make(model), make(again)
+    train(model, optimizer, range(5))
+    getattr(optimizer, mode)()
+    if how == "deepcopy":
+        again, resumed = copy.deepcopy((model, optimizer))
+    elif how == "pickle":
+        again, resumed = pickle.loads(pickle.dumps((model, optimizer)))
+    else:
+        file = io.BytesIO()
+        torch.save([model.state_dict(), optimizer.state_dict()], file)
+        file.seek(0)
+        saved = torch.load(file, weights_only=True)
+        again.load_state_dict(saved[0])
+        resumed.load_state_dict(saved[1])
+    for net, one in ((model, optimizer), (again, resumed)):
+        one.train()
+        train(net, one, range(5, 9))
+        one.eval()
+    assert_equal(weights(model), weights(again))
+
+
+def test_a_checkpoint_without_averages_begins_them_where_it_stands():
+    model = make_model()
+    optimizer = LearnedOptimizer(model, num_training_steps=None)
+    train(model, optimizer, range(5))
+    again = copy.deepcopy(model)
+    resumed = make(again)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        del group["average"], group["train_mode"]
+    resumed.load_state_dict(saved)
+    train(again, resumed, [5])
+    iterates = weights(again)
+    resumed.eval()
+    for average, start, end in zip(weights(again), weights(model), iterates, strict=True):
+        torch.testing.assert_close(average, start + (P + 1) / (5 + 1 + P) * (end - start))
+
+
+@pytest.mark.parametrize("average", [None, P])
+def test_with_a_horizon_nothing_is_averaged_unless_asked_for(average):
+    model = make_model()
+    optimizer = MuLO(model, num_training_steps=10, average=average)
+    train(model, optimizer, range(5))
+    before = weights(model)
+    optimizer.eval()
+    is_same = all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    assert is_same == (average is None)
+
+
+def test_a_tensor_without_gradient_keeps_its_average():
+    model = make_model()
+    model[0].requires_grad_(False)
+    optimizer = make(model)
+    train(model, optimizer, range(4))
+    optimizer.eval()
+    assert_equal(weights(model)[:2], weights(make_model())[:2])
+
+
+def test_batch_norm_gets_the_statistics_of_the_averages():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, 3))
+    optimizer = make(model)
+    train(model, optimizer, range(30))
+    optimizer.eval()
+    x = torch.randn(256, 6)
+    update_bn([x], model)
+    torch.testing.assert_close(model[1].running_mean, model[0](x).mean(0))
+
+
+@pytest.mark.parametrize("average", [-1.0, float("nan")])
+def test_bad_powers_are_refused(average):
+    with pytest.raises(ValueError, match="average must be"):
+        MuLO(make_model(), average=average)
