@@ -150,7 +150,7 @@ def _checked(config: DictConfig, config_name: str) -> DictConfig:
         raise ValueError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}, or see --help")
     usual = _flat(default_config(config_name))
     for name, value in _flat(config).items():
-        if value == "":
+        if value == "" and usual.get(name, "") != "":
             raise ValueError(f"{name} is empty; give a value, or null for none")
         if isinstance(usual.get(name), bool) and not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {value!r}")
