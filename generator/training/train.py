@@ -36,7 +36,7 @@ _FROM_CONFIG: Final = {"max_epochs", "reload_dataloaders_every_n_epochs"}  # no 
 
 def train_generator(
     zoos: Zoo | Sequence[Zoo],
-    config: GeneratorConfig,
+    config: GeneratorConfig | None = None,
     *,
     out: str | Path,
     tasks: Sequence[Task | None] | None = None,
@@ -50,7 +50,7 @@ def train_generator(
 
     Args:
         zoos: one or several, which may differ in widths and depths.
-        config: all settings.
+        config: all settings; None for the defaults.
         out: folder of checkpoints, logs and the pipeline.
         tasks: of each zoo; default those that the zoos record.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" ...; a training may be resumed on another one.
@@ -61,7 +61,8 @@ def train_generator(
         ValueError: if a zoo has no runs to train or to validate on, or lacks a metric or a task that the config needs,
             there is no such device, or the trainer has no such option.
     """
-    zoos = [zoos] if isinstance(zoos, Zoo) else list(zoos)
+    config = config or GeneratorConfig()
+    zoos = [zoos] if isinstance(zoos, Zoo | str | Path) else list(zoos)
     if not zoos:
         raise ValueError("zoos must hold at least one zoo, got none")
     if unopened := [zoo for zoo in zoos if not isinstance(zoo, Zoo)]:

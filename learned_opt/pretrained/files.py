@@ -105,6 +105,11 @@ def load_pretrained(source: str | Path) -> Pretrained:
         HubError: if the repository cannot be fetched.
         ThetaFileError: if the file is damaged, of a newer version or of another kind.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(
+            f"theta must be a name of {available()}, a file or a Pretrained, got {source!r}; a learning rate is none, "
+            "lr=... multiplies the learned step"
+        )
     if isinstance(source, str) and source in available():
         return load_theta(DIRECTORY / f"{source}.safetensors")
     if Path(source).is_file():

@@ -10,7 +10,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Unpack, cast
@@ -93,6 +93,7 @@ def build_zoo(
     """
     if not isinstance(task, Task):
         raise TypeError(f"task must be a task, as from get_task({task!r}), got {type(task).__name__}")
+    check_names(settings)
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
     if plan.block_size in (None, AUTO) and (path / "zarr.json").is_file():
@@ -124,6 +125,17 @@ def build_zoo(
             stacklevel=3,
         )
     return zoo
+
+
+def check_names(settings: Mapping[str, object]) -> None:
+    """Raise TypeError for settings that no plan has, and for those that are missing."""
+    known = {field.name: field for field in fields(BuildPlan) if field.name != "task"}
+    if unknown := sorted(settings.keys() - known.keys()):
+        hint = "; those of the optimizer go into optimizer={'name': 'adam', 'lr': 0.01}" if "lr" in unknown else ""
+        raise TypeError(f"build_zoo has no settings {unknown}; there are {sorted(known)}{hint}")
+    needed = {name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING}
+    if missing := sorted(needed - settings.keys()):
+        raise TypeError(f"build_zoo needs {' and '.join(f'{name}=...' for name in missing)}")
 
 
 def check_initial_loss(plan: BuildPlan) -> None:
