@@ -21,6 +21,7 @@ PARTS: Final = {  # extras, and what they are for
     "generator": "training generators and sampling from them",
     "learned_opt": "meta-training, and comparisons with other optimizers",
     "all": "the demo's page",
+    "app": "the explorer",
     "s3": "zoos on S3",
     "ray": "building zoos on a Ray cluster",
     "adapters": "adapters of PEFT, models of transformers and timm",

@@ -85,24 +85,31 @@ SCIENCE = ["scipy", "sklearn", "pandas", "matplotlib", "mlxtend"]
 HEAVY = ["zarr", "diffusers", "lightning", "rich", "hydra", "omegaconf", "ray", "obstore", *SCIENCE]
 
 
-@pytest.mark.parametrize(
-    ("statement", "not_loaded"),
-    [
-        ("import zoo, generator, learned_opt, scripts.__main__", ["torch", *HEAVY]),
-        ("from learned_opt import MuLO, NormalizedRule, load_pretrained", HEAVY),
-        ("from zoo import get_task, train_population; from zoo.networks import parametrization, symmetry", HEAVY),
-        ("from zoo import Zoo", [name for name in HEAVY if name != "zarr"]),
-        (
-            "from generator import ParameterPipeline",
-            ["lightning", "sklearn", "generator.evaluation", "generator.training"],
-        ),
-        ("from generator import Testbed", ["lightning", "generator.evaluation.protocol"]),
+NOT_LOADED = {  # by statements that one process runs in this order, so that each finds what those before it loaded
+    "import zoo, generator, learned_opt, scripts.__main__": ["torch", *HEAVY],
+    "from learned_opt import MuLO, NormalizedRule, load_pretrained": HEAVY,
+    "from zoo import get_task, train_population; from zoo.networks import parametrization, symmetry": HEAVY,
+    "from zoo import Zoo": [name for name in HEAVY if name != "zarr"],
+    "from generator import ParameterPipeline": [
+        "lightning", "sklearn", "generator.evaluation", "generator.training",
     ],
-)
-def test_an_import_loads_only_what_it_needs(statement, not_loaded):
-    program = f"import sys\n{statement}\nprint([name for name in {not_loaded} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    "from generator import Testbed": ["lightning", "generator.evaluation.protocol"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """What was loaded after each of those statements, of what must not be."""
+    report = "print([name for name in {} if name in sys.modules])"
+    lines = [f"{statement}\n{report.format(names)}" for statement, names in NOT_LOADED.items()]
+    command = [sys.executable, "-c", "\n".join(["import sys", *lines])]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return dict(zip(NOT_LOADED, said.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("statement", NOT_LOADED)
+def test_an_import_loads_only_what_it_needs(loaded, statement):
+    assert loaded[statement] == "[]"
 
 
 def test_a_name_that_no_package_has_is_refused():

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.networks.architectures import HasHiddenLayers
+from zoo.tasks.classification import CrossEntropy
 from zoo.tasks.evaluation import evenly_chosen
-from zoo.tasks.objectives import CrossEntropy
 from zoo.tasks.task import Batch, Task
 
 NUM_EXAMPLES: Final = 192

@@ -1,6 +1,6 @@
 """Charts as SVG that follows the reader's light or dark theme, inside a page or as files of their own.
 
-matplotlib draws them in the colours of the light theme; these then become CSS variables, of which `STYLE` has both
+matplotlib draws them in the colours of the light theme; these then become CSS variables, of which `PALETTE` has both
 themes. Sizes are chosen for a phone: at its width text is still readable.
 """
 
@@ -61,9 +61,13 @@ def _variables(colours: Mapping[str, str]) -> str:
     return " ".join(f"--{name}: {value};" for name, value in colours.items())
 
 
-STYLE: Final = f"""
-:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_variables(_DARK)} }} }}
+PALETTE: Final = f"""
+:root {{ color-scheme: light dark; --ground: #fdfdfb; --panel: #f5f5f1; --soft: #5c6168; {_variables(LIGHT)} }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ground: #16181b; --panel: #1e2125; --soft: #a3a7ad; {_variables(_DARK)} }}
+}}
+"""
+STYLE: Final = f"""{PALETTE}
 .chart * {{ stroke-linejoin: round; stroke-linecap: butt; }}
 .chart text {{ font-family: {_FONTS}; }}
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
@@ -202,18 +201,16 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 def bootstrap_interval(
     values: Tensor,
     rng: torch.Generator,
-    statistic: Callable[[Tensor], Tensor] = torch.mean,
     *,
     level: float = 0.95,
     num_resamples: int = 2000,
     nested: bool = False,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic over independent units.
+    """Percentile bootstrap interval of a mean over independent units.
 
     Args:
         values: (N, ...) one row per independent unit (seed, run, task).
         rng: generator on the CPU.
-        statistic: function of resampled rows (N, ...) -> scalar; for paired data put both into one row.
         level: coverage, in (0, 1).
         num_resamples: number of resamples.
         nested: values are (N, S, ...), and the S entries of each drawn row (seeds of a task, say) are drawn again too.
@@ -228,10 +225,10 @@ def bootstrap_interval(
     rows = torch.randint(len(values), (num_resamples, len(values)), generator=rng).to(values.device)
     if nested:
         entries = torch.randint(values.shape[1], (num_resamples, *values.shape[:2]), generator=rng).to(values.device)
-        samples = (values[row.unsqueeze(1), own] for row, own in zip(rows, entries, strict=True))
+        samples = values[rows.unsqueeze(-1), entries]
     else:
-        samples = (values[row] for row in rows)
-    results = torch.stack([statistic(sample) for sample in samples]).double()
+        samples = values[rows]
+    results = samples.flatten(1).mean(1).double()  # (num_resamples,)
     tail = (1 - level) / 2
     low, high = results.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64, device=values.device)).tolist()
     return low, high

@@ -12,10 +12,8 @@ import functools
 import hashlib
 import inspect
 import itertools
-import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -30,17 +28,16 @@ from zoo.tasks.files.columns import read_columns
 from zoo.tasks.files.examples import SPLIT_NAMES, Splits, row_places, warn_of_leaks
 from zoo.tasks.files.idx import read_idx_folder
 from zoo.tasks.files.images import read_image_folder
+from zoo.tasks.files.python_source import BYTE_VOCABULARY, read_python_source
 from zoo.tasks.files.rows import Rows, encode_rows, read_saved_rows
 from zoo.tasks.files.tables import TableColumns, encode_table, fit_table
-from zoo.tasks.files.text import BYTES, byte_windows, read_text_folder
+from zoo.tasks.files.text import BYTES, read_text_folder
 from zoo.tasks.mnist1d import generate_mnist1d
 
-BYTE_VOCABULARY: Final = 128
 REAL_TABLES: Final = ("iris", "wine", "breast_cancer", "digits")
 _NUM_EPISODES: Final = (2048, 128, 128)  # of a task of control
 AUGMENTATION_PART: Final = 2**31  # part of a step's stream that no minibatch has
 _VAL_SHARE: Final = 0.15  # of all examples; the same again for test
-_SKIPPED_FOLDERS: Final = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -172,16 +169,7 @@ def python_source(size: int = 1_000_000, context: int = 64) -> Dataset:
         size: total number of bytes, 80% of them train.
         context: L.
     """
-    if context < 1 or size < 100 * (context + 1):
-        raise ValueError(f"size must be at least 100 windows of context + 1 bytes, got {size=} and {context=}")
-    budgets = {"train": size * 8 // 10, "val": size // 10, "test": size // 10}
-    texts: dict[str, bytearray] = {name: bytearray() for name in SPLIT_NAMES}
-    for digest, path in source_files():
-        name = ("val", "test", *["train"] * 8)[digest[0] % 10]
-        if len(texts[name]) < budgets[name]:
-            texts[name] += path.read_bytes()
-    splits = [byte_windows(bytes(texts[name][: budgets[name]]), context, BYTE_VOCABULARY) for name in SPLIT_NAMES]
-    return _dataset("python_source", splits, BYTE_VOCABULARY)
+    return _dataset("python_source", read_python_source(size, context), BYTE_VOCABULARY)
 
 
 def cartpole(horizon: int = 500) -> Dataset:
@@ -362,24 +350,6 @@ DATASETS: Final[Mapping[str, Callable[..., Dataset]]] = {
     "real_table": real_table,
     "saved_rows": saved_rows,
 }
-
-
-def source_root() -> Path:
-    """Folder of the standard library's source."""
-    return Path(sysconfig.get_path("stdlib"))
-
-
-@functools.cache
-def source_files() -> list[tuple[bytes, Path]]:
-    """Files of the standard library, without tests, in the order of a hash of their paths, which comes with them."""
-    root, files = source_root(), []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        if not _SKIPPED_FOLDERS.intersection(relative.parts):
-            files.append((hashlib.sha256(relative.as_posix().encode()).digest(), path))
-    if not files:
-        raise ValueError(f"no Python source under {root}; this interpreter has no standard library on disk")
-    return sorted(files)
 
 
 def _shuffled_dataset(name: str, inputs: np.ndarray, targets: np.ndarray) -> Dataset:

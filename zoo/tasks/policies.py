@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.tasks.cartpole import CartPole
+from zoo.tasks.classification import probabilities
 from zoo.tasks.datasets import Dataset
-from zoo.tasks.objectives import OBJECTIVES, probabilities
+from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.task import Batch, Task
 
 _STEPS_BETWEEN_CHECKS: Final = 16  # for whether any episode is still running

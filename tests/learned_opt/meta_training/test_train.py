@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -117,13 +118,12 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         run("full", tmp_path, settings=None)
 
 
-def two_processes(rank: int, port: int, path: str) -> None:
+def meta_train_as_rank(rank: int, port: int, path: str) -> None:
     import os
 
     from lightning.fabric import Fabric
     from lightning.fabric.plugins.environments import LightningEnvironment
 
-    torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp", plugins=[LightningEnvironment()])
     fabric.launch()
@@ -135,9 +135,9 @@ def two_processes(rank: int, port: int, path: str) -> None:
     devices.close()
 
 
-def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
+def test_two_gloo_processes_equal_one(two_ranks: Callable[..., object], tmp_path: Path) -> None:
     port = 29500 + int(torch.randint(2000, ()))
-    torch.multiprocessing.spawn(two_processes, (port, str(tmp_path)), nprocs=2)
+    two_ranks(meta_train_as_rank, port, str(tmp_path))
     for kind in ("full", "pes"):
         alone = run(kind)
         for rank in range(2):

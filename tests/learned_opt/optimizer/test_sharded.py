@@ -1,8 +1,6 @@
 """Sharded parameters are trained as those of one process: all checks run on the same two processes."""
 
 import copy
-import json
-import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -423,8 +421,8 @@ def summands_are_refused(rank: int, path: Path) -> None:
         MuLO([{"params": [weight], "role": "hidden"}])
 
 
-def two_processes(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def outcomes_of_rank(rank: int, folder: str) -> dict[str, str]:
+    """What went wrong in each check, empty if nothing."""
     warnings.simplefilter("ignore")
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
@@ -435,33 +433,37 @@ def two_processes(rank: int, folder: str) -> None:
             outcomes[name] = ""
         except Exception:
             outcomes[name] = traceback.format_exc()
-    Path(folder, f"outcomes{rank}.json").write_text(json.dumps(outcomes))
     dist.barrier()
-    os._exit(0)  # DDP keeps the group's threads alive, and one that meets a finalizing interpreter aborts the process
+    dist.destroy_process_group()
+    return outcomes
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the two processes, with what one process had saved before them."""
+    """With what one process has saved, for two to resume."""
     path = tmp_path_factory.mktemp("sharded")
     for name, flat in zip(NAMES, (False, True), strict=True):
         model = make_model()
         optimizer = make(name, model)
         train(model, optimizer, range(3))
         dcp.save(state_of(model, optimizer, flat), checkpoint_id=path / f"{name} of one")
-    torch.multiprocessing.spawn(two_processes, (str(path),), nprocs=2)
     return path
 
 
+@pytest.fixture(scope="module")
+def outcomes(folder: Path, two_ranks) -> list[dict[str, str]]:
+    return two_ranks(outcomes_of_rank, str(folder))
+
+
 @pytest.mark.parametrize("name", CHECKS)
-def test_on_two_ranks(folder, name):
-    for rank in range(2):
-        outcome = json.loads((folder / f"outcomes{rank}.json").read_text())[name]
-        assert not outcome, f"rank {rank}\n{outcome}"
+def test_on_two_ranks(outcomes, name):
+    for rank, of_rank in enumerate(outcomes):
+        assert not of_rank[name], f"rank {rank}\n{of_rank[name]}"
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed")
 @pytest.mark.parametrize(("name", "flat"), list(zip(NAMES, (False, True), strict=True)))
+@pytest.mark.usefixtures("outcomes")
 def test_one_process_resumes_what_two_saved(folder, name, flat):
     reference = make_model()
     optimizer = make(name, reference)

@@ -150,18 +150,12 @@ def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
     assert 0.88 < covered < 0.99
 
 
-def test_bootstrap_interval_of_a_paired_statistic_repeats_with_its_rng():
-    pairs = torch.rand(30, 2).exp()
-
-    def interval():
-        rng = torch.Generator().manual_seed(1)
-        return metrics.bootstrap_interval(pairs, rng, lambda rows: metrics.r2_log(rows[:, 0], rows[:, 1]))
-
-    assert interval() == interval()
-    low, high = interval()
-    assert low < metrics.r2_log(pairs[:, 0], pairs[:, 1]) < high
+def test_bootstrap_interval_repeats_with_its_rng():
+    values = torch.rand(30)
+    intervals = {metrics.bootstrap_interval(values, torch.Generator().manual_seed(1)) for _ in range(2)}
+    assert len(intervals) == 1
     with pytest.raises(ValueError, match="level"):
-        metrics.bootstrap_interval(pairs, torch.Generator(), level=95)
+        metrics.bootstrap_interval(values, torch.Generator(), level=95)
 
 
 def test_nested_bootstrap_draws_the_entries_of_each_row_too():

@@ -249,16 +249,17 @@ def _counted(counter, function):
     return call
 
 
-def test_killed_at_every_use_of_the_disk(tmp_path, toy, forked, bytes_of):
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_uses_of_the_disk(tmp_path, toy, forked, bytes_of, stride):
     """Nothing that was committed is lost, and the resumed zoo is that of an undisturbed build, bit for bit."""
     spec = toy.spec()
     toy.fill(tmp_path / "undisturbed", spec)
     want = bytes_of(tmp_path / "undisturbed")
     writer = ZooWriter.create(tmp_path / "zoo", spec)
     writer.write_block(0, **toy.contents(spec, 0))
-    n, exit_code = 0, -signal.SIGKILL
+    n, exit_code = 1 - stride, -signal.SIGKILL
     while exit_code == -signal.SIGKILL:
-        n += 1
+        n += stride
         writer.discard_block(1)
         process = forked(write_and_die, tmp_path / "zoo", spec, toy.contents(spec, 1), n)[0]
         process.join()

@@ -1,4 +1,5 @@
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -38,16 +39,13 @@ def test_compiled_steps_equal_eager_ones_and_are_compiled_once():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= num_programs + 1  # rates (N, 1) instead of ()
 
 
-@needs_compiler
-def test_a_process_may_compile_more_programs_than_torch_allows_by_itself():
+def test_a_process_may_compile_more_programs_than_torch_allows_by_itself(monkeypatch):
     """Beyond torch's own limit all further networks would train uncompiled, in silence."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # programs are counted before it
     num_programs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    with torch._dynamo.config.patch(recompile_limit=1), warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with torch._dynamo.config.patch(recompile_limit=1):
         for size in (2, 3):
             run_steps(get_task("digits", hidden=(size,)), Sgd(lr=0.1), compile=True)
-    if any("cannot compile" in str(one.message) for one in said):
-        pytest.skip("torch's compiler does not work here, for instance with ATEN_CPU_CAPABILITY=default")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == num_programs + 2
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from zoo.tasks.datasets import BYTE_VOCABULARY, Dataset, get_dataset, source_files, source_root
+from zoo.tasks.datasets import Dataset, get_dataset
 from zoo.tasks.families.family import Family
 from zoo.tasks.families.label_subsets import LabelSubsets
 from zoo.tasks.families.tabular_prior import TabularPrior
 from zoo.tasks.families.text_domains import TextDomains
 from zoo.tasks.families.warped_images import WarpedImages
+from zoo.tasks.files.python_source import BYTE_VOCABULARY, source_files, source_root
 from zoo.tasks.files.text import BYTES, read_text, text_files
 
 

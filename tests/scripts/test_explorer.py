@@ -1,0 +1,289 @@
+"""The explorer: what it answers, and that a browser shows it."""
+
+import io
+import json
+import math
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+
+from generator import GeneratedParams, ParameterPipeline
+from scripts.explorer import app as app_module
+from scripts.explorer.comparison import compare
+from scripts.explorer.networks import MAX_LINES, evenly, history, plane, trajectories, weight_pictures
+from scripts.explorer.prompting import Prompting, Request
+from scripts.explorer.runs import RunTable
+from zoo import Task, Zoo
+from zoo.networks.adapters import adapt
+from zoo.networks.architectures import MLP
+from zoo.networks.symmetry import apply, sample
+
+uvicorn = pytest.importorskip("uvicorn")
+
+
+@pytest.fixture(scope="module")
+def zoo(demo_folder):
+    return Zoo.open(demo_folder / "zoo")
+
+
+@pytest.fixture(scope="module")
+def pipe(demo_folder):
+    return ParameterPipeline.from_pretrained(demo_folder / "generator")
+
+
+@pytest.fixture(scope="module")
+def explorer(zoo, pipe):
+    return app_module.Explorer(zoo, pipe)
+
+
+# ----- the table
+
+
+def test_the_table_has_every_column_and_the_last_value_of_every_metric(small_zoo):
+    table = RunTable.of(small_zoo)
+    assert set(table.columns) == {"run", *small_zoo.spec.metric_names, "inner_step", "lr", "split", "status"}
+    assert table.columns["val_loss"] == pytest.approx(small_zoo.metric("val_loss")[:, -1], nan_ok=True)
+    assert table.columns["status"].tolist().count("diverged") == 1
+    for name in ("train", "val", "test"):
+        members = table.columns["run"][table.rows(f"split = {name}")]
+        assert members.tolist() == small_zoo.split(name, include_diverged=True).tolist()
+
+
+def test_conditions_choose_and_columns_sort(small_zoo):
+    table = RunTable.of(small_zoo)
+    assert table.rows("").tolist() == list(range(10))
+    assert table.rows("lr > 0.35 and lr <= 0.65, run != 4").tolist() == [3, 5]
+    assert table.rows("status == diverged").tolist() == [4]
+    for descending in (False, True):
+        rows = table.sorted(table.rows(""), "val_loss", descending=descending)
+        assert rows[-1] == 4  # NaN
+        values = table.columns["val_loss"][rows[:-1]]
+        assert (np.diff(values) * (-1 if descending else 1) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("val_los < 1", "no column 'val_los'; did you mean val_loss"),
+        ("lr < fast", "compared with a number, got 'fast'"),
+        ("lr", "written like val_loss < 0.3, got 'lr'"),
+        ("lr < 1; import os", "written like"),
+    ],
+)
+def test_what_is_no_condition_is_said(small_zoo, where, message):
+    with pytest.raises(ValueError, match=message):
+        RunTable.of(small_zoo).rows(where)
+
+
+# ----- networks
+
+
+def test_many_runs_become_a_band_and_few_lines(small_zoo):
+    runs = small_zoo.usable_runs()
+    found = trajectories(small_zoo, "val_loss", runs)
+    assert found["quantiles"] == pytest.approx(np.quantile(small_zoo.metric("val_loss")[runs], found["levels"], axis=0))
+    assert found["steps"].tolist() == small_zoo.inner_step[0].tolist()
+    assert [line["run"] for line in found["lines"]] == runs.tolist()
+    assert trajectories(small_zoo, "val_loss", runs[:0])["lines"] == []
+    assert len(evenly(np.arange(10_000), MAX_LINES)) == MAX_LINES
+
+
+def test_the_plane_does_not_see_the_order_of_units(small_zoo, monkeypatch):
+    before = plane(small_zoo, "PCA")
+    read, layout = Zoo.read, small_zoo.layout
+
+    def shuffled(self, pairs):
+        params = torch.from_numpy(read(self, pairs))
+        orders = sample(layout, len(params), torch.Generator().manual_seed(0))
+        for order in orders.values():
+            order[0] = torch.arange(order.shape[1])  # of the one that others are matched to
+        return apply(layout, params, orders).numpy()
+
+    monkeypatch.setattr(Zoo, "read", shuffled)
+    after = plane(small_zoo, "PCA")
+    assert before["runs"].tolist() == small_zoo.usable_runs().tolist()
+    signs = np.sign((before["points"] * after["points"]).sum(0))
+    assert after["points"] * signs == pytest.approx(before["points"], abs=1e-3)
+    assert 0 < before["shares"][1] < before["shares"][0] < 1
+
+
+def test_pictures_are_the_weights(zoo):
+    params = torch.from_numpy(zoo.read([(0, -1), (1, -1)]))
+    first, second = weight_pictures(zoo.layout, params, (8, 8))
+    assert (first["name"], first["row_shape"], second["row_shape"]) == ("layers.0.weight", [8, 8], [1, 4])
+    assert torch.equal(first["rows"][1].flatten(), params[1, zoo.layout.slots[0].span])
+    frames = history(zoo, 0, (8, 8))
+    assert frames["steps"].tolist() == zoo.inner_step[0].tolist()
+    assert torch.equal(frames["tensors"][0]["rows"][-1], first["rows"][0])
+
+
+def test_two_networks_side_by_side(zoo, explorer):
+    found = compare(zoo, explorer.task, 0, 1)
+    test = explorer.task.dataset.test
+    params = torch.from_numpy(zoo.read([(0, -1), (1, -1)]))
+    answers = explorer.task.predict(params, test.inputs).argmax(-1)
+    assert found["confusion"].sum() == len(test)
+    assert found["confusion"].trace() == len(test) - found["num_differ"]
+    assert found["num_right"].tolist() == (answers == test.targets).sum(1).tolist()
+    for one in found["examples"]:
+        assert one["answers"].tolist() == answers[:, one["index"]].tolist()
+        assert len(set(one["answers"].tolist())) == 2
+    assert all(matched <= stored + 1e-4 for stored, matched in [found["layers"][0]["apart"]])
+    same = compare(zoo, explorer.task, 0, 0)
+    assert same["num_differ"] == 0
+    assert max(max(layer["apart"]) for layer in same["layers"]) == 0
+    assert "confusion" not in compare(zoo, None, 0, 1)
+
+
+# ----- networks on request
+
+
+def test_samples_are_measured_and_compared_and_can_be_taken_along(zoo, pipe, explorer):
+    prompting = Prompting(pipe, zoo, explorer.task)
+    request = Request(prompt=(("val_loss", 2.2),), num_samples=2, start=0, seed=3)
+    answer = prompting.answer(request)
+    name, content = prompting.file(request, 1, "safetensors")
+    params = zoo.layout.flatten(load(content))[None]
+    assert name == "sample_1.safetensors"
+    assert torch.equal(params[0], prompting.sample(request).params[1])
+    assert answer["samples"][1]["metrics"]["val_loss"] == explorer.task.evaluate(params, "val")["loss"]
+    others = torch.from_numpy(zoo.read([(run, -1) for run in zoo.usable_runs()]))
+    assert answer["samples"][1]["distance"] <= (others - params).norm(dim=1).min() + 1e-4
+    assert torch.equal(Prompting(pipe, zoo, None).sample(request).params, prompting.sample(request).params)
+    assert Prompting(pipe, zoo, None).answer(request)["samples"][0]["metrics"] == {}
+    for change, message in [((5, "safetensors"), "sample must be from 0 to 1"), ((0, "peft"), "must be one of")]:
+        with pytest.raises(ValueError, match=message):
+            prompting.file(request, *change)
+    with pytest.raises(ValueError, match="from 1 to"):
+        Request(prompt=(), num_samples=99)
+
+
+def test_a_generated_adapter_is_packed_as_a_folder_for_peft(zoo, pipe, explorer, monkeypatch):
+    base = MLP(64, (4,), 10)
+    task = Task("adapters", explorer.task.dataset, lambda: adapt(base, rank=2), "cross_entropy")
+    layout = task.layout
+    made = GeneratedParams(torch.randn(2, layout.num_params, generator=torch.Generator().manual_seed(0)), layout)
+    monkeypatch.setattr(Prompting, "sample", lambda self, request: made)
+    monkeypatch.setattr(Prompting, "_adapted", lambda self: task.make_model())
+    prompting = Prompting(pipe, zoo, None)
+    assert prompting.summary()["formats"] == ["safetensors", "peft"]
+    name, content = prompting.file(Request(prompt=()), 1, "peft")
+    packed = zipfile.ZipFile(io.BytesIO(content))
+    assert (name, json.loads(packed.read("adapter/adapter_config.json"))["r"]) == ("sample_1_peft.zip", 2)
+    tensors = load(packed.read("adapter/adapter_model.safetensors"))
+    held = torch.cat([value.flatten() for value in tensors.values()]).sort().values
+    torch.testing.assert_close(held, made.params[1].sort().values)
+
+
+# ----- the server
+
+
+@pytest.fixture(scope="module")
+def address(zoo, pipe):
+    server = uvicorn.Server(uvicorn.Config(app_module.make_app(zoo, pipe), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def get(address, path, host=None, **parameters):
+    url = f"{address}/{path}?{urllib.parse.urlencode(parameters)}"
+    request = urllib.request.Request(url, headers={} if host is None else {"Host": host})
+    try:
+        with urllib.request.urlopen(request) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_the_server_answers_in_json_and_says_what_is_wrong(address, explorer):
+    status, content = get(address, "api/runs", where="split = test", sort="val_loss", descending=1)
+    found = json.loads(content)
+    assert status == 200
+    assert found["count"] == len(explorer.zoo.split("test", include_diverged=True))
+    assert found["columns"]["val_loss"] == sorted(found["columns"]["val_loss"], reverse=True)
+    wrong = [
+        ("api/runs", {"where": "nothing < 1"}, 400, "no column"),
+        ("api/runs", {"what": 1}, 400, "unexpected keyword"),
+        ("api/pair", {"first": 0, "second": 10**6}, 400, "no run 1000000"),
+        ("api/map", {"method": "magic"}, 400, "method must be one of"),
+        ("api/generate", {"beauty": 1}, 400, "not trained on metric 'beauty'"),
+        ("api/nothing", {}, 404, "no 'nothing'"),
+        ("..%2fapp.py", {}, 404, ""),
+        ("app.py", {}, 404, "no such file"),
+    ]
+    for path, parameters, code, message in wrong:
+        status, content = get(address, path, **parameters)
+        assert (status, message in content.decode()) == (code, True), (path, content)
+
+
+def test_only_this_machine_is_answered(address):
+    assert get(address, "")[0] == 200
+    assert get(address, "", host="rebound.example")[0] == 400
+
+
+def test_numbers_are_valid_json():
+    found = app_module.as_json({"a": np.array([1.0, math.nan]), "b": torch.tensor([math.inf, 1 / 3]), "c": ("x", None)})
+    assert json.loads(json.dumps(found, allow_nan=False)) == {"a": [1.0, None], "b": [None, 0.33333], "c": ["x", None]}
+
+
+# ----- the page
+
+
+def wait_for(session, script, seconds=60):
+    ends = time.monotonic() + seconds
+    while not (value := session.execute_script(f"return {script}")):
+        assert time.monotonic() < ends, f"{script}: {session.find_element('id', 'error').text}"
+        time.sleep(0.05)
+    return value
+
+
+def press(session, view):
+    session.find_element("css selector", f'[data-view="{view}"]').click()
+    wait_for(session, "document.body.getAttribute('aria-busy') === 'false'")
+    assert session.find_element("id", "error").text == ""
+    assert session.execute_script("return document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [(1280, "light"), (390, "dark")])
+def test_open_filter_generate_and_download(address, browser, zoo, window):
+    session = browser(f"{address}/", *window)
+    wait_for(session, "document.body.dataset.ready")
+    field = session.find_element("id", "where")
+    field.send_keys("split = test")
+    wait_for(session, f"document.getElementById('count').textContent.startsWith('{len(zoo.split('test'))} of')")
+    for i, which in enumerate("ab"):
+        session.find_elements("css selector", f"tbody button.{which}")[i].click()
+        wait_for(session, f"document.querySelector('tbody button.{which}[aria-pressed=true]')")
+    for view in ("trajectories", "map", "pair", "history"):
+        press(session, view)
+    assert "they differ on" in session.find_element("id", "pair").get_attribute("textContent")
+    assert session.find_element("id", "step").text == f"step {zoo.inner_step[0, -1]}"
+    press(session, "generate")
+    wait_for(session, "document.querySelectorAll('#samples tbody tr').length === 4")
+    path = session.downloads / "sample_0.safetensors"
+    path.unlink(missing_ok=True)
+    session.find_element("css selector", "#samples a").click()
+    ends = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    assert set(load(path.read_bytes())) == {slot.name for slot in zoo.layout}
+    assert session.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in session.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert asked
+    assert all(url.startswith((address, "data:", "about:")) for url in asked)
