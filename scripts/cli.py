@@ -40,7 +40,7 @@ _HYDRA_SETTINGS = (
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
 )
-_USER_ERRORS = (ValueError, KeyError, OSError, ImportError, HydraException, OmegaConfBaseException)
+_USER_ERRORS = (ValueError, LookupError, OSError, ImportError, HydraException, OmegaConfBaseException)
 
 
 def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
