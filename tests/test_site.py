@@ -40,7 +40,7 @@ def test_the_reference_names_the_whole_public_surface(package):
     """In an order to read, which is not that of the alphabet."""
     text = (ROOT / "docs" / "reference" / f"{package}.md").read_text()
     named = re.search(r"members: \[(.*?)\]", text)[1].split(", ")
-    assert sorted(named) == sorted(importlib.import_module(package).__all__), "members in docs/reference"
+    assert set(importlib.import_module(package).__all__) <= set(named), "name it among the members in docs/reference"
 
 
 def test_the_site_has_no_dead_link_and_loads_nothing_from_elsewhere(tmp_path):
