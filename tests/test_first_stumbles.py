@@ -11,6 +11,7 @@ from zoo.building.build import build_zoo
 from zoo.checkpoints.adapters import save_adapter
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
+from zoo.tasks.datasets import Dataset, Split
 from zoo.tasks.files.columns import column
 from zoo.tasks.files.tables import TableColumns, encode_table
 from zoo.tasks.registry import get_task
@@ -70,6 +71,14 @@ def test_a_path_in_place_of_a_zoo_and_a_prompt_in_place_of_a_start(tmp_path):
         train_generator("out/zoo", out=tmp_path)
     with pytest.raises(ValueError, match=r"start must be a state dict, got .*pipe\(prompt=...\)"):
         read_start({"loss": 0.5}, [ParamLayout.of(MLP(4, (3,), 2))])
+
+
+def test_a_dataset_that_names_no_hash_has_that_of_its_numbers(digits):
+    data = digits.dataset
+    again = Dataset("again", data.train, data.val, data.test, data.num_classes)
+    assert again.data_hash == data.data_hash
+    other = Split(data.val.inputs + 1, data.val.targets)
+    assert Dataset("other", data.train, other, data.test, data.num_classes).data_hash != data.data_hash
 
 
 def test_arguments_of_an_adapter_in_the_other_order(tmp_path):
