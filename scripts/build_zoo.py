@@ -26,6 +26,7 @@ from zoo.tracking import build_curves
 
 from .build_report import Report
 from .cli import console, run, save_run, tracking
+from .machine import used_by_this_process
 
 
 def main(config: DictConfig) -> None:
@@ -38,6 +39,7 @@ def main(config: DictConfig) -> None:
     for table in summary_tables(summary):
         console.print(table)
     built = {"seconds": time.perf_counter() - started, "new_runs": report.runs, "new_model_steps": report.model_steps}
+    built |= used_by_this_process()
     save_run(folder, config, summary | {"build": built})
     console.print(f"zoo in {out}, config.yaml and summary.json in {folder}", soft_wrap=True)
 

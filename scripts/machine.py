@@ -6,10 +6,24 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+
+def used_by_this_process() -> dict[str, float]:
+    """CPU seconds of this process and the processes that it began and that have ended, and the most memory of one."""
+    times = os.times()
+    used = {"cpu_seconds": times.user + times.system + times.children_user + times.children_system}
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        used["peak_bytes"] = unit * max(peaks)
+    return used
 
 
 def commit() -> str:

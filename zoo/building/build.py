@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from zoo.building.block_size import fitting_block_size
+from zoo.building.execution import with_execution
 from zoo.building.executors import Executor, InProcess
 from zoo.building.plan import AUTO, BuildPlan, BuildSettings
 from zoo.devices import is_out_of_memory
@@ -30,7 +31,6 @@ from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 from zoo.training.population import Snapshot, train_population
 
-LARGE: Final = 2**20  # numbers of a network from which on one at a time fills the machine
 _UNFINISHED: Final = ".unfinished"  # folder of a zoo
 _POLL_SECONDS: Final = 1.0
 _NUM_TRIED: Final = 8  # runs, and examples
@@ -96,10 +96,11 @@ def build_zoo(
     check_names(settings)
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
-    if plan.block_size in (None, AUTO) and (path / "zarr.json").is_file():
-        plan = replace(plan, block_size=ZooWriter.open(path).spec.block_size)  # a larger number of runs asks for more
+    if (path / "zarr.json").is_file():
+        plan = plan.as_begun(ZooWriter.open(path).spec)
     elif plan.block_size == AUTO or (plan.block_size is None and task.device.type == "cuda"):
         plan = replace(plan, block_size=fitting_block_size(plan))
+    plan = with_execution(plan)
     check_initial_loss(plan)
     if any(slot.dtype == "float64" for slot in task.layout):
         warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=3)
@@ -143,8 +144,8 @@ def check_initial_loss(plan: BuildPlan) -> None:
 
     That is so where regression targets come in large units, or the initial scale is far too large.
     """
-    runs = range(min(plan.num_runs, _NUM_TRIED if plan.task.layout.num_params < LARGE else 1))
-    task = plan.task.for_runs(runs)
+    runs = range(min(plan.num_runs, 1 if plan.loops else _NUM_TRIED))
+    task = plan.task_for(runs)
     params = plan.initial_params(runs)
     chosen = torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device)
     batch = task.batch(chosen, len(runs), stream=streams_of([plan.seed], task.device)[0])
@@ -221,35 +222,35 @@ class BlockBuilder:
     def _train(self, runs: range, folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
         """Parameters (N, S, P), metrics (N, S) by name, and which runs did not diverge (N,).
 
-        Large networks are trained one after another; the folder holds their snapshots and what a run is resumed from,
-        memory a few copies of one network.
+        Of runs that are trained one after another the folder holds the snapshots and what a run is resumed from, memory
+        a few copies of one network.
         """
         plan, shape = self.plan, (len(runs), len(self.plan.steps))
-        is_large = plan.task.layout.num_params >= LARGE
-        room = partial(_on_disk, folder) if is_large else _in_memory
+        room = partial(_on_disk, folder) if plan.loops else _in_memory
         params = room("params", (*shape, plan.task.layout.num_params))
         names = [f"{split}_{name}" for split in plan.evaluated_splits for name in plan.task.metric_names]
         metrics = {name: room(name, shape) for name in names}
         alive = room("alive", (len(runs),))
-        size = 1 if is_large else len(runs)
+        size = 1 if plan.loops else len(runs)
         for first in range(0, len(runs), size):
             rows = slice(first, first + size)
-            checkpoint = folder / f"{runs[first]}.pt" if is_large else None
-            for snapshot in self._snapshots(runs[rows], plan.compiles(runs), checkpoint):
+            task = plan.task_for(runs[rows])
+            checkpoint = folder / f"{runs[first]}.pt" if plan.loops else None
+            for snapshot in self._snapshots(task, runs[rows], plan.compiles(runs), checkpoint):
                 s = plan.steps.index(snapshot.inner_step)
                 params[rows, s] = snapshot.params.cpu().numpy()
                 alive[rows] = snapshot.alive.cpu().numpy()
                 for split in plan.evaluated_splits:
-                    for name, values in plan.task.for_runs(runs[rows]).evaluate(snapshot.params, split).items():
+                    for name, values in task.evaluate(snapshot.params, split).items():
                         metrics[f"{split}_{name}"][rows, s] = values.cpu().numpy()
-                for array in (params, alive, *metrics.values()) if is_large else ():
+                for array in (params, alive, *metrics.values()) if plan.loops else ():
                     cast("np.memmap", array).flush()  # before the checkpoint says that they are there
         return params, metrics, alive.astype(bool)
 
-    def _snapshots(self, runs: range, compile: bool, checkpoint: Path | None) -> Iterator[Snapshot]:
+    def _snapshots(self, task: Task, runs: range, compile: bool, checkpoint: Path | None) -> Iterator[Snapshot]:
         plan = self.plan
         return train_population(
-            plan.task.for_runs(runs),
+            task,
             plan.optimizer_for(runs),
             plan.seeds(runs),
             num_steps=plan.num_steps,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final, Required, TypedDict, cast
 
@@ -40,6 +40,7 @@ from zoo.training.precision import check_precision
 DEFAULT_OPTIMIZER: Final[Mapping[str, Json]] = {"name": "adam", "lr": 0.01}
 EVALUATED_SPLITS: Final = ("train", "val", "test")
 AUTO: Final = "auto"
+TOGETHER, LOOP, LOOP_CHANNELS_LAST = EXECUTIONS = ("together", "loop", "loop_channels_last")
 BLOCK_MEMORY: Final = 256 * 2**20  # bytes that a block of default size holds
 MAX_BLOCK_RUNS: Final = 256  # populations of this size train at full speed
 TRAINING_COPIES: Final = 8  # parameters, gradient, optimizer state and temporaries, in units of N * P
@@ -64,6 +65,7 @@ class BuildSettings(TypedDict, total=False):
     precision: str
     accumulate: int
     block_size: int | str | None
+    execution: str
     dtype: str
     split_fractions: Mapping[str, float]
 
@@ -92,6 +94,9 @@ class BuildPlan:
         accumulate: microbatches into which each minibatch is divided: the same gradient in less memory.
         block_size: runs trained and written together; "auto" for what fits the memory and fills the device; None for
             that on a GPU, and for what fits BLOCK_MEMORY, at most MAX_BLOCK_RUNS, elsewhere. The zoo records it.
+        execution: how the runs of a block train: "together" as one batched program, or one after another by the plain
+            module, "loop", to which "loop_channels_last" gives images with their channels last. "auto" is the fastest
+            (`zoo.building.execution`); the zoo records it.
         dtype: of the stored parameters.
         split_fractions: shares of the runs declared as training and held-out runs.
     """
@@ -113,6 +118,7 @@ class BuildPlan:
     precision: str = "32"
     accumulate: int = 1
     block_size: int | str | None = None
+    execution: str = AUTO
     dtype: str = "float32"
     split_fractions: Mapping[str, float] = field(default_factory=lambda: dict(SplitRule().fractions))
 
@@ -121,6 +127,8 @@ class BuildPlan:
             _check_integer(name, getattr(self, name), at_least=1)
         if self.block_size not in (None, AUTO):
             _check_integer("block_size", self.block_size, at_least=1)
+        if self.execution not in (AUTO, *EXECUTIONS):
+            raise ValueError(f"execution must be {AUTO!r} or one of {EXECUTIONS}, got {self.execution!r}")
         _check_integer("seed", self.seed)
         check_repeatable(self.task)
         check_batch_size(self.batch_size, len(self.task.dataset.train))
@@ -175,6 +183,8 @@ class BuildPlan:
             "precision": self.precision,
             "accumulate": self.accumulate,
         }
+        if self.loops:
+            training["execution"] = self.execution
         if self.starts is not None:
             training["init_from"] = self.starts.digest
         recorded = self.optimizer if isinstance(self.optimizer, Mapping) else self.optimizer_config or {}
@@ -206,8 +216,17 @@ class BuildPlan:
         return {
             "optimizer": OPTIMIZER_DEFAULTS.get(str(name), {}),
             "task": cast("dict[str, Json]", behaviour),
-            "extra": {"training": {"precision": "32", "accumulate": 1}},
+            "extra": {"training": {"precision": "32", "accumulate": 1, "execution": TOGETHER}},
         }
+
+    def as_begun(self, spec: ZooSpec) -> BuildPlan:
+        """The plan with what it leaves open as a zoo was begun; a larger number of runs may ask for other blocks."""
+        begun = cast("Mapping[str, Json]", spec.extra.get("training", {})).get("execution", TOGETHER)
+        return replace(
+            self,
+            block_size=spec.block_size if self.block_size in (None, AUTO) else self.block_size,
+            execution=str(begun) if self.execution == AUTO else self.execution,
+        )
 
     @property
     def runs_per_block(self) -> int:
@@ -216,6 +235,16 @@ class BuildPlan:
             return self.block_size
         run_bytes = 4 * self.task.layout.num_params * (len(self.steps) + TRAINING_COPIES)
         return max(1, min(MAX_BLOCK_RUNS, BLOCK_MEMORY // run_bytes, self.num_runs))
+
+    @property
+    def loops(self) -> bool:
+        """Whether the runs of a block train one after another."""
+        return self.execution in (LOOP, LOOP_CHANNELS_LAST)
+
+    def task_for(self, runs: Sequence[int]) -> Task:
+        """The task of those runs, as they are executed."""
+        task = self.task.for_runs(runs)
+        return task.by_module(channels_last=self.execution == LOOP_CHANNELS_LAST) if self.loops else task
 
     def seeds(self, runs: Sequence[int]) -> list[int]:
         """Seed of each run, a function of the zoo's seed and the run's number alone."""

@@ -1,11 +1,12 @@
 """Checkpoints as other tools save them: which files make up a run, and at which steps.
 
-A *snapshot* is a file (.safetensors, .pt, .pth, .bin, .ckpt, .pth.tar) or a folder that a library saved one model into
-(adapter_model.safetensors with adapter_config.json, model.safetensors, pytorch_model.bin, or one of these cut into
-several files with an index; a sharded checkpoint of torch's DCP or FSDP). A *run* is one snapshot, or a folder of
-several: its trajectory. A folder may be both, as the output of Hugging Face's Trainer is: then it is a run of its
-checkpoint folders and its own, final model. Runs of Lightning's loggers and trials of Ray Tune are found by what these
-write (`zoo.checkpoints.records`), and so are the databases of G.pt, each of which holds one run or several
+A *snapshot* is a file (.safetensors, .pt, .pth, .bin, .ckpt, .pth.tar) or a folder that a library saved one model
+into (adapter_model.safetensors with adapter_config.json, model.safetensors, pytorch_model.bin, or one of these cut
+into several files with an index; a sharded checkpoint of torch's DCP or FSDP). A *run* is one snapshot, or a folder
+of several: its trajectory. A folder may be both, as the output of Hugging Face's Trainer is: then it is a run of its
+checkpoint folders and its own, final model. Runs of Lightning's loggers and trials of Ray Tune are found by what
+these write (`zoo.checkpoints.records`), files of one adapter each, as W2T publishes them, by the NAME_config.json
+beside them, and so are the databases of G.pt, each of which holds one run or several
 (`zoo.checkpoints.flat_databases`).
 
 Steps come from tables and JSON files (see `zoo.checkpoints.tables`), from what frameworks note, or from names: the
@@ -157,7 +158,8 @@ class _Search:
                 if not is_trial(child) and (child.is_dir() or _looks_like_weights(child)):
                     self.remark(f"{child} was left out: it is no trial, as others beside it are")
             children = [child for child in children if is_trial(child)]
-        return [child for child in children if is_flat_database(child) or self.snapshots_in(child)]
+        taken = [child for child in children if is_flat_database(child) or self.snapshots_in(child)]
+        return [entry for child in taken for entry in _adapter_files(child) or [child]]
 
     def runs_of(self, entry: Path) -> list[RunFiles]:
         """The run that a path stands for, or the runs of a database."""
@@ -192,6 +194,8 @@ class _Search:
         steps = {member: one.inner_step for member, one in known.items()}
         if record.rows and not table:
             steps = self.recorded_steps(entry, files, steps)
+        elif members == _adapter_files(entry):
+            steps = {entry: 0}  # the number in its name is the run's
         elif all(step is None for step in steps.values()):
             steps = self.steps_from_names(entry, files)
         snapshots = []
@@ -199,8 +203,7 @@ class _Search:
             path, one = files[member], known[member]
             if step is None or step < 0:
                 raise CheckpointError(f"{path} needs an inner_step of at least 0, got {step}")
-            config = json_object(path.parent / "adapter_config.json") if path.name.startswith("adapter_model.") else {}
-            snapshots.append(SnapshotFile(path, step, one.metrics, one.seed, one.sidecar, config))
+            snapshots.append(SnapshotFile(path, step, one.metrics, one.seed, one.sidecar, _adapter_config(path)))
         snapshots.sort(key=lambda snapshot: snapshot.inner_step)
         if len({snapshot.seed for snapshot in snapshots if snapshot.seed is not None}) > 1:
             raise CheckpointError(f"snapshots of {entry} are of different seeds, so of different runs")
@@ -287,7 +290,10 @@ class _Search:
                 steps |= dict(zip(numbered, values, strict=True))
                 break
         else:
-            self.remark(f"steps of {entry} are not in the names of its snapshots, which were numbered in their order")
+            if len(files) > 1:
+                self.remark(
+                    f"steps of {entry} are not in the names of its snapshots, which were numbered in their order"
+                )
             return {member: i for i, member in enumerate(files)}
         for member in final:
             step = _trainer_step(member)
@@ -307,6 +313,26 @@ def _trainer_step(member: Path) -> int | None:
     """Step of a model that Hugging Face's Trainer saved, if it is noted beside it."""
     step = json_object(member / "trainer_state.json").get("global_step") if member.is_dir() else None
     return step if isinstance(step, int) else None
+
+
+def _adapter_config(path: Path) -> Mapping:
+    """What says what an adapter's tensors mean: adapter_config.json, or of one of many files NAME_config.json."""
+    if path.name.startswith("adapter_model."):
+        return json_object(path.parent / "adapter_config.json")
+    config = json_object(path.with_name(f"{path.stem}_config.json"))
+    return config if "peft_type" in config else {}
+
+
+def _adapter_files(entry: Path) -> list[Path]:
+    """Files of one adapter each: the path itself, or those in a folder."""
+    files = _visible(entry) if entry.is_dir() else [entry]
+    return [
+        file
+        for file in files
+        if file.name.endswith(SUFFIXES)
+        and (file.with_name(f"{file.stem}_config.json")).is_file()
+        and _adapter_config(file)
+    ]
 
 
 def _fetched(path: str | Path) -> Path:

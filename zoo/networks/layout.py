@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from zoo.networks.roles import ROLES, infer_roles
 
 _VERSION: Final = 2  # which a layout without a base does not need
+LARGE: Final = 2**20  # numbers of a network from which on one at a time fills the machine
 GROUP_KINDS: Final = ("permutation", "linear")
 _EXACT_INTEGERS: Final = 2**24  # integers up to here are exact in float32
 _LOW_RANK: Final = re.compile(r"((?:.*\.)?)lora_(embedding_)?A((?:\..*)?)")
@@ -212,6 +213,11 @@ class ParamLayout:
     def num_trainable(self) -> int:
         """Length of the leading part that holds trainable parameters."""
         return sum(slot.numel for slot in self.slots if slot.kind == "param")
+
+    @property
+    def is_large(self) -> bool:
+        """Whether one network at a time fills the machine, so that nothing is gained by several."""
+        return self.num_params >= LARGE
 
     def flatten(self, source: nn.Module | Mapping[str, Tensor]) -> Tensor:
         """Flat vector (..., P) of a module or of named tensors, which may share leading dims.

@@ -14,6 +14,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -25,16 +26,18 @@ from zoo.tasks.augmentation import Augmentation, Sampler
 from zoo.tasks.cartpole import cartpole_episodes
 from zoo.tasks.files.arrays import load_array_file
 from zoo.tasks.files.columns import read_columns
-from zoo.tasks.files.examples import SPLIT_NAMES, Splits, row_places, warn_of_leaks
+from zoo.tasks.files.examples import SPLIT_NAMES, Splits, resource_folder, row_places, warn_of_leaks
 from zoo.tasks.files.idx import read_idx_folder
 from zoo.tasks.files.images import read_image_folder
-from zoo.tasks.files.python_source import BYTE_VOCABULARY, read_python_source
+from zoo.tasks.files.labelled_text import read_labelled_text
+from zoo.tasks.files.python_source import BYTE_VOCABULARY, read_python_source, source_root
 from zoo.tasks.files.rows import Rows, encode_rows, read_saved_rows
 from zoo.tasks.files.tables import TableColumns, encode_table, fit_table
 from zoo.tasks.files.text import BYTES, read_text_folder
 from zoo.tasks.mnist1d import generate_mnist1d
 
 REAL_TABLES: Final = ("iris", "wine", "breast_cancer", "digits")
+LIBRARY_CLASSES: Final = ("asyncio", "email", "multiprocessing", "tkinter", "unittest")
 _NUM_EPISODES: Final = (2048, 128, 128)  # of a task of control
 AUGMENTATION_PART: Final = 2**31  # part of a step's stream that no minibatch has
 _VAL_SHARE: Final = 0.15  # of all examples; the same again for test
@@ -250,6 +253,35 @@ def text_folder(path: str, context: int = 64, pattern: str = "*") -> Dataset:
     return _dataset("text_folder", read_text_folder(path, context, pattern), BYTES)
 
 
+def text_classes(
+    path: str | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    context: int = 64,
+    pattern: str = "*",
+    max_windows: int = 256,
+    tokenizer: str | None = None,
+) -> Dataset:
+    """Windows (n, L) of text, and the class that each comes from: a subfolder of the path.
+
+    A document, which is a file, belongs to one split, by a hash of its content.
+
+    Args:
+        path: the folder; None for packages of the interpreter's standard library.
+        classes: names of the subfolders that are taken; None for all, of the standard library for five large ones.
+        context: L.
+        pattern: of the names of files that are read.
+        max_windows: of each class for training, a quarter of that for val and for test.
+        tokenizer: folder with a tokenizer.json, as for `architecture: transformers`; None for bytes.
+    """
+    pattern = "*.py" if path is None else pattern
+    classes = LIBRARY_CLASSES if path is None and classes is None else classes
+    folder = source_root() if path is None else Path(path)
+    codec = None if tokenizer is None else resource_folder(tokenizer) / "tokenizer.json"
+    read = functools.partial(read_labelled_text, context=context, pattern=pattern, max_windows=max_windows)
+    return _dataset("text_classes", *read(folder, classes, tokenizer=codec))
+
+
 def table(
     path: str,
     *,
@@ -353,6 +385,7 @@ DATASETS: Final[Mapping[str, Callable[..., Dataset]]] = {
     "idx_folder": idx_folder,
     "image_folder": image_folder,
     "text_folder": text_folder,
+    "text_classes": text_classes,
     "table": table,
     "real_table": real_table,
     "saved_rows": saved_rows,

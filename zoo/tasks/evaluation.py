@@ -34,10 +34,15 @@ def activation_bytes(module: nn.Module, inputs: Tensor) -> int:
     return max(1, sum(sizes))
 
 
-def pairs_at_once(bytes_per_example: int, device: torch.device, memory_budget: int | None = None) -> int:
-    """How many networks, times examples, to run together; by default in 4 MiB on a CPU, 256 MiB elsewhere."""
+def pairs_at_once(
+    bytes_per_example: int, device: torch.device, memory_budget: int | None = None, *, network_bytes: int = 0
+) -> int:
+    """How many networks, times examples, to run together.
+
+    By default in 4 MiB on a CPU, 256 MiB elsewhere, or as much as one network takes.
+    """
     if memory_budget is None:
-        memory_budget = _MEMORY_BUDGETS.get(device.type, _OTHER_MEMORY_BUDGET)
+        memory_budget = max(network_bytes, _MEMORY_BUDGETS.get(device.type, _OTHER_MEMORY_BUDGET))
     return max(1, memory_budget // bytes_per_example)
 
 

@@ -17,12 +17,19 @@ from zoo.tasks.backend import Networks, output_tensor
 
 
 class LoopedModule:
-    """A Backend that loads each network into the module. Its results can be differentiated once."""
+    """A Backend that loads each network into the module. Its results can be differentiated once.
+
+    Args:
+        networks: what is run.
+        device: of the networks.
+        channels_last: give images to the module with their channels last, which convolutions may be faster on.
+    """
 
     is_compilable = False
 
-    def __init__(self, networks: Networks, device: torch.device | str = "cpu") -> None:
+    def __init__(self, networks: Networks, device: torch.device | str = "cpu", *, channels_last: bool = False) -> None:
         self._networks = networks
+        self._channels_last = channels_last
         self._module = networks.module().to(device)
         named = dict(self._module.named_parameters())
         self._params = [named[slot.name] for slot in networks.layout if slot.kind == "param"]
@@ -31,7 +38,7 @@ class LoopedModule:
         return self._networks.base_of(self._module)
 
     def to(self, device: torch.device | str) -> LoopedModule:
-        return LoopedModule(self._networks, device)
+        return LoopedModule(self._networks, device, channels_last=self._channels_last)
 
     def outputs(self, params: Tensor, inputs: Tensor) -> Tensor:
         return _Outputs.apply(params, inputs, None, (self, False))
@@ -44,14 +51,13 @@ class LoopedModule:
         self, params: Tensor, inputs: Tensor, targets: Tensor, stream: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         own_targets = targets.ndim > self._networks.target_ndim
-        losses, grads = [], []
+        losses, grads = [], params.new_empty(len(params), self._networks.layout.num_trainable)
         for i, outputs in enumerate(self.each_output(params, inputs, stream, training=True)):
             loss = self._networks.objective.loss(outputs[None], targets[i : i + 1] if own_targets else targets)
-            grads.append(self.gradient(loss.sum()))
+            grads[i] = self.gradient(loss.sum())
             losses.append(loss.detach())
-            with torch.no_grad():  # buffers, and what a forward pass does to its parameters (embeddings of max_norm)
-                params[i] = self._networks.layout.flatten(self._module)
-        return torch.cat(losses), torch.stack(grads).to(params.dtype)
+            self._read_back(params[i])
+        return torch.cat(losses), grads
 
     def each_output(
         self, params: Tensor, inputs: Tensor, streams: Tensor | None, *, training: bool
@@ -60,10 +66,23 @@ class LoopedModule:
         self._module.train(training)
         for i in range(len(params)):
             self._module.load_state_dict(self._networks.layout.unflatten(params[i].detach()), strict=False)
+            self._versions = [param._version for param in self._params]
+            own = inputs[i] if inputs.ndim > self._networks.input_ndim else inputs
+            if self._channels_last and own.ndim == 4:
+                own = own.contiguous(memory_format=torch.channels_last)
             stream = streams[i] if streams is not None and streams.ndim > 1 else streams
             with nullcontext() if stream is None else DrawnFromStream(stream):
-                outputs = self._module(inputs[i] if inputs.ndim > self._networks.input_ndim else inputs)
+                outputs = self._module(own)
             yield output_tensor(outputs)
+
+    @torch.no_grad()
+    def _read_back(self, network: Tensor) -> None:
+        """Write to a network (P,) what a forward pass changed: buffers, and parameters (embeddings of max_norm)."""
+        changed = {id(p) for p, seen in zip(self._params, self._versions, strict=True) if p._version != seen}
+        state = self._module.state_dict(keep_vars=True)
+        for slot in self._networks.layout:
+            if slot.kind == "buffer" or id(state[slot.name]) in changed:
+                network[slot.span] = state[slot.name].flatten().to(network.dtype)
 
     def gradient(self, value: Tensor, output_grad: Tensor | None = None) -> Tensor:
         """Gradient (T,) of a value by the parameters of the network that the module holds."""

@@ -27,12 +27,14 @@ from zoo.tasks.augmentation import recorded as recorded_augmentations
 from zoo.tasks.datasets import DATASETS, Dataset
 from zoo.tasks.families.family_task import FamilyTask
 from zoo.tasks.families.registry import FAMILIES
+from zoo.tasks.libraries import own_module, timm_model, transformers_model
 from zoo.tasks.objectives import make_objective
 from zoo.tasks.objectives import recorded as recorded_objective
 from zoo.tasks.policies import ENVIRONMENTS, PolicyTask
 from zoo.tasks.task import Task
 
 TASK_NAMES: Final = (*DATASETS, *FAMILIES)
+OWN: Final = "own"
 
 
 def get_task(
@@ -56,10 +58,11 @@ def get_task(
         augment: augmentations of training examples by name, or mappings of `name` and parameters, in their order, see
             `zoo.tasks.augmentation`.
         adapter: train low-rank adapters on a frozen network of this architecture, instead of whole networks: `base`, a
-            safetensors file as `Zoo.export` writes it, a zoo, whose first run's last network it is, or tensors by name;
-            and the options of `zoo.networks.adapters.adapt`: `rank`, `alpha`, `scaling`, `targets`, `train`.
-        **options: of the architecture (`hidden`, `activation`; `channels`; `width`, `num_blocks`, `num_heads`) and
-            of the data set or family.
+            safetensors file as `Zoo.export` writes it, a zoo, whose first run's last network it is, tensors by name, or
+            "own" for the module as it is built under seed 0; and the options of `zoo.networks.adapters.adapt`: `rank`,
+            `alpha`, `scaling`, `targets`, `train`.
+        **options: of the architecture (`hidden`, `activation`; `channels`; `width`, `num_blocks`, `num_heads`; see
+            `zoo.tasks.libraries` for the others) and of the data set or family.
 
     Raises:
         ValueError: for unknown names and options, or an architecture that does not fit the data.
@@ -93,6 +96,8 @@ def get_task(
         build, config["adapter"] = _adapted(build, adapter)
     config |= {"objective": recorded_objective(asked)} if recorded_objective(asked) != usual else {}
     config |= {"augment": recorded_augmentations(augmentations)} if augment else {}
+    if architecture == OWN:  # whose code only its owner has: what a zoo records never imports anything
+        config = {}
     if environment is not None:
         return PolicyTask(name, dataset, build, environment, parametrization=parametrization, config=config)
     if family is None:
@@ -136,31 +141,38 @@ def _adapted(
     base = options.pop("base", None)
     if base is None or not set(options) <= set(known):
         raise ValueError(f"adapter takes a base and {known}, got {sorted(adapter)}")
+    network = seeded_module(build, 0)
     try:
-        tensors = dict(base) if isinstance(base, Mapping) else _base_tensors(Path(base))
+        tensors = base if isinstance(base, Mapping) else _base_tensors(base, network)
     except (SafetensorError, OSError, IndexError, ValueError) as error:
         raise ValueError(f"cannot read the base of the adapters, {base}: {error}") from error
-    network = seeded_module(build, 0)
+    trained = {name for name, param in adapt(network, **options).named_parameters() if param.requires_grad}
+    buffers = dict(network.named_buffers())
+    own = {name: value for name, value in network.state_dict().items() if name in trained or name in buffers}
     layout = ParamLayout.of(network)
-    own = {name: value for name, value in network.state_dict().items() if layout[name].kind == "buffer"}
-    network.load_state_dict(layout.unflatten(layout.flatten(own | tensors)))  # says in a line what does not fit
+    network.load_state_dict(layout.unflatten(layout.flatten({**own, **tensors})))  # says in a line what does not fit
     recorded = {"base": hash_of(tensors) if isinstance(base, Mapping) else os.fspath(base), "rank": 8, **options}
     return partial(adapt, network, **options), {name: _jsonable(value) for name, value in recorded.items()}
 
 
-def _base_tensors(path: Path) -> dict[str, Tensor]:
-    """A network of a file, or the last one of a zoo's first run."""
-    if not path.is_dir():
-        return load_file(path)
+def _base_tensors(base: str | Path, network: nn.Module) -> dict[str, Tensor]:
+    """The network itself, a network of a file, or the last one of a zoo's first run."""
+    if base == OWN:
+        return network.state_dict()
+    if not Path(base).is_dir():
+        return load_file(base)
     from zoo.storage.zoo import Zoo  # its libraries are slow to load
 
-    return Zoo.open(path).state_dict(0, -1, merged=True)
+    return Zoo.open(base).state_dict(0, -1, merged=True)
 
 
 ARCHITECTURES: Final[Mapping[str, Callable[..., Callable[[], nn.Module]]]] = {
     "mlp": _mlp,
     "cnn": _cnn,
     "transformer": _transformer,
+    "timm": timm_model,
+    "transformers": transformers_model,
+    OWN: own_module,
 }
 
 

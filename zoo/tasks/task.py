@@ -23,10 +23,12 @@ from zoo.networks.initialization import Initializer, scale_matrices
 from zoo.networks.parametrization import PARAMETRIZATIONS, parametrize
 from zoo.tasks.augmentation import recorded
 from zoo.tasks.backend import Networks, first_line
+from zoo.tasks.batched_mlp import BatchedMLP
 from zoo.tasks.checks import check_fit, check_splits
 from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
 from zoo.tasks.evaluation import activation_bytes, evenly_chosen, pairs_at_once
 from zoo.tasks.identity import behaviour, structure
+from zoo.tasks.looped_module import LoopedModule
 from zoo.tasks.objectives import Objective, make_objective, shares
 from zoo.tasks.objectives import recorded as recorded_objective
 from zoo.tasks.trial import Trial, checked_module, examples_to_try, layout_of, trial_outputs, try_module
@@ -157,6 +159,23 @@ class Task:
         moved.backend = self.backend.to(device)
         moved.__dict__.pop("_evaluated_train", None)
         return moved
+
+    @property
+    def has_module(self) -> bool:
+        """Whether the module itself is run, not functions that are written out by hand for many MLPs."""
+        return not isinstance(self.backend, BatchedMLP)
+
+    def by_module(self, *, channels_last: bool = False) -> Task:
+        """This task with networks run one after another by the plain module, where the module itself is run.
+
+        Args:
+            channels_last: give images to it with their channels last.
+        """
+        if not self.has_module:
+            return self
+        other = copy.copy(self)
+        other.backend = LoopedModule(self._networks, self.device, channels_last=channels_last)
+        return other
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.layout.num_params:,} parameters)"
@@ -299,11 +318,12 @@ class Task:
         Args:
             params: (N, P).
             split: "train", "val" or "test".
-            memory_budget: bytes of activations that may exist at once; by default 4 MiB on a CPU, 256 MiB elsewhere.
+            memory_budget: bytes of activations that may exist at once; by default 4 MiB on a CPU, 256 MiB elsewhere, or
+                as many as a network's parameters take.
         """
         self.layout.check_vector(params)
         count = len(self.evaluated_examples(split))
-        pairs = pairs_at_once(self.bytes_per_example, self.device, memory_budget)
+        pairs = self.networks_at_once(1, memory_budget)
         num_examples = min(count, pairs)
         num_networks = max(1, pairs // num_examples)
         loss, error = params.new_zeros(len(params)), params.new_zeros(len(params))
@@ -334,7 +354,9 @@ class Task:
 
     def networks_at_once(self, num_examples: int, memory_budget: int | None = None) -> int:
         """How many networks to run together on `num_examples` each; see `evaluate` for the budget."""
-        return max(1, pairs_at_once(self.bytes_per_example, self.device, memory_budget) // num_examples)
+        network_bytes = 4 * self.layout.num_params
+        pairs = pairs_at_once(self.bytes_per_example, self.device, memory_budget, network_bytes=network_bytes)
+        return max(1, pairs // num_examples)
 
     @cached_property
     def bytes_per_example(self) -> int:

@@ -1,7 +1,8 @@
 """A module is tried before it is used: can it be run, what runs it fastest, and would its runs repeat?
 
 A population does what the plain module does in a plain loop, or is refused: found out by trying, on two networks. What
-runs a population is chosen by comparing one training step under `torch.func` with that of the module itself. Whether a
+runs a population is chosen by comparing one training step under `torch.func` with that of the module itself; large
+networks gain nothing from `torch.func`. Whether a
 module can be a population at all depends on what it does beside its parameters and persistent buffers, which are all
 that a zoo keeps of it: a stream must give its random numbers, and a reloaded network must train as before.
 
@@ -185,6 +186,8 @@ def try_module(networks: Networks, batches: Sequence[tuple[Tensor, Tensor, Tenso
                     return Trial(looped, None, flaw, is_random)
         except Exception as error:  # modules may run into anything
             raise ValueError(f"the module cannot be trained: {first_line(error)}") from error
+        if networks.layout.is_large:
+            return Trial(looped, None, flaw, is_random)
         try:
             vmapped = VmappedModule(networks, inputs.device, is_random=is_random)
             found = _behaviour(vmapped, networks.layout, params, batches, trains=flaw is None)

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from zoo.networks.layout import ParamLayout
 from zoo.training.schedules import Schedule, StepCount
+
+_CACHED: Final = 2**15  # numbers of each tensor
 
 Hyperparameter = float | Tensor
 State = dict[str, Tensor]
@@ -181,7 +183,11 @@ class Adam(CoefficientUpdate):
         self, layout: ParamLayout, params: Tensor, grads: Tensor, state: State, coefficients: Mapping[str, Tensor]
     ) -> None:
         trainable = params[:, : layout.num_trainable]
-        adam_step(trainable, grads, state["mean"], state["square"], coefficients, decoupled=self.decoupled)
+        in_parts = layout.is_large and params.device.type == "cpu" and not torch.compiler.is_compiling()
+        tensors = (trainable, grads, state["mean"], state["square"])
+        slices = (in_cache(tensor) if in_parts else (tensor,) for tensor in tensors)
+        for param, grad, mean, square in zip(*slices, strict=True):
+            adam_step(param, grad, mean, square, coefficients, decoupled=self.decoupled)
 
 
 def adam_coefficients(
@@ -217,6 +223,11 @@ def adam_step(
     square.lerp_(grads.square(), coefficients["one_minus_beta2"])
     direction = mean / square.sqrt().add_(coefficients["scaled_eps"])
     params.sub_(direction.mul_(coefficients["step_size"]))
+
+
+def in_cache(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Slices of columns of a tensor (N, T) that a CPU's caches hold, so that memory is passed through once a step."""
+    return tensor.split(max(1, _CACHED // len(tensor)), dim=1)
 
 
 def as_coefficients(values: Mapping[str, Hyperparameter], like: Tensor) -> State:

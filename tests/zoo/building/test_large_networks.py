@@ -3,16 +3,24 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from zoo.building import build
+from zoo.building import execution
 from zoo.building.build import build_zoo
-from zoo.building.plan import BuildPlan
+from zoo.building.execution import with_execution
+from zoo.building.plan import EXECUTIONS, BuildPlan
+from zoo.networks import layout
+from zoo.networks.architectures import CNN
+from zoo.settings import SettingsMismatchError
 from zoo.storage.zoo import Zoo
+from zoo.tasks.datasets import Split, get_dataset
 from zoo.tasks.registry import get_task
-from zoo.training import population
+from zoo.tasks.task import Task
+from zoo.training import optimizers, population
 from zoo.training.optimizers import Adam
 from zoo.training.population import last_epoch_steps, train_population
 
@@ -24,13 +32,8 @@ SETTINGS = {
     "optimizer": {"name": "adam", "lr": {"log_uniform": [0.001, 0.1]}, "schedule": "cosine"},
     "evaluated_splits": ("val",),
     "shared_batches": False,
+    "execution": "loop",
 }
-
-
-@pytest.fixture
-def large(monkeypatch):
-    """All networks are."""
-    monkeypatch.setattr(build, "LARGE", 1)
 
 
 def task():
@@ -39,7 +42,6 @@ def task():
 
 def dying_build(path):
     """Builds, but dies after a number of steps."""
-    build.LARGE = 1
     taken = population._Training._take
 
     def take(self, row):
@@ -53,7 +55,7 @@ def dying_build(path):
     build_zoo(path, task(), **SETTINGS)
 
 
-def test_a_killed_run_is_resumed_to_the_bit_where_it_was(tmp_path, large, monkeypatch):
+def test_a_killed_run_is_resumed_to_the_bit_where_it_was(tmp_path, monkeypatch):
     build_zoo(tmp_path / "whole", task(), **SETTINGS)
     process = multiprocessing.get_context("spawn").Process(target=dying_build, args=(tmp_path / "killed",))
     process.start()
@@ -73,12 +75,82 @@ def test_a_killed_run_is_resumed_to_the_bit_where_it_was(tmp_path, large, monkey
     assert not list((tmp_path / "killed/.unfinished").iterdir())
 
 
-def test_one_after_another_is_as_together(tmp_path, monkeypatch):
-    together = build_zoo(tmp_path / "together", task(), **SETTINGS)
-    monkeypatch.setattr(build, "LARGE", 1)
-    alone = build_zoo(tmp_path / "alone", task(), **SETTINGS)
-    np.testing.assert_allclose(alone.params[:], together.params[:], rtol=1e-3, atol=1e-5)
-    assert alone.metric("val_loss").shape == (3, 4)
+@pytest.mark.parametrize("options", [{"hidden": [4]}, {"architecture": "cnn", "channels": [4]}], ids=str)
+def test_one_after_another_is_as_together(options, tmp_path):
+    settings = SETTINGS | {"num_steps": 20, "snapshot_steps": (0, 20), "optimizer": {"name": "sgd", "lr": 0.05}}
+    task = get_task("digits", **options)
+    together = build_zoo(tmp_path / "together", task, **settings | {"execution": "together"})
+    for name in ("loop", "loop_channels_last"):
+        alone = build_zoo(tmp_path / name, task, **settings | {"execution": name})
+        np.testing.assert_allclose(alone.params[:], together.params[:], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(alone.metric("val_loss"), together.metric("val_loss"), rtol=1e-3)
+
+
+@pytest.fixture
+def times(monkeypatch):
+    """Seconds that a step seems to take, by execution; without one it would be an error to measure."""
+    times = {}
+    monkeypatch.setattr(execution, "_seconds_of_step", lambda plan, count: times[plan.execution])
+    return times
+
+
+def mid_size(channels=3, **settings):
+    digits = get_dataset("digits")
+    splits = {name: digits.split(name) for name in ("train", "val", "test")}
+    wide = {name: Split(one.inputs.expand(-1, channels, -1, -1), one.targets) for name, one in splits.items()}
+    conv = Task("conv", replace(digits, **wide), lambda: CNN(channels, (40, 48), 10), "cross_entropy")  # 19,000 numbers
+    return BuildPlan(task=conv, num_runs=4, num_steps=20, **settings)
+
+
+@pytest.mark.parametrize(
+    ("measured", "chosen"),
+    [
+        ((1.0, 0.9, 0.9), "together"),
+        ((1.0, 0.7, 0.9), "loop"),
+        ((1.0, 0.7, 0.6), "loop_channels_last"),
+        ((1.0, 2.0, 2.0), "together"),
+    ],
+)
+def test_execution_is_what_is_clearly_fastest_and_said_in_a_line(measured, chosen, times, recwarn):
+    times |= dict(zip(EXECUTIONS, measured, strict=True))
+    assert with_execution(mid_size()).execution == chosen
+    said = [str(warning.message) for warning in recwarn]
+    assert len(said) == (chosen != "together")
+    assert all("one after another by the plain module" in line and "\n" not in line for line in said)
+
+
+def test_what_is_clear_is_not_measured(times, monkeypatch):
+    assert with_execution(mid_size(execution="loop")).execution == "loop"
+    times |= {"together": 1.0, "loop": 2.0}  # one channel is first and last
+    assert with_execution(mid_size(channels=1)).execution == "together"
+    assert with_execution(BuildPlan(task=task(), num_runs=4, num_steps=20)).execution == "together"
+    monkeypatch.setattr(layout, "LARGE", 1)
+    assert with_execution(BuildPlan(task=task(), num_runs=4, num_steps=20)).execution == "loop"
+
+
+def test_a_step_of_each_execution_can_be_timed():
+    for name in EXECUTIONS:
+        assert 0 < execution._seconds_of_step(mid_size(execution=name), 3) < 60
+
+
+def test_a_zoo_is_continued_as_it_was_begun(tmp_path, times):
+    begun = build_zoo(tmp_path / "zoo", task(), **SETTINGS)
+    assert begun.attributes["extra"]["training"]["execution"] == "loop"
+    more = build_zoo(tmp_path / "zoo", task(), **SETTINGS | {"num_runs": 4, "execution": "auto"})
+    assert more.num_runs == 4
+    with pytest.raises(SettingsMismatchError, match="execution"):
+        build_zoo(tmp_path / "zoo", task(), **SETTINGS | {"execution": "together"})
+    with pytest.raises(ValueError, match="execution must be 'auto' or one of"):
+        mid_size(execution="looped")
+
+
+def test_a_large_network_takes_adams_steps_in_parts_with_the_same_bits(monkeypatch):
+    task = get_task("digits", hidden=[40])
+    whole = list(train_population(task, Adam(lr=0.01, weight_decay=0.1), [1, 2], num_steps=5, compile=False))[-1]
+    monkeypatch.setattr(layout, "LARGE", 1)
+    monkeypatch.setattr(optimizers, "_CACHED", 1000)
+    parts = list(train_population(task, Adam(lr=0.01, weight_decay=0.1), [1, 2], num_steps=5, compile=False))[-1]
+    assert torch.equal(whole.params, parts.params)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2])

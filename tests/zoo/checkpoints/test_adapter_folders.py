@@ -1,4 +1,4 @@
-"""Folders of many PEFT adapters, as lorahub (pickled tensors) and Lots-of-LoRAs (safetensors) publish them."""
+"""Collections of many PEFT adapters, as lorahub (pickled tensors), Lots-of-LoRAs and W2T (safetensors) publish them."""
 
 import json
 
@@ -52,3 +52,34 @@ def test_each_adapter_of_a_collection_is_a_run_by_its_name(tmp_path, pickled):
         read = zoo.state_dict(run, -1)
         assert read.keys() == tensors.keys()
         assert all(torch.equal(read[name], value) for name, value in tensors.items())
+
+
+@pytest.mark.filterwarnings("error")
+def test_w2ts_collections_of_image_models_keep_each_adapter_in_a_folder_of_its_unet(tmp_path):
+    names = ["sd15_celeb_3", "sd15_celeb_12"]
+    written = [write_adapter(tmp_path / "loras" / name / "unet", i, pickled=False) for i, name in enumerate(names)]
+    zoo = import_checkpoints(tmp_path / "loras", tmp_path / "zoo")
+    assert zoo.attributes["extra"]["run_names"] == names
+    assert zoo.inner_step[:].tolist() == [[0], [0]]
+    assert all(torch.equal(zoo.state_dict(1, -1)[name], value) for name, value in written[1].items())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("whole", [True, False])
+def test_w2ts_collections_of_language_models_are_files_side_by_side(whole, tmp_path):
+    folder = tmp_path / "goemotions" / "Llama-3.2-3B"
+    folder.mkdir(parents=True)
+    names = [f"lora_goemotions_Llama-3.2-3B_{i}" for i in (0, 7, 11)]
+    written = []
+    for i, name in enumerate(names):
+        written.append(write_adapter(tmp_path / "tmp" / name, i, pickled=False))
+        (tmp_path / "tmp" / name / "adapter_model.safetensors").rename(folder / f"{name}.safetensors")
+        (tmp_path / "tmp" / name / "adapter_config.json").rename(folder / f"{name}_config.json")
+    (folder / "labels.json").write_text(json.dumps({"labels": ["joy", "anger"]}))
+    (folder.parent / "metadata_gpu_0.csv").write_text("run_id,dataset,learning_rate\n0,goemotions,0.0001\n")
+    zoo = import_checkpoints(folder.parent if whole else folder, tmp_path / "zoo")
+    assert zoo.attributes["extra"]["run_names"] == names
+    assert zoo.inner_step[:].tolist() == [[0]] * 3
+    assert zoo.attributes["extra"]["adapter_config"]["lora_alpha"] == 32
+    for run, tensors in enumerate(written):
+        assert all(torch.equal(zoo.state_dict(run, -1)[name], value) for name, value in tensors.items())

@@ -55,7 +55,7 @@ def text_domains(
     path: str | None = None,
     *,
     context: int = 64,
-    num_windows: int = 512,
+    num_windows: int | None = None,
     pooled: bool = False,
     min_bytes: int = 8192,
     pattern: str = "*",

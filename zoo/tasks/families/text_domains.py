@@ -32,7 +32,7 @@ class TextDomains:
     Args:
         texts: the text of each domain by name.
         context: L.
-        num_windows: of the training part; of the others a quarter.
+        num_windows: of the training part; of the others a quarter. None for 512, of pooled text 16,384.
         vocabulary: number of symbols; bytes from there on become the last.
         pooled: every member is all training text of the members of the train split, on which frozen networks can be
             trained that have not seen the held-out domains.
@@ -51,12 +51,14 @@ class TextDomains:
         texts: Mapping[str, bytes],
         *,
         context: int = 64,
-        num_windows: int = 512,
+        num_windows: int | None = None,
         vocabulary: int = 256,
         pooled: bool = False,
         min_bytes: int = 8192,
         name: str = "text_domains",
     ) -> None:
+        if num_windows is None:
+            num_windows = 16_384 if pooled else 512  # a network on fewer windows of pooled text learns them by heart
         if context < 1 or num_windows < 8 or min_bytes < 20 * (context + 1):
             raise ValueError(
                 "expected context >= 1, num_windows >= 8 and min_bytes >= 20 * (context + 1), so that each part of a "

@@ -9,6 +9,7 @@ Legend: n examples.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import tempfile
 import warnings
@@ -122,6 +123,24 @@ def allocate(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
 def subfolders(folder: Path) -> list[Path]:
     """Visible folders inside a folder, by name."""
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def resource_folder(path: str) -> Path:
+    """A folder, or a folder inside an installed package whose name its path begins with; nothing is imported.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    if (folder := Path(path)).is_dir():
+        return folder
+    package, *parts = folder.parts
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    for location in (spec and spec.submodule_search_locations) or ():
+        if (inside := Path(location, *parts)).is_dir():
+            return inside
+    raise FileNotFoundError(
+        f"no folder at {path}, and none in an installed package; install what brings it, or give the folder"
+    )
 
 
 def split_folders(folder: Path) -> list[tuple[int, Path]]:
