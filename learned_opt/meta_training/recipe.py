@@ -32,6 +32,7 @@ from learned_opt.rules.normalized import NormalizedRule
 from learned_opt.rules.registry import get_rule
 from learned_opt.rules.rule import RuleOption, UpdateRule
 from zoo.networks.initialization import derive_seed
+from zoo.tracking import Tracker
 
 _TRUNCATED: Final[dict[str, type[TruncatedES | TruncatedBackprop]]] = {
     "pes": PES,
@@ -133,7 +134,7 @@ class TrainedStage:
     result: MetaTrainResult
 
 
-OnOuterStep = Callable[[MetaTrainStage, int, MetaTrainHistory], None]
+OnOuterStep = Callable[[MetaTrainStage, int, MetaTrainHistory], object]
 
 
 def run_recipe(
@@ -193,6 +194,18 @@ def run_recipe(
         theta = theta.lerp(result.theta, stage.kept_share)
         results.append(TrainedStage(stage, rule, replace(result, theta=theta)))
     return results
+
+
+def outer_curves(tracker: Tracker) -> OnOuterStep:
+    """What `run_recipe` takes as `on_outer_step`: meta-loss, gradient norm and validation of each stage."""
+
+    def log(stage: MetaTrainStage, done: int, history: MetaTrainHistory) -> None:
+        shown = {"meta_loss": history.meta_loss[-1], "grad_norm": history.grad_norm[-1]}
+        if history.validation and history.validation[-1][0] == done:
+            shown["validation"] = history.validation[-1][1]
+        tracker.log_metrics({f"{stage.name}/{name}": value for name, value in shown.items()}, step=done)
+
+    return log
 
 
 def initial_theta(rule: UpdateRule, seed: int, previous: Tensor | None) -> Tensor:

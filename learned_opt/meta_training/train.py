@@ -70,7 +70,7 @@ class MetaTrainResult:
     history: MetaTrainHistory
 
 
-Progress = Callable[[int, MetaTrainHistory], None]
+Progress = Callable[[int, MetaTrainHistory], object]
 
 
 def meta_train(
