@@ -59,9 +59,9 @@ def main() -> None:
 def rival_rows(tables: Mapping[str, Callable[[], Table]], options: argparse.Namespace) -> Iterator[Row]:
     question = "Tables never seen: test accuracy in % of networks made in one pass, and of rivals"
     note = (
-        f"Means over {options.splits} splits of a table, and over generators of several seeds, then with the lowest and "
-        f"highest. At most {options.max_rows} rows are learned from. Untrained: the generator as initialised. The means "
-        "are of all tables, and of those of at most 20 features and 10 classes, such as it was trained for."
+        f"Means over {options.splits} splits of a table, and over generators of several seeds, then with the lowest "
+        f"and highest. At most {options.max_rows} rows are learned from. Untrained: the generator as initialised. The "
+        "means are of all tables, and of those of at most 20 features and 10 classes, such as it was trained for."
     )
     figures: dict[str, dict[str, np.ndarray]] = {}
     small = []
@@ -123,8 +123,8 @@ def step_rows(tables: Mapping[str, Callable[[], Table]], options: argparse.Names
         figures=figures | {f"{n} steps": value for n, value in zip(HORIZONS, by_horizon.tolist(), strict=True)},
         note=(
             f"One split of each table, at most {options.max_rows} rows learned from, all in every step. Steps: at the "
-            "learning rate that is best for so many on the mean of these tables, in hindsight. Tuned: learning rate and "
-            "steps chosen for each table on a quarter of its rows."
+            "learning rate that is best for so many on the mean of these tables, in hindsight. Tuned: learning rate "
+            "and steps chosen for each table on a quarter of its rows."
         ),
     )
 
