@@ -91,6 +91,8 @@ class MetaTrainStage:
             more of (they must be its leading part) begins as the rule does.
         static_inputs: keep the weights of the controller's inputs that depend on gradients at zero, the control that
             shows what these inputs are worth.
+        kept_share: of the way from the theta that the stage began with to the one that it found. Less than 1 keeps more
+            of what the start was good at (Wortsman et al. 2022, arXiv 2109.01903, who average weights so).
         only_embedding_offset: train nothing but what the rule adds in networks with embeddings.
     """
 
@@ -103,6 +105,7 @@ class MetaTrainStage:
     start: dict[str, float] = field(default_factory=dict)
     start_from: str | None = None
     static_inputs: bool = False
+    kept_share: float = 1.0
     only_embedding_offset: bool = False
 
     def __post_init__(self) -> None:
@@ -188,8 +191,8 @@ def run_recipe(
             devices=devices,
             device=place,
         )
-        theta = result.theta
-        results.append(TrainedStage(stage, rule, result))
+        theta = theta.lerp(result.theta, stage.kept_share)
+        results.append(TrainedStage(stage, rule, replace(result, theta=theta)))
     return results
 
 

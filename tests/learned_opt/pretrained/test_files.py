@@ -181,7 +181,12 @@ def test_shipped_files_load_and_have_a_card(name):
     json.dumps(loaded.info)
 
 
-SHIPPED = {"mulo": "d76fdff5820ba3a7", "mulo-norm": "48de0c7ab715ed26", "mulo-norm-scalars": "4d3b316013bf93ef"}
+SHIPPED = {
+    "mulo": "d76fdff5820ba3a7",
+    "mulo-norm": "48de0c7ab715ed26",
+    "mulo-norm-scalars": "4d3b316013bf93ef",
+    "mulo-wide": "8daf9e1a323c4027",
+}
 SAVED_BY_0_1 = Path(__file__).parents[2] / "data" / "saved_by_0_1"
 
 
