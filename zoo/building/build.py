@@ -9,8 +9,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Unpack, cast
@@ -38,13 +38,17 @@ _NUM_TRIED: Final = 8  # runs, and examples
 
 @dataclass(frozen=True)
 class BlockReport:
-    """A block that was just built: its runs, those of them that diverged, training steps over all runs, wall time."""
+    """A block that was just built: its runs, those of them that diverged, training steps over all runs, wall time.
+
+    `medians` of each metric are over the runs that did not diverge, at their last snapshot.
+    """
 
     block: int
     num_runs: int
     num_diverged: int
     model_steps: int
     seconds: float
+    medians: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def build_zoo(
     task: Task,
     *,
     executor: Executor | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], object] | None = None,
     **settings: Unpack[BuildSettings],
 ) -> Zoo:
     """Train a zoo, or finish one of the same settings that was begun at that path, or add runs to it.
@@ -89,6 +93,7 @@ def build_zoo(
     """
     if not isinstance(task, Task):
         raise TypeError(f"task must be a task, as from get_task({task!r}), got {type(task).__name__}")
+    check_names(settings)
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
     if (path / "zarr.json").is_file():
@@ -121,6 +126,17 @@ def build_zoo(
             stacklevel=3,
         )
     return zoo
+
+
+def check_names(settings: Mapping[str, object]) -> None:
+    """Raise TypeError for settings that no plan has, and for those that are missing."""
+    known = {field.name: field for field in fields(BuildPlan) if field.name != "task"}
+    if unknown := sorted(settings.keys() - known.keys()):
+        hint = "; those of the optimizer go into optimizer={'name': 'adam', 'lr': 0.01}" if "lr" in unknown else ""
+        raise TypeError(f"build_zoo has no settings {unknown}; there are {sorted(known)}{hint}")
+    needed = {name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING}
+    if missing := sorted(needed - settings.keys()):
+        raise TypeError(f"build_zoo needs {' and '.join(f'{name}=...' for name in missing)}")
 
 
 def check_initial_loss(plan: BuildPlan) -> None:
@@ -198,9 +214,10 @@ class BlockBuilder:
             except LockLostError:
                 return None
             shutil.rmtree(folder, ignore_errors=True)
-        num_diverged = len(runs) - int(alive.sum())
         seconds = time.perf_counter() - started
-        return BlockReport(block, len(runs), num_diverged, len(runs) * self.plan.num_steps, seconds)
+        medians = {name: float(np.median(values[alive, -1])) for name, values in metrics.items() if alive.any()}
+        model_steps = len(runs) * self.plan.num_steps
+        return BlockReport(block, len(runs), len(runs) - int(alive.sum()), model_steps, seconds, medians)
 
     def _train(self, runs: range, folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
         """Parameters (N, S, P), metrics (N, S) by name, and which runs did not diverge (N,).
