@@ -51,6 +51,7 @@ class BuildSettings(TypedDict, total=False):
 
     optimizer: Mapping[str, Json] | InnerOptimizer
     optimizer_config: Mapping[str, Json] | None
+    search: Mapping[str, Json] | None
     num_runs: Required[int]
     num_steps: Required[int]
     seed: int
@@ -78,6 +79,8 @@ class BuildPlan:
         task: a named one from `get_task`, or one of your own.
         optimizer: options of `make_optimizer`, whose hyperparameters may be ranges, or an InnerOptimizer.
         optimizer_config: what is recorded of an InnerOptimizer.
+        search: let Optuna propose what the optimizer's options leave to ranges, and stop runs early: the fields of
+            `zoo.building.search.Search`; None for values that each run draws by its own seed.
         num_runs: R.
         num_steps: training steps of each run.
         seed: from which all runs derive theirs.
@@ -104,6 +107,7 @@ class BuildPlan:
     task: Task
     optimizer: Mapping[str, Json] | InnerOptimizer = field(default_factory=lambda: dict(DEFAULT_OPTIMIZER))
     optimizer_config: Mapping[str, Json] | None = None
+    search: Mapping[str, Json] | None = None
     num_runs: int
     num_steps: int
     seed: int = 0
@@ -185,6 +189,8 @@ class BuildPlan:
         }
         if self.loops:
             training["execution"] = self.execution
+        if self.search is not None:
+            training["search"] = dict(self.search)
         if self.starts is not None:
             training["init_from"] = self.starts.digest
         recorded = self.optimizer if isinstance(self.optimizer, Mapping) else self.optimizer_config or {}

@@ -14,7 +14,7 @@ Legend: N networks, P numbers of one network, S snapshots.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from numbers import Integral
@@ -47,6 +47,15 @@ class Snapshot:
     inner_step: int
     params: Tensor
     alive: Tensor
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """The networks of a population that go on, sent to it at a snapshot: their rows, their task and their optimizer."""
+
+    rows: Tensor
+    task: Task
+    optimizer: InnerOptimizer
 
 
 def quadratic_steps(num_steps: int, num_snapshots: int = DEFAULT_NUM_SNAPSHOTS) -> tuple[int, ...]:
@@ -94,7 +103,7 @@ def train_population(
     accumulate: int = 1,
     checkpoint: Path | None = None,
     checkpoint_every: int = DEFAULT_CHECKPOINT_EVERY,
-) -> Iterator[Snapshot]:
+) -> Generator[Snapshot, Remaining | None, None]:
     """Snapshots of N networks in training, as training reaches them.
 
     Args:
@@ -118,6 +127,8 @@ def train_population(
             Where it is there, training continues from it, to the bit, with the first snapshot that was not.
         checkpoint_every: steps.
 
+    At a snapshot the networks that go on may be sent to it (`Remaining`), where there is no checkpoint.
+
     Raises:
         ValueError: for arguments out of range, before any training; for a checkpoint of a training that was begun with
             other arguments (task and optimizer are not compared), as it begins.
@@ -136,7 +147,7 @@ def train_population(
     else:
         indices = own_indices(seeds, num_train, batch_size, task.device)
         streams = streams_of(seeds, task.device)  # (N, 4)
-    params = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
+    initial = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
     if compile == "auto":
         compile = should_compile(len(seeds) * num_steps, task.device)
     gradients = Gradients(task, precision=precision, accumulate=accumulate, batch_size=batch_size)
@@ -153,8 +164,8 @@ def train_population(
         "accumulate": accumulate,
     }
 
-    def snapshots() -> Iterator[Snapshot]:
-        last, num_taken = params.clone(), 0
+    def snapshots() -> Generator[Snapshot, Remaining | None, None]:
+        params, last, num_taken = initial, initial.clone(), 0
         training = _Training(task, step, params, indices, streams, num_steps=num_steps, max_loss=max_loss)
         if checkpoint is not None and checkpoint.exists():
             last, num_taken = training.load(checkpoint, settings)
@@ -169,8 +180,12 @@ def train_population(
                     training.save(checkpoint, last, num_taken, settings)
             alive = training.alive & params.isfinite().all(1)
             last = torch.where(alive[:, None], params, last)
-            yield Snapshot(steps[num_taken], last, alive)
+            remaining = yield Snapshot(steps[num_taken], last, alive)
             num_taken += 1
+            if remaining is not None:
+                some = Gradients(remaining.task, precision=precision, accumulate=accumulate, batch_size=batch_size)
+                training = training.of(remaining, InnerStep(some, remaining.optimizer))
+                params, last = training.params, last[remaining.rows]
             if checkpoint is not None:
                 training.save(checkpoint, last, num_taken, settings)
 
@@ -195,6 +210,7 @@ class _Training:
     """Networks in training, changed in place.
 
     Attributes:
+        params: (N, P).
         alive: (N,) whose losses were never too high.
         inner_step: steps done.
 
@@ -219,7 +235,7 @@ class _Training:
         num_steps: int,
         max_loss: float,
     ) -> None:
-        self._task, self._step, self._params, self._batches, self._streams = task, step, params, batches, streams
+        self._task, self._step, self.params, self._batches, self._streams = task, step, params, batches, streams
         self._state = step.optimizer.init_state(task.layout, params)
         self._num_steps, self._max_loss = num_steps, max_loss
         self.inner_step = 0
@@ -227,6 +243,23 @@ class _Training:
         self.alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
         can_record = step.coefficients is not None and task.is_compilable
         self._steps = RecordedSteps(params.device, can_record=can_record)
+
+    def of(self, remaining: Remaining, step: InnerStep) -> _Training:
+        """The training of some of the networks, from here on."""
+        rows, is_own = remaining.rows, self._streams.ndim > 1
+        batches = (indices[rows] for indices in self._batches) if is_own else self._batches
+        some = _Training(
+            remaining.task,
+            step,
+            self.params[rows],
+            batches,
+            self._streams[rows] if is_own else self._streams,
+            num_steps=self._num_steps,
+            max_loss=self._max_loss,
+        )
+        some._state = {name: tensor[rows] for name, tensor in self._state.items()}
+        some.alive, some.inner_step = self.alive[rows], self.inner_step
+        return some
 
     def run(self, until: int) -> None:
         """Train to that inner step."""
@@ -242,7 +275,7 @@ class _Training:
             "settings": settings,
             "inner_step": self.inner_step,
             "num_taken": num_taken,
-            "params": self._params,
+            "params": self.params,
             "last": last,
             "alive": self.alive,
             "optimizer": self._state,
@@ -252,9 +285,9 @@ class _Training:
 
     def load(self, path: Path, settings: Json) -> tuple[Tensor, int]:
         """Continue from there: the last sound networks (N, P), and how many snapshots were taken."""
-        state = torch.load(path, map_location=self._params.device, weights_only=True)
+        state = torch.load(path, map_location=self.params.device, weights_only=True)
         require_same(state["settings"], settings, f"the training in {path}")
-        self._params.copy_(state["params"])
+        self.params.copy_(state["params"])
         self.alive.copy_(state["alive"])
         for name, tensor in self._state.items():
             tensor.copy_(state["optimizer"][name])
@@ -270,19 +303,19 @@ class _Training:
         """
         tables = {"indices": torch.stack([next(self._batches) for _ in range(count)])}
         if self._task.is_random:
-            steps = self.inner_step + torch.arange(count, device=self._params.device)
+            steps = self.inner_step + torch.arange(count, device=self.params.device)
             tables["stream"] = at(self._streams, step=steps.view(-1, *[1] * self._streams.ndim))
         if self._step.coefficients is not None:
-            on_host = torch.empty(len(self._params), 0, dtype=self._params.dtype)
+            on_host = torch.empty(len(self.params), 0, dtype=self.params.dtype)
             counts = range(self.inner_step, self.inner_step + count)
             made = [self._step.coefficients(step, self._num_steps, on_host) for step in counts]
             self._names = list(made[0])
             table = torch.stack([torch.stack(list(one.values())) for one in made])
-            tables["coefficients"] = table.to(self._params.device, non_blocking=True)
+            tables["coefficients"] = table.to(self.params.device, non_blocking=True)
         return tables
 
     def _take(self, row: Row) -> None:
-        params = self._params
+        params = self.params
         batch = self._task.batch(row["indices"].long(), len(params), stream=row.get("stream"))
         if self._step.coefficients is None:
             loss = self._step(params, self._state, batch, inner_step=self.inner_step, num_steps=self._num_steps)
