@@ -4,6 +4,7 @@
     the model  parameters -> tokens -> model.transformer -> parameters, for the layout and task of a model.context
     sampling   prompts.prompt and a start (networks) -> pipeline -> sampler -> model -> GeneratedParams
     judging    any sampler -> evaluation, on runs that training never saw (evaluation.testbed)
+    tables     rows of a table never seen -> tabular -> a network for it, in one pass
 
 `training.train.train_generator` and `pipeline.ParameterPipeline` are where to begin to read.
 """
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from generator.model.transformer import RecurrentDiffusionTransformer
     from generator.networks import GeneratedParams
     from generator.pipeline import ParameterPipeline
+    from generator.tabular.classifier import GeneratedClassifier
     from generator.tokens.normalizer import ParamNormalizer
     from generator.training.config import GeneratorConfig, OptimizationConfig
     from generator.training.pairs import PairConfig
@@ -30,6 +32,7 @@ else:
 __all__ = [
     "Alignment",
     "EvaluationConfig",
+    "GeneratedClassifier",
     "GeneratedParams",
     "GeneratorConfig",
     "ObjectiveConfig",

@@ -23,7 +23,7 @@ from zoo.networks.layout import LayoutMismatchError, ParamLayout
 
 _MIN_STD: Final = 1e-4
 _MIN_VARIANCE: Final = 1e-8
-_NETWORKS_PER_PASS: Final = 4096
+_NUMBERS_PER_PASS: Final = 2**18  # so that they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -163,18 +163,21 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def _moments(tokenizer: ParamTokenizer, params: Tensor) -> dict[str, Tensor]:
-    """First and second moments (2, size) by key of networks (N, P)."""
+    """First and second moments (2, size) by key of networks (N, P), computed on their device."""
     tokenizer.layout.check_vector(params)
     sizes, ids = tokenizer.statistics()
-    is_log = _is_log(tokenizer.layout)
-    totals = torch.zeros(2, params.shape[1], dtype=torch.float64)
-    for part in params.split(_NETWORKS_PER_PASS):
+    is_log, ids = _is_log(tokenizer.layout).to(params.device), ids.to(params.device)
+    width = max(1, _NUMBERS_PER_PASS // len(params))
+    sums = []
+    for part, logs in zip(params.split(width, dim=1), is_log.split(width), strict=True):
         values = part.double()
-        values = torch.where(is_log, values.clamp(min=_MIN_VARIANCE).log(), values)
-        totals += torch.stack((values.sum(0), values.square().sum(0)))
-    total = torch.zeros(2, sum(sizes.values()), dtype=torch.float64).index_add_(1, ids, totals)
-    counts = torch.bincount(ids, minlength=total.shape[1]) * params.shape[0]
-    return dict(zip(sizes, (total / counts).split(list(sizes.values()), dim=1), strict=True))
+        values = torch.where(logs, values.clamp(min=_MIN_VARIANCE).log(), values)
+        sums.append(torch.stack((values.sum(0), values.square().sum(0))))
+    totals = torch.cat(sums, dim=1)  # (2, P)
+    num_statistics = sum(sizes.values())
+    counts = torch.bincount(ids, minlength=num_statistics) * params.shape[0]
+    total = totals.new_zeros(2, num_statistics).index_add_(1, ids, totals)
+    return dict(zip(sizes, (total / counts).cpu().split(list(sizes.values()), dim=1), strict=True))
 
 
 def _is_log(layout: ParamLayout) -> Tensor:

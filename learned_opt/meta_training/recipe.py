@@ -100,7 +100,7 @@ class MetaTrainStage:
     rule_options: dict[str, RuleOption] = field(default_factory=dict)
     objective: LogLossObjective = field(default_factory=LogLossObjective)
     start: dict[str, float] = field(default_factory=dict)
-    start_from: str = ""
+    start_from: str | None = None
     static_inputs: bool = False
     only_embedding_offset: bool = False
 

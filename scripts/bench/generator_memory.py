@@ -86,7 +86,8 @@ class Work:
         forget_peak(self.device)
         layout = ParamLayout.of(MLP(784, (self.width, self.width, self.width), 10))
         params = torch.randn(1, 2, layout.num_params) * 0.02
-        normalizer = ParamNormalizer.fit("chunk", [layout], [params[0]], chunk_width=self.chunk_width)
+        at_hand = params[0].to(self.device)
+        normalizer = ParamNormalizer.fit("chunk", [layout], [at_hand], chunk_width=self.chunk_width)
         self.runs = Trajectories(layout, params, {"val_loss": torch.tensor([[2.3, 0.5]])})
         self.context = NetworkContext.of(normalizer, layout).to(self.device)
         nodes, edges = model_widths([self.context.tokenizer])

@@ -30,6 +30,11 @@ def evenly(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)] if len(rows) else rows
 
 
+def affordable(layout: ParamLayout, most: int) -> int:
+    """How many networks, at most that many, are held in memory at once."""
+    return min(most, max(2, _MAX_BYTES // (8 * layout.num_params)))
+
+
 def trajectories(zoo: Zoo, metric: str, runs: np.ndarray) -> dict[str, Any]:
     """A metric over training: quantiles over the runs at each snapshot, and some runs one by one."""
     if not len(runs):
@@ -59,8 +64,7 @@ def plane(zoo: Zoo, method: str) -> dict[str, Any]:
     """
     runs = zoo.usable_runs()
     last = last_snapshots(zoo)
-    affordable = max(2, _MAX_BYTES // (8 * zoo.layout.num_params))
-    runs = evenly(runs[last[runs] >= 0], min(MAX_POINTS, affordable))
+    runs = evenly(runs[last[runs] >= 0], affordable(zoo.layout, MAX_POINTS))
     params = torch.from_numpy(zoo.read(np.stack([runs, last[runs]], axis=1)))
     finite = params.isfinite().all(1)
     runs, params = runs[finite.numpy()], params[finite]

@@ -1,4 +1,4 @@
-// Plots on a canvas: axes with round numbers, points and lines, and what is nearest to the pointer.
+// Plots on a canvas: axes with round numbers, points and lines, and what is pointed at.
 
 export const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const finite = (values) => values.filter((value) => value !== null && Number.isFinite(value));
@@ -51,11 +51,16 @@ function logTicks(low, high) {
 }
 
 export class Plot {
-  constructor(canvas, onPick = () => {}) {
-    this.canvas = canvas;
-    this.targets = [];
-    canvas.addEventListener("pointermove", (event) => this.point(event, () => {}));
-    canvas.addEventListener("click", (event) => this.point(event, onPick));
+  // What is pointed at is said in the figure's output; a click, or Enter, picks it; arrow keys go from one to the next.
+  constructor(canvas, onPick) {
+    Object.assign(this, { canvas, targets: [], at: -1, output: canvas.parentElement.querySelector("output") });
+    canvas.addEventListener("pointermove", (event) => this.say(this.near(event)));
+    canvas.addEventListener("click", (event) => this.pick(this.near(event), onPick));
+    canvas.addEventListener("keydown", ({ key }) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[key], count = this.targets.length;
+      if (step && count) this.say((this.at = (this.at + step + count) % count));
+      if (key === "Enter") this.pick(this.at, onPick);
+    });
   }
 
   // Empties the canvas and draws axes around all values.
@@ -68,7 +73,7 @@ export class Plot {
     const box = { left: 58, right: width - 14, top: 12, bottom: height - 42 };
     this.x = scale(xs, box.left, box.right, { zero: steps });
     this.y = scale(ys, box.bottom, box.top);
-    this.targets = [];
+    Object.assign(this, { targets: [], at: -1 });
     pen.strokeStyle = css("--faint");
     pen.fillStyle = css("--ink");
     pen.textAlign = "right";
@@ -131,15 +136,20 @@ export class Plot {
     this.pen.fillText(letter, px + 16, py - 8);
   }
 
-  // What is nearest to the pointer, as the canvas's title and to whoever wants it.
-  point(event, then) {
-    const { offsetX, offsetY } = event;
-    const distance = (one) => (one.x - offsetX) ** 2 + (one.y - offsetY) ** 2;
-    const nearest = this.targets.reduce((best, one) => (!best || distance(one) < distance(best) ? one : best), null);
-    const isNear = nearest && distance(nearest) < 400;
-    this.canvas.title = isNear ? nearest.text : "";
-    this.canvas.style.cursor = isNear ? "pointer" : "";
-    if (isNear) then(nearest);
+  // Number of the target that is nearest to the pointer, -1 if none is near.
+  near({ offsetX, offsetY }) {
+    const distances = this.targets.map(({ x, y }) => (x - offsetX) ** 2 + (y - offsetY) ** 2);
+    const least = distances.reduce((a, b) => Math.min(a, b), Infinity);
+    return (this.at = least < 400 ? distances.indexOf(least) : -1);
+  }
+
+  say(number) {
+    this.output.textContent = this.targets[number]?.text ?? "";
+    this.canvas.style.cursor = number < 0 ? "" : "pointer";
+  }
+
+  pick(number, onPick) {
+    if (this.targets[number]) onPick(this.targets[number]);
   }
 }
 

@@ -27,7 +27,7 @@ from zoo import Task, Zoo
 from zoo.inspection.summary import last_snapshots
 from zoo.tasks.families.family_task import FamilyTask
 
-from .networks import evenly, image_shape, weight_pictures
+from .networks import affordable, evenly, image_shape, weight_pictures
 
 _MAX_SAMPLES: Final = 16
 _MAX_KEPT: Final = 32  # answers
@@ -74,7 +74,7 @@ class Prompting:
 
     def __post_init__(self) -> None:
         runs = self.zoo.usable_runs()
-        self._runs = evenly(runs, _MAX_COMPARED)
+        self._runs = evenly(runs, affordable(self.zoo.layout, _MAX_COMPARED))
         self._pairs = np.stack([self._runs, last_snapshots(self.zoo)[self._runs]], axis=1)
         self._others: torch.Tensor | None = None
 

@@ -29,6 +29,9 @@ from zoo.networks.symmetry import apply, sample
 uvicorn = pytest.importorskip("uvicorn")
 
 
+RIGHT = "\ue014"  # the arrow key, by its number in WebDriver
+
+
 @pytest.fixture(scope="module")
 def zoo(demo_folder):
     return Zoo.open(demo_folder / "zoo")
@@ -270,6 +273,11 @@ def test_open_filter_generate_and_download(address, browser, zoo, window):
         wait_for(session, f"document.querySelector('tbody button.{which}[aria-pressed=true]')")
     for view in ("trajectories", "map", "pair", "history"):
         press(session, view)
+        if view == "map":
+            canvas = session.find_element("id", "points")
+            session.execute_script("arguments[0].focus()", canvas)
+            canvas.send_keys(RIGHT)
+            assert "run 0, val_loss" in session.find_element("css selector", "#view-map output").text
     assert "they differ on" in session.find_element("id", "pair").get_attribute("textContent")
     assert session.find_element("id", "step").text == f"step {zoo.inner_step[0, -1]}"
     press(session, "generate")

@@ -270,7 +270,7 @@ class BlockBuilder:
                     task = plan.task_for(_chosen(runs, rows))
                     kept = torch.from_numpy(np.flatnonzero(~stopped)).to(task.device)
                     some = with_values(plan, {name: values[rows] for name, values in search.values.items()})
-                    remaining = Remaining(kept, task, some.optimizer_for(_chosen(runs, rows)))
+                    remaining = Remaining(kept, task, some.step_for(_chosen(runs, rows), task))
             try:
                 snapshot = training.send(remaining)
             except StopIteration:

@@ -24,8 +24,8 @@ from zoo.storage.splits import SplitRule
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 from zoo.training.batches import check_batch_size
-from zoo.training.gradients import check_accumulate
-from zoo.training.inner_step import should_compile
+from zoo.training.gradients import Gradients, check_accumulate
+from zoo.training.inner_step import InnerStep, should_compile
 from zoo.training.optimizers import InnerOptimizer
 from zoo.training.population import (
     DEFAULT_MAX_LOSS,
@@ -272,6 +272,11 @@ class BuildPlan:
         if isinstance(self.optimizer, Mapping):
             return make_optimizer(self.optimizer, self.seeds(runs))[0]
         return self.optimizer
+
+    def step_for(self, runs: Sequence[int], task: Task) -> InnerStep:
+        """An uncompiled step of those runs on their task."""
+        gradients = Gradients(task, precision=self.precision, accumulate=self.accumulate, batch_size=self.batch_size)
+        return InnerStep(gradients, self.optimizer_for(runs))
 
     def init_scales(self, runs: Sequence[int]) -> torch.Tensor | float:
         """Factors on the initial matrices, one or (N,)."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 from numbers import Integral
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,11 +51,11 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Remaining:
-    """The networks of a population that go on, sent to it at a snapshot: their rows, their task and their optimizer."""
+    """The networks of a population that go on: their rows, their task and their step."""
 
     rows: Tensor
     task: Task
-    optimizer: InnerOptimizer
+    step: InnerStep
 
 
 def quadratic_steps(num_steps: int, num_snapshots: int = DEFAULT_NUM_SNAPSHOTS) -> tuple[int, ...]:
@@ -127,7 +127,7 @@ def train_population(
             Where it is there, training continues from it, to the bit, with the first snapshot that was not.
         checkpoint_every: steps.
 
-    At a snapshot the networks that go on may be sent to it (`Remaining`), where there is no checkpoint.
+    Where there is no checkpoint, the networks that go on may be sent at a snapshot.
 
     Raises:
         ValueError: for arguments out of range, before any training; for a checkpoint of a training that was begun with
@@ -140,18 +140,22 @@ def train_population(
         raise ValueError(f"seeds must be one or more integers of 64 bits, got {list(seeds)[:4]}")
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
-    num_train = len(task.dataset.train)
     if shared_batches:
-        indices = shared_indices(data_seed, num_train, batch_size, task.device)
+        indices = shared_indices(data_seed, len(task.dataset.train), batch_size, task.device)
         streams = streams_of([data_seed], task.device)[0]  # (4,)
     else:
-        indices = own_indices(seeds, num_train, batch_size, task.device)
+        indices = own_indices(seeds, len(task.dataset.train), batch_size, task.device)
         streams = streams_of(seeds, task.device)  # (N, 4)
-    initial = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
+    params = task.init_runs(seeds, init_scales) if init_params is None else _checked(task, init_params, len(seeds))
     if compile == "auto":
         compile = should_compile(len(seeds) * num_steps, task.device)
     gradients = Gradients(task, precision=precision, accumulate=accumulate, batch_size=batch_size)
     step = InnerStep(gradients, optimizer, compile=bool(compile))
+    training = _Training(
+        task, step, params, indices, streams, num_steps=num_steps, max_loss=max_loss, precision=precision
+    )
+    if checkpoint is None:
+        return training.snapshots(steps)
     settings: Json = {
         "num_params": task.layout.num_params,
         "seeds": list(map(int, seeds)),
@@ -163,33 +167,7 @@ def train_population(
         "precision": precision,
         "accumulate": accumulate,
     }
-
-    def snapshots() -> Generator[Snapshot, Remaining | None, None]:
-        params, last, num_taken = initial, initial.clone(), 0
-        training = _Training(task, step, params, indices, streams, num_steps=num_steps, max_loss=max_loss)
-        if checkpoint is not None and checkpoint.exists():
-            last, num_taken = training.load(checkpoint, settings)
-        while num_taken < len(steps):
-            while training.inner_step < steps[num_taken]:
-                stop = steps[num_taken]
-                if checkpoint is not None:
-                    stop = min(stop, (training.inner_step // checkpoint_every + 1) * checkpoint_every)
-                with products_in(precision):
-                    training.run(until=stop)
-                if checkpoint is not None and stop < steps[num_taken]:
-                    training.save(checkpoint, last, num_taken, settings)
-            alive = training.alive & params.isfinite().all(1)
-            last = torch.where(alive[:, None], params, last)
-            remaining = yield Snapshot(steps[num_taken], last, alive)
-            num_taken += 1
-            if remaining is not None:
-                some = Gradients(remaining.task, precision=precision, accumulate=accumulate, batch_size=batch_size)
-                training = training.of(remaining, InnerStep(some, remaining.optimizer))
-                params, last = training.params, last[remaining.rows]
-            if checkpoint is not None:
-                training.save(checkpoint, last, num_taken, settings)
-
-    return snapshots()
+    return training.snapshots(steps, _Checkpoint(checkpoint, checkpoint_every, settings))
 
 
 def check_repeatable(task: Task) -> None:
@@ -206,11 +184,18 @@ def check_snapshot_steps(steps: Sequence[int], num_steps: int) -> None:
         raise ValueError(f"snapshot_steps must be integers that increase within 0 ... {num_steps}, got {tuple(steps)}")
 
 
+class _Checkpoint(NamedTuple):
+    """A file, after how many steps it is written again, and the settings of the training that it is of."""
+
+    path: Path
+    every: int
+    settings: Json
+
+
 class _Training:
     """Networks in training, changed in place.
 
     Attributes:
-        params: (N, P).
         alive: (N,) whose losses were never too high.
         inner_step: steps done.
 
@@ -222,6 +207,7 @@ class _Training:
         streams: (4,) that they share, or (N, 4): what the task's random numbers are drawn from.
         num_steps: of the whole run.
         max_loss: of networks that are alive.
+        precision: of products.
     """
 
     def __init__(
@@ -234,60 +220,80 @@ class _Training:
         *,
         num_steps: int,
         max_loss: float,
+        precision: str,
     ) -> None:
-        self._task, self._step, self.params, self._batches, self._streams = task, step, params, batches, streams
+        self._task, self._step, self._params, self._batches, self._streams = task, step, params, batches, streams
         self._state = step.optimizer.init_state(task.layout, params)
-        self._num_steps, self._max_loss = num_steps, max_loss
+        self._num_steps, self._max_loss, self._precision = num_steps, max_loss, precision
         self.inner_step = 0
         self._names: list[str] = []
         self.alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
-        can_record = step.coefficients is not None and task.is_compilable
-        self._steps = RecordedSteps(params.device, can_record=can_record)
+        self._steps = self._recorded()
 
-    def of(self, remaining: Remaining, step: InnerStep) -> _Training:
-        """The training of some of the networks, from here on."""
-        rows, is_own = remaining.rows, self._streams.ndim > 1
-        batches = (indices[rows] for indices in self._batches) if is_own else self._batches
-        some = _Training(
-            remaining.task,
-            step,
-            self.params[rows],
-            batches,
-            self._streams[rows] if is_own else self._streams,
-            num_steps=self._num_steps,
-            max_loss=self._max_loss,
-        )
-        some._state = {name: tensor[rows] for name, tensor in self._state.items()}
-        some.alive, some.inner_step = self.alive[rows], self.inner_step
-        return some
+    def _recorded(self) -> RecordedSteps:
+        can_record = self._step.coefficients is not None and self._task.is_compilable
+        return RecordedSteps(self._params.device, can_record=can_record)
 
-    def run(self, until: int) -> None:
-        """Train to that inner step."""
-        while self.inner_step < until:
-            count = 1 if self._step.coefficients is None else min(MAX_ROWS, until - self.inner_step)
-            self._steps.run(self._take, self._tables(count))
-            self.inner_step += count
+    def snapshots(
+        self, steps: Sequence[int], checkpoint: _Checkpoint | None = None
+    ) -> Generator[Snapshot, Remaining | None, None]:
+        """Train to each of those steps, from the last that was stored."""
+        last, num_taken = self._params.clone(), 0
+        if checkpoint is not None and checkpoint.path.exists():
+            last, num_taken = self._load(checkpoint)
+        for wanted in steps[num_taken:]:
+            while self.inner_step < wanted:
+                every = wanted if checkpoint is None else checkpoint.every
+                self._run(until=min(wanted, (self.inner_step // every + 1) * every))
+                if checkpoint is not None and self.inner_step < wanted:
+                    self._save(checkpoint, last, num_taken)
+            alive = self.alive & self._params.isfinite().all(1)
+            last = torch.where(alive[:, None], self._params, last)
+            remaining = yield Snapshot(wanted, last, alive)
+            num_taken += 1
+            if remaining is not None:
+                self._keep(remaining)
+                last = last[remaining.rows]
+            if checkpoint is not None:
+                self._save(checkpoint, last, num_taken)
 
-    def save(self, path: Path, last: Tensor, num_taken: int, settings: Json) -> None:
-        """Write all that is needed to continue, whole or not at all; `last` and `num_taken` come back from `load`."""
+    def _keep(self, remaining: Remaining) -> None:
+        rows = remaining.rows
+        self._task, self._step = remaining.task, remaining.step
+        self._params, self.alive = self._params[rows], self.alive[rows]
+        self._state = {name: tensor[rows] for name, tensor in self._state.items()}
+        if self._streams.ndim > 1:
+            self._streams, batches = self._streams[rows], self._batches
+            self._batches = (indices[rows] for indices in batches)
+        self._steps = self._recorded()
+
+    def _run(self, until: int) -> None:
+        with products_in(self._precision):
+            while self.inner_step < until:
+                count = 1 if self._step.coefficients is None else min(MAX_ROWS, until - self.inner_step)
+                self._steps.run(self._take, self._tables(count))
+                self.inner_step += count
+
+    def _save(self, checkpoint: _Checkpoint, last: Tensor, num_taken: int) -> None:
+        """Write all that is needed to continue, whole or not at all; `last` and `num_taken` come back from `_load`."""
         content = io.BytesIO()
         state = {
-            "settings": settings,
+            "settings": checkpoint.settings,
             "inner_step": self.inner_step,
             "num_taken": num_taken,
-            "params": self.params,
+            "params": self._params,
             "last": last,
             "alive": self.alive,
             "optimizer": self._state,
         }
         torch.save(state, content)
-        write_file(path, [content.getbuffer()])
+        write_file(checkpoint.path, [content.getbuffer()])
 
-    def load(self, path: Path, settings: Json) -> tuple[Tensor, int]:
+    def _load(self, checkpoint: _Checkpoint) -> tuple[Tensor, int]:
         """Continue from there: the last sound networks (N, P), and how many snapshots were taken."""
-        state = torch.load(path, map_location=self.params.device, weights_only=True)
-        require_same(state["settings"], settings, f"the training in {path}")
-        self.params.copy_(state["params"])
+        state = torch.load(checkpoint.path, map_location=self._params.device, weights_only=True)
+        require_same(state["settings"], checkpoint.settings, f"the training in {checkpoint.path}")
+        self._params.copy_(state["params"])
         self.alive.copy_(state["alive"])
         for name, tensor in self._state.items():
             tensor.copy_(state["optimizer"][name])
@@ -303,19 +309,19 @@ class _Training:
         """
         tables = {"indices": torch.stack([next(self._batches) for _ in range(count)])}
         if self._task.is_random:
-            steps = self.inner_step + torch.arange(count, device=self.params.device)
+            steps = self.inner_step + torch.arange(count, device=self._params.device)
             tables["stream"] = at(self._streams, step=steps.view(-1, *[1] * self._streams.ndim))
         if self._step.coefficients is not None:
-            on_host = torch.empty(len(self.params), 0, dtype=self.params.dtype)
+            on_host = torch.empty(len(self._params), 0, dtype=self._params.dtype)
             counts = range(self.inner_step, self.inner_step + count)
             made = [self._step.coefficients(step, self._num_steps, on_host) for step in counts]
             self._names = list(made[0])
             table = torch.stack([torch.stack(list(one.values())) for one in made])
-            tables["coefficients"] = table.to(self.params.device, non_blocking=True)
+            tables["coefficients"] = table.to(self._params.device, non_blocking=True)
         return tables
 
     def _take(self, row: Row) -> None:
-        params = self.params
+        params = self._params
         batch = self._task.batch(row["indices"].long(), len(params), stream=row.get("stream"))
         if self._step.coefficients is None:
             loss = self._step(params, self._state, batch, inner_step=self.inner_step, num_steps=self._num_steps)

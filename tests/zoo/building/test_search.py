@@ -9,6 +9,8 @@ from zoo.building.executors import LocalProcesses
 from zoo.inspection import summarize
 from zoo.storage.schema import RunStatus
 from zoo.tasks.registry import get_task
+from zoo.training.gradients import Gradients
+from zoo.training.inner_step import InnerStep
 from zoo.training.optimizers import Adam
 from zoo.training.population import Remaining, train_population
 
@@ -74,7 +76,8 @@ def test_what_goes_on_is_as_if_nothing_else_had_been_there():
     alone = list(train_population(task(), Adam(lr=rates[[0, 2]]), [1, 3], **options))
     training = train_population(task(), Adam(lr=rates), [1, 2, 3], **options)
     next(training), next(training)
-    rest = training.send(Remaining(torch.tensor([0, 2]), task(), Adam(lr=rates[[0, 2]])))
+    step = InnerStep(Gradients(task(), batch_size=8), Adam(lr=rates[[0, 2]]))
+    rest = training.send(Remaining(torch.tensor([0, 2]), task(), step))
     assert rest.inner_step == 12
     torch.testing.assert_close(rest.params, alone[-1].params, rtol=1e-4, atol=1e-6)
 

@@ -1,22 +1,24 @@
-"""Tables without end: random functions, random causal graphs and random clusters, for networks that read tables.
+"""Tables without end: functions, causal graphs, clusters and trees at random, for networks that read tables.
 
-A member draws what kind it is. Of a *function*, features are correlated root variables, and the class is the largest
-output of a random network. Of a *graph*, features and target are nodes of a random network of causes, so that features
-may cause the target, be caused by it, or share a cause with it; classes are intervals of the target. Of *clusters*, the
-class is the cause: its clusters give the features. Features are then left as they are, bent, made ordinal, categorical
-(shuffled codes) or binary, and some labels are wrong.
+A member draws what kind it is. Of a *function*, features are root variables, often strongly correlated, and the class
+is the largest output of a random network; of *trees*, that of a few random decision trees. Of a *graph*, features and
+target are nodes of a random network of causes, so that features may cause the target, be caused by it, or share a cause
+with it; classes are intervals of the target. Of *clusters*, the class is the cause: its clusters give the features.
+What decides the class sees the roots, or what they were before common factors correlated them. Features are then left
+as they are, bent, made ordinal, categorical (shuffled codes) or binary, and some labels are wrong.
 
 Source: the priors of TabPFN (Hollmann et al. 2023, arXiv 2207.01848: structural causal models and random networks,
-transformed features, classes from intervals), on which MotherNet trains, too (Müller et al. 2025, arXiv 2312.08598).
+transformed features, classes from intervals), on which MotherNet trains, too (Müller et al. 2025, arXiv 2312.08598);
+trees: den Breejen et al. 2024 (arXiv 2405.13396).
 
-Legend: T members, n rows, D features, H nodes of a layer, K classes, R common factors, C codes.
+Legend: T members, n rows, D features, H nodes of a layer, K classes, R common factors, C codes, E trees.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -32,8 +34,10 @@ _NUM_FACTORS: Final = 3
 _NUM_CODES: Final = 8
 _MEMBERS_AT_ONCE: Final = 32  # whose tables fit the caches of a CPU
 _MAX_VALUE: Final = 10.0  # deviations
-_FUNCTION, _GRAPH, _CLUSTERS = range(3)
-_KIND_BOUNDS: Final = (0.4, 0.75)
+_NUM_TREES: Final = 4
+_DEPTH: Final = 4  # all nodes of a level ask the same question, as in oblivious trees
+_FUNCTION, _GRAPH, _CLUSTERS, _TREES = range(4)
+_KIND_BOUNDS: Final = (0.3, 0.6, 0.75)
 _UNCHANGED: Final = 0.5  # share of the features that are left as they are
 _ACTIVATIONS: Final[tuple[Callable[[Tensor], Tensor], ...]] = (
     torch.tanh,
@@ -92,10 +96,10 @@ class TabularPrior:
         self.device = torch.device("cpu")
         first = self.bind(torch.zeros(1, dtype=torch.int64))
         train, val, test = (Split(first.inputs[split][0], first.targets[split][0]) for split in SPLIT_NAMES)
-        self.dataset = Dataset("tabular_prior", train, val, test, num_classes, f"tabular_prior-1 of seed {seed}")
+        self.dataset = Dataset("tabular_prior", train, val, test, num_classes, f"tabular_prior-2 of seed {seed}")
 
     def attributes(self, members: Tensor) -> dict[str, Tensor]:
-        """Number, features, classes, and kind: 0 a function, 1 a graph, 2 clusters."""
+        """Number, features, classes, and kind: 0 a function, 1 a graph, 2 clusters, 3 trees."""
         return {"member": members, **self._choices(members)._asdict()}
 
     def bind(self, members: Tensor) -> _Tables:
@@ -131,16 +135,18 @@ class TabularPrior:
         # Roots share factors; where clusters are the cause, roots lie around their centres.
         num_clusters = classes * (1 + (level[0][:, 0] > 0.5))
         cluster = (u["row"].pow(0.5 + 1.5 * level[1][:, 0]) * num_clusters).long().minimum(num_clusters - 1)  # (T, n)
-        centres = u["centres"].gather(2, cluster[:, None].expand(-1, width, -1)) * (0.5 + 2.5 * level[2])  # (T, D, n)
-        roots = u["roots"] + 3 * level[3].square() * (u["loadings"] @ u["factors"])
-        roots = _standardised(roots + centres * (kind == _CLUSTERS)[..., None], num_train)
+        centres = u["centres"].gather(2, cluster[:, None].expand(-1, width, -1)) * (0.5 + 2.5 * level[2])
+        own = u["roots"] + centres * (kind == _CLUSTERS)[..., None]
+        roots = (1 - 0.95 * level[3]) * own + 3 * level[3].square() * (u["loadings"] @ u["factors"])
+        roots = _standardised(roots, num_train)
+        causes = torch.where(level[10] < 0.5, roots, _standardised(own, num_train))  # of the class
 
         # A random network of two layers; each root that exists enters with a weight of its own.
         weight = (u["importance"].pow(3) * exists)[:, None]  # (T, 1, D)
         gain = 0.5 + 3 * level[4]
         weight = weight / weight.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-3)
         bias = u["bias"][..., None].split(_NUM_NODES, dim=1)
-        one = _applied(_ACTIVATIONS, groups, gain * (u["weights_in"] * weight) @ roots + bias[0])  # (T, H, n)
+        one = _applied(_ACTIVATIONS, groups, gain * (u["weights_in"] * weight) @ causes + bias[0])  # (T, H, n)
         two = gain / _NUM_NODES**0.5 * u["weights_between"] @ one + bias[1]
         two = _applied(_ACTIVATIONS, groups, two)
 
@@ -156,7 +162,8 @@ class TabularPrior:
         inputs = _standardised(columns, num_train).clamp(-_MAX_VALUE, _MAX_VALUE) * exists[..., None]
 
         target = two[:, 0] + 0.3 * level[6][:, 0].square() * u["noise"][:, 0]
-        scores = u["weights_out"] @ two / _NUM_NODES**0.5 + level[7] * (u["weights_direct"] * weight) @ roots
+        scores = u["weights_out"] @ two / _NUM_NODES**0.5 + level[7] * (u["weights_direct"] * weight) @ causes
+        scores = torch.where((kind == _TREES)[..., None], self._trees(u, weight[:, 0], causes), scores)
         noise = -(-u["gumbel"].clamp(1e-9).log()).log() * 0.7 * level[8].square()
         scores = _standardised(scores, num_train) + 0.3 * u["class_bias"][..., None] + noise
         is_class = torch.arange(self.num_classes, device=self.device) < classes  # (T, K)
@@ -165,17 +172,30 @@ class TabularPrior:
         largest = torch.where(scores == scores.amax(1, keepdim=True), number, 0).amax(1)  # argmax is slower there
         names = u["class_order"].masked_fill(~is_class, math.inf).argsort(1)  # a permutation of the classes
         interval = names.gather(1, _intervals(target, u["bounds"], classes, num_train))
-        labels = torch.where(kind == _FUNCTION, largest, torch.where(kind == _GRAPH, interval, cluster % classes))
+        labels = torch.where(kind == _GRAPH, interval, torch.where(kind == _CLUSTERS, cluster % classes, largest))
         is_wrong = u["row_noise"] < 0.3 * level[9][:, 0].pow(3)
         labels = torch.where(is_wrong, (u["row_label"] * classes).long().minimum(classes - 1), labels)
         return inputs.transpose(1, 2).contiguous(), labels
+
+    def _trees(self, u: Mapping[str, Tensor], weight: Tensor, causes: Tensor) -> Tensor:
+        """Scores (T, K, n) of the classes: sums over the leaves that rows fall into, by causes (T, D, n)."""
+        num_tables, _, num_rows = causes.shape
+        chance = (weight / weight.sum(1, keepdim=True).clamp(min=1e-6)).cumsum(1)  # (T, D)
+        asked = torch.searchsorted(chance, u["tree_feature"].contiguous()).clamp(
+            max=self.num_features - 1
+        )  # (T, E * depth)
+        above = causes.gather(1, asked[..., None].expand(-1, -1, num_rows)) > 0.7 * u["tree_threshold"][..., None]
+        bits = above.view(num_tables, _NUM_TREES, _DEPTH, num_rows)
+        leaf = (bits * 2 ** torch.arange(_DEPTH, device=causes.device)[:, None]).sum(2)  # (T, E, n)
+        values = u["leaves"].gather(3, leaf[:, None].expand(-1, self.num_classes, -1, -1))  # (T, K, E, n)
+        return values.sum(2)
 
     def _drawn(self, members: Tensor, num_rows: int) -> dict[str, Tensor]:
         """All random numbers (T, ...) of members but their choices, on the CPU."""
         width, classes = self.num_features, self.num_classes
         uniform = {
             "activation": (1,),
-            "level": (10,),
+            "level": (11,),
             "row": (num_rows,),
             "row_noise": (num_rows,),
             "row_label": (num_rows,),
@@ -186,6 +206,7 @@ class TabularPrior:
             "node_order": (width + 2 * _NUM_NODES - 1,),
             "class_order": (classes,),
             "bounds": (classes - 1,),
+            "tree_feature": (_NUM_TREES * _DEPTH,),
         }
         normal = {
             "roots": (width, num_rows),
@@ -200,6 +221,8 @@ class TabularPrior:
             "bias": (2 * _NUM_NODES,),
             "class_bias": (classes,),
             "codes": (width, _NUM_CODES),
+            "tree_threshold": (_NUM_TREES * _DEPTH,),
+            "leaves": (classes, _NUM_TREES, 2**_DEPTH),
         }
         sizes = {name: math.prod(shape) for name, shape in (uniform | normal).items()}
         counts = (sum(sizes[name] for name in shapes) for shapes in (uniform, normal))

@@ -1,0 +1,1 @@
+"""What is claimed of networks generated for tables: real tables, and their rivals."""
