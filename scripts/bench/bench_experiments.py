@@ -69,8 +69,9 @@ def row(name: str) -> Row:
             "snapshots": zoo.num_snapshots,
         },
         figures=figures,
-        note="Test split, mean over the runs, and of the last snapshot the range of most. One seed. CPU seconds, "
-        "start, trial and evaluation included, of one process with one thread on a shared machine.",
+        note="Test split, mean over the runs, and of the last snapshot the range of most. One seed. Costs, with start, "
+        "trial and evaluation, are those of the last build, of one that was killed those of the rest: CPU seconds of "
+        "one process with one thread on a shared machine, and memory with what is mapped of files.",
     )
 
 
