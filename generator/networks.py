@@ -62,6 +62,8 @@ def read_start(
         if any(one != layouts[0] for one in layouts):
             raise LayoutMismatchError("starts in a list must be of one architecture; call the pipeline for each")
         return layouts[0], torch.cat(parts)
+    if isinstance(start, Mapping) and start and all(isinstance(value, int | float) for value in start.values()):
+        raise ValueError(f"start must be a state dict, got {dict(start)}; if it is what to ask for: pipe(prompt=...)")
     if isinstance(start, nn.Module | Mapping):
         layout, values = _of_tensors(start, known, layout)
     elif isinstance(start, Tensor | np.ndarray | list | tuple):

@@ -15,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import index
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, Unpack
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
+from generator.hub import push_to_hub
 from generator.model import transformer
 from generator.model.context import NetworkContext
 from generator.networks import GeneratedParams, Start, only_layout, read_start
@@ -29,8 +31,10 @@ from generator.prompts.prompt import Prompt, PromptValue
 from generator.sampler import NUM_TRAIN_TIMESTEPS, DDIMScheduler, Scheduler, sample_params
 from generator.tokens import normalizer as normalizers
 from generator.tokens.tokenizer import is_generated
+from zoo.hub import SCHEME, UploadOptions, local_copy
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.storage.splits import SplitRule
+from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
 PIPELINE_FOLDER: Final = "pipeline"  # where a training keeps its pipeline
@@ -72,10 +76,14 @@ class ParameterPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ParameterPipeline:
         """Pipeline in the folder that `save_pretrained` wrote, or in the one that a training was given as `out`.
 
+        An address hf://USER/REPO is fetched (extra `hub`); nothing else is ever downloaded.
+
         Raises:
-            FileNotFoundError: if there is none; nothing is downloaded.
+            FileNotFoundError: if there is none.
+            HubError: if the address cannot be fetched.
         """
-        folder = Path(pretrained_model_name_or_path)
+        address = str(pretrained_model_name_or_path)
+        folder = local_copy(address) if address.startswith(SCHEME) else Path(address)
         found = [path for path in (folder, folder / PIPELINE_FOLDER) if (path / cls.config_name).exists()]
         if not found:
             is_unfinished = (folder / "checkpoints").exists()
@@ -92,6 +100,32 @@ class ParameterPipeline(DiffusionPipeline):
         config: Any = super().load_config(*args, **kwargs)
         modules = {"model": transformer.__name__, "normalizer": normalizers.__name__}
         return {**config, **{name: [module, config[name][1]] for name, module in modules.items()}}
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        zoos: Sequence[Zoo] = (),
+        results: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+        **options: Unpack[UploadOptions],
+    ) -> str:
+        """Upload the pipeline to the Hugging Face Hub with a filled-in card; returns its address.
+
+        It is then read from `hf://REPO_ID`. Needs the extra `hub`.
+
+        Args:
+            repo_id: USER/NAME; made if it is not there.
+            license: that the card names, such as "apache-2.0".
+            zoos: that it learned from; the card says their tasks, sizes and hashes of data.
+            results: figures by name for the card, such as `alignment` of a training's `summary.json` has for each zoo.
+            **options: `private`, `token`, `revision` and `replace`, see `zoo.hub.UploadOptions`.
+
+        Raises:
+            FileExistsError: if the repository holds files, and `replace` is not set.
+            HubError: if the hub cannot be reached, or refuses.
+        """
+        return push_to_hub(self, repo_id, license=license, zoos=zoos, results=results, **options)
 
     @property
     def metrics(self) -> list[str]:

@@ -22,28 +22,29 @@ from zoo.building import BuildPlan, default_executor
 from zoo.building.build import Progress
 from zoo.devices import resolve_device
 from zoo.inspection import summarize, summary_tables
+from zoo.tracking import build_curves
 
 from .build_report import Report
-from .cli import console, run, save_run
+from .cli import console, run, save_run, tracking
 from .machine import used_by_this_process
 
 
 def main(config: DictConfig) -> None:
     out = Path(config.out).absolute()
+    folder = out.with_name(f"{out.name}-build")
     started = time.perf_counter()
-    with Report() as report:
-        zoo = build(config, report)
+    with Report() as report, tracking(config, folder, build_curves) as log:
+        zoo = build(config, lambda state: (report(state), log(state)))
     summary = summarize(zoo)
     for table in summary_tables(summary):
         console.print(table)
     built = {"seconds": time.perf_counter() - started, "new_runs": report.runs, "new_model_steps": report.model_steps}
     built |= used_by_this_process()
-    folder = out.with_name(f"{out.name}-build")
     save_run(folder, config, summary | {"build": built})
     console.print(f"zoo in {out}, config.yaml and summary.json in {folder}", soft_wrap=True)
 
 
-def build(config: DictConfig, report: Callable[[Progress], None]) -> Zoo:
+def build(config: DictConfig, report: Callable[[Progress], object]) -> Zoo:
     """The zoo of these settings, in the folder `config.out`."""
     values = OmegaConf.to_container(config, resolve=True)
     for group in ("task", "architecture", "optimizer"):

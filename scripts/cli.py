@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from itertools import takewhile
@@ -27,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from zoo.devices import is_out_of_memory
+from zoo.tracking import Tracker, make_tracker
 
 from . import defaults  # noqa: F401 (Hydra finds the defaults of dataclasses through it)
 from .usage import help_text
@@ -38,7 +40,7 @@ _HYDRA_SETTINGS = (
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
 )
-_USER_ERRORS = (ValueError, KeyError, OSError, ImportError, HydraException, OmegaConfBaseException)
+_USER_ERRORS = (ValueError, LookupError, OSError, ImportError, HydraException, OmegaConfBaseException)
 
 
 def run(main: Callable[[DictConfig], int | None], config_name: str) -> None:
@@ -89,6 +91,24 @@ def save_run(out: Path, config: DictConfig, summary: Mapping[str, object]) -> No
     (out / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
 
 
+@contextmanager
+def tracking(
+    config: DictConfig, folder: Path, curves: Callable[[Tracker], Callable[..., object]]
+) -> Iterator[Callable[..., object]]:
+    """The callback that draws these curves with the tracker that `config.logger` names; with null it does nothing."""
+    if config.logger is None:
+        yield lambda *state: None
+        return
+    tracker = make_tracker(config.logger, folder)
+    tracker.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    try:
+        yield curves(tracker)
+    except BaseException:
+        tracker.finalize("failed")
+        raise
+    tracker.finalize("success")
+
+
 def _check_overrides(config_name: str, arguments: Sequence[str], overrides: Sequence[str]) -> None:
     known = _flat(default_config(config_name))
     for argument in arguments:
@@ -130,7 +150,7 @@ def _checked(config: DictConfig, config_name: str) -> DictConfig:
         raise ValueError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}, or see --help")
     usual = _flat(default_config(config_name))
     for name, value in _flat(config).items():
-        if value == "":
+        if value == "" and usual.get(name, "") != "":
             raise ValueError(f"{name} is empty; give a value, or null for none")
         if isinstance(usual.get(name), bool) and not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {value!r}")

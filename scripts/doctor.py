@@ -28,6 +28,8 @@ PARTS: Final = {  # extras, and what they are for
     "files": "folders of images, Parquet, saved rows",
     "hub": "the Hugging Face Hub",
     "lmdb": "G.pt's databases",
+    "trackers": "curves in TensorBoard and Trackio",
+    "docs": "the documentation as a site",
 }
 
 

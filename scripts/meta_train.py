@@ -23,6 +23,7 @@ from learned_opt.meta_training import (
     MetaTrainStage,
     TrainedStage,
     launched_devices,
+    outer_curves,
     run_recipe,
     stage_info,
 )
@@ -52,9 +53,16 @@ def main(config: DictConfig) -> None:
         state = f"meta-loss {sum(recent) / len(recent):.4f}{validation}"
         progress.update(bars[stage.name], completed=done, state=state)
 
-    with progress:
+    if devices.rank:
+        config.logger = None  # the first process logs
+    with progress, cli.tracking(config, out, outer_curves) as log:
         results = run_recipe(
-            stages, seed=config.seed, out=out, devices=devices, device=config.device, on_outer_step=show
+            stages,
+            seed=config.seed,
+            out=out,
+            devices=devices,
+            device=config.device,
+            on_outer_step=lambda *state: (show(*state), log(*state)),
         )
     if devices.rank == 0:
         _save(results, out, config)

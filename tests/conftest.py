@@ -13,6 +13,7 @@ import torch
 
 from tests import pretended_device
 from tests.devices import DEVICES, other_device
+from tests.hub_stand_in import hub_in_memory
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
 from zoo.storage.schema import RunStatus, ZooSpec
@@ -76,6 +77,14 @@ def device(request):
     """Each of the other devices."""
     with other_device(request.param) as place:
         yield place
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the Hugging Face Hub."""
+    pytest.importorskip("huggingface_hub")
+    with hub_in_memory(tmp_path / "cache", monkeypatch) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture

@@ -4,12 +4,37 @@ Repositories live in memory, each branch as a mapping from paths to contents. Fi
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+
+def send_requests_to(url, cache, monkeypatch):
+    """Make huggingface_hub talk to another address, with an empty cache and no pauses between attempts."""
+    import huggingface_hub
+
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+
+
+@contextlib.contextmanager
+def hub_in_memory(cache, monkeypatch):
+    """A stand-in that huggingface_hub talks to."""
+    import huggingface_hub
+
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    with HubStandIn() as stand_in:
+        send_requests_to(stand_in.url, cache, monkeypatch)
+        yield stand_in
+    huggingface_hub.HfFileSystem.clear_instance_cache()
 
 
 class HubStandIn:

@@ -21,8 +21,10 @@ def test_readme_has_code_and_can_be_read_in_minutes():
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks_of(path)], ids=lambda path: path.name)
-def test_code_blocks_run(path, tmp_path, monkeypatch):
+def test_code_blocks_run(path, tmp_path, monkeypatch, request):
     """Those of one file in order, as one session in an empty folder."""
+    if path.name == "share.md":
+        request.getfixturevalue("hub")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": path.stem}
     for block in blocks_of(path):

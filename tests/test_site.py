@@ -1,5 +1,6 @@
 """The documentation site: every page is there, no link is dead, nothing is fetched, and commands can be given."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts.cli import compose
-from tests.test_readme import DOCUMENTS, ROOT
+from tests.test_readme import DOCUMENTS, PACKAGES, ROOT
 
 CONFIG = ROOT / "zensical.toml"
 
@@ -32,6 +33,14 @@ def pages(entries):
 def test_every_page_is_in_the_navigation():
     named = list(pages(tomllib.loads(CONFIG.read_text())["project"]["nav"]))
     assert sorted(named) == sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_reference_names_the_whole_public_surface(package):
+    """In an order to read, which is not that of the alphabet."""
+    text = (ROOT / "docs" / "reference" / f"{package}.md").read_text()
+    named = re.search(r"members: \[(.*?)\]", text)[1].split(", ")
+    assert set(importlib.import_module(package).__all__) <= set(named), "name it among the members in docs/reference"
 
 
 def test_the_site_has_no_dead_link_and_loads_nothing_from_elsewhere(tmp_path):

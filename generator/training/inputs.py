@@ -48,7 +48,7 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
             task, reason = None, str(error)
         if task is None and needs:
             unset = ", ".join(f"{name}=0" for name in needs)
-            raise ValueError(f"there is no task to run networks on ({reason}): give tasks=[...], or set {unset}")
+            raise ValueError(f"{zoo} has no task to run networks on: give tasks=[...], or set {unset} ({reason})")
         if task is not None and task.layout.num_params != zoo.layout.num_params:
             raise LayoutMismatchError(
                 f"task {task.name!r} has networks of {task.layout.num_params:,} parameters, its zoo of "

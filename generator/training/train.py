@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, Final
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from generator.model.context import NetworkContext
 from generator.model.fingerprints import num_fingerprints
@@ -29,6 +27,7 @@ from generator.trajectories import Trajectories
 from zoo.devices import resolve_device
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
+from zoo.tracking import make_tracker
 
 _NETWORKS_FOR_STATISTICS: Final = 8192
 _MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
@@ -37,7 +36,7 @@ _FROM_CONFIG: Final = {"max_epochs", "reload_dataloaders_every_n_epochs"}  # no 
 
 def train_generator(
     zoos: Zoo | Sequence[Zoo],
-    config: GeneratorConfig,
+    config: GeneratorConfig | None = None,
     *,
     out: str | Path,
     tasks: Sequence[Task | None] | None = None,
@@ -51,7 +50,7 @@ def train_generator(
 
     Args:
         zoos: one or several, which may differ in widths and depths.
-        config: all settings.
+        config: all settings; None for the defaults.
         out: folder of checkpoints, logs and the pipeline.
         tasks: of each zoo; default those that the zoos record.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" ...; a training may be resumed on another one.
@@ -62,7 +61,8 @@ def train_generator(
         ValueError: if a zoo has no runs to train or to validate on, or lacks a metric or a task that the config needs,
             there is no such device, or the trainer has no such option.
     """
-    zoos = [zoos] if isinstance(zoos, Zoo) else list(zoos)
+    config = config or GeneratorConfig()
+    zoos = [zoos] if isinstance(zoos, Zoo | str | Path) else list(zoos)
     if not zoos:
         raise ValueError("zoos must hold at least one zoo, got none")
     if unopened := [zoo for zoo in zoos if not isinstance(zoo, Zoo)]:
@@ -159,7 +159,7 @@ def make_trainer(
     device: str | torch.device = "auto",
     options: Mapping[str, Any],
 ) -> lightning.Trainer:
-    """Trainer for a generator: CSV log, TensorBoard too if it is installed, rich progress, no validation loop.
+    """Trainer for a generator: CSV log unless the options have another logger, rich progress, no validation loop.
 
     Raises:
         ValueError: for options that the trainer does not have, or that follow from the config or contradict the device.
@@ -171,13 +171,10 @@ def make_trainer(
     known = inspect.signature(lightning.Trainer).parameters.keys() - _FROM_CONFIG
     if unknown := sorted(options.keys() - known):
         raise ValueError(f"trainer_options {unknown} are none of lightning.Trainer's, or follow from the config")
-    loggers: list[Logger] = [CSVLogger(str(out), name="log")]
-    if importlib.util.find_spec("tensorboard"):
-        loggers.append(TensorBoardLogger(str(out), name="tensorboard"))
     if accelerator == "auto":
         accelerator, devices = place.type, [place.index] if devices == 1 and place.index is not None else devices
     settings = {
-        "logger": loggers,
+        "logger": make_tracker("csv", out),
         "log_every_n_steps": min(50, optimization.steps_per_epoch),
         "default_root_dir": str(out),
         "enable_model_summary": False,

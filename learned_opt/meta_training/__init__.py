@@ -8,6 +8,7 @@ from learned_opt.meta_training.recipe import (
     MetaTrainStage,
     TrainedStage,
     TruncatedConfig,
+    outer_curves,
     run_recipe,
     stage_info,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "TruncatedConfig",
     "launched_devices",
     "meta_train",
+    "outer_curves",
     "run_recipe",
     "stage_info",
 ]

@@ -32,6 +32,7 @@ from learned_opt.rules.normalized import NormalizedRule
 from learned_opt.rules.registry import get_rule
 from learned_opt.rules.rule import RuleOption, UpdateRule
 from zoo.networks.initialization import derive_seed
+from zoo.tracking import Tracker
 
 _TRUNCATED: Final[dict[str, type[TruncatedES | TruncatedBackprop]]] = {
     "pes": PES,
@@ -90,6 +91,8 @@ class MetaTrainStage:
             more of (they must be its leading part) begins as the rule does.
         static_inputs: keep the weights of the controller's inputs that depend on gradients at zero, the control that
             shows what these inputs are worth.
+        kept_share: of the way from the theta that the stage began with to the one that it found. Less than 1 keeps more
+            of what the start was good at (Wortsman et al. 2022, arXiv 2109.01903, who average weights so).
         only_embedding_offset: train nothing but what the rule adds in networks with embeddings.
     """
 
@@ -102,6 +105,7 @@ class MetaTrainStage:
     start: dict[str, float] = field(default_factory=dict)
     start_from: str | None = None
     static_inputs: bool = False
+    kept_share: float = 1.0
     only_embedding_offset: bool = False
 
     def __post_init__(self) -> None:
@@ -130,7 +134,7 @@ class TrainedStage:
     result: MetaTrainResult
 
 
-OnOuterStep = Callable[[MetaTrainStage, int, MetaTrainHistory], None]
+OnOuterStep = Callable[[MetaTrainStage, int, MetaTrainHistory], object]
 
 
 def run_recipe(
@@ -187,9 +191,21 @@ def run_recipe(
             devices=devices,
             device=place,
         )
-        theta = result.theta
-        results.append(TrainedStage(stage, rule, result))
+        theta = theta.lerp(result.theta, stage.kept_share)
+        results.append(TrainedStage(stage, rule, replace(result, theta=theta)))
     return results
+
+
+def outer_curves(tracker: Tracker) -> OnOuterStep:
+    """What `run_recipe` takes as `on_outer_step`: meta-loss, gradient norm and validation of each stage."""
+
+    def log(stage: MetaTrainStage, done: int, history: MetaTrainHistory) -> None:
+        shown = {"meta_loss": history.meta_loss[-1], "grad_norm": history.grad_norm[-1]}
+        if history.validation and history.validation[-1][0] == done:
+            shown["validation"] = history.validation[-1][1]
+        tracker.log_metrics({f"{stage.name}/{name}": value for name, value in shown.items()}, step=done)
+
+    return log
 
 
 def initial_theta(rule: UpdateRule, seed: int, previous: Tensor | None) -> Tensor:

@@ -42,6 +42,8 @@ class TaskFamily:
     def __init__(
         self, tasks: Sequence[Task], *, batch_size: int = 64, init_scale: float = 1.0, param_scale: float = 1.0
     ) -> None:
+        if isinstance(tasks, Task):
+            raise TypeError(f"tasks must be a sequence, as TaskFamily([task]), got {tasks!r} itself")
         if len({task.layout for task in tasks}) != 1 or len({len(task.dataset.train) for task in tasks}) != 1:
             named = [(task.name, task.layout.num_params, len(task.dataset.train)) for task in tasks]
             raise ValueError(f"tasks must share layout and number of training examples, got {named}")

@@ -24,8 +24,8 @@ from zoo.networks.initialization import derive_seed
 from zoo.settings import Json, as_json, installed_software, require_same, warn_of_other_software
 
 _CHECKPOINT_VERSION: Final = 2
-# What decides no theta; and the recipe's training, which is the config but for its seed.
-_FREE: Final = ("config.checkpoint_every", "settings.stage.training")
+# What decides no step of theta; and the recipe's training, which is the config but for its seed.
+_FREE: Final = ("config.checkpoint_every", "settings.stage.training", "settings.stage.kept_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class MetaTrainResult:
     history: MetaTrainHistory
 
 
-Progress = Callable[[int, MetaTrainHistory], None]
+Progress = Callable[[int, MetaTrainHistory], object]
 
 
 def meta_train(

@@ -43,8 +43,9 @@ from learned_opt.pretrained.files import Pretrained, load_pretrained
 from learned_opt.rules.rule import RuleState, update_active
 from learned_opt.rules.tensor_specs import matrix_view
 
-RECOMMENDED: Final = "mulo-norm"
+RECOMMENDED: Final = "mulo-wide"
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
+_SMALL_LR: Final = 0.02
 SKIPS_BEFORE_WARNING: Final = 10  # more than a GradScaler needs to find its scale
 
 # Kept in every parameter group, where any way of saving optimizers finds them.
@@ -110,6 +111,12 @@ class LearnedOptimizer(Optimizer):
         depth: int | None = None,
     ) -> None:
         check_options(lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, average=average)
+        if not isinstance(lr, Tensor) and 0 < lr < _SMALL_LR:
+            warnings.warn(
+                f"lr multiplies the learned step and is 1 unless one wishes otherwise: with {lr:g}, as AdamW needs it, "
+                "training hardly moves; leave it out",
+                stacklevel=2,
+            )
         horizon = checked_horizon(num_training_steps)
         self.pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
         self.nonfinite = nonfinite

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Unpack
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,9 +26,11 @@ from torch import Tensor
 from learned_opt.pretrained.pylo_format import is_pylo, rule_and_theta
 from learned_opt.rules.registry import get_rule
 from learned_opt.rules.rule import RuleOption, UpdateRule
+from zoo.hub import CARD, SCHEME, UploadOptions, card, facts, local_copy, upload
 
 FORMAT: Final = "weightfoundry.theta"
 VERSION: Final = 3
+HUB_FILE: Final = "model.safetensors"  # of a repository
 DIRECTORY: Final = Path(__file__).parent
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -53,6 +56,24 @@ class Pretrained:
     name: str = ""
     info: Mapping[str, Json] = field(default_factory=dict)
 
+    def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Unpack[UploadOptions]) -> str:
+        """Upload rule and theta to the Hugging Face Hub with a filled-in card; returns the address.
+
+        `LearnedOptimizer(model, "USER/NAME")` then trains with them. Needs the extra `hub`.
+
+        Args:
+            repo_id: USER/NAME; made if it is not there.
+            license: that the card names, such as "apache-2.0".
+            **options: `private`, `token`, `revision` and `replace`, see `zoo.hub.UploadOptions`.
+
+        Raises:
+            FileExistsError: if the repository holds files, and `replace` is not set.
+            HubError: if the hub cannot be reached, or refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            save_theta(path := Path(folder, HUB_FILE), self.theta, self.rule, self.info)
+            return upload({HUB_FILE: path, CARD: theta_card(self, repo_id, license)}, repo_id, **options)
+
     def __post_init__(self) -> None:
         if tuple(self.theta.shape) != (self.rule.num_theta,):
             raise ValueError(
@@ -76,18 +97,25 @@ def load_pretrained(source: str | Path) -> Pretrained:
 
     Args:
         source: a name of `available()`; a path to a file of `save_theta` or of PyLO (MetaMLP or CELO2MLP, as
-            safetensors or a pickled state dict); or the id `owner/name` of a PyLO repository of the Hugging Face hub.
+            safetensors or a pickled state dict); or the id `owner/name` of a repository of the Hugging Face Hub, ours
+            or PyLO's (extra `hub`).
 
     Raises:
         KeyError: for a name that is neither.
+        HubError: if the repository cannot be fetched.
         ThetaFileError: if the file is damaged, of a newer version or of another kind.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(
+            f"theta must be a name of {available()}, a file or a Pretrained, got {source!r}; a learning rate is none, "
+            "lr=... multiplies the learned step"
+        )
     if isinstance(source, str) and source in available():
         return load_theta(DIRECTORY / f"{source}.safetensors")
     if Path(source).is_file():
         return load_theta(source)
     if isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/")):
-        return _load_from_hub(source)
+        return load_theta(local_copy(f"{SCHEME}{source}/{HUB_FILE}"))
     raise KeyError(f"no pretrained optimizer {str(source)!r}; the package has {available()}; a file must exist")
 
 
@@ -133,6 +161,37 @@ def load_theta(path: str | Path) -> Pretrained:
     return Pretrained(get_rule(metadata["rule"], **options), theta, path.stem, json.loads(metadata["info"]))
 
 
+def theta_card(pretrained: Pretrained, repo_id: str, license: str | None = None) -> bytes:
+    """The card of a theta: that of the package if it is one of its own, else what its file says of its making."""
+    rule, info = pretrained.rule, pretrained.info
+    known = {"rule": f"{rule.name} `{json.dumps(dict(rule.config), sort_keys=True)}`", "hash": pretrained.hash}
+    known |= {
+        "meta-parameters": f"{rule.num_theta:,}",
+        "needs num_training_steps": "yes" if rule.uses_horizon else "no",
+    }
+    for name in ("command", "seed", "data_hash", "num_inner_steps"):
+        if name in info:
+            known[name.replace("_", " ")] = f"{info[name]}"
+    for name in ("meta_loss", "validation"):
+        if isinstance(curve := info.get(name), list) and curve:
+            known[name.replace("_", "-")] = f"{curve[0]} at the beginning, {curve[-1]} at the end"
+    horizon = ", num_training_steps=T" if rule.uses_horizon else ""
+    loading = f'optimizer = LearnedOptimizer(model, "{repo_id}"{horizon})'
+    made = []
+    if pretrained.name in available() and load_pretrained(pretrained.name).hash == pretrained.hash:
+        made = ["## How it was made, and what it is worth"]
+        made.append((DIRECTORY / f"{pretrained.name}.md").read_text().partition("\n")[2].strip())
+    return card(
+        repo_id,
+        "Meta-parameters of a learned optimizer.",
+        f"```python\nfrom learned_opt import LearnedOptimizer\n\n{loading}\n```",
+        facts(known),
+        *made,
+        tags=["learned-optimizer"],
+        license=license,
+    )
+
+
 def theta_hash(rule: str, options: Mapping[str, RuleOption], theta: Tensor) -> str:
     """Short digest of meta-parameters and the rule they belong to."""
     digest = hashlib.sha256(json.dumps([rule, dict(options)], sort_keys=True).encode())
@@ -152,9 +211,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ThetaFileError(f"{path} is damaged or no safetensors file: {error}") from error
-
-
-def _load_from_hub(repository: str) -> Pretrained:
-    from huggingface_hub import hf_hub_download
-
-    return load_theta(hf_hub_download(repository, "model.safetensors"))

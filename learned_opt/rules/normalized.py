@@ -74,7 +74,7 @@ from zoo.networks.roles import MATRIX_ROLES
 from zoo.training.muon import orthogonalize
 from zoo.training.schedules import StepCount
 
-OPEN_FRACTION: Final = 0.25  # of a run without a horizon, at which it is thought to stand at every step
+OPEN_FRACTION: Final = 0.1  # of a run without a horizon, at which it is thought to stand at every step
 MIN_OPEN_HORIZON: Final = 100  # steps that such a run is thought to last at least
 CPU_CHUNK_NUMEL: Final = 2**17  # numbers handled at once, so that they stay in the second-level cache
 DEVICE_CHUNK_NUMEL: Final = 2**22  # so many that starting kernels matters little; twice as many are orthogonalised

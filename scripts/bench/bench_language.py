@@ -131,7 +131,7 @@ def muon(model: nn.Module, num_steps: int, lr: float) -> list[torch.optim.Optimi
 
 
 METHODS: dict[str, Make] = {
-    "mulo-norm": lambda model, num_steps: [MuLO(model, num_training_steps=num_steps)],
+    "mulo-norm": lambda model, num_steps: [MuLO(model, "mulo-norm", num_training_steps=num_steps)],
     **{f"Muon, {lr:g}": partial(muon, lr=lr) for lr in RATES},
     **{f"AdamW, {lr:g}": lambda model, _, lr=lr: [torch.optim.AdamW(model.parameters(), lr=lr)] for lr in RATES},
 }

@@ -14,7 +14,9 @@ import logging
 import warnings
 from pathlib import Path
 
-from ..studies.optimizers.outside.methods import outside_rivals, with_horizon, without_horizon
+from learned_opt.optimizer.torch_optimizer import RECOMMENDED
+
+from ..studies.optimizers.outside.methods import learned, outside_rivals
 from ..studies.optimizers.outside.report import panel_rows
 from ..studies.optimizers.outside.tasks import PANELS, outside_tasks
 from ..studies.optimizers.outside.training import Trainings
@@ -29,7 +31,7 @@ def main() -> None:
     parser.add_argument("--panels", nargs="+", choices=PANELS, default=list(PANELS))
     parser.add_argument("--tasks", nargs="+", help="only these")
     parser.add_argument("--methods", nargs="+", help="only these hand-made ones")
-    parser.add_argument("--learned", nargs="+", default=["mulo-norm"], help="names or files, told the horizon")
+    parser.add_argument("--learned", nargs="*", default=[RECOMMENDED, "mulo"], help="names or files")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--folder", type=Path, default=Path("out/outside"))
     parser.add_argument("--report-only", action="store_true", help="leave out what has not been trained")
@@ -38,9 +40,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     trainings = Trainings(options.folder, tuple(options.seeds), train_missing=not options.report_only)
     rivals = [method for method in outside_rivals() if method.name in (options.methods or [method.name])]
-    learned = [*(with_horizon(name) for name in options.learned), without_horizon(), without_horizon("mulo")]
+    ours = [method for name in options.learned for method in learned(name)]
     tasks = [task for task in outside_tasks(options.panels) if task.name in (options.tasks or [task.name])]
-    publish("outside", panel_rows(trainings, tasks, rivals, learned), options, packages=PACKAGES)
+    publish("outside", panel_rows(trainings, tasks, rivals, ours), options, packages=PACKAGES)
 
 
 if __name__ == "__main__":

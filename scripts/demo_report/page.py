@@ -1,7 +1,8 @@
 """`report.html`: one page with everything in it, and the charts as files of their own.
 
-The page loads nothing, so it can be mailed, archived, or opened without a network; the generator itself is in it. Its
-prose is in `report.html.jinja`, what it computes in `generator.js`, and what it does with that in `live.js`.
+The page loads nothing, so it can be mailed, archived, or opened without a network; the generators themselves are in it.
+Its prose is in `report.html.jinja`, what it computes in `generator.js` and `tabular.js`, and what it does with that in
+`live.js` and `border.js`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from generator.tabular.files import SHIPPED
 from zoo.storage.durable import write_file
 
 from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
@@ -59,6 +61,7 @@ def write_report(
         style=Markup(STYLE),
         charts={name: Markup(chart.svg(shown)) for name, (chart, shown) in charts.items()},
         live=live and base64.b64encode(live).decode(),
+        tabular=base64.b64encode(SHIPPED.read_bytes()).decode(),
         live_chart=live and Markup(figures.LIVE.svg(data["prompting"])),
         prompts=data["prompting"]["prompts"] if "prompting" in data else None,
         num_units=len(data["prompting"]["pictures"]["weights"]["start"]) if "prompting" in data else 0,

@@ -135,6 +135,60 @@ def test_hugging_face_style_loop():
     assert sum(losses[-6:]) < 0.5 * sum(losses[:6])
 
 
+class ForTrainer(nn.Module):
+    """A model with its loss, as transformers' Trainer wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_model()
+
+    def forward(self, x, labels):
+        logits = self.net(x)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("num_training_steps", [None, 12])
+def test_trainer_of_transformers(tmp_path, num_training_steps):
+    """Accumulation, evaluation on what is to be kept, and a run that is resumed like one without interruption."""
+    transformers = pytest.importorskip("transformers")
+    data = [{"x": x, "labels": y} for x, y in make_data()]
+
+    def fit(max_steps: int, **options):
+        model = ForTrainer()
+        optimizer = MuLO(model, untrained(), num_training_steps=num_training_steps)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        arguments = transformers.TrainingArguments(
+            tmp_path,
+            max_steps=max_steps,
+            per_device_train_batch_size=16,
+            gradient_accumulation_steps=2,
+            eval_strategy="steps",
+            eval_steps=6,
+            save_steps=6,
+            report_to=[],
+            use_cpu=True,
+        )
+        trainer = transformers.Trainer(
+            model, arguments, train_dataset=data, eval_dataset=data, optimizers=(optimizer, schedule)
+        )
+        trainer.train(**options)
+        optimizer.eval()
+        return model, optimizer, [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+
+    model, optimizer, losses = fit(12)
+    assert optimizer.inner_step == 12
+    assert losses[-1] < losses[0]
+    again, resumed, _ = fit(12, resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert resumed.inner_step == 12
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        kept = sum(float(model(x[None], y[None])["loss"]) for x, y in make_data()) / len(data)
+    assert losses[-1] == pytest.approx(kept, rel=1e-4)
+
+
 def ddp(rank: int, path: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
     x, y = make_data().tensors

@@ -12,13 +12,17 @@ import scipy.stats
 import torch
 
 from generator import ParameterPipeline
+from generator.tabular.files import SHIPPED, load_tabular
 from generator.training.tasks import task_of
 from scripts import demo
 from scripts.demo_report import live
 from zoo import Zoo, get_task
 
-SCRIPT = (Path(live.__file__).parent / "generator.js").read_text()
-READ = "new Generator(readSafetensors(Uint8Array.from(atob(given.file), (c) => c.charCodeAt(0))))"
+SCRIPT = "".join(
+    (Path(live.__file__).parent / name).read_text() for name in ("tensors.js", "generator.js", "tabular.js")
+)
+BYTES = "Uint8Array.from(atob(given.file), (c) => c.charCodeAt(0))"
+READ = f"new Generator(readSafetensors({BYTES}))"
 NUM_STEPS = 3
 
 
@@ -89,6 +93,31 @@ def test_networks_and_their_losses_are_those_of_pytorch(pipe, task, options, eng
     measured = task.evaluate(networks, "val")
     assert [one["loss"] for one in found] == pytest.approx(measured["loss"].tolist(), rel=1e-4)
     assert [1 - one["accuracy"] for one in found] == pytest.approx(measured["error"].tolist(), abs=1e-6)
+
+
+TABLES = [(12, 2, 2), (60, 2, 2), (150, 2, 2), (40, 5, 3)]  # rows, features, classes
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_classifiers_made_of_points_are_those_of_pytorch(engine, request):
+    rng, generator = torch.Generator().manual_seed(0), load_tabular()
+    asks, wanted = [], []
+    for num_rows, num_features, num_classes in TABLES:
+        rows, probes = (3 * torch.randn(count, num_features, generator=rng) + 1 for count in (num_rows, 50))
+        labels = (rows[:, 0] * rows[:, 1] > 0).long() + (num_classes - 2) * (rows[:, -1] > 2)
+        asks.append({"rows": rows.flatten().tolist(), "labels": labels.tolist(), "probes": probes.flatten().tolist()})
+        networks = generator.double()(rows.double()[None], labels[None], num_classes)
+        wanted.append(networks.logits(probes.double()[None])[0])
+    code = f"""
+      const generator = new TabularGenerator(readSafetensors({BYTES}));
+      return given.asks.map(({{ rows, labels, probes }}) => {{
+        const network = generator.generate(Float32Array.from(rows), labels, Math.max(...labels) + 1);
+        return Array.from(logitsOf(network, Float32Array.from(probes)));
+      }});"""
+    found = run(engine, code, {"file": base64.b64encode(SHIPPED.read_bytes()).decode(), "asks": asks}, request)
+    for logits, real in zip(found, wanted, strict=True):
+        assert real.std() > 0.1
+        torch.testing.assert_close(torch.tensor(logits).double().view_as(real), real, atol=1e-4, rtol=1e-4)
 
 
 def with_options(model, options):

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 VOID_TAGS = ("meta", "link", "img", "br", "input")
 NUM_CHARTS = 6
-HOME = "\ue011"  # the key, by its number in WebDriver
+LEFT, HOME, DELETE = "\ue012", "\ue011", "\ue017"  # keys, by their numbers in WebDriver
 
 
 class Page(HTMLParser):
@@ -128,6 +128,36 @@ def test_the_slider_asks_and_the_page_measures(demo_folder, browser):
     assert text(session, "seed") == "2"
     assert session.execute_script(picture) != before
     assert session.find_elements("css selector", "#live circle.past")
+
+
+@pytest.mark.slow
+def test_points_that_are_dragged_move_the_border(demo_folder, browser):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    session = browser((demo_folder / "report.html").as_uri())
+
+    def border():
+        script = "return document.querySelector('[data-border=field]').toDataURL()"
+        return session.execute_async_script(f"requestAnimationFrame(() => arguments[0]((() => {{ {script} }})()))")
+
+    def points():
+        return session.find_elements("css selector", "#border circle")
+
+    board = session.find_element("css selector", "[data-border=points]")
+    session.execute_script("arguments[0].scrollIntoView({block: 'center'})", board)
+    before = border()
+    webdriver.ActionChains(session).drag_and_drop_by_offset(points()[0], 120, 90).perform()
+    dragged = border()
+    points()[1].send_keys(LEFT * 5)
+    moved = border()
+    assert len({before, dragged, moved}) == 3
+    count = len(points())
+    points()[2].send_keys(DELETE)
+    session.find_element("css selector", '#border [value="orange"]').click()
+    webdriver.ActionChains(session).move_to_element_with_offset(board, 0, -150).click().perform()
+    assert len(points()) == count
+    assert points()[-1].get_attribute("class") == "orange"
+    assert session.find_element("css selector", "[data-border=right]").text.endswith(f"of {count}")
+    assert session.get_log("browser") == []
 
 
 @pytest.mark.slow

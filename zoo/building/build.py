@@ -9,8 +9,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Unpack, cast
@@ -39,13 +39,17 @@ _NUM_TRIED: Final = 8  # runs, and examples
 
 @dataclass(frozen=True)
 class BlockReport:
-    """A block that was just built: its runs, those of them that diverged, training steps over all runs, wall time."""
+    """A block that was just built: its runs, those of them that diverged, training steps over all runs, wall time.
+
+    `medians` of each metric are over the runs that did not diverge, at their last snapshot.
+    """
 
     block: int
     num_runs: int
     num_diverged: int
     model_steps: int
     seconds: float
+    medians: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def build_zoo(
     task: Task,
     *,
     executor: Executor | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], object] | None = None,
     **settings: Unpack[BuildSettings],
 ) -> Zoo:
     """Train a zoo, or finish one of the same settings that was begun at that path, or add runs to it.
@@ -90,6 +94,7 @@ def build_zoo(
     """
     if not isinstance(task, Task):
         raise TypeError(f"task must be a task, as from get_task({task!r}), got {type(task).__name__}")
+    check_names(settings)
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
     if (path / "zarr.json").is_file():
@@ -126,6 +131,17 @@ def build_zoo(
             stacklevel=3,
         )
     return zoo
+
+
+def check_names(settings: Mapping[str, object]) -> None:
+    """Raise TypeError for settings that no plan has, and for those that are missing."""
+    known = {field.name: field for field in fields(BuildPlan) if field.name != "task"}
+    if unknown := sorted(settings.keys() - known.keys()):
+        hint = "; those of the optimizer go into optimizer={'name': 'adam', 'lr': 0.01}" if "lr" in unknown else ""
+        raise TypeError(f"build_zoo has no settings {unknown}; there are {sorted(known)}{hint}")
+    needed = {name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING}
+    if missing := sorted(needed - settings.keys()):
+        raise TypeError(f"build_zoo needs {' and '.join(f'{name}=...' for name in missing)}")
 
 
 def check_initial_loss(plan: BuildPlan) -> None:
@@ -207,9 +223,10 @@ class BlockBuilder:
             except LockLostError:
                 return None
             shutil.rmtree(folder, ignore_errors=True)
-        num_diverged = len(runs) - int(trained.alive.sum())
-        seconds = time.perf_counter() - started
-        return BlockReport(block, len(runs), num_diverged, int(inner_step.max(1).sum()), seconds)
+        seconds, alive = time.perf_counter() - started, trained.alive & (inner_step[:, -1] >= 0)
+        medians = {name: float(np.median(values[alive, -1])) for name, values in trained.metrics.items() if alive.any()}
+        num_diverged, model_steps = len(runs) - int(trained.alive.sum()), int(inner_step.max(1).sum())
+        return BlockReport(block, len(runs), num_diverged, model_steps, seconds, medians)
 
     def _train(self, runs: range, folder: Path) -> _Trained:
         """Train the runs of a block, together or one after another.

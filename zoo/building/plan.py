@@ -154,8 +154,8 @@ class BuildPlan:
             raise ValueError(f"evaluated_splits must be some of {EVALUATED_SPLITS}, got {list(self.evaluated_splits)}")
         if isinstance(self.optimizer, Mapping) != (self.optimizer_config is None):
             raise ValueError(
-                "optimizer must be a mapping of options, or an InnerOptimizer with optimizer_config, to be recorded; "
-                f"got {self.optimizer!r} and {self.optimizer_config!r}"
+                "optimizer must be a mapping of options such as {'name': 'adam', 'lr': 0.01}, or an InnerOptimizer "
+                f"with optimizer_config, to be recorded; got {self.optimizer!r} and {self.optimizer_config!r}"
             )
 
     @property

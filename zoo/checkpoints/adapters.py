@@ -64,6 +64,8 @@ def save_adapter(folder: str | Path, tensors: Mapping[str, Tensor], network: nn.
         FileExistsError: if the folder holds something.
         ValueError: if PEFT has no form for what was trained.
     """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors must be what was trained, by name, got {type(tensors).__name__}; network comes third")
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty; choose another folder for the adapter")

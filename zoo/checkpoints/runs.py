@@ -32,8 +32,8 @@ from zoo.checkpoints.flat_databases import DATABASE, is_flat_database, runs_of_d
 from zoo.checkpoints.records import Record, checkpoints_of_lightning, is_trial, record_of
 from zoo.checkpoints.tables import Known, Row, Table, json_object
 from zoo.checkpoints.tensors import INDEX_SUFFIX, SUFFIXES, CheckpointError, natural_key
+from zoo.hub import SCHEME, local_copy, repository_of
 from zoo.settings import Json
-from zoo.storage.hub import SCHEME, local_copy, repository_of
 
 _FOLDER_FILES: Final = ("adapter_model.safetensors", "model.safetensors", "adapter_model.bin", "pytorch_model.bin")
 _NO_WEIGHTS: Final = re.compile(

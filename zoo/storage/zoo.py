@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import pairwise
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Unpack, cast
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from torch import Tensor
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, StorePath
 
+from zoo.hub import SCHEME, UploadOptions
 from zoo.networks.layout import ParamLayout
 from zoo.storage.base import BaseError, read_base
 from zoo.storage.export import write_checkpoint
-from zoo.storage.hub import SCHEME, hub_store, push_to_hub
+from zoo.storage.hub import hub_store, push_to_hub
 from zoo.storage.params_view import ParamsView
 from zoo.storage.precision import from_stored
 from zoo.storage.schema import Json, RunStatus, ZooFormatError, ZooSpec, attributes_checksum, block_name
@@ -275,10 +276,8 @@ class Zoo:
         self,
         repo_id: str,
         *,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        replace: bool = False,
+        license: str | None = None,
+        **options: Unpack[UploadOptions],
     ) -> str:
         """Upload a finished zoo in a folder to the Hugging Face Hub, as a data set with a card; returns its address.
 
@@ -287,17 +286,15 @@ class Zoo:
 
         Args:
             repo_id: USER/NAME; made if it is not there.
-            private: whether a new repository is private; by default what the account has set.
-            token: of the account; by default that of `hf auth login`.
-            revision: branch, made if it is not there; by default the main one.
-            replace: whether files that are there may go.
+            license: that the card names, such as "apache-2.0" or "cc-by-4.0".
+            **options: `private`, `token`, `revision` and `replace`, see `zoo.hub.UploadOptions`.
 
         Raises:
             ValueError: if the zoo is not on this disk, or runs are missing.
             FileExistsError: if the repository holds files, and `replace` is not set.
             HubError: if the hub cannot be reached, or refuses.
         """
-        return push_to_hub(self, repo_id, private=private, token=token, revision=revision, replace=replace)
+        return push_to_hub(self, repo_id, license=license, **options)
 
     def _array(self, name: str) -> np.ndarray:
         """A whole array other than the parameters; DamagedZooError if it is missing or lacks its checksum."""

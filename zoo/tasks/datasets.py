@@ -64,7 +64,8 @@ class Split:
 class Dataset:
     """Three splits of one data set; `num_classes` is 0 if the targets are real numbers.
 
-    Training examples are changed by `augmentations`, one after the other, each time that a step sees them.
+    Training examples are changed by `augmentations`, one after the other, each time that a step sees them. Zoos record
+    the `data_hash`, by default that of all numbers, to tell whether they saw the same examples.
     """
 
     name: str
@@ -72,8 +73,14 @@ class Dataset:
     val: Split
     test: Split
     num_classes: int
-    data_hash: str
+    data_hash: str = ""
     augmentations: tuple[Augmentation, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.data_hash:
+            tensors = [part for name in SPLIT_NAMES for part in (self.split(name).inputs, self.split(name).targets)]
+            arrays = [(one.float() if one.dtype is torch.bfloat16 else one).cpu().numpy() for one in tensors]
+            object.__setattr__(self, "data_hash", _hash_of(arrays))
 
     def split(self, name: str) -> Split:
         """Split of that name; ValueError if it is none of SPLIT_NAMES."""
@@ -401,18 +408,24 @@ def _shuffled_dataset(name: str, inputs: np.ndarray, targets: np.ndarray) -> Dat
 
 
 def _dataset(name: str, splits: Splits, num_classes: int) -> Dataset:
-    digest = hashlib.sha256()
+    arrays: list[np.ndarray] = []
     tensors: list[Split] = []
     for inputs, targets in splits:
         x = np.ascontiguousarray(inputs, dtype="<f4" if inputs.dtype.kind == "f" else "<i8")
         y = np.ascontiguousarray(targets, dtype="<i8" if num_classes else "<f4")
         y = y.reshape(-1, 1) if y.ndim == 1 and not num_classes else y
-        for array in (x, y):
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(array.data)
+        arrays += [x, y]
         tensors.append(Split(*(torch.from_numpy(v if v.flags.writeable else v.copy()) for v in (x, y))))
     train, val, test = tensors
-    return Dataset(name, train, val, test, num_classes, f"sha256:{digest.hexdigest()}")
+    return Dataset(name, train, val, test, num_classes, _hash_of(arrays))
+
+
+def _hash_of(arrays: Sequence[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _count_classes(targets: list[np.ndarray]) -> int:

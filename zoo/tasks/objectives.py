@@ -76,7 +76,10 @@ def make_objective(config: str | Mapping[str, Any] | Objective) -> Objective:
     """
     if not isinstance(config, str | Mapping):
         if not callable(getattr(config, "loss", None)):
-            raise ValueError(f"objective must be a name, a mapping with one, or an object with a loss, got {config!r}")
+            raise ValueError(
+                f"objective must be a name such as 'cross_entropy', a mapping with one, or an object whose method loss "
+                f"scores N networks at once, got {config!r}; there are {sorted(OBJECTIVES)}"
+            )
         return config
     options: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)
     name = str(options.pop("name", None))

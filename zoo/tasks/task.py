@@ -86,6 +86,15 @@ class Task:
         parametrization: str = "sp",
         config: Mapping[str, object] | None = None,
     ) -> None:
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"dataset must be a zoo.tasks.datasets.Dataset, whose splits are train, val and test, got "
+                f"{type(dataset).__name__}; its function from_rows makes one of any rows"
+            )
+        if isinstance(build, nn.Module) or not callable(build):
+            raise TypeError(
+                f"build must be a function that makes a module, as lambda: Net(), got the {type(build).__name__} itself"
+            )
         if parametrization not in PARAMETRIZATIONS:
             raise ValueError(f"parametrization must be one of {PARAMETRIZATIONS}, got {parametrization!r}")
         self.name = name

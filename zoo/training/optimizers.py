@@ -246,7 +246,10 @@ def check_hyperparameters(optimizer: object, **upper_bounds: float | None) -> No
     for name, bound in upper_bounds.items():
         value = getattr(optimizer, name)
         if not isinstance(value, int | float | Tensor):
-            raise ValueError(f"{name} of {type(optimizer).__name__} must be a number or a tensor (N,), got {value!r}")
+            raise ValueError(
+                f"{name} of {type(optimizer).__name__} must be a number, a range such as "
+                f"{{'log_uniform': [0.001, 0.1]}} or a tensor (N,), got {value!r}"
+            )
         values = torch.as_tensor(value, dtype=torch.float64)
         good = values.isfinite() & (values >= 0)
         if bound is not None:

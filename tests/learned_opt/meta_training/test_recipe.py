@@ -24,6 +24,7 @@ from learned_opt.meta_training.recipe import (
 from learned_opt.meta_training.task_distribution import TaskDistributionConfig
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizerConfig
 from learned_opt.meta_training.train import MetaTrainConfig
+from learned_opt.pretrained.files import load_pretrained
 from learned_opt.rules.controller import NUM_OUTPUTS, Horizon, Signals, Statistics, control, decode, gradient_weights
 from learned_opt.rules.population import PopulationOptimizer
 from learned_opt.rules.rule import TensorSpec
@@ -75,6 +76,17 @@ def test_a_stage_may_begin_from_named_scalars(tmp_path: Path) -> None:
     assert float(scalars["rate"]) == pytest.approx(0.02, rel=0.1)
     with pytest.raises(ValueError, match="only rule 'normalized' has scalars"):
         replace(begun, rule="mlp")
+
+
+def test_a_stage_may_begin_from_weights_of_the_package_and_keep_a_part_of_the_way(tmp_path: Path) -> None:
+    options = {"network": True, "tokens": True, "memory": True}
+    begun = replace(stage("one", network=True), rule_options=options, start_from="mulo-norm")
+    start = load_pretrained("mulo-norm").theta
+    ends = [run_recipe([replace(begun, kept_share=x)], seed=0, out=tmp_path)[0].result.theta for x in (0.0, 0.25, 1.0)]
+    assert torch.equal(ends[0][: len(start)], start)
+    assert not ends[0][len(start) :].any()
+    torch.testing.assert_close(ends[1], 0.75 * ends[0] + 0.25 * ends[2])
+    assert not torch.equal(ends[0], ends[2])
 
 
 def test_static_inputs_stay_without_weight(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 
 from learned_opt import LearnedOptimizer, MuLO, available, load_pretrained
+from learned_opt.optimizer.torch_optimizer import RECOMMENDED
 
 T = 30
 every_optimizer = pytest.mark.parametrize("name", available())
@@ -380,7 +381,7 @@ def test_compiled_step(name):
 def test_horizons_of_any_numeric_type_are_kept_as_integers(horizon):
     optimizer = MuLO(make_model(), num_training_steps=horizon)
     assert type(optimizer.num_training_steps) is int
-    assert optimizer.pretrained.name == "mulo-norm"
+    assert optimizer.pretrained.name == RECOMMENDED
 
 
 def test_an_infinite_horizon_is_none():

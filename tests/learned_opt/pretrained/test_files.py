@@ -181,7 +181,12 @@ def test_shipped_files_load_and_have_a_card(name):
     json.dumps(loaded.info)
 
 
-SHIPPED = {"mulo": "d76fdff5820ba3a7", "mulo-norm": "48de0c7ab715ed26", "mulo-norm-scalars": "4d3b316013bf93ef"}
+SHIPPED = {
+    "mulo": "d76fdff5820ba3a7",
+    "mulo-norm": "48de0c7ab715ed26",
+    "mulo-norm-scalars": "4d3b316013bf93ef",
+    "mulo-wide": "8daf9e1a323c4027",
+}
 SAVED_BY_0_1 = Path(__file__).parents[2] / "data" / "saved_by_0_1"
 
 
@@ -196,3 +201,23 @@ def test_files_of_the_previous_release_load(rule, num_theta, digest):
 
 def test_shipped_weights_are_what_they_were():
     assert {name: load_pretrained(name).hash for name in available()} == SHIPPED
+
+
+def test_theta_goes_to_the_hub_with_a_card_and_trains_from_there(hub):
+    shipped = load_pretrained("mulo-norm")
+    shipped.push_to_hub("me/mulo-norm", license="apache-2.0")
+    card = hub.repos["models/me/mulo-norm"]["README.md"].decode()
+    assert "license: apache-2.0" in card
+    assert 'LearnedOptimizer(model, "me/mulo-norm", num_training_steps=T)' in card
+    assert "**Trained on**" in card  # the package's own card is part of it
+    optimizer = LearnedOptimizer(nn.Linear(3, 2), "me/mulo-norm", num_training_steps=5)
+    assert torch.equal(optimizer.pretrained.theta, shipped.theta)
+
+    rule = NormalizedRule(feedback=False)
+    info = {"command": "meta_train", "seed": 3, "meta_loss": [3.0, 1.0, 0.5], "data_hash": "abc"}
+    Pretrained(rule, theta_of(rule), "mine", info).push_to_hub("me/mine")
+    card = hub.repos["models/me/mine"]["README.md"].decode()
+    assert "| command | meta_train |" in card
+    assert "| meta-loss | 3.0 at the beginning, 0.5 at the end |" in card
+    with pytest.raises(OSError, match="me/nothing"):
+        load_pretrained("me/nothing")

@@ -53,7 +53,7 @@ def test_optimizers_are_made_from_plain_options():
         ({"name": "sgd", "lr": {"choice": []}}, "something to choose from"),
         ({"name": "sgd", "lr": {"choice": ["fast"]}}, "lr must be a number or one of .* got {'choice': \\['fast'\\]}"),
         ({"name": "sgd", "lr": {"uniform": 3}}, "lr must be a number or one of"),
-        ({"name": "sgd", "lr": "fast"}, "lr of Sgd must be a number or a tensor"),
+        ({"name": "sgd", "lr": "fast"}, "lr of Sgd must be a number, a range such as"),
         ({"name": "sgd", "lr": -1}, "lr of Sgd must be finite and >= 0"),
         ({"name": "sgd", "schedule": "step"}, "schedule must be one of"),
     ],

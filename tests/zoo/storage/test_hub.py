@@ -5,31 +5,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tests.hub_stand_in import HubStandIn
+from tests.hub_stand_in import send_requests_to
 from zoo.checkpoints.importer import import_checkpoints
+from zoo.hub import HubError, local_copy
 from zoo.networks.architectures import MLP
-from zoo.storage.hub import HubError, local_copy, zoo_card
+from zoo.storage.hub import zoo_card
 from zoo.storage.zoo import Zoo
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
-
-
-def send_requests_to(url, cache, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
-    huggingface_hub.HfFileSystem.clear_instance_cache()
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_none")
-    with HubStandIn() as stand_in:
-        send_requests_to(stand_in.url, tmp_path / "cache", monkeypatch)
-        yield stand_in
-    huggingface_hub.HfFileSystem.clear_instance_cache()
+pytest.importorskip("huggingface_hub")
 
 
 def test_a_zoo_goes_to_the_hub_and_is_read_there(hub, small_zoo):
@@ -40,12 +23,12 @@ def test_a_zoo_goes_to_the_hub_and_is_read_there(hub, small_zoo):
     assert there.verify() == []
     files = hub.repos["datasets/me/tiny"]
     assert not [name for name in files if "claims" in name]
-    assert files["README.md"].decode() == zoo_card(small_zoo, "me/tiny")
+    assert files["README.md"] == zoo_card(small_zoo, "me/tiny")
 
 
 def test_the_card_says_what_the_attributes_say(small_zoo):
-    card = zoo_card(small_zoo, "me/tiny")
-    assert card.startswith("---\ntags: [weightfoundry, model-zoo]\n---\n# tiny\n")
+    card = zoo_card(small_zoo, "me/tiny", "cc-by-4.0").decode()
+    assert card.startswith("---\ntags: [weightfoundry, model-zoo]\nlicense: cc-by-4.0\n---\n\n# tiny\n")
     assert "| runs | 10 (9 complete, 1 diverged) |" in card
     assert 'Zoo.open("hf://datasets/me/tiny")' in card
     made = json.loads(card.partition("```json\n")[2].partition("```")[0])

@@ -180,7 +180,7 @@ def test_evaluation_in_parts_weighs_them(memory_budget):
         (lambda: task(LABELS, {"name": "cross_entropy", "label_smoothing": "x"}), "must be from 0 to 1, got 'x'"),
         (lambda: task(LABELS, {"name": "cross_entropy", "ignore_index": "x"}), "ignore_index must be an integer"),
         (lambda: task(LABELS, {"name": "huber", "delta": "x"}), "delta of 'huber' must be above 0, got 'x'"),
-        (lambda: task(LABELS, None), "objective must be a name, a mapping with one, or an object with a loss"),
+        (lambda: task(LABELS, None), "objective must be a name such as 'cross_entropy', a mapping"),
         (lambda: task(LABELS, {"name": "cross_entropy", "weight": [1, -1, 1]}), "weight must be numbers >= 0"),
         (lambda: task(LABELS, {"name": "cross_entropy", "weight": [1, 1]}), "expected 3 weights, one for each class"),
         (lambda: task(LABELS - 100, "cross_entropy"), "from 0 to 2, got .* 'ignore_index': -100"),

@@ -17,6 +17,7 @@ from zoo.tasks.files.examples import FOLDER_NAMES, SPLIT_NAMES, Splits, complete
 
 _MAX_CATEGORIES: Final = 100
 _MAX_CLASSES: Final = 1000
+_FEW_ROWS: Final = 20  # up to here as many words as rows mean nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +170,12 @@ def _codes(column: np.ndarray, name: str, categorical: bool, what: str) -> np.nd
         raise ValueError(
             f"{what}: column {name!r} has {len(categories):,} different words, more than {_MAX_CATEGORIES}; leave it "
             "out with features=[...]"
+        )
+    if 2 * len(categories) > len(words) > _FEW_ROWS:
+        warnings.warn(
+            f"{what}: column {name!r} has {len(categories)} different words in {len(words)} rows, as names and dates "
+            "do: each is a feature now; leave the column out with features=[...]",
+            stacklevel=2,
         )
     return (words[:, None] == categories).astype(np.float64)
 

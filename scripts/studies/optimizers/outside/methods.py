@@ -18,7 +18,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from learned_opt import LearnedOptimizer, MuLO, Pretrained, load_pretrained
+from learned_opt import MuLO, Pretrained, load_pretrained
+from learned_opt.optimizer.torch_optimizer import AVERAGE_POWER, RECOMMENDED
+from learned_opt.rules.normalized import OPEN_FRACTION
 
 RATE_STEP: Final = 10**0.5  # between neighbouring learning rates
 WEIGHT_DECAY: Final = 0.01
@@ -65,26 +67,20 @@ def outside_rivals() -> list[OutsideMethod]:
     ]
 
 
-def with_horizon(theta: str | Pretrained = "mulo-norm", **options: Any) -> OutsideMethod:
-    """A learned optimizer that is told T."""
+def learned(theta: str | Pretrained = RECOMMENDED) -> list[OutsideMethod]:
+    """Meta-parameters as a rule that is told T, if it asks for it, and as one that is not and averages its weights."""
     pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
 
-    def make(model: nn.Module, rate: float, num_steps: int) -> Optimizer:
-        return LearnedOptimizer(model, pretrained, num_training_steps=num_steps, lr=rate, **options)
+    def told(model: nn.Module, rate: float, num_steps: int) -> Optimizer:
+        return MuLO(model, pretrained, num_training_steps=num_steps, lr=rate)
 
-    name = f"{pretrained.name}, T known"
-    return OutsideMethod(name, make, identity=f"{name} {pretrained.hash} {options or ''}")
-
-
-def without_horizon(theta: str | Pretrained | None = None) -> OutsideMethod:
-    """A learned optimizer that is not: by default what `MuLO(model)` is."""
-    pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta) if theta else None
-
-    def make(model: nn.Module, rate: float, num_steps: int) -> Optimizer:
+    def not_told(model: nn.Module, rate: float, num_steps: int) -> Optimizer:
         return MuLO(model, pretrained, lr=rate)
 
-    name = pretrained.name if pretrained else "MuLO(model)"
-    return OutsideMethod(name, make, is_anytime=True, identity=f"{name} {pretrained.hash if pretrained else ''}")
+    name, identity = f"{pretrained.name}, T known", f"told {pretrained.hash}"
+    methods = [OutsideMethod(name, told, identity=identity)] if pretrained.rule.uses_horizon else []
+    identity = f"{OPEN_FRACTION:g} {AVERAGE_POWER:g} {pretrained.hash}"
+    return [*methods, OutsideMethod(pretrained.name, not_told, is_anytime=True, identity=identity)]
 
 
 def _adamw(model: nn.Module, rate: float, num_steps: int) -> Optimizer:
