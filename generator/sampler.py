@@ -5,7 +5,8 @@ Legend: B networks, P numbers of one network.
 
 from __future__ import annotations
 
-from typing import Final, cast
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -86,55 +87,97 @@ def sample_params(
         ]
         return torch.cat(parts)
 
-    # What the model is told, which stays the same from step to step.
-    device, options = context.device, model.config
-    shape = (len(prompt), context.layout.num_params)
-    prompts = [prompt.to(device)] if guidance_scale == 1 else [prompt.to(device), prompt.to(device).empty()]
-    uses_fingerprints, noisy_as_start = bool(options["num_fingerprints"]), start is None and options["noisy_as_start"]
-    fingerprints = normalised = None
-    if start is not None:
-        start = start.to(device)
-        fingerprints = context.fingerprints(start) if uses_fingerprints else None
-        normalised = context.scale.normalize(start)
-    readings = [
-        None if noisy_as_start else model.read(context.tokenizer, asked, start=normalised, fingerprints=fingerprints)
-        for asked in prompts
-    ]
+    predict = _Predictor.of(model, context, prompt, start, guidance_scale=guidance_scale, rng=generator)
+    if not model.config["diffusion"]:
+        return context.generated(predict(None, 0.0))
+    noise = randn_tensor((len(prompt), context.layout.num_params), generator=generator, device=context.device)
+    if isinstance(scheduler, DDIMScheduler):
+        return context.generated(_by_ddim(predict, scheduler, noise, num_inference_steps, eta))
+    assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    return context.generated(_by_flow(predict, scheduler, noise, num_inference_steps))
 
-    def predict(noisy: Tensor | None, time: float) -> Tensor:
-        latent = randn_tensor(shape, generator=generator, device=device) if options["use_latent"] else None
+
+@dataclass(frozen=True)
+class _Predictor:
+    """What the model makes of noisy networks.
+
+    Attributes:
+        prompts: that of the call; with guidance the null prompt, too.
+        readings: of what the model is told and stays the same from step to step, by prompt.
+        noisy_as_start: whether the model reads the noisy network in place of a start, anew in each step.
+    """
+
+    model: RecurrentDiffusionTransformer
+    context: NetworkContext
+    prompts: list[Prompt]
+    readings: list[Any]
+    noisy_as_start: bool
+    guidance_scale: float
+    rng: torch.Generator | None
+
+    @classmethod
+    def of(
+        cls,
+        model: RecurrentDiffusionTransformer,
+        context: NetworkContext,
+        prompt: Prompt,
+        start: Tensor | None,
+        *,
+        guidance_scale: float,
+        rng: torch.Generator | None,
+    ) -> _Predictor:
+        """For prompts (B) and starts (B, P), as `sample_params` takes them."""
+        prompt = prompt.to(context.device)
+        prompts = [prompt] if guidance_scale == 1 else [prompt, prompt.empty()]
+        noisy_as_start = start is None and bool(model.config["noisy_as_start"])
+        fingerprints = normalised = None
+        if start is not None:
+            start = start.to(context.device)
+            fingerprints = context.fingerprints(start) if model.config["num_fingerprints"] else None
+            normalised = context.scale.normalize(start)
+        readings = [
+            None
+            if noisy_as_start
+            else model.read(context.tokenizer, asked, start=normalised, fingerprints=fingerprints)
+            for asked in prompts
+        ]
+        return cls(model, context, prompts, readings, noisy_as_start, guidance_scale, rng)
+
+    def __call__(self, noisy: Tensor | None, time: float) -> Tensor:
+        """Output (B, P) for noisy networks (B, P) at a time, and one draw of the latent."""
+        model, context, size = self.model, self.context, len(self.prompts[0])
+        shape, device = (size, context.layout.num_params), context.device
+        latent = randn_tensor(shape, generator=self.rng, device=device) if model.config["use_latent"] else None
         seen = None
-        if noisy_as_start and uses_fingerprints and noisy is not None:
+        if self.noisy_as_start and model.config["num_fingerprints"] and noisy is not None:
             seen = context.fingerprints(context.scale.denormalize(noisy))
         outputs = [
             model(
                 context.tokenizer,
                 asked,
                 noisy=noisy,
-                timestep=torch.full(shape[:1], time, device=device),
+                timestep=torch.full((size,), time, device=device),
                 latent=latent,
                 fingerprints=seen,
                 reading=reading,
             )
-            for asked, reading in zip(prompts, readings, strict=True)
+            for asked, reading in zip(self.prompts, self.readings, strict=True)
         ]
-        return outputs[0] if len(outputs) == 1 else outputs[1].lerp(outputs[0], guidance_scale)
+        return outputs[0] if len(outputs) == 1 else outputs[1].lerp(outputs[0], self.guidance_scale)
 
-    # From noise to parameters, or to them at once.
-    if not options["diffusion"]:
-        return context.generated(predict(None, 0.0))
-    values = randn_tensor(shape, generator=generator, device=device)
-    if isinstance(scheduler, DDIMScheduler):
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        for timestep in scheduler.timesteps:
-            output, step = predict(values, (float(timestep) + 1) / NUM_TRAIN_TIMESTEPS), cast("int", timestep)
-            values = scheduler.step(output, step, values, eta=eta, generator=generator, return_dict=False)[0]
-    else:
-        assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-        sigmas = torch.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
-        scheduler.set_timesteps(sigmas=sigmas, device=device)
-        for timestep in scheduler.timesteps:
-            output = predict(values, float(timestep) / NUM_TRAIN_TIMESTEPS)
-            velocity, flow_time, noisy = (cast("torch.FloatTensor", value) for value in (output, timestep, values))
-            values = scheduler.step(velocity, flow_time, noisy, generator=generator, return_dict=False)[0]
-    return context.generated(values)
+
+def _by_ddim(predict: _Predictor, scheduler: DDIMScheduler, values: Tensor, num_steps: int, eta: float) -> Tensor:
+    scheduler.set_timesteps(num_steps, device=values.device)
+    for timestep in scheduler.timesteps:
+        output, step = predict(values, (float(timestep) + 1) / NUM_TRAIN_TIMESTEPS), cast("int", timestep)
+        values = scheduler.step(output, step, values, eta=eta, generator=predict.rng, return_dict=False)[0]
+    return values
+
+
+def _by_flow(predict: _Predictor, scheduler: FlowMatchEulerDiscreteScheduler, values: Tensor, num_steps: int) -> Tensor:
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / num_steps, num_steps).tolist(), device=values.device)
+    for timestep in scheduler.timesteps:
+        output = predict(values, float(timestep) / NUM_TRAIN_TIMESTEPS)
+        velocity, flow_time, noisy = (cast("torch.FloatTensor", value) for value in (output, timestep, values))
+        values = scheduler.step(velocity, flow_time, noisy, generator=predict.rng, return_dict=False)[0]
+    return values

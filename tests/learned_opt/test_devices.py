@@ -107,8 +107,7 @@ def test_an_optimizer_step_gives_the_numbers_of_the_cpu_without_waiting(device, 
         assert (optimizer.num_skipped_steps, optimizer.inner_step) == (2, 5)
 
 
-@pytest.mark.parametrize("kind", ["cnn", "transformer"])
-@pytest.mark.parametrize("name", ["mulo", "mulo-norm"])
+@pytest.mark.parametrize(("name", "kind"), [("mulo", "cnn"), ("mulo-norm", "transformer")])
 def test_convolutions_and_transformers(device, name, kind):
     models, optimizers, *batch = pair(kind, Pretrained(RULES[name], random_theta(RULES[name])), "cpu", device)
     train(models, optimizers, *batch, range(3), spoil=(2,))
@@ -176,8 +175,7 @@ def test_steps_beyond_the_horizon_are_reported(device):
             optimizer.step()
 
 
-@pytest.mark.parametrize("to_device", [True, False])
-@pytest.mark.parametrize("name", ["mulo", "mulo-norm"])
+@pytest.mark.parametrize(("name", "to_device"), [("mulo", True), ("mulo-norm", False)])
 def test_a_state_is_loaded_on_another_device(device, name, to_device):
     places = ("cpu", device) if to_device else (device, "cpu")
     pretrained = Pretrained(RULES[name], random_theta(RULES[name]))

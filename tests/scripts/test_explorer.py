@@ -277,7 +277,8 @@ def test_open_filter_generate_and_download(address, browser, zoo, window):
             canvas = session.find_element("id", "points")
             session.execute_script("arguments[0].focus()", canvas)
             canvas.send_keys(RIGHT)
-            assert "run 0, val_loss" in session.find_element("css selector", "#view-map output").text
+            said = session.find_element("css selector", "#view-map output").text
+            assert said.startswith(f"run {zoo.split('test')[0]}, val_loss")
     assert "they differ on" in session.find_element("id", "pair").get_attribute("textContent")
     assert session.find_element("id", "step").text == f"step {zoo.inner_step[0, -1]}"
     press(session, "generate")

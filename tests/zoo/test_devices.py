@@ -188,7 +188,7 @@ def test_random_steps_never_wait_for_the_device(shared, device):
     data = get_task("digits", augment=["flip", "crop", "affine", "noise"]).dataset
     objective = {"name": "cross_entropy", "label_smoothing": 0.1, "weight": [1.0, 2.0] * 5, "ignore_index": 3}
     task = Task("own", data, dropped, objective).to(device)
-    options = {"num_steps": 9, "batch_size": 8, "snapshot_steps": (1, 9), "shared_batches": shared, "accumulate": 2}
+    options = {"num_steps": 4, "batch_size": 8, "snapshot_steps": (1, 4), "shared_batches": shared, "accumulate": 2}
     snapshots = train_population(task, Adam(lr=0.01), SEEDS, **options)
     next(snapshots)
     with never_waiting():
