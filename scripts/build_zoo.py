@@ -54,7 +54,9 @@ def build(config: DictConfig, report: Callable[[Progress], object]) -> Zoo:
     task = get_task(**values["task"], **values["architecture"], **training).to(resolve_device(config.device))
     plan = {field.name: values[field.name] for field in fields(BuildPlan) if field.name != "task"}
     out = Path(config.out).absolute()
-    executor = instantiate(config.executor) or default_executor(task.device, config.num_runs * config.num_steps)
+    executor = instantiate(config.executor)
+    if executor is None and plan["search"] is None:
+        executor = default_executor(task.device, config.num_runs * config.num_steps)
     return build_zoo(out, task, executor=executor, progress=report, **plan)
 
 

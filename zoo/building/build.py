@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from zoo.building.block_size import fitting_block_size
 from zoo.building.execution import with_execution
 from zoo.building.executors import Executor, InProcess
 from zoo.building.plan import AUTO, BuildPlan, BuildSettings
+from zoo.building.search import BlockSearch, checked_search, with_values
 from zoo.devices import is_out_of_memory
 from zoo.networks.counter_rng import streams_of
 from zoo.storage.locks import LockLostError
@@ -29,7 +30,7 @@ from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
-from zoo.training.population import Snapshot, train_population
+from zoo.training.population import Remaining, Snapshot, train_population
 
 _UNFINISHED: Final = ".unfinished"  # folder of a zoo
 _POLL_SECONDS: Final = 1.0
@@ -100,6 +101,10 @@ def build_zoo(
         plan = plan.as_begun(ZooWriter.open(path).spec)
     elif plan.block_size == AUTO or (plan.block_size is None and task.device.type == "cuda"):
         plan = replace(plan, block_size=fitting_block_size(plan))
+    if plan.search is not None:
+        checked_search(plan)
+        if not isinstance(executor, InProcess):
+            raise ValueError("a search builds one block after the other, in this process: leave out executor")
     plan = with_execution(plan)
     check_initial_loss(plan)
     if any(slot.dtype == "float64" for slot in task.layout):
@@ -189,11 +194,13 @@ class BlockBuilder:
         lock = writer.lock(block)
         if lock is None:
             return None
+        if self.plan.search is not None and any(other < block for other in writer.pending_blocks()):
+            return None  # its proposals follow from all blocks before it
         with lock:
             runs = writer.block_runs(block)
             folder = self.path / _UNFINISHED / f"{block}-{len(runs)}"
             try:
-                params, metrics, alive = self._train(runs, folder)
+                trained = self._train(runs, folder)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -201,54 +208,95 @@ class BlockBuilder:
                     f"memory ran out on {self.plan.task.device} while a block of {len(runs):,} runs was trained; lower "
                     f"block_size (now {writer.spec.block_size:,}) or batch_size (now {self.plan.batch_size:,})"
                 ) from error
+            inner_step = trained.inner_step
+            whole = np.where(inner_step[:, -1] < 0, RunStatus.STOPPED, RunStatus.COMPLETE)
             try:
                 writer.write_block(
                     block,
-                    params,
-                    np.tile(np.array(self.plan.steps), (len(runs), 1)),
-                    metrics,
-                    {"seed": np.array(self.plan.seeds(runs)), **self.plan.columns(runs)},
-                    np.where(alive, RunStatus.COMPLETE, RunStatus.DIVERGED),
+                    trained.params,
+                    inner_step,
+                    trained.metrics,
+                    {"seed": np.array(self.plan.seeds(runs)), **trained.columns},
+                    np.where(trained.alive, whole, RunStatus.DIVERGED),
                     lock=lock,
                 )
             except LockLostError:
                 return None
             shutil.rmtree(folder, ignore_errors=True)
-        seconds = time.perf_counter() - started
-        medians = {name: float(np.median(values[alive, -1])) for name, values in metrics.items() if alive.any()}
-        model_steps = len(runs) * self.plan.num_steps
-        return BlockReport(block, len(runs), len(runs) - int(alive.sum()), model_steps, seconds, medians)
+        seconds, alive = time.perf_counter() - started, trained.alive & (inner_step[:, -1] >= 0)
+        medians = {name: float(np.median(values[alive, -1])) for name, values in trained.metrics.items() if alive.any()}
+        num_diverged, model_steps = len(runs) - int(trained.alive.sum()), int(inner_step.max(1).sum())
+        return BlockReport(block, len(runs), num_diverged, model_steps, seconds, medians)
 
-    def _train(self, runs: range, folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-        """Parameters (N, S, P), metrics (N, S) by name, and which runs did not diverge (N,).
+    def _train(self, runs: range, folder: Path) -> _Trained:
+        """Train the runs of a block, together or one after another.
 
         Of runs that are trained one after another the folder holds the snapshots and what a run is resumed from, memory
         a few copies of one network.
         """
-        plan, shape = self.plan, (len(runs), len(self.plan.steps))
+        search = None if self.plan.search is None else BlockSearch(self.plan, runs, Zoo.open(self.path))
+        plan = self.plan if search is None else with_values(self.plan, search.values)
+        shape = len(runs), len(plan.steps)
         room = partial(_on_disk, folder) if plan.loops else _in_memory
-        params = room("params", (*shape, plan.task.layout.num_params))
         names = [f"{split}_{name}" for split in plan.evaluated_splits for name in plan.task.metric_names]
-        metrics = {name: room(name, shape) for name in names}
-        alive = room("alive", (len(runs),))
+        trained = _Trained(
+            room("params", (*shape, plan.task.layout.num_params)),
+            {name: room(name, shape) for name in names},
+            room("alive", (len(runs),)),
+            np.tile(np.array(plan.steps), (len(runs), 1)),
+            plan.columns(runs),
+        )
         size = 1 if plan.loops else len(runs)
         for first in range(0, len(runs), size):
-            rows = slice(first, first + size)
-            task = plan.task_for(runs[rows])
-            checkpoint = folder / f"{runs[first]}.pt" if plan.loops else None
-            for snapshot in self._snapshots(task, runs[rows], plan.compiles(runs), checkpoint):
-                s = plan.steps.index(snapshot.inner_step)
-                params[rows, s] = snapshot.params.cpu().numpy()
-                alive[rows] = snapshot.alive.cpu().numpy()
-                for split in plan.evaluated_splits:
-                    for name, values in task.evaluate(snapshot.params, split).items():
-                        metrics[f"{split}_{name}"][rows, s] = values.cpu().numpy()
-                for array in (params, alive, *metrics.values()) if plan.loops else ():
-                    cast("np.memmap", array).flush()  # before the checkpoint says that they are there
-        return params, metrics, alive.astype(bool)
+            rows = np.arange(first, min(first + size, len(runs)))
+            self._train_together(plan, runs, rows, trained, folder=folder, search=search)
+        return replace(trained, alive=trained.alive.astype(bool))
 
-    def _snapshots(self, task: Task, runs: range, compile: bool, checkpoint: Path | None) -> Iterator[Snapshot]:
-        plan = self.plan
+    def _train_together(
+        self,
+        plan: BuildPlan,
+        runs: range,
+        rows: np.ndarray,
+        trained: _Trained,
+        *,
+        folder: Path,
+        search: BlockSearch | None,
+    ) -> None:
+        """Train the runs in some rows of a block as one population, which a search makes smaller on the way."""
+        task = plan.task_for(_chosen(runs, rows))
+        checkpoint = folder / f"{runs[rows[0]]}.pt" if plan.loops else None
+        training = self._snapshots(plan, task, _chosen(runs, rows), plan.compiles(runs), checkpoint)
+        snapshot = next(training, None)
+        while snapshot is not None:
+            s, remaining = plan.steps.index(snapshot.inner_step), None
+            trained.params[rows, s] = snapshot.params.cpu().numpy()
+            trained.alive[rows] = snapshot.alive.cpu().numpy()
+            for split in plan.evaluated_splits:
+                for name, values in task.evaluate(snapshot.params, split).items():
+                    trained.metrics[f"{split}_{name}"][rows, s] = values.cpu().numpy()
+            if plan.loops:
+                trained.flush()  # before the checkpoint says that they are there
+            if search is not None and 0 < snapshot.inner_step < plan.steps[-1]:
+                now = {name: values[:, s] for name, values in trained.metrics.items()}
+                stopped = search.stopped(rows, snapshot.inner_step, now)
+                trained.stop(rows[stopped], s)
+                rows = rows[~stopped]
+                if not len(rows):
+                    return
+                if stopped.any():
+                    task = plan.task_for(_chosen(runs, rows))
+                    kept = torch.from_numpy(np.flatnonzero(~stopped)).to(task.device)
+                    some = with_values(plan, {name: values[rows] for name, values in search.values.items()})
+                    remaining = Remaining(kept, task, some.step_for(_chosen(runs, rows), task))
+            try:
+                snapshot = training.send(remaining)
+            except StopIteration:
+                snapshot = None
+
+    @staticmethod
+    def _snapshots(
+        plan: BuildPlan, task: Task, runs: Sequence[int], compile: bool, checkpoint: Path | None
+    ) -> Generator[Snapshot, Remaining | None, None]:
         return train_population(
             task,
             plan.optimizer_for(runs),
@@ -265,6 +313,32 @@ class BlockBuilder:
             compile=compile,
             checkpoint=checkpoint,
         )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """The runs of a block: parameters (N, S, P), metrics (N, S), which did not diverge (N,), steps (N, S), columns."""
+
+    params: np.ndarray
+    metrics: dict[str, np.ndarray]
+    alive: np.ndarray
+    inner_step: np.ndarray
+    columns: dict[str, np.ndarray]
+
+    def stop(self, rows: np.ndarray, last: int) -> None:
+        """Note that runs have no snapshots after the last one of that number."""
+        self.inner_step[rows, last + 1 :] = -1
+        self.params[rows, last + 1 :] = 0
+        for values in self.metrics.values():
+            values[rows, last + 1 :] = np.nan
+
+    def flush(self) -> None:
+        for array in (self.params, self.alive, *self.metrics.values()):
+            cast("np.memmap", array).flush()
+
+
+def _chosen(runs: range, rows: np.ndarray) -> list[int]:
+    return [runs[row] for row in rows]
 
 
 def _in_memory(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -34,6 +34,8 @@ def with_execution(plan: BuildPlan) -> BuildPlan:
     """The plan with its execution chosen; a warning says in a line what was measured, if that is not the rule."""
     if plan.execution != AUTO:
         return plan
+    if plan.search is not None:
+        return replace(plan, execution=TOGETHER)
     rule, *others = _candidates(plan)
     if not others:
         return replace(plan, execution=rule)

@@ -59,8 +59,15 @@ def make_optimizer(config: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Com
     return OPTIMIZERS[name](schedule=schedule, **(own | drawn)), drawn
 
 
+def is_range(value: object) -> bool:
+    """Whether an option is a range that runs draw from."""
+    return isinstance(value, Mapping) and set(value) <= set(RANGES)
+
+
 def draw(spec: Mapping[str, Sequence[float]] | float, seeds: Sequence[int], name: str) -> Tensor:
     """One value for each run, (N,) float64; row i depends on the range, `seeds[i]` and `name` alone.
+
+    Where a search proposed them the values are `{"given": [...]}`, one for each seed.
 
     Raises:
         ValueError: if the range is none of RANGES, or its bounds are not in order.
@@ -68,6 +75,8 @@ def draw(spec: Mapping[str, Sequence[float]] | float, seeds: Sequence[int], name
     if isinstance(spec, int | float):
         return torch.full((len(seeds),), float(spec), dtype=torch.float64)
     kind, values = next(iter(spec.items())) if isinstance(spec, Mapping) and len(spec) == 1 else (None, ())
+    if kind == "given":
+        return torch.tensor(values, dtype=torch.float64)
     if kind not in RANGES or not isinstance(values, Sequence) or not all(isinstance(v, int | float) for v in values):
         raise ValueError(f"{name} must be a number or one of {RANGES} with its values, got {spec!r}")
     shares = torch.tensor([derive_seed(seed, name) / 2**63 for seed in seeds], dtype=torch.float64)  # [0, 1)

@@ -24,8 +24,8 @@ from zoo.storage.splits import SplitRule
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 from zoo.training.batches import check_batch_size
-from zoo.training.gradients import check_accumulate
-from zoo.training.inner_step import should_compile
+from zoo.training.gradients import Gradients, check_accumulate
+from zoo.training.inner_step import InnerStep, should_compile
 from zoo.training.optimizers import InnerOptimizer
 from zoo.training.population import (
     DEFAULT_MAX_LOSS,
@@ -51,6 +51,7 @@ class BuildSettings(TypedDict, total=False):
 
     optimizer: Mapping[str, Json] | InnerOptimizer
     optimizer_config: Mapping[str, Json] | None
+    search: Mapping[str, Json] | None
     num_runs: Required[int]
     num_steps: Required[int]
     seed: int
@@ -78,6 +79,8 @@ class BuildPlan:
         task: a named one from `get_task`, or one of your own.
         optimizer: options of `make_optimizer`, whose hyperparameters may be ranges, or an InnerOptimizer.
         optimizer_config: what is recorded of an InnerOptimizer.
+        search: let Optuna propose what the optimizer's options leave to ranges, and stop runs early: the fields of
+            `zoo.building.search.Search`; None for values that each run draws by its own seed.
         num_runs: R.
         num_steps: training steps of each run.
         seed: from which all runs derive theirs.
@@ -104,6 +107,7 @@ class BuildPlan:
     task: Task
     optimizer: Mapping[str, Json] | InnerOptimizer = field(default_factory=lambda: dict(DEFAULT_OPTIMIZER))
     optimizer_config: Mapping[str, Json] | None = None
+    search: Mapping[str, Json] | None = None
     num_runs: int
     num_steps: int
     seed: int = 0
@@ -185,6 +189,8 @@ class BuildPlan:
         }
         if self.loops:
             training["execution"] = self.execution
+        if self.search is not None:
+            training["search"] = dict(self.search)
         if self.starts is not None:
             training["init_from"] = self.starts.digest
         recorded = self.optimizer if isinstance(self.optimizer, Mapping) else self.optimizer_config or {}
@@ -266,6 +272,11 @@ class BuildPlan:
         if isinstance(self.optimizer, Mapping):
             return make_optimizer(self.optimizer, self.seeds(runs))[0]
         return self.optimizer
+
+    def step_for(self, runs: Sequence[int], task: Task) -> InnerStep:
+        """An uncompiled step of those runs on their task."""
+        gradients = Gradients(task, precision=self.precision, accumulate=self.accumulate, batch_size=self.batch_size)
+        return InnerStep(gradients, self.optimizer_for(runs))
 
     def init_scales(self, runs: Sequence[int]) -> torch.Tensor | float:
         """Factors on the initial matrices, one or (N,)."""

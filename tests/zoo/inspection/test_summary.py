@@ -34,7 +34,7 @@ def ragged_zoo(tmp_path):
 
 def test_counts_and_sizes_are_those_of_the_zoo(small_zoo, small_zoo_path):
     summary = summarize(small_zoo)
-    assert summary["statuses"] == {"empty": 0, "complete": 9, "diverged": 1, "imported": 0}
+    assert summary["statuses"] == {"empty": 0, "complete": 9, "diverged": 1, "imported": 0, "stopped": 0}
     assert sum(summary["splits"].values()) == 9
     assert summary["bytes"] == sum(file.stat().st_size for file in small_zoo_path.rglob("*") if file.is_file())
     assert 10 * 5 * 23 * 4 < summary["bytes_of_params"] < summary["bytes"]

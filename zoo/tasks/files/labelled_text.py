@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def read_labelled_text(
         context: L; the special tokens of a tokenizer, as at both ends of a window of BERT's, are among them.
         pattern: of the names of files that are read.
         max_windows: of each class for training, evenly spaced in its text; a quarter of that for val and for test.
-        tokenizer: a tokenizer.json; None for bytes.
+        tokenizer: a tokenizer.json, or a GGUF file that holds one; None for bytes.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -72,13 +73,23 @@ def _windows(documents: Sequence[bytes], context: int, tokenizer: Path | None) -
     if tokenizer is None:
         whole = [np.frombuffer(text, np.uint8).astype(np.int64) for text in documents]
         return [symbols[: len(symbols) // context * context].reshape(-1, context) for symbols in whole]
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ImportError("tokens are made by `tokenizers`: pip install 'weightfoundry[adapters]'") from error
-    codec = Tokenizer.from_file(str(tokenizer))
+    codec = _codec(tokenizer)
     codec.no_padding()
     codec.enable_truncation(context)
     encodings = codec.encode_batch([text.decode("utf-8", "replace") for text in documents])
     windows = [[one.ids for one in (first, *first.overflowing) if len(one.ids) == context] for first in encodings]
     return [np.array(ids, np.int64).reshape(-1, context) for ids in windows]
+
+
+def _codec(file: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a file."""
+    try:
+        if file.suffix == ".gguf":
+            from transformers import AutoTokenizer
+
+            whole: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+            return whole.backend_tokenizer
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise ImportError(f"tokens need the extra `adapters` (and gguf for GGUF files): {error}") from error
+    return Tokenizer.from_file(str(file))
