@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.networks import low_rank
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.networks.wrappers import unwrapped
 
@@ -83,6 +84,16 @@ def read_start(
     if not bool(vectors.isfinite().all()):
         raise ValueError("start must be finite, got NaN or infinity in its parameters; did its training diverge?")
     return layout, vectors
+
+
+def in_one_form(layout: ParamLayout, params: Tensor) -> Tensor:
+    """Networks (B, P) that compute the same, in the form in which the generator knows them: adapters canonical."""
+    return low_rank.canonical(layout, params) if has_adapters(layout) else params
+
+
+def has_adapters(layout: ParamLayout) -> bool:
+    """Whether a layout holds products B A, which any invertible matrix between them leaves as they are."""
+    return any(group.kind == "linear" for group in layout.groups)
 
 
 def only_layout(layouts: Sequence[ParamLayout]) -> ParamLayout:

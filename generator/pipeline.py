@@ -20,24 +20,29 @@ from typing import Any, Final, Unpack
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from generator.hub import push_to_hub
 from generator.model import transformer
 from generator.model.context import NetworkContext
-from generator.networks import GeneratedParams, Start, only_layout, read_start
+from generator.networks import GeneratedParams, Start, has_adapters, in_one_form, only_layout, read_start
 from generator.prompts.calibration import Calibration
-from generator.prompts.prompt import Prompt, PromptValue
+from generator.prompts.prompt import TASK_BITS, Prompt, PromptValue
 from generator.sampler import NUM_TRAIN_TIMESTEPS, DDIMScheduler, Scheduler, sample_params
 from generator.tokens import normalizer as normalizers
 from generator.tokens.tokenizer import is_generated
+from zoo.checkpoints.adapters import save_adapter
 from zoo.hub import SCHEME, UploadOptions, local_copy
+from zoo.networks.base import hash_of
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.storage.splits import SplitRule
 from zoo.storage.zoo import Zoo
+from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 
 PIPELINE_FOLDER: Final = "pipeline"  # where a training keeps its pipeline
+_BASE_FILE: Final = "base.safetensors"
 _FEW_STEPS: Final = 100  # up to here, steps that are not evenly spaced differ by less than two per cent
 
 
@@ -50,6 +55,7 @@ class ParameterPipeline(DiffusionPipeline):
         scheduler: noise levels and the sampling rule.
         splits: which runs the training saw and held out, as `SplitRule.to_dict` has it; None for the zoo's own splits.
         task_bits_column: column of the zoo's runs that holds the task bits; None without a family of tasks.
+        tasks: of each of the normalizer's layouts, as `get_task` takes them; None for those that it cannot make.
         calibrations: of prompts of one metric, by mode ("start", "noise") for each of the normalizer's layouts;
             None to ask the model for the very values of a prompt.
     """
@@ -62,15 +68,20 @@ class ParameterPipeline(DiffusionPipeline):
         *,
         splits: dict[str, Any] | None = None,
         task_bits_column: str | None = None,
+        tasks: list[dict[str, Any] | None] | None = None,
         calibrations: list[dict[str, dict[str, Any]]] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(model=model, normalizer=normalizer, scheduler=scheduler)
-        self.register_to_config(splits=splits, task_bits_column=task_bits_column, calibrations=calibrations)
+        self.register_to_config(
+            splits=splits, task_bits_column=task_bits_column, tasks=tasks, calibrations=calibrations
+        )
+        self.base: dict[str, Tensor] = {}
         self.model: transformer.RecurrentDiffusionTransformer
         self.normalizer: normalizers.ParamNormalizer
         self.scheduler: Scheduler
         self._contexts: dict[tuple[ParamLayout, torch.device], NetworkContext] = {}
+        self._last: tuple[GeneratedParams, Task | None] | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ParameterPipeline:
@@ -89,7 +100,18 @@ class ParameterPipeline(DiffusionPipeline):
             is_unfinished = (folder / "checkpoints").exists()
             reason = "its training has not ended, run the same command again" if is_unfinished else "was it moved?"
             raise FileNotFoundError(f"no pipeline ({cls.config_name}) in {folder} or its {PIPELINE_FOLDER}/: {reason}")
-        return super().from_pretrained(str(found[0]), **{"low_cpu_mem_usage": False, **kwargs})
+        pipe = super().from_pretrained(str(found[0]), **{"low_cpu_mem_usage": False, **kwargs})
+        if (found[0] / _BASE_FILE).exists():
+            pipe.base = load_file(found[0] / _BASE_FILE)
+        return pipe
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Write the pipeline, and the frozen base of its adapters, into a folder that `from_pretrained` reads."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.base:
+            save_file(
+                {name: value.contiguous() for name, value in self.base.items()}, Path(save_directory) / _BASE_FILE
+            )
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -129,7 +151,7 @@ class ParameterPipeline(DiffusionPipeline):
 
     @property
     def metrics(self) -> list[str]:
-        """Names that a prompt may use; "loss" is short for "val_loss", and so on."""
+        """Names of metrics that a prompt may use; "loss" is short for "val_loss", and so on."""
         return list(self.model.ranges)
 
     @property
@@ -142,7 +164,7 @@ class ParameterPipeline(DiffusionPipeline):
     def __call__(
         self,
         start: Start | None = None,
-        prompt: Mapping[str, PromptValue] | None = None,
+        prompt: Mapping[str, Any] | None = None,
         *,
         num_samples: int | None = None,
         num_inference_steps: int = 8,
@@ -160,16 +182,19 @@ class ParameterPipeline(DiffusionPipeline):
             start: a module, a state dict, vectors (P,) or (B, P), networks of another call, or a list of these; None
                 for a network from noise.
             prompt: asked values by metric, one or B each; None asks for any network of the training runs. A value
-                outside what the training runs reached is answered as the nearest one inside, with a warning.
+                outside what the training runs reached is answered as the nearest one inside, with a warning. Beside
+                metrics, or alone, it may say for which task: `"examples": (inputs, targets)` for a generator trained on
+                these, 4 to 512 in any order, inputs (E, ...) for all networks or (B, E, ...), targets None or -1 where
+                there is no label; or `"task_bits"`.
             num_samples: networks to generate; with a single start, samples of its update. Default: one per start.
             num_inference_steps: denoising steps.
             guidance_scale: 1 for none.
             eta: 0 for the deterministic sampler, 1 for ancestral sampling.
             start_metrics: what is known of the start, as `prompt`.
-            task_bits: (T,) or (B, T), for a generator trained on a family of tasks.
-            layout: to generate; default that of the start, or the only one seen in training.
-            task: of the network; only generators with fingerprints or recomputed running statistics need it, see
-                `generator.model.fingerprints` and `generator.model.batch_norm`.
+            task_bits: (T,) or (B, T), for a generator trained on a family of tasks; short for these in the prompt.
+            layout: to generate; default that of the start, of the task's adapters, or the only one seen in training.
+            task: of the network, for generators that run networks: on examples, for fingerprints, for running
+                statistics. Default the one that the training recorded, if it was a named one.
             generator: random numbers, on the CPU or the pipeline's device.
 
         Raises:
@@ -179,10 +204,13 @@ class ParameterPipeline(DiffusionPipeline):
         """
         self._check_sampling(num_inference_steps, guidance_scale, eta, generator)
         starts = None
+        if layout is None and task is not None and has_adapters(task.layout):
+            layout = task.layout
         if start is None:
             layout = layout or only_layout(self.normalizer.layouts)
         else:
             layout, starts = read_start(start, self.normalizer.layouts, layout)
+            starts = in_one_form(layout, starts)
         context = self._context(layout, task)
         size = 1 if starts is None else len(starts)
         if num_samples is not None:
@@ -190,13 +218,15 @@ class ParameterPipeline(DiffusionPipeline):
             if wanted != size > 1:
                 raise ValueError(f"num_samples must be {size}, one for each start, got {wanted}")
             size = wanted
+        if task_bits is not None:
+            prompt = {**(prompt or {}), TASK_BITS: task_bits}
         asked = Prompt.of(
             prompt,
             self.metrics,
             size,
             start=start_metrics,
-            task_bits=task_bits,
             num_task_bits=self.model.config["num_task_bits"],
+            kind=self.model.example_kind,
         )
         asked.warn_outside(self.model.ranges)
         asked = self._calibrated(asked.clamped(self.model.ranges), layout, "noise" if start is None else "start")
@@ -215,12 +245,34 @@ class ParameterPipeline(DiffusionPipeline):
             for slot in layout:
                 if not is_generated(slot):
                     generated[:, slot.span] = starts[:, slot.span].to(generated.device)
-        return GeneratedParams(generated, layout)
+        self._last = GeneratedParams(generated, layout), context.task
+        return self._last[0]
+
+    def save_adapter(self, folder: str | os.PathLike, generated: GeneratedParams | None = None, index: int = 0) -> None:
+        """Write one generated adapter as a folder that `PeftModel.from_pretrained(base, folder)` loads.
+
+        Args:
+            folder: that does not exist or is empty.
+            generated: networks of a call; default those of the last one.
+            index: which of them.
+
+        Raises:
+            ValueError: if there are none, or the pipeline makes no adapters of a model that it knows.
+        """
+        last, task = self._last or (None, None)
+        generated = last if generated is None else generated
+        if generated is None or not 0 <= index < len(generated):
+            raise ValueError(f"there is no network {index} to save; generate one first, adapter = pipe(prompt=...)")
+        if task is None or task.layout != generated.layout:
+            task = self._recorded_task(generated.layout)
+        if task is None or not has_adapters(generated.layout):
+            raise ValueError("only adapters of a model that the pipeline knows can be saved so; see state_dicts()")
+        save_adapter(Path(folder), generated.state_dicts()[index], task.make_model())
 
     def improve(
         self,
         start: Start,
-        prompt: Mapping[str, PromptValue],
+        prompt: Mapping[str, Any],
         *,
         num_updates: int,
         num_inference_steps: int = 8,
@@ -265,15 +317,33 @@ class ParameterPipeline(DiffusionPipeline):
         key = (layout, self.device)
         if key not in self._contexts:
             try:
-                self._contexts[key] = NetworkContext.of(self.normalizer, layout).to(self.device)
+                context = NetworkContext.of(
+                    self.normalizer, layout, self._recorded_task(layout) if task is None else None
+                )
             except ValueError as error:
                 raise LayoutMismatchError(f"the generator was trained on other architectures: {error}") from error
+            self._contexts[key] = context.to(self.device)
         context = self._contexts[key]
         if task is None:
             return context
         if [(slot.name, slot.shape) for slot in task.layout] != [(slot.name, slot.shape) for slot in layout]:
             raise LayoutMismatchError(f"task {task.name!r} is of another architecture than the networks to generate")
+        if self.base and task.base_hash != hash_of(self.base):
+            raise LayoutMismatchError(
+                f"task {task.name!r} has the base {task.base_hash[:19] or 'none'}, the generator's adapters are of "
+                f"{hash_of(self.base)[:19]}; make the task on that: adapter={{'base': pipe.base, ...}}"
+            )
         return replace(context, task=task.to(self.device))
+
+    def _recorded_task(self, layout: ParamLayout) -> Task | None:
+        """The task that the training recorded for a layout, which only generators that run networks need."""
+        runs_networks = self.model.example_kind is not None or has_adapters(layout)
+        if not runs_networks or layout not in self.normalizer.layouts or self.config["tasks"] is None:
+            return None
+        options = self.config["tasks"][self.normalizer.layouts.index(layout)]
+        if options is not None and "adapter" in options:
+            options = {**options, "adapter": {**options["adapter"], "base": self.base}}
+        return None if options is None else get_task(**options)
 
 
 def as_count(name: str, value: int, most: int | None = None) -> int:

@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from generator.model.context import NetworkContext
+from generator.model.examples import ObservedExamples
 from generator.model.objectives import signal_and_noise
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.prompts.prompt import Prompt
@@ -138,7 +139,13 @@ class _Predictor:
         readings = [
             None
             if noisy_as_start
-            else model.read(context.tokenizer, asked, start=normalised, fingerprints=fingerprints)
+            else model.read(
+                context.tokenizer,
+                asked,
+                start=normalised,
+                fingerprints=fingerprints,
+                examples=observed_examples(model, context, asked, start),
+            )
             for asked in prompts
         ]
         return cls(model, context, prompts, readings, noisy_as_start, guidance_scale, rng)
@@ -159,6 +166,7 @@ class _Predictor:
                 timestep=torch.full((size,), time, device=device),
                 latent=latent,
                 fingerprints=seen,
+                examples=observed_examples(model, context, asked, None) if reading is None else None,
                 reading=reading,
             )
             for asked, reading in zip(self.prompts, self.readings, strict=True)
@@ -181,3 +189,17 @@ def _by_flow(predict: _Predictor, scheduler: FlowMatchEulerDiscreteScheduler, va
         velocity, flow_time, noisy = (cast("torch.FloatTensor", value) for value in (output, timestep, values))
         values = scheduler.step(velocity, flow_time, noisy, generator=predict.rng, return_dict=False)[0]
     return values
+
+
+def observed_examples(
+    model: RecurrentDiffusionTransformer, context: NetworkContext, prompt: Prompt, start: Tensor | None
+) -> ObservedExamples | None:
+    """What the model sees of the examples of B prompts, and what starts (B, P) compute on them; None without any."""
+    if prompt.examples is None:
+        return None
+    assert model.example_kind is not None
+    if not model.config["use_start"]:
+        return context.observed(prompt.examples, model.example_kind)
+    has_start = torch.full((len(prompt),), float(start is not None), device=context.device)
+    start = torch.zeros(len(prompt), context.layout.num_params, device=context.device) if start is None else start
+    return context.observed(prompt.examples, model.example_kind, start=start, has_start=has_start)

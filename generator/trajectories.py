@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from generator.networks import has_adapters, in_one_form
 from generator.prompts.prompt import MetricRange, is_lower_better
 from zoo.networks.layout import ParamLayout
 from zoo.storage.zoo import Zoo
@@ -49,6 +50,8 @@ class Trajectories:
         self.runs = torch.arange(num_runs) if runs is None else runs
         self.counts = torch.full(self.runs.shape, self.num_snapshots) if counts is None else counts
         self.task_bits = torch.zeros(len(self.runs), 0) if task_bits is None else task_bits
+        if isinstance(params, Tensor) and has_adapters(layout):
+            params = in_one_form(layout, params.flatten(0, 1)).view_as(params)
         self._params = params
 
     @classmethod
@@ -113,9 +116,10 @@ class Trajectories:
         return len(self.runs)
 
     def read(self, rows: Tensor, snapshots: Tensor) -> Tensor:
-        """Networks (B, P) of the runs in rows (B,) at snapshots (B,)."""
+        """Networks (B, P) of the runs in rows (B,) at snapshots (B,), adapters in canonical form."""
         if isinstance(self._params, Zoo):
-            return torch.from_numpy(self._params.read(torch.stack((self.runs[rows], snapshots), dim=1).numpy()))
+            networks = self._params.read(torch.stack((self.runs[rows], snapshots), dim=1).numpy())
+            return in_one_form(self.layout, torch.from_numpy(networks))
         return self._params[rows, snapshots]
 
     def sample(self, num_networks: int, rng: torch.Generator) -> Tensor:

@@ -1,17 +1,19 @@
 """Sample networks from a trained generator.
 
     python -m scripts.sample_params pipeline=out/generator prompt.loss=0.2 out=x.safetensors [start=y] [zoo=PATH]
+    python -m scripts.sample_params pipeline=out/adapters examples=mine.npz out=x.safetensors
 
 Inputs: the folder of a trained generator; optionally a network to start from, as safetensors with the names of its
-state dict. A generator that looks at what networks compute also needs a zoo of its task, as it was trained on, for the
-images. Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names
-and shapes that `load_state_dict` takes; `config.yaml` and `summary.json` in the folder x-sample. Typical run time:
-seconds.
+state dict; optionally examples of the task, x.npz with `inputs` and perhaps `targets`, or x.csv with a column `target`.
+A generator that looks at what networks compute also needs a zoo of its task, as it was trained on, for the images.
+Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names and
+shapes that `load_state_dict` takes; `config.yaml` and `summary.json` in the folder x-sample. Typical run time: seconds.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -25,6 +27,7 @@ def main(config: DictConfig) -> None:
     from safetensors.torch import load_file, save_file
 
     from generator import ParameterPipeline
+    from generator.prompts.examples import load_examples
     from generator.training.tasks import task_of
     from zoo.devices import resolve_device
     from zoo.storage.zoo import Zoo
@@ -32,9 +35,11 @@ def main(config: DictConfig) -> None:
     out = Path(str(config.out)).absolute()
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"out must be a file x.safetensors, got {out}")
-    prompt = {str(name): value for name, value in config.prompt.items() if value is not None}
+    prompt: dict[str, Any] = {str(name): value for name, value in config.prompt.items() if value is not None}
     if words := {name: value for name, value in prompt.items() if not isinstance(value, int | float)}:
         raise ValueError(f"prompts must be numbers, got {words}")
+    if config.examples is not None:
+        prompt["examples"] = load_examples(str(config.examples))
     try:
         start = None if config.start is None else load_file(str(config.start))
     except SafetensorError as error:
@@ -57,7 +62,8 @@ def main(config: DictConfig) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous().cpu() for name, value in state.items()}, path)
         console.print(f"wrote {path}", soft_wrap=True)
-    save_run(out.with_name(f"{out.stem}-sample"), config, {"prompt": prompt, "files": [path.name for path in paths]})
+    asked = prompt | ({} if config.examples is None else {"examples": str(config.examples)})
+    save_run(out.with_name(f"{out.stem}-sample"), config, {"prompt": asked, "files": [path.name for path in paths]})
 
 
 def _numbered(path: Path, count: int) -> list[Path]:

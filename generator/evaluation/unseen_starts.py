@@ -35,7 +35,7 @@ def alignment_report(
     family is measured on unseen tasks instead, see `unseen_tasks_report`. Empty where nothing can be measured: without
     prompts, without a task (imported checkpoints), without initial networks.
     """
-    if config.num_task_bits:
+    if config.num_task_bits or config.pairs.num_examples is not None:
         return unseen_tasks_report(pipe, zoo) if num_starts else {}
     zoo = with_splits(zoo, pipe.splits)
     metric = next((name for name in ALIASES.values() if name in config.metric_names), None)

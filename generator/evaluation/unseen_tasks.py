@@ -14,12 +14,14 @@ from torch import Tensor
 from generator.alignment import measured
 from generator.evaluation.testbed import METRIC
 from generator.pipeline import ParameterPipeline
+from generator.prompts.prompt import EXAMPLES, TASK_BITS
 from generator.training.tasks import task_of, with_splits
 from generator.trajectories import Trajectories
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
 GENERATOR: Final = "unseen tasks"
+NUM_EXAMPLES: Final = 64
 _NUM_INFERENCE_STEPS: Final = 8
 
 
@@ -40,7 +42,8 @@ def unseen_tasks_report(
 ) -> dict[str, dict[str, float]]:
     """Test accuracy on the tasks that the pipeline's training held out, one network for each of their runs.
 
-    Everyone is asked for the median over training runs of the lowest val loss.
+    Tasks are told by their bits, and everyone is asked for the median over training runs of the lowest val loss; or by
+    64 training examples of each, which ask for the best there is.
 
     Args:
         pipe: trained on a family of tasks.
@@ -56,8 +59,8 @@ def unseen_tasks_report(
         ValueError: if the pipeline was not trained on a family of tasks.
     """
     column = pipe.config["task_bits_column"]
-    if column is None:
-        raise ValueError("the pipeline was not trained on a family of tasks (generator.task_bits)")
+    if column is None and pipe.model.example_kind is None:
+        raise ValueError("the pipeline was not trained on a family of tasks (generator.task_bits, or examples)")
     zoo = with_splits(zoo, pipe.splits)
     num_bits = pipe.model.config["num_task_bits"]
     train, held_out = (
@@ -67,10 +70,11 @@ def unseen_tasks_report(
     task = task_of(zoo).to(pipe.device).for_runs(held_out.runs.tolist())
 
     def generated(task_bits: Tensor, asked: Tensor, rng: torch.Generator) -> Tensor:
+        by_bits = {METRIC: asked, TASK_BITS: task_bits}
         return pipe(
-            prompt={METRIC: asked},
-            task_bits=task_bits,
-            num_samples=len(task_bits),
+            prompt={EXAMPLES: shown_examples(task, len(asked), rng)} if column is None else by_bits,
+            num_samples=len(asked),
+            task=None if column else task,
             num_inference_steps=_NUM_INFERENCE_STEPS,
             layout=zoo.layout,
             generator=rng,
@@ -82,16 +86,27 @@ def unseen_tasks_report(
         "held-out runs": lambda *_: held_out.read(torch.arange(len(held_out)), held_out.counts - 1),
     }
     asked = torch.full((len(held_out),), train.best(METRIC))
+    if column is None:
+        which = torch.from_numpy(zoo.runs[zoo.spec.splits.key])[held_out.runs].unique(return_inverse=True)[1]
+    else:
+        which = held_out.task_bits.unique(dim=0, return_inverse=True)[1]
     return {
-        name: task_figures(task, sample(held_out.task_bits, asked, torch.Generator().manual_seed(seed)), held_out)
+        name: task_figures(task, sample(held_out.task_bits, asked, torch.Generator().manual_seed(seed)), which)
         for name, sample in samplers.items()
     }
 
 
-def task_figures(task: Task, networks: Tensor, runs: Trajectories) -> dict[str, float]:
-    """Figures of one network (R, P) for each run: accuracy by task, norm."""
+def shown_examples(task: Task, num_runs: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (R, E, ...) of different training examples of each of R runs' tasks, for a prompt."""
+    size = len(task.dataset.train)
+    indices = torch.stack([torch.randperm(size, generator=rng)[:NUM_EXAMPLES] for _ in range(num_runs)])
+    inputs, targets, _ = task.batch(indices.to(task.device), num_runs)
+    return inputs, targets
+
+
+def task_figures(task: Task, networks: Tensor, which: Tensor) -> dict[str, float]:
+    """Figures of one network (R, P) for each run, of tasks `which` (R,): accuracy by task, norm."""
     accuracy = 1 - measured(task, networks, "test")["error"]  # (R,)
-    _, which = runs.task_bits.unique(dim=0, return_inverse=True)
     num_tasks = int(which.max()) + 1
     by_task = torch.zeros(num_tasks).index_add_(0, which, accuracy) / torch.bincount(which)
     return {

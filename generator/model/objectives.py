@@ -13,12 +13,15 @@ Legend: B networks, P numbers of one network, E examples, K outputs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from zoo.networks import low_rank
+from zoo.networks.layout import ParamLayout
 from zoo.tasks.objectives import Probabilistic
 from zoo.tasks.task import Task
 
@@ -26,6 +29,8 @@ PREDICTIONS: Final = ("sample", "v_prediction", "flow")
 LOSS_FLOOR: Final = 1e-4  # nats; below it, losses of networks are not told apart
 _LOG_PROB_FLOOR: Final = -12.0
 _MIN_SIGNAL: Final = 1e-4
+_MIN_SQUARE: Final = 1e-6  # under a root, whose slope at 0 is infinite
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -124,14 +129,47 @@ def deterministic_step(prediction: str, noisy: Tensor, output: Tensor, before: T
     return signal * clean + noise * gaussian
 
 
-def energy_score(first: Tensor, second: Tensor, target: Tensor) -> Tensor:
-    """Energy score (B,) of two independent samples each, a proper score: least if samples are distributed as targets.
+def rms_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Root mean squares (B,) of differences over all dims but the first, so that networks of every size weigh alike."""
+    return ((first - second).flatten(1).square().mean(1) + _MIN_SQUARE).sqrt()
 
-    Distances are root mean squares over all dims but the first, so that networks of every size weigh the same.
+
+def product_distance(layout: ParamLayout, sizes: Mapping[str, float]) -> Distance:
+    """Distance (B,) of adapters (B, P) by their products B A, the mean over the adapted matrices.
+
+    What belongs to no product is left to the function-space loss.
+
+    Args:
+        layout: with linear groups.
+        sizes: what a group's squared distances are divided by, such as `product_sizes` of real adapters.
     """
-    differences = (first - target, second - target, first - second)
-    to_first, to_second, apart = ((one.flatten(1).square().mean(1) + 1e-6).sqrt() for one in differences)
-    return to_first + to_second - apart
+    groups = low_rank.linear_groups(layout)
+
+    def distance(first: Tensor, second: Tensor) -> Tensor:
+        squares = []
+        for group in groups:
+            one, other = (low_rank.factors(layout, group, params) for params in (first, second))
+            up, down = torch.cat((one.up, -other.up), dim=2), torch.cat((one.down, other.down), dim=1)
+            squares.append(_squared_norm(up, down) / sizes[group.name])
+        return (torch.stack(squares).mean(0).clamp(min=0) + _MIN_SQUARE).sqrt()
+
+    return distance
+
+
+def product_sizes(layout: ParamLayout, params: Tensor) -> dict[str, float]:
+    """Mean squared norm of the products B A of adapters (B, P), by group name."""
+    groups = low_rank.linear_groups(layout)
+    return {group.name: _squared_norm(*low_rank.factors(layout, group, params)).mean().item() for group in groups}
+
+
+def _squared_norm(up: Tensor, down: Tensor) -> Tensor:
+    """Squared norms (B,) of products of `up` (B, O, R) and `down` (B, R, I), which are never formed."""
+    return ((up.mT @ up) * (down @ down.mT)).sum((1, 2))
+
+
+def energy_score(first: Tensor, second: Tensor, target: Tensor, distance: Distance = rms_distance) -> Tensor:
+    """Energy score (B,) of two independent samples each, a proper score: least if they are distributed as targets."""
+    return distance(first, target) + distance(second, target) - distance(first, second)
 
 
 def log_loss_gap(achieved: Tensor, reference: Tensor) -> Tensor:

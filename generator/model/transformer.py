@@ -3,7 +3,7 @@
 A bidirectional gated linear recurrence runs over the layers of the network (whose units are a set) or over its chunks,
 and gives every token its prototype from the start, the position and the prompt. A transformer then denoises all tokens
 jointly. One model serves every layout that is made of the feature blocks it was built for, whatever its widths and
-depth.
+depth. Examples in a prompt are further tokens, to which the network's attend.
 
 Source: recurrence and diffusion over parameter tokens: Wang et al. 2025 (arXiv 2501.11587); prompting with losses:
 Peebles et al. 2022 (arXiv 2209.12892).
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -24,12 +24,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
+from generator.model.examples import ExampleEncoder, ObservedExamples
 from generator.model.recurrence import GatedLinearRecurrence
+from generator.prompts.examples import ExampleKind
 from generator.prompts.prompt import MetricRange, Prompt, PromptEncoder
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer, ParamTokenizer
 from generator.tokens.windows import from_windows, sinusoids, to_windows
 
 _NUM_TIME_FREQUENCIES: Final = 5
+_DRAWN_STD: Final = 0.5  # in normalised units
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,23 @@ class Reading:
     Attributes:
         tokens: (B, n, d) of each group, or (B, L, d) chunks: what is known of each token, its prototype included.
         start: features of the start by block name; empty for a model without starts.
-        asked: (B, c) features of the prompt, and whether there is a start.
+        asked: (B, c) features of the prompt, whether there is a start, and of the examples.
+        examples: (B, Q, d) tokens of the prompt's examples; Q may be 0.
     """
 
     tokens: list[Tensor]
     start: Mapping[str, Tensor]
     asked: Tensor
+    examples: Tensor
+
+    def repeat(self, times: int) -> Reading:
+        """The whole batch `times` times over."""
+
+        def repeated(values: Tensor) -> Tensor:
+            return values.repeat(times, *[1] * (values.ndim - 1))
+
+        start = {name: repeated(values) for name, values in self.start.items()}
+        return Reading([*map(repeated, self.tokens)], start, repeated(self.asked), repeated(self.examples))
 
 
 class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -55,6 +69,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         edge_widths: features per edge by block key; empty for chunk tokens.
         metrics: (low, high) of each metric that can be prompted, as seen in training.
         num_task_bits: length of a task's bit mask; 0 for none.
+        examples: fields of the ExampleKind that a prompt can hold, and `num_features` of each; None for no examples.
         num_fingerprints: functional features per unit of the start; 0 for none.
         fingerprint_scale: factor on fingerprints, which at 1 are faint beside what tokens hold else.
         noisy_as_start: whether, where there is no start, the noisy network takes its place, fingerprints included.
@@ -68,6 +83,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         edge_width: e.
         mlp_ratio: hidden width of the blocks' MLP over d.
         start_skip: weight, at first, with which edges of the start enter the prediction.
+        drawn_blocks: keys of node blocks of which the untrained model predicts something, not the mean: one factor of
+            each product, since where both are zero neither has a gradient.
         window: chunk tokens attend within windows of this many; 0 for attention over the whole network.
     """
 
@@ -81,6 +98,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         metrics: dict[str, tuple[float, float]],
         *,
         num_task_bits: int = 0,
+        examples: dict[str, Any] | None = None,
         num_fingerprints: int = 0,
         fingerprint_scale: float = 1.0,
         noisy_as_start: bool = False,
@@ -94,6 +112,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         edge_width: int = 16,
         mlp_ratio: int = 2,
         start_skip: float = 0.0,
+        drawn_blocks: Sequence[str] = (),
         window: int = 0,
     ) -> None:
         super().__init__()
@@ -101,11 +120,18 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         self.window = window
         self.num_drawn = int(diffusion) + int(use_latent)  # channels that are drawn: noisy values, latent
         channels = self.num_drawn + int(use_start)
-        if channels == 0:
-            raise ValueError("a model needs a noisy input, a latent or a start; all three are off")
+        if channels == 0 and (edge_widths or not examples):
+            raise ValueError("a model needs a noisy input, a latent or a start, or examples; all are off")
 
         self.prompt_encoder = PromptEncoder(self.ranges, num_task_bits)
-        condition_width = self.prompt_encoder.width + 1 + 2 * _NUM_TIME_FREQUENCIES * diffusion
+        self.example_kind, self.example_encoder, asked_width = None, None, self.prompt_encoder.width + 1
+        if examples is not None:
+            kind = {**examples, "shape": tuple(examples["shape"])}
+            num_features = kind.pop("num_features")
+            self.example_kind = ExampleKind(**kind)
+            self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width)
+            asked_width += 1 + width
+        condition_width = asked_width + 2 * _NUM_TIME_FREQUENCIES * diffusion
         self.condition = nn.Sequential(nn.Linear(condition_width, width), nn.GELU(), nn.Linear(width, width))
 
         self.role = nn.Linear(3, width)
@@ -119,7 +145,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
 
         self.recurrent = nn.ModuleList(GatedLinearRecurrence(width) for _ in range(recurrence))
         if recurrence:
-            self.recurrence_condition = nn.Linear(self.prompt_encoder.width + 1, width)
+            self.recurrence_condition = nn.Linear(asked_width, width)
             self.summary = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
             self.prototype = nn.Linear(width, width)
 
@@ -128,6 +154,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         )
         self.final_norm = nn.LayerNorm(width)
         self.decoders = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in node_widths.items()})
+        for key in drawn_blocks:
+            nn.init.normal_(cast("nn.Linear", self.decoders[key]).weight, std=_DRAWN_STD / math.sqrt(width))
         if edge_widths:
             self.edge_condition = nn.Linear(width, edge_width)
             self.edge_encoders = nn.ModuleDict(
@@ -157,6 +185,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         start: Tensor | None = None,
         has_start: Tensor | None = None,
         fingerprints: Mapping[str, Tensor] | None = None,
+        examples: ObservedExamples | None = None,
         reading: Reading | None = None,
         windows: Tensor | None = None,
     ) -> Tensor:
@@ -171,6 +200,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             start: (B, P) normalised start; None for none.
             has_start: (B,) 0 or 1; default all 1 if a start is given.
             fingerprints: (B, n, F) functional features of the start (or the noisy network) by group name.
+            examples: of the prompts, as `NetworkContext.observed` has them; None for none.
             reading: from `self.read`, which need not be repeated for every sampling step.
             windows: (K,) numbers of the windows to denoise (chunk tokens only).
 
@@ -182,7 +212,13 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             raise ValueError(f"this model takes {self.num_drawn} of noisy values and latent, got {len(drawn)}")
         if reading is None:
             reading = self.read(
-                tokenizer, prompt, noisy=noisy, start=start, has_start=has_start, fingerprints=fingerprints
+                tokenizer,
+                prompt,
+                noisy=noisy,
+                start=start,
+                has_start=has_start,
+                fingerprints=fingerprints,
+                examples=examples,
             )
         asked = [reading.asked]
         if self.config["diffusion"]:
@@ -205,6 +241,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         start: Tensor | None = None,
         has_start: Tensor | None = None,
         fingerprints: Mapping[str, Tensor] | None = None,
+        examples: ObservedExamples | None = None,
     ) -> Reading:
         """What the model makes of the prompt and the start. It depends on noisy values if these stand for a start.
 
@@ -216,7 +253,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         if start is None or has_start is None:
             has_start = torch.full((batch,), float(start is not None), device=device)
         is_known = has_start[:, None].to(dtype)  # (B, 1)
-        asked = torch.cat((self.prompt_encoder(prompt).to(dtype), is_known), dim=1)
+        asked, seen = self._asked(prompt, is_known, examples)
         if self.config["noisy_as_start"] and noisy is not None:
             start = noisy if start is None else torch.where(has_start[:, None] > 0, start, noisy)
             is_known = torch.ones_like(is_known)
@@ -246,13 +283,30 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             prototypes = self.prototype(sequence)
             of_group = [prototypes] if is_ordered else prototypes[:, :, None].unbind(1)
             tokens = [part + one for part, one in zip(tokens, of_group, strict=True)]
-        return Reading(tokens, features, asked)
+        return Reading(tokens, features, asked, seen)
+
+    def _asked(self, prompt: Prompt, is_known: Tensor, examples: ObservedExamples | None) -> tuple[Tensor, Tensor]:
+        """Features (B, c) of what is asked, and tokens (B, Q, d) of the examples; zeros for those not given."""
+        asked = torch.cat((self.prompt_encoder(prompt).to(is_known.dtype), is_known), dim=1)
+        batch, width = len(prompt), self.config["width"]
+        if self.example_encoder is None:
+            if examples is not None:
+                raise ValueError("this model was built without examples; pass examples=None")
+            return asked, asked.new_zeros(batch, 0, width)
+        if examples is None:
+            tokens, given = asked.new_zeros(batch, 1, width), asked.new_zeros(batch, 1)
+        else:
+            tokens, given = self.example_encoder(examples), examples.is_given[:, None].to(asked.dtype)
+        return torch.cat((asked, given, tokens.mean(1)), dim=1), tokens
 
     def _places(self, tokenizer: ParamTokenizer, batch: int) -> list[Tensor]:
         """(B, n, d) of each group: where its tokens are in the network."""
-        if isinstance(tokenizer, ChunkTokenizer):
-            positions = sinusoids(tokenizer.positions.to(self.device, non_blocking=True), self.config["width"])
-            return [positions.to(self.dtype).expand(batch, -1, -1)]
+        if tokenizer.positions is not None:
+            are_few = not isinstance(tokenizer, ChunkTokenizer)  # components of modules
+            places = tokenizer.positions.to(self.device, non_blocking=True)
+            positions = sinusoids(places, self.config["width"], are_few=are_few)
+            parts = positions.to(self.dtype).expand(batch, -1, -1)
+            return [parts[:, span] for span in tokenizer.spans]
         count = len(tokenizer.groups)
         index = torch.arange(count, device=self.device)  # the first group is the global node
         of_groups = torch.stack((index == 1, index == count - 1, index / count), dim=1)  # first, last, relative depth
@@ -267,7 +321,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         for block in tokenizer.node_blocks if drawn else []:
             stacked = torch.cat([features[block.name] for features in drawn], dim=-1)
             tokens[block.groups[0]] = tokens[block.groups[0]] + self.drawn_encoders[block.key](stacked)
-        x = torch.cat(tokens, dim=1) + condition[:, None]  # (B, n, d)
+        size = sum(part.shape[1] for part in tokens)
+        x = torch.cat((*tokens, reading.examples), dim=1) + condition[:, None]  # (B, n + Q, d)
 
         channels = [*drawn, reading.start] if reading.start else list(drawn)
         pairs = [EdgePair(spans[block.groups[0]], spans[block.groups[1]]) for block in tokenizer.edge_blocks]
@@ -279,7 +334,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
 
         for layer in self.blocks:
             x = layer(x, condition, edges, pairs)
-        x = self.final_norm(x)
+        x = self.final_norm(x[:, :size])
 
         output = {block.name: self.decoders[block.key](x[:, spans[block.groups[0]]]) for block in tokenizer.node_blocks}
         for block, edge, pair in zip(tokenizer.edge_blocks, edges, pairs, strict=True):
@@ -308,10 +363,11 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             stacked = torch.cat([features[CHUNKS] for features in drawn], dim=-1)
             x = x + self.drawn_encoders[block.key](to_windows(stacked, window, chosen))
         per_window = condition.repeat_interleave(len(chosen), dim=0)  # (B * K, d)
-        x = x + per_window[:, None]
+        of_window = reading.examples.repeat_interleave(len(chosen), dim=0)
+        x = torch.cat((x, of_window), dim=1) + per_window[:, None]
         for layer in self.blocks:
             x = layer(x, per_window, (), ())
-        chunks = self.decoders[block.key](self.final_norm(x)).float()  # (B * K, window, W)
+        chunks = self.decoders[block.key](self.final_norm(x[:, :window])).float()  # (B * K, window, W)
         if windows is not None:
             return chunks
         return tokenizer.decode({CHUNKS: from_windows(chunks, batch, length)})  # (B, P)

@@ -1,7 +1,8 @@
 """Prompts: what the generated network should be like, and how the model reads it.
 
-A prompt gives target values for any subset of metrics, values of the start for any subset, and optionally the bits of
-a task. What is not given is NaN inside the batch, so that one model answers every combination.
+A prompt gives target values for any subset of metrics, values of the start for any subset, and optionally says which
+task: by its bits, or by examples. What is not given is NaN inside the batch, so that one model answers every
+combination.
 
 Legend: B prompts, M metrics, T task bits.
 """
@@ -12,13 +13,17 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from generator.prompts.examples import ExampleKind, Examples
+
 PromptValue = float | Sequence[float] | np.ndarray | Tensor  # one number, or one for each network
+EXAMPLES: Final = "examples"  # beside the metrics of a prompt
+TASK_BITS: Final = "task_bits"
 ALIASES: Final = {"loss": "val_loss", "error": "val_error", "return": "val_return"}
 _NUM_FREQUENCIES: Final = 4  # from 1/2 on, each twice the one before
 _LOG_FLOORS: Final = {"loss": 1e-4, "error": 5e-3}
@@ -43,63 +48,84 @@ class Prompt:
         target: (B, M) asked values, in the unit of the metric.
         start: (B, M) values of the start network.
         task_bits: (B, T) zeros and ones; T may be 0.
+        examples: a set for each prompt; None for a batch without.
     """
 
     target: Tensor
     start: Tensor
     task_bits: Tensor
+    examples: Examples | None = None
 
     @classmethod
     def of(
         cls,
-        values: Mapping[str, PromptValue] | None,
+        values: Mapping[str, Any] | None,
         metrics: Sequence[str],
         batch_size: int,
         *,
         start: Mapping[str, PromptValue] | None = None,
-        task_bits: Tensor | Sequence[float] | None = None,
         num_task_bits: int = 0,
+        kind: ExampleKind | None = None,
     ) -> Prompt:
         """Prompts from values by metric name; "loss" means "val_loss", and so on by ALIASES.
 
+        Args:
+            values: of metrics; "examples" as `Examples.read` takes them, "task_bits" (T,) or (B, T).
+            metrics: that can be asked for.
+            batch_size: B.
+            start: values of the start by metric name.
+            num_task_bits: T.
+            kind: of the examples that can be given; None for none.
+
         Raises:
-            ValueError: for a metric the model does not know, NaN, or a wrong number of values or bits.
+            ValueError: for a metric the model does not know, NaN, a wrong number of values or bits, or examples that
+                do not fit.
         """
+        for given in (values, start):
+            if not isinstance(given, Mapping | None):
+                raise ValueError(f"values must be given by metric, as in {{'loss': 0.2}}, got {given!r}")
+        numbers = dict(values or {})
+        task_bits, shown = numbers.pop(TASK_BITS, None), numbers.pop(EXAMPLES, None)
+        examples = None if shown is None else Examples.read(shown, kind, batch_size)
         bits = torch.full((batch_size, num_task_bits), math.nan)
         if task_bits is not None:
-            given = torch.as_tensor(task_bits, dtype=torch.float32).cpu()
-            if given.shape not in ((num_task_bits,), (1, num_task_bits), (batch_size, num_task_bits)):
+            asked = torch.as_tensor(task_bits, dtype=torch.float32).cpu()
+            if asked.shape not in ((num_task_bits,), (1, num_task_bits), (batch_size, num_task_bits)):
                 raise ValueError(
                     f"task_bits must have {num_task_bits} entries for each of {batch_size} networks, or for all of "
-                    f"them, got shape {tuple(given.shape)}"
+                    f"them, got shape {tuple(asked.shape)}"
                 )
-            if not ((given == 0) | (given == 1)).all():
-                raise ValueError(f"task_bits must be zeros and ones, got {given.unique().tolist()[:4]}")
-            bits = given.expand(batch_size, num_task_bits)
-        return cls(_table(values, metrics, batch_size), _table(start, metrics, batch_size), bits)
+            if not ((asked == 0) | (asked == 1)).all():
+                raise ValueError(f"task_bits must be zeros and ones, got {asked.unique().tolist()[:4]}")
+            bits = asked.expand(batch_size, num_task_bits)
+        return cls(_table(numbers, metrics, batch_size), _table(start, metrics, batch_size), bits, examples)
 
     def __len__(self) -> int:
         return self.target.shape[0]
 
     def __getitem__(self, chosen: Tensor) -> Prompt:
-        return Prompt(self.target[chosen], self.start[chosen], self.task_bits[chosen])
+        examples = None if self.examples is None else self.examples[chosen]
+        return Prompt(self.target[chosen], self.start[chosen], self.task_bits[chosen], examples)
 
     @property
     def is_null(self) -> Tensor:
         """(B,) bool: whether nothing is asked."""
-        return self.target.isnan().all(1) & self.task_bits.isnan().all(1)
+        is_null = ~self.asks_metric & self.task_bits.isnan().all(1)
+        return is_null if self.examples is None else is_null & ~self.examples.is_given
+
+    @property
+    def asks_metric(self) -> Tensor:
+        """(B,) bool: whether the value of a metric is asked for."""
+        return ~self.target.isnan().all(1)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Prompt:
-        parts = (self.target, self.start, self.task_bits)
-        return Prompt(*(part.to(device, non_blocking=non_blocking) for part in parts))
-
-    def repeat(self, times: int) -> Prompt:
-        """The whole batch `times` times over."""
-        return Prompt(self.target.repeat(times, 1), self.start.repeat(times, 1), self.task_bits.repeat(times, 1))
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        return Prompt(**{name: part.to(device, non_blocking=non_blocking) for name, part in parts.items()})
 
     def empty(self) -> Prompt:
         """The null prompt: only what is known of the start stays."""
-        return Prompt(self.target * math.nan, self.start, self.task_bits * math.nan)
+        examples = None if self.examples is None else self.examples.left_out()
+        return Prompt(self.target * math.nan, self.start, self.task_bits * math.nan, examples)
 
     def clamped(self, ranges: Mapping[str, MetricRange]) -> Prompt:
         """Targets outside the ranges replaced by the nearest value inside; what is not given stays so."""
@@ -168,8 +194,6 @@ def canonical_metric(name: str, metrics: Sequence[str]) -> str:
 def _table(values: Mapping[str, PromptValue] | None, metrics: Sequence[str], batch_size: int) -> Tensor:
     """(B, M) values by metric, NaN where none is given."""
     table = torch.full((batch_size, len(metrics)), math.nan)
-    if not isinstance(values, Mapping | None):
-        raise ValueError(f"values must be given by metric, as in {{'loss': 0.2}}, got {values!r}")
     names = [canonical_metric(name, metrics) for name in values or {}]
     if len(set(names)) < len(names):
         raise ValueError(f"each metric may be given once, got {list(values or {})}")

@@ -5,6 +5,7 @@ Legend: n rows, D features, K classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -93,9 +94,10 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         """Probabilities (n, K) of the classes, in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=None, ensure_all_finite="allow-nan")
-        inputs = _as_tensor(self.encoder_.transform(X), self.module_.mean.device)
+        inputs = torch.as_tensor(np.asarray(self.encoder_.transform(X), dtype=np.float64))
+        exact = copy.deepcopy(self.module_).to("cpu", torch.float64)  # no row's answer depends on those asked with it
         with torch.inference_mode():
-            return self.module_(inputs).double().softmax(-1).cpu().numpy()
+            return exact(inputs).softmax(-1).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class (n,) of each row."""

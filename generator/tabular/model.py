@@ -122,8 +122,12 @@ class TabularGenerator(nn.Module):
         hidden = torch.relu(z @ in_weights + in_bias)  # (B, n, H)
         metric = torch.diag_embed((direct * of_readout)[..., 0]) + whitened * precision / num_live  # (B, D, D)
         offset = torch.where(share > 0, share.clamp(min=1e-9).log(), _NEVER)
-        gram = hidden @ hidden.mT + z @ metric @ z.mT + 1
-        coefficients = solve_readout(gram, classes, offset, penalty, self.rates)  # (B, n, K)
+        # In float64: units that nearly agree and a small penalty leave float32 no digits.
+        exact = z.dtype if z.device.type == "mps" else torch.float64
+        units, features = hidden.to(exact), z.to(exact)
+        gram = units @ units.mT + features @ metric.to(exact) @ features.mT + 1
+        solved = solve_readout(gram, classes.to(exact), offset.to(exact), penalty.to(exact), self.rates.to(exact))
+        coefficients = solved.to(z.dtype)  # (B, n, K)
         return Networks(
             mean=mean,
             scale=scale,

@@ -25,7 +25,7 @@ def solve_readout(gram: Tensor, targets: Tensor, offset: Tensor, penalty: Tensor
 
     Source: Böhning 1992, Multinomial logistic regression algorithm, equation 2.3 and the bound of theorem 1.
     """
-    factor = torch.linalg.cholesky(gram / 2 + penalty * torch.eye(gram.shape[-1], device=gram.device))
+    factor = torch.linalg.cholesky(gram / 2 + penalty * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
     coefficients = torch.zeros_like(targets)
     for rate in rates:
         residual = targets - (gram @ coefficients + offset).softmax(-1)

@@ -23,6 +23,7 @@ from zoo.networks.layout import LayoutMismatchError, ParamLayout
 
 _MIN_STD: Final = 1e-4
 _MIN_VARIANCE: Final = 1e-8
+_FACTOR_SPREAD: Final = 2.5  # of the largest component of adapters over all of them
 _NUMBERS_PER_PASS: Final = 2**18  # so that they stay in the cache
 
 
@@ -117,10 +118,12 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             recompute_batch_norm: whether running statistics are recomputed after sampling.
         """
         moments: dict[str, list[Tensor]] = {}
+        factors: set[str] = set()
         for layout, networks in zip(layouts, params, strict=True):
             cut = make_tokenizer(tokenizer, layout, chunk_width=chunk_width)
             for key, moment in _moments(cut, networks).items():
                 moments.setdefault(key, []).append(moment)
+            factors |= cut.factor_keys
         pooled = {key: torch.stack(parts).mean(0) for key, parts in sorted(moments.items())}  # (2, size)
         normalizer = cls(
             layouts=list(dict.fromkeys(layout.to_json() for layout in layouts)),
@@ -131,7 +134,8 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         )
         mean, square = torch.cat(list(pooled.values()), dim=1)
         copied = torch.cat([torch.full((m.shape[1],), key.startswith("copied:")) for key, m in pooled.items()])
-        std = (square - mean.square()).clamp(min=0).sqrt() + _MIN_STD
+        spread = [torch.full((m.shape[1],), _FACTOR_SPREAD if key in factors else 1.0) for key, m in pooled.items()]
+        std = torch.cat(spread) * ((square - mean.square()).clamp(min=0).sqrt() + _MIN_STD)
         normalizer.mean.copy_(torch.where(copied, mean.round(), mean))
         normalizer.std.copy_(torch.where(copied, 0.0, std))
         return normalizer

@@ -68,9 +68,24 @@ class ParamTokenizer(ABC):
     def decode(self, features: Mapping[str, Tensor]) -> Tensor:
         """Flat vectors (..., P) of feature blocks; copied slots are zero."""
 
+    @property
+    def positions(self) -> Tensor | None:
+        """(L, 2) int64 where tokens are in an order: of chunks and of components; None where they are sets."""
+        return None
+
     @abstractmethod
     def statistics(self) -> tuple[dict[str, int], Tensor]:
         """Sizes of the shared statistics by key, and the statistic of each number as an index (P,) into them all."""
+
+    @property
+    def factor_keys(self) -> set[str]:
+        """Keys of blocks that hold the factors B and A of adapters."""
+        return set()
+
+    @property
+    def drawn_keys(self) -> set[str]:
+        """Keys of blocks that hold factors A, which are drawn at random when adapters are made."""
+        return set()
 
     @cached_property
     def node_blocks(self) -> list[FeatureBlock]:
@@ -95,6 +110,10 @@ class NeuronTokenizer(ParamTokenizer):
     the k * k numbers of a convolution kernel. Nodes of one group carry no position, so a permutation of units is a
     permutation of tokens.
 
+    Of an adapter B A a node is a component: a row of A and a column of B. In canonical form they have an order, and the
+    axes of the adapted matrix mean something else in every module, so components have positions, and blocks of their
+    own in every module. The rank is the number of nodes, so one model serves several.
+
     Raises:
         ValueError: if a slot is indexed by more than two groups or twice by one (use ChunkTokenizer then).
     """
@@ -112,8 +131,34 @@ class NeuronTokenizer(ParamTokenizer):
                     )
                 owners[axis.slot][axis.axis] = index, axis.unit_size
         seen: Counter[object] = Counter()
-        self._cuts = [_Cut.of(slot, owners.get(slot.name, {}), seen) for slot in layout if is_generated(slot)]
+        self._is_linear = [False, *(group.kind == "linear" for group in layout.groups)]
+        factors = {axis.slot for group in layout.groups if group.kind == "linear" for axis in group.axes}
+        self._cuts = [
+            _Cut.of(slot, owners.get(slot.name, {}), seen, own_key=slot.name in factors)
+            for slot in layout
+            if is_generated(slot)
+        ]
         self.blocks = tuple(cut.block for cut in self._cuts)
+
+    @property
+    def factor_keys(self) -> set[str]:
+        return {block.key for block in self.node_blocks if self._is_linear[block.groups[0]]}
+
+    @property
+    def drawn_keys(self) -> set[str]:
+        drawn = {group.axes[0].slot for group in self.layout.groups if group.kind == "linear"}
+        return {block.key for block in self.node_blocks if block.name in drawn}
+
+    @cached_property
+    def positions(self) -> Tensor | None:
+        """(L, 2) int64: number of the group, number of the component within it; None if there are no adapters."""
+        if not any(self._is_linear):
+            return None
+        rows = [
+            torch.stack((torch.full((group.size,), i), torch.arange(group.size) * is_linear), dim=1)
+            for i, (group, is_linear) in enumerate(zip(self.groups, self._is_linear, strict=True))
+        ]
+        return torch.cat(rows)
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         self.layout.check_vector(values)
@@ -236,13 +281,16 @@ class _Cut:
     order: tuple[int, ...]
 
     @classmethod
-    def of(cls, slot: ParamSlot, owners: Mapping[int, tuple[int, int]], seen: Counter[object]) -> _Cut:
+    def of(
+        cls, slot: ParamSlot, owners: Mapping[int, tuple[int, int]], seen: Counter[object], *, own_key: bool = False
+    ) -> _Cut:
         """Cut of a slot.
 
         Args:
             slot: to cut.
             owners: by axis, the index of the group that owns it and the neighbouring entries that each unit has.
             seen: blocks of earlier slots; where one group has several (query, key, value), their keys differ.
+            own_key: whether the block has the meaning of no other slot's.
         """
         groups = sorted((group for group, _ in owners.values()), reverse=True)  # targets come after their sources
         if len(set(groups)) < len(groups) or len(groups) > 2:
@@ -263,7 +311,8 @@ class _Cut:
             split_shape.append(entries)
         width = math.prod(split_shape[axis] for axis in rest)
         pattern = "".join(f"a{axis}" for axis in sorted(owners, key=lambda axis: -owners[axis][0])) or "global"
-        key, place = f"{slot.role}_{pattern}_{width}", tuple(groups) or (0,)
+        kind = slot.name.replace(".", "/") if own_key else slot.role
+        key, place = f"{kind}_{pattern}_{width}", tuple(groups) or (0,)
         ordinal = seen[place, key]
         seen[place, key] += 1
         block = FeatureBlock(slot.name, f"{key}_{ordinal}" if ordinal else key, place, width)

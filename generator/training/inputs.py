@@ -20,6 +20,7 @@ from generator.trajectories import Trajectories
 from zoo.networks.layout import LayoutMismatchError
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
+from zoo.tasks.families.family_task import FamilyTask
 from zoo.tasks.task import Task
 
 
@@ -36,6 +37,7 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
         "objective.function_weight": config.objective.function_weight,
         "objective.function_energy_weight": config.objective.function_energy_weight,
         "fingerprints": config.fingerprints,
+        "pairs.num_examples": config.pairs.num_examples is not None,
         "recompute_batch_norm": config.recompute_batch_norm,
     }
     needs = {name: value for name, value in needs.items() if value}
@@ -47,7 +49,7 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
         except (ValueError, TypeError) as error:
             task, reason = None, str(error)
         if task is None and needs:
-            unset = ", ".join(f"{name}=0" for name in needs)
+            unset = ", ".join(f"{name}={'null' if name == 'pairs.num_examples' else 0}" for name in needs)
             raise ValueError(f"{zoo} has no task to run networks on: give tasks=[...], or set {unset} ({reason})")
         if task is not None and task.layout.num_params != zoo.layout.num_params:
             raise LayoutMismatchError(
@@ -58,6 +60,12 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
             raise LayoutMismatchError(
                 f"task {task.name!r} has the base {task.base_hash[:19] or 'none'}, its zoo "
                 f"{zoo.spec.base_hash[:19]}; build the task on the zoo's base (`Zoo.base`)"
+            )
+        is_endless = isinstance(task, FamilyTask) and task.family.num_members is None
+        if config.pairs.share_without_targets and not is_endless:
+            raise ValueError(
+                "share_without_targets makes up tasks of a family without end, which this zoo's is not: they would be "
+                "those held out; set it to 0"
             )
         tasks.append(task)
     return tasks
@@ -102,7 +110,8 @@ def validation_starts(
     Raises:
         ValueError: if a zoo has no validation runs.
     """
-    if not config.num_validation_starts or config.num_task_bits or not config.metrics:
+    by_task = config.num_task_bits or config.pairs.num_examples is not None  # validation starts are of one task
+    if not config.num_validation_starts or by_task or not config.metrics:
         return []
     metric = canonical_metric(config.metrics[0], config.metric_names)
     known = [task for task in tasks if task is not None and metric.removeprefix("val_") in task.metric_names]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from generator.model.context import NetworkContext
+from generator.model.examples import ObservedExamples
 from generator.model.fingerprints import NUM_EXAMPLES
 from generator.model.objectives import (
     ObjectiveConfig,
@@ -26,9 +27,11 @@ from generator.model.objectives import (
     signal_and_noise,
 )
 from generator.model.transformer import RecurrentDiffusionTransformer
+from generator.prompts.examples import NO_LABEL, Examples
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer
 from generator.tokens.windows import to_windows
 from generator.training.pairs import PairBatch
+from zoo.tasks.task import Task
 
 
 def training_losses(
@@ -64,6 +67,11 @@ def training_losses(
     gaussian = gaussians(1)
     latent = gaussians(num_samples) if options["use_latent"] else None
     windows = _draw_windows(model, context, config, rng) if config.windows_per_step else None
+    task = None if context.task is None else context.task.for_runs(batch.runs.tolist())
+    observed = None
+    if batch.num_examples:
+        batch = replace(batch, prompt=replace(batch.prompt, examples=_drawn_examples(task, batch, rng)))
+        observed = _observed(model, context, batch)
     examples = of_start = None
     if options["num_fingerprints"]:
         assert context.task is not None
@@ -71,22 +79,28 @@ def training_losses(
         of_start = None if options["noisy_as_start"] else context.fingerprints(batch.start, examples)
 
     def predict(noisy: Tensor, timestep: Tensor, latent: Tensor | None) -> Tensor:
-        copies = len(noisy) // size
         fingerprints = of_start or {}
         if examples is not None and of_start is None:
             as_start = context.scale.denormalize(noisy[:size])
             seen = torch.where(batch.has_start[:, None] > 0, batch.start, as_start)
             fingerprints = context.fingerprints(seen, examples)
         with precision:
+            reading = model.read(
+                context.tokenizer,
+                batch.prompt,
+                noisy=noisy[:size],
+                start=start,
+                has_start=batch.has_start,
+                fingerprints=fingerprints,
+                examples=observed,
+            )
             return model(
                 context.tokenizer,
-                batch.prompt.repeat(copies),
+                batch.prompt,
                 noisy=noisy if options["diffusion"] else None,
                 timestep=timestep if options["diffusion"] else None,
                 latent=latent,
-                start=None if start is None else start.repeat(copies, 1),
-                has_start=batch.has_start.repeat(copies),
-                fingerprints={name: values.repeat(copies, 1, 1) for name, values in fingerprints.items()},
+                reading=reading.repeat(len(noisy) // size),
                 windows=windows,
             )
 
@@ -107,14 +121,12 @@ def training_losses(
     wanted = prediction_target(config.prediction, clean, gaussian, timestep)
     if windows is not None:
         losses = {"params": _window_loss(output, wanted, context, windows)}
-    elif config.energy_score:
-        first, second = output.chunk(2)
-        losses = {"params": energy_score(first, second, wanted).mean()}
     else:
-        losses = {"params": F.mse_loss(output, wanted)}
+        losses = {"params": _mean(_params_scores(output, wanted, context, config), batch.has_target)}
     if config.uses_functions:
+        assert task is not None
         predicted = context.scale.denormalize(clean_of(config.prediction, output, noisy, timesteps))
-        losses |= _function_losses(context, batch, predicted, config, rng)
+        losses |= _function_losses(context, task, batch, predicted, config=config, rng=rng)
     weights = {
         "params": config.params_weight,
         "function": config.function_weight,
@@ -123,36 +135,78 @@ def training_losses(
     return losses | {"total": torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()}
 
 
+def _params_scores(output: Tensor, wanted: Tensor, context: NetworkContext, config: ObjectiveConfig) -> Tensor:
+    """Losses (B,) in parameter space of predictions (V * B, P)."""
+    if not config.energy_score:
+        return context.distance(output, wanted).square()
+    first, second = output.chunk(2)
+    return energy_score(first, second, wanted, context.distance)
+
+
+def _drawn_examples(task: Task | None, batch: PairBatch, rng: torch.Generator) -> Examples:
+    """Examples for the prompts of a batch, others than those on which networks are scored but for chance."""
+    assert task is not None
+    drawn = task.draw_examples(batch.num_examples, rng)
+    size = len(batch.target)
+    one = drawn.targets.ndim - task.dataset.train.targets.ndim  # 1 if each network has its own
+    inputs = drawn.inputs if task.has_own_inputs else drawn.inputs.expand(size, *drawn.inputs.shape)
+    targets = drawn.targets if one else drawn.targets.expand(size, *drawn.targets.shape)
+    has_labels = batch.has_labels.view(-1, *[1] * (targets.ndim - 1))
+    return Examples(inputs, torch.where(has_labels, targets, NO_LABEL), batch.has_examples)
+
+
+def _observed(model: RecurrentDiffusionTransformer, context: NetworkContext, batch: PairBatch) -> ObservedExamples:
+    """The examples of a batch's prompts as the model reads them."""
+    assert batch.prompt.examples is not None
+    assert model.example_kind is not None
+    start = batch.start if model.config["use_start"] else None
+    return context.observed(batch.prompt.examples, model.example_kind, start=start, has_start=batch.has_start)
+
+
 def _function_losses(
-    context: NetworkContext, batch: PairBatch, predicted: Tensor, config: ObjectiveConfig, rng: torch.Generator
+    context: NetworkContext,
+    task: Task,
+    batch: PairBatch,
+    predicted: Tensor,
+    *,
+    config: ObjectiveConfig,
+    rng: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Function-space losses of predicted parameters (V * B, P) against those of the real targets."""
-    assert context.task is not None
-    num_samples = len(predicted) // len(batch.target)
-    task = context.task.for_runs(batch.runs.tolist())
-    tasks = context.task.for_runs(batch.runs.repeat(num_samples).tolist())
-    examples = tasks.draw_examples(config.function_examples, rng, config.function_splits)
-    real_examples = tasks.part_of(examples, slice(len(batch.target)))  # copies of a network see the same
-    outputs = context.outputs(tasks, predicted, examples.inputs).contiguous()  # (V * B, E, ..., K)
-    with torch.no_grad():
-        real_outputs = context.outputs(
-            task, batch.target, real_examples.inputs
-        ).contiguous()  # softmax is slow on views
+    """Function-space losses of predicted parameters (V * B, P) against those of the real targets.
+
+    Where there is no target, and where examples alone are asked for, it is the loss itself.
+    """
+    size = len(batch.target)
+    num_samples = len(predicted) // size
+    examples = task.draw_examples(config.function_examples, rng, config.function_splits)
+    copies = task.repeated(examples, num_samples)  # copies of a network see the same
+    outputs = context.outputs(task, predicted, copies.inputs).contiguous()  # (V * B, E, ..., K)
+    with torch.no_grad():  # softmax is slow on views
+        real_outputs = context.outputs(task, batch.target, examples.inputs).contiguous()
     losses: dict[str, Tensor] = {}
     if config.function_weight:
         if task.plays_episodes:
-            one_each = predicted[: len(batch.target)]  # of the samples; episodes are slow to play
+            one_each = predicted[:size]  # of the samples; episodes are slow to play
             gap = return_gap(task, one_each, batch.target, config.function_episodes, rng)
         else:
-            achieved = task.objective.loss(outputs, examples.targets)
-            reference = task.objective.loss(real_outputs, real_examples.targets)
+            achieved = task.objective.loss(outputs, copies.targets)
+            reference = task.objective.loss(real_outputs, examples.targets)
             gap = log_loss_gap(achieved, reference.repeat(num_samples))
-        asks = (~batch.prompt.is_null).float().repeat(len(gap) // len(batch.target))  # of networks asked for something
-        losses["function"] = (gap * asks).sum() / asks.sum().clamp(min=1)
+            asks_for_best = ~batch.prompt.asks_metric & batch.has_examples
+            gap = torch.where(asks_for_best.repeat(num_samples), achieved, gap)
+        asks = (~batch.prompt.is_null).repeat(len(gap) // size)  # of networks asked for something
+        losses["function"] = _mean(gap, asks)
     if config.function_energy_weight:
         first, second = comparable_outputs(task, outputs).chunk(2)
-        losses["function_energy"] = energy_score(first, second, comparable_outputs(task, real_outputs)).mean()
+        score = energy_score(first, second, comparable_outputs(task, real_outputs))
+        losses["function_energy"] = _mean(score, batch.has_target)
     return losses
+
+
+def _mean(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of the values (B,) that count (B,)."""
+    counts = counts.to(values.dtype)
+    return (values * counts).sum() / counts.sum().clamp(min=1)
 
 
 def _draw_windows(

@@ -11,14 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from generator.prompts.examples import FEWEST, MOST
 from generator.prompts.prompt import Prompt, readable
 from generator.trajectories import Trajectories
 from zoo.networks import symmetry
+
+MADE_UP_RUNS: Final = 2**31  # the first number of runs that no zoo has
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class PairConfig:
         prompt_dropout: share of null prompts, which guidance needs.
         metric_dropout: probability with which a metric is left out of a prompt, if there are several.
         start_metric_dropout: share of pairs whose start is given without its metrics.
+        num_examples: fewest and most examples of a prompt, between which a number is drawn for each batch, evenly on
+            a logarithmic scale; None for a training without. Examples without a metric ask for the end of a run.
+        examples_dropout: share of prompts that are not given examples, in a training on examples.
+        label_dropout: share of the sets of examples that are given without their labels.
+        share_without_targets: share of pairs that are of no run: a task made up by a family without end, and the
+            function-space loss alone.
         permute_units: permute the interchangeable units of start and target in the same way, at random. Chunk tokens
             need it; neuron tokens are equivariant and do not.
     """
@@ -48,14 +58,26 @@ class PairConfig:
     prompt_dropout: float = 0.05
     metric_dropout: float = 0.3
     start_metric_dropout: float = 0.3
+    num_examples: Sequence[int] | None = None
+    examples_dropout: float = 0.05
+    label_dropout: float = 0.0
+    share_without_targets: float = 0.0
     permute_units: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         for name, value in vars(self).items():
-            if name.endswith(("_share", "_dropout")) and not 0 <= value <= 1:
+            if name.endswith(("_share", "_dropout", "_targets")) and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        if self.num_examples is not None:
+            fewest, most = self.num_examples if len(self.num_examples) == 2 else (0, 0)
+            if not FEWEST <= fewest <= most <= MOST:
+                raise ValueError(
+                    f"num_examples must be fewest and most, numbers from {FEWEST} to {MOST}, got {self.num_examples}"
+                )
+        elif self.share_without_targets:
+            raise ValueError("share_without_targets needs examples in prompts, which tell made-up tasks apart")
 
     @property
     def modes(self) -> list[str]:
@@ -70,6 +92,10 @@ class PairBatch:
     Attributes:
         start, target: (B, P) parameters.
         has_start: (B,) 0 or 1: whether the model may see the start.
+        has_target: (B,) 0 or 1: whether the target is a network of the pair's run, 0 for runs that are made up.
+        has_examples: (B,) bool: whether the prompt is given examples of the run's task.
+        has_labels: (B,) bool: whether with their labels.
+        num_examples: of each prompt; 0 in a training without.
         prompt: metrics of target and start, task bits.
         runs: (B,) numbers of the runs in their zoo, always on the CPU.
         zoo: which of several zoos.
@@ -79,6 +105,10 @@ class PairBatch:
     start: Tensor
     target: Tensor
     has_start: Tensor
+    has_target: Tensor
+    has_examples: Tensor
+    has_labels: Tensor
+    num_examples: int
     prompt: Prompt
     runs: Tensor
     zoo: int
@@ -86,10 +116,10 @@ class PairBatch:
 
     def to(self, device: torch.device | str) -> PairBatch:
         """The batch on the device that the model is on, without waiting for it."""
-        parts = (self.start, self.target, self.has_start)
-        start, target, has_start = (part.to(device, non_blocking=True) for part in parts)
-        prompt = self.prompt.to(device, non_blocking=True)
-        return replace(self, start=start, target=target, has_start=has_start, prompt=prompt)
+        parts = {
+            name: value for name, value in vars(self).items() if name not in ("runs", "zoo", "index", "num_examples")
+        }
+        return replace(self, **{name: part.to(device, non_blocking=True) for name, part in parts.items()})
 
 
 def numbered_batch(runs: Sequence[Trajectories], config: PairConfig, seed: int, index: int) -> PairBatch:
@@ -117,6 +147,11 @@ def draw_pairs(
     rows = torch.randint(len(runs), (size,), generator=rng)
     counts = runs.counts[rows]
     has_start = happens(config.start_share) & (counts > 1)
+    numbers, is_made_up = runs.runs[rows], torch.zeros(size, dtype=torch.bool)
+    if config.share_without_targets:
+        is_made_up = happens(config.share_without_targets)
+        numbers = torch.where(is_made_up, MADE_UP_RUNS + torch.randint(2**31, (size,), generator=rng), numbers)
+        has_start &= ~is_made_up
     is_initial = happens(config.initial_share)
     first = (torch.rand(size, generator=rng) * (counts - 1)).long().masked_fill(is_initial, 0)
     fraction = torch.rand(size, generator=rng)
@@ -137,15 +172,36 @@ def draw_pairs(
     left_out = happens(config.metric_dropout * (len(runs.metrics) > 1), len(runs.metrics))
     unknown = happens(config.start_metric_dropout, 1) | ~has_start[:, None]
     prompt = Prompt(
-        target.masked_fill(dropped | left_out, math.nan),
+        target.masked_fill(dropped | left_out | is_made_up[:, None], math.nan),
         start.masked_fill(unknown, math.nan),
         runs.task_bits[rows].masked_fill(dropped, math.nan),
     )
 
+    # What is shown of the task. Examples without a metric ask for the best there is: the end of the run.
+    has_examples, has_labels = torch.zeros(2, size, dtype=torch.bool)
+    num_examples = 0
+    if config.num_examples is not None:
+        has_examples, has_labels = ~happens(config.examples_dropout), ~happens(config.label_dropout)
+        fewest, most = (math.log(count) for count in config.num_examples)
+        num_examples = round(math.exp(fewest + (most - fewest) * float(torch.rand((), generator=rng))))
+        last = torch.where(has_examples & ~prompt.asks_metric, counts - 1, last)
+
     networks = torch.stack((runs.read(rows, first), runs.read(rows, last)), dim=1)  # (B, 2, P)
     if config.permute_units:
         networks = symmetry.apply(runs.layout, networks, symmetry.sample(runs.layout, size, rng))
-    return PairBatch(networks[:, 0], networks[:, 1], has_start.float(), prompt, runs.runs[rows], zoo, index)
+    return PairBatch(
+        start=networks[:, 0],
+        target=networks[:, 1],
+        has_start=has_start.float(),
+        has_target=(~is_made_up).float(),
+        has_examples=has_examples,
+        has_labels=has_labels,
+        num_examples=num_examples,
+        prompt=prompt,
+        runs=numbers,
+        zoo=zoo,
+        index=index,
+    )
 
 
 def _evenly(runs: Trajectories, rows: Tensor, earliest: Tensor, rng: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from generator.model.context import NetworkContext
 from generator.model.fingerprints import num_fingerprints
 from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
+from generator.networks import has_adapters
 from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
@@ -95,7 +97,9 @@ def train_generator(
         make_scheduler(config.objective.prediction),
         splits=None if splits is None else splits.to_dict(),
         task_bits_column=config.task_bits,
+        tasks=recorded_tasks(normalizer, tasks),
     )
+    pipe.base = next((task.base for task in tasks if task is not None), {})
     if config.calibrate_prompts and validation:
         pipe.to(trainer.strategy.root_device)
         pipe.register_to_config(calibrations=calibrations(pipe, validation, config.pairs.modes))
@@ -112,6 +116,11 @@ def assemble(
 
     The model's initial weights follow from the seed of the optimization.
     """
+    prediction, are_adapters = config.objective.prediction, any(has_adapters(one.layout) for one in runs)
+    if prediction != "sample" and are_adapters:
+        raise ValueError(
+            f"adapters are compared by products: use prediction='sample', not {config.objective.prediction!r}"
+        )
     rng = torch.Generator().manual_seed(config.optimization.seed)
     samples = [
         one.sample(min(_NETWORKS_FOR_STATISTICS, _MAX_NUMBERS // one.layout.num_params + 1), rng) for one in runs
@@ -123,21 +132,34 @@ def assemble(
         chunk_width=config.chunk_width,
         recompute_batch_norm=config.recompute_batch_norm,
     )
-    contexts = [NetworkContext.of(normalizer, one.layout, task) for one, task in zip(runs, tasks, strict=True)]
+    contexts = [
+        NetworkContext.of(normalizer, one.layout, task, real)
+        for one, task, real in zip(runs, tasks, samples, strict=True)
+    ]
     nodes, edges = model_widths([context.tokenizer for context in contexts])
     ranges = {}
     for name in config.metric_names:
         known = [one.range_of(name) for one in runs]
         ranges[name] = (min(one.low for one in known), max(one.high for one in known))
     options = {"use_latent": config.objective.energy_score, "num_task_bits": config.num_task_bits, **config.model}
+    if are_adapters:
+        options["drawn_blocks"] = sorted({key for one in contexts for key in one.tokenizer.drawn_keys})
     if not config.pairs.start_share and not options.get("noisy_as_start"):
         options["use_start"] = False  # no update of a start is ever trained
     if config.fingerprints:
         options["num_fingerprints"] = max(num_fingerprints(task) for task in tasks if task is not None)
+    if config.pairs.num_examples is not None:
+        options["examples"] = contexts[0].example_options(use_start=options.get("use_start", True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optimization.seed)
         model = RecurrentDiffusionTransformer(nodes, edges, ranges, **options)
     return model, normalizer, contexts
+
+
+def recorded_tasks(normalizer: ParamNormalizer, tasks: Sequence[Task | None]) -> list[dict[str, Any] | None]:
+    """What `get_task` makes the first task of each layout from, without the base; None where it cannot."""
+    found = {task.layout: task.config for task in reversed([task for task in tasks if task is not None])}
+    return [json.loads(json.dumps(found.get(layout) or None)) for layout in normalizer.layouts]
 
 
 def keep_last_checkpoint(out: str | Path) -> ModelCheckpoint:

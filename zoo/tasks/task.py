@@ -256,6 +256,12 @@ class Task:
         inputs = batch.inputs[networks] if batch.inputs.ndim > shared.inputs.ndim else batch.inputs
         return Batch(inputs, batch.targets[networks] if batch.targets.ndim > shared.targets.ndim else batch.targets)
 
+    def repeated(self, batch: Batch, times: int) -> Batch:
+        """What N networks see of a batch, for the N networks `times` times over."""
+        shared = (self.dataset.train.inputs.ndim, self.dataset.train.targets.ndim)
+        values = zip(batch[:2], shared, strict=True)
+        return Batch(*(one.repeat(times, *[1] * ndim) if one.ndim > ndim else one for one, ndim in values))
+
     def trial_batch(self, num_networks: int = 2, *, own: bool = False) -> Batch:
         """A few training examples, always the same, on which modules are tried: shared, or two networks' own."""
         return self.batch(torch.stack((self._tried, self._tried.flip(0))) if own else self._tried, num_networks)

@@ -195,6 +195,9 @@ def test_perfect_predictions_have_no_function_loss(task, runs, family):
         config = model.config
         window = 0
 
+        def read(self, *args, **kwargs):
+            return model.read(*args, **kwargs)
+
         def forward(self, *args, **kwargs):
             return truth
 

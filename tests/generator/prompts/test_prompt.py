@@ -49,7 +49,7 @@ def test_neighbouring_losses_can_be_told_apart():
 
 def test_task_bits_and_starts_are_part_of_the_prompt():
     bits = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
-    prompt = Prompt.of({"loss": 0.3}, METRICS, 2, start={"loss": 2.0}, task_bits=bits, num_task_bits=3)
+    prompt = Prompt.of({"loss": 0.3, "task_bits": bits}, METRICS, 2, start={"loss": 2.0}, num_task_bits=3)
     features = encode(prompt, 3)
     assert not torch.equal(features[0], features[1])
     free = encode(prompt.empty(), 3)
@@ -57,8 +57,6 @@ def test_task_bits_and_starts_are_part_of_the_prompt():
     assert torch.equal(free[0], free[1])
 
 
-def test_batches_can_be_cut_and_repeated():
+def test_batches_can_be_cut():
     prompt = Prompt.of({"loss": torch.tensor([0.1, 0.2, 0.3])}, METRICS, 3)
     assert prompt[torch.tensor([2])].target[0, 1].item() == pytest.approx(0.3)
-    assert prompt.repeat(2).target[:, 1].tolist() == prompt.target[:, 1].tolist() * 2
-    assert len(prompt.repeat(2)) == 6

@@ -91,6 +91,20 @@ class FamilyTask(Task):
             inputs = (of_each if has_own else self._augmented)(inputs, stream)
         return Batch(inputs, targets, stream)
 
+    def draw_examples(self, num_examples: int, rng: torch.Generator, splits: Sequence[str] = ("train",)) -> Batch:
+        """Random examples of some splits together; runs that see inputs of their own see other images or rows, too."""
+        if self._numbers is None or not self.has_own_inputs:
+            return super().draw_examples(num_examples, rng, splits)
+        sizes = torch.tensor([len(self.dataset.split(name)) for name in splits])
+        chosen = torch.randint(int(sizes.sum()), (num_examples,), generator=rng)
+        counts = torch.bincount(torch.bucketize(chosen, sizes.cumsum(0), right=True), minlength=len(splits))
+        members, parts = self._members(len(self._numbers)), []
+        for name, size, count in zip(splits, sizes.tolist(), counts.tolist(), strict=True):
+            indices = torch.randint(size, (len(self._numbers), count), generator=rng)
+            parts.append(members.examples(indices.to(self.device, non_blocking=True), name))
+        inputs, targets, _ = zip(*parts, strict=True)
+        return Batch(torch.cat(inputs, dim=1), torch.cat(targets, dim=1))
+
     def trial_batch(self, num_networks: int = 2, *, own: bool = False) -> Batch:
         batch = super().trial_batch(num_networks, own=own)
         return batch if own or not self.has_own_inputs else batch._replace(inputs=batch.inputs[0])

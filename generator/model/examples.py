@@ -1,0 +1,125 @@
+"""What the model makes of examples: each is read together with what a network computes on it, and averaged in its set.
+
+The network is the frozen base of adapters, whose units mean the same in every task, and the start of an update, of
+which the outputs do. Examples are averaged over each class, as fingerprints are, and over parts of the set that the
+model has learned to tell apart without labels. So their order means nothing, and their number little. The averages are
+tokens, to which those of the network attend.
+
+Source: Zaheer et al. 2017 (arXiv 1703.06114), functions of sets as sums; Lee et al. 2019 (arXiv 1810.00825), section
+3.2, a few points to which a set is brought.
+
+Legend: B sets, E examples of a set, K classes, M parts, F features of an example, d token width.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from generator.model.denoiser import zero_init
+from generator.prompts.examples import ExampleKind, Examples
+from zoo.networks.adapters import adapted_layers
+from zoo.tasks.task import Task
+
+_NUM_PARTS: Final = 6
+
+
+class ObservedExamples(NamedTuple):
+    """Examples as the model reads them.
+
+    Attributes:
+        features: (B, E, F) inputs, and what networks compute on them.
+        labels: (B, E, K) share of each class in an example's targets; zeros without.
+        is_given: (B,) bool.
+    """
+
+    features: Tensor
+    labels: Tensor
+    is_given: Tensor
+
+    def repeat(self, times: int) -> ObservedExamples:
+        """The whole batch `times` times over."""
+        return ObservedExamples(*(part.repeat(times, *[1] * (part.ndim - 1)) for part in self))
+
+
+class FrozenBase:
+    """What the base of adapters computes: the outputs of its adapted layers, means over positions.
+
+    Args:
+        task: of adapters; as they are built they change nothing.
+    """
+
+    def __init__(self, task: Task) -> None:
+        network = task.make_model()
+        self.layers = list(adapted_layers(network))
+        self.network = network.eval().requires_grad_(False).to(task.device)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Features (B, E, F) of inputs (B, E, ...)."""
+        seen: list[Tensor] = []
+
+        def look(layer: nn.Module, _: object, out: Tensor) -> None:
+            by_place = out.movedim(1, -1) if isinstance(layer, nn.Conv2d) else out
+            seen.append(by_place.flatten(1, -2).mean(1) if by_place.ndim > 2 else by_place)
+
+        hooks = [self.network.get_submodule(name).register_forward_hook(look) for name in self.layers]
+        try:
+            self.network(inputs.flatten(0, 1))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(seen, dim=1).unflatten(0, inputs.shape[:2])
+
+
+class ExampleEncoder(nn.Module):
+    """Tokens (B, K + M, d) of sets of examples, which do not depend on the order of a set.
+
+    Args:
+        num_features: F.
+        num_classes: K.
+        width: d.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(num_features, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.label = nn.Linear(num_classes, width)
+        self.part = nn.Linear(width, _NUM_PARTS)
+        self.place = nn.Parameter(0.2 * torch.randn(num_classes + _NUM_PARTS, width))
+        self.count = zero_init(nn.Linear(1, width))  # at first it would drown what is averaged
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, examples: ObservedExamples) -> Tensor:
+        features, labels, is_given = examples
+        z = F.gelu(self.features(features) + self.label(labels))  # (B, E, d)
+        share = torch.cat((labels.to(z.dtype), self.part(z).softmax(-1)), dim=2)  # (B, E, K + M)
+        count = share.sum(1)[..., None]  # (B, K + M, 1)
+        mean = share.mT @ z / count.clamp(min=1e-3)
+        tokens = mean + self.place + self.count(count.log1p())
+        return self.norm(tokens + self.mlp(tokens)) * is_given[:, None, None]
+
+
+def input_features(inputs: Tensor, kind: ExampleKind) -> Tensor:
+    """Numbers (B, E, F) of inputs (B, E, ...): as they are, or how often each symbol occurs."""
+    if kind.num_symbols:
+        return F.one_hot(inputs.flatten(2), kind.num_symbols).float().mean(2)
+    return inputs.flatten(2)
+
+
+def label_shares(examples: Examples, num_classes: int) -> Tensor:
+    """Shares (B, E, K) of the classes in the targets of each example; zeros for what has none."""
+    one_hot = examples.targets[..., None] == torch.arange(num_classes, device=examples.targets.device)
+    return one_hot.float().flatten(2, -2).mean(2) if one_hot.ndim > 3 else one_hot.float()
+
+
+def output_features(task: Task, params: Tensor, inputs: Tensor) -> Tensor:
+    """Outputs (B, E, K) of networks (B, P) on inputs (B, E, ...), means over positions."""
+    outputs = task.predict(params, inputs)
+    return outputs.flatten(2, -2).mean(2) if outputs.ndim > 3 else outputs

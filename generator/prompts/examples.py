@@ -1,0 +1,165 @@
+"""Examples as a prompt: a network for these data, of which a few are shown, with labels or without.
+
+Legend: B prompts, E examples of each, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from zoo.tasks.objectives import BinaryCrossEntropy
+from zoo.tasks.task import Task
+
+FEWEST: Final = 4  # examples of a prompt
+MOST: Final = 512
+NO_LABEL: Final = -1
+
+
+@dataclass(frozen=True)
+class ExampleKind:
+    """What examples of a task look like.
+
+    Attributes:
+        shape: of an input.
+        num_symbols: of which inputs consist; 0 for real numbers.
+        num_classes: K.
+    """
+
+    shape: tuple[int, ...]
+    num_symbols: int
+    num_classes: int
+
+    @classmethod
+    def of(cls, task: Task) -> ExampleKind:
+        """Kind of the examples of a task.
+
+        Raises:
+            ValueError: if its targets are no classes.
+        """
+        train = task.dataset.train
+        if train.targets.is_floating_point() or not task.dataset.num_classes:
+            raise ValueError(f"examples in prompts have classes as targets, those of task {task.name!r} are numbers")
+        num_classes = 2 if isinstance(task.objective, BinaryCrossEntropy) else task.dataset.num_classes
+        has_symbols = not train.inputs.is_floating_point()
+        return cls(tuple(train.inputs.shape[1:]), has_symbols * task.dataset.num_classes, num_classes)
+
+    @property
+    def num_features(self) -> int:
+        """Numbers of an input, as the model reads it."""
+        return self.num_symbols or math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Sets of examples, one for each prompt of a batch.
+
+    Attributes:
+        inputs: (B, E, ...).
+        targets: (B, E, ...) classes, NO_LABEL where they are not told.
+        is_given: (B,) bool, whether the prompt has its examples; they count for nothing otherwise.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    is_given: Tensor
+
+    @classmethod
+    def read(cls, value: object, kind: ExampleKind | None, batch_size: int) -> Examples:
+        """Examples as people give them: (inputs, targets), (inputs, None) or inputs.
+
+        Args:
+            value: inputs (E, ...) for all prompts or (B, E, ...), each as the data set has it or flat; targets (E, ...)
+                or (B, E, ...), NO_LABEL where there is none; tensors, arrays or lists.
+            kind: that the generator was trained on; None if on none.
+            batch_size: B.
+
+        Raises:
+            ValueError: for anything else, with what was expected.
+        """
+        if kind is None:
+            raise ValueError("the generator was not trained on examples; leave them out of the prompt")
+        inputs, targets = value if isinstance(value, tuple | list) and len(value) == 2 else (value, None)
+        try:
+            inputs = torch.as_tensor(inputs).cpu()
+            labels = None if targets is None else torch.as_tensor(targets).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"examples must be (inputs, targets) or (inputs, None): {error}") from None
+        inputs = _shaped(inputs, kind, batch_size)
+        if not FEWEST <= inputs.shape[1] <= MOST:
+            raise ValueError(f"examples must be {FEWEST} to {MOST}, got {inputs.shape[1]}")
+        if kind.num_symbols and not (inputs.long().eq(inputs) & (inputs >= 0) & (inputs < kind.num_symbols)).all():
+            raise ValueError(f"inputs of examples must be integers from 0 to {kind.num_symbols - 1}")
+        if not kind.num_symbols and not inputs.isfinite().all():
+            raise ValueError("inputs of examples must be finite, got NaN or infinity; leave such examples out")
+        expected = tuple(inputs.shape[1:] if kind.num_symbols else inputs.shape[1:2])  # (E, L) or (E,)
+        labels = torch.full(expected, NO_LABEL) if labels is None else labels
+        if tuple(labels.shape) not in (expected, (1, *expected), (batch_size, *expected)):
+            raise ValueError(f"targets of examples must be {expected}, one for each input, got {tuple(labels.shape)}")
+        wrong = (labels != labels.long()) | (labels < NO_LABEL) | (labels >= kind.num_classes)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"targets of examples must be classes from 0 to {kind.num_classes - 1}, or {NO_LABEL} where there is "
+                f"none, got {labels[wrong].flatten()[0].item():g}"
+            )
+        inputs = inputs.long() if kind.num_symbols else inputs.float()
+        labels = labels.long().reshape(-1, *expected)
+        inputs, labels = (values.expand(batch_size, *values.shape[1:]) for values in (inputs, labels))
+        return cls(inputs, labels, torch.ones(batch_size, dtype=torch.bool))
+
+    def __getitem__(self, chosen: Tensor) -> Examples:
+        return Examples(self.inputs[chosen], self.targets[chosen], self.is_given[chosen])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Examples:
+        parts = (self.inputs, self.targets, self.is_given)
+        return Examples(*(part.to(device, non_blocking=non_blocking) for part in parts))
+
+    def left_out(self) -> Examples:
+        """The same sets, given to no prompt."""
+        return Examples(self.inputs, self.targets, torch.zeros_like(self.is_given))
+
+
+def load_examples(path: str) -> tuple[Any, Any]:
+    """Inputs and targets of a file: x.npz with arrays `inputs` and perhaps `targets`, or x.csv of numbers.
+
+    The first line of a table names its columns; one called `target` holds the classes, all others are inputs, in order.
+
+    Raises:
+        ValueError: for another kind of file, or one without these.
+    """
+    import numpy as np
+
+    if path.endswith(".npz"):
+        arrays: Mapping[str, np.ndarray] = dict(np.load(path))
+        if "inputs" not in arrays:
+            raise ValueError(f"{path} must hold arrays `inputs` and perhaps `targets`, got {sorted(arrays)}")
+        return arrays["inputs"], arrays.get("targets")
+    if not path.endswith(".csv"):
+        raise ValueError(f"examples must be a file x.npz or x.csv, got {path}")
+    with open(path) as file:
+        names = file.readline().strip().split(",")
+        rows = np.genfromtxt(file, delimiter=",", ndmin=2)
+    if rows.shape[1] != len(names):
+        raise ValueError(f"{path} has {len(names)} names in its first line and {rows.shape[1]} columns of numbers")
+    is_target = np.array(names) == "target"
+    return rows[:, ~is_target], rows[:, is_target][:, 0] if is_target.any() else None
+
+
+def _shaped(inputs: Tensor, kind: ExampleKind, batch_size: int) -> Tensor:
+    """Inputs (1, E, *shape) or (B, E, *shape)."""
+    flat = (math.prod(kind.shape),)
+    for shape in dict.fromkeys((kind.shape, flat)):
+        lead = inputs.shape[: inputs.ndim - len(shape)]
+        if tuple(inputs.shape[len(lead) :]) == shape and len(lead) in (1, 2):
+            sets = inputs.reshape(-1, lead[-1], *kind.shape)
+            if len(sets) in (1, batch_size):
+                return sets
+    raise ValueError(
+        f"inputs of examples must be (E, {', '.join(map(str, kind.shape))}), or {batch_size} such sets, one for each "
+        f"network, got {tuple(inputs.shape)}"
+    )

@@ -1,0 +1,170 @@
+"""What are adapters worth that were generated from a few examples of a task never seen?
+
+    python -m scripts.bench.generator_adapters NAME=FOLDER,FOLDER,... [NAME=...] --zoo out/zoos/lora_images [--record]
+
+Each folder is the output of one `scripts.train_generator experiment=generator_adapters`; the folders of a name differ
+in the seed alone. The tasks are those of the zoo's test runs, the examples of prompts training examples of theirs, and
+accuracy is on their test examples. *Recovered* is (accuracy - multi-task) / (own - multi-task), where the multi-task
+adapter is one for all training tasks, and own adapters are the zoo's, trained on all examples of their task. Settings
+of the controls are chosen on the tasks of the validation runs. About four minutes of one core.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from generator import ParameterPipeline
+from generator.evaluation.unseen_tasks import NUM_EXAMPLES, shown_examples
+from generator.training.tasks import task_of
+from zoo import Zoo
+from zoo.networks import low_rank
+from zoo.tasks.task import Batch, Task
+
+from ..rows import Row
+from .generator_table import PACKAGES
+from .record import arguments, publish
+
+QUESTION = __doc__.splitlines()[0]
+FEW = 8
+TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
+NEIGHBOURS = (2, 4, 8)
+MULTI_TASK_STEPS = 800
+
+
+class Tasks:
+    """The tasks of a split of runs, with the examples that a prompt shows of each.
+
+    Args:
+        zoo: of adapters.
+        split: of its runs.
+    """
+
+    def __init__(self, zoo: Zoo, split: str) -> None:
+        self.runs = zoo.split(split)
+        self.task = task_of(zoo).for_runs(self.runs.tolist())
+        self.shown = Batch(*shown_examples(self.task, len(self.runs), torch.Generator().manual_seed(0)))
+        self.own = torch.from_numpy(zoo.params[self.runs][:, -1])
+
+    def accuracy(self, params: Tensor, split: str = "test") -> float:
+        return 1 - self.task.evaluate(params, split)["error"].mean().item()
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.set_defaults(num_threads=1)
+    parser.add_argument("generators", nargs="*", metavar="NAME=FOLDER,FOLDER,...")
+    parser.add_argument("--zoo", required=True)
+    parser.add_argument("--no-controls", action="store_true", help="the rows of the generators alone")
+    options = parser.parse_args()
+    zoo = Zoo.open(options.zoo)
+    generators = dict(argument.split("=", maxsplit=1) for argument in options.generators)
+    publish("examples", rows(zoo, generators, options.no_controls), options, packages=PACKAGES)
+
+
+def rows(zoo: Zoo, generators: dict[str, str], no_controls: bool = False) -> Iterator[Row]:
+    test = Tasks(zoo, "test")
+    shared = multi_task_adapter(zoo)
+    scale = test.accuracy(shared.expand(len(test.runs), -1)), test.accuracy(test.own)
+
+    def row(method: str, values: list[float]) -> Row:
+        recovered = [(value - scale[0]) / (scale[1] - scale[0]) for value in values]
+        figures = {"accuracy, %": [100 * value for value in values], "recovered": recovered}
+        return Row(
+            question=QUESTION,
+            setting={"method": method},
+            figures={name: statistics.fmean(some) for name, some in figures.items()},
+            spread={name: (min(some), max(some)) for name, some in figures.items()} if len(values) > 1 else {},
+            note=f"{len(test.runs)} tasks never seen, {NUM_EXAMPLES} examples of each. Generators of "
+            "experiment=generator_adapters; mean and range where there are several seeds, else one.",
+        )
+
+    for method, networks in () if no_controls else controls(zoo, test, shared):
+        yield row(method, [test.accuracy(networks)])
+    for name, folders in generators.items():
+        pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
+        for kind, prompt in prompts(test.shown).items():
+            networks = [generated(pipe, prompt, test) for pipe in pipes]
+            yield row(f"{name}: {kind}", [test.accuracy(one) for one in networks])
+
+
+def controls(zoo: Zoo, test: Tasks, shared: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Adapters (N, P) for the test tasks by method; `shared` (1, P) is the one for all tasks."""
+    val, train = Tasks(zoo, "val"), torch.from_numpy(zoo.params[zoo.split("train")][:, -1])
+    yield "base alone", torch.zeros_like(test.own)
+    yield "one adapter for all tasks", shared.expand(len(test.runs), -1)
+    yield "own adapter, all examples", test.own
+    yield "nearest adapter of the zoo, by the examples", nearest(test, train, 1)
+    best = max(NEIGHBOURS, key=lambda count: val.accuracy(nearest(val, train, count), "val"))
+    yield f"mean of the {best} nearest", nearest(test, train, best)
+    for name, start in {"": None, ", from the one for all": shared}.items():
+        rate, steps = max(TUNINGS, key=lambda setting: val.accuracy(tuned(val, *setting, start), "val"))
+        yield f"tuned on the examples{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, start)
+
+
+def prompts(shown: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Examples of each task as (inputs, targets), in the ways in which they are shown."""
+    inputs, targets, _ = shown
+    return {
+        f"{NUM_EXAMPLES} examples": (inputs, targets),
+        f"{FEW} examples": (inputs[:, :FEW], targets[:, :FEW]),
+        "without labels": (inputs, None),
+        "of another task": (inputs.roll(1, 0), targets.roll(1, 0)),
+    }
+
+
+def generated(pipe: ParameterPipeline, examples: tuple[Tensor, Tensor | None], tasks: Tasks) -> Tensor:
+    rng = torch.Generator().manual_seed(0)
+    return pipe(prompt={"examples": examples}, num_samples=len(tasks.runs), task=tasks.task, generator=rng).params
+
+
+def multi_task_adapter(zoo: Zoo) -> Tensor:
+    """One adapter (1, P), trained on the tasks of all training runs, 16 at a time."""
+    task, runs = task_of(zoo), torch.from_numpy(zoo.split("train"))
+    rng = torch.Generator().manual_seed(0)
+    params = task.init(rng, 1)
+
+    def loss(params: Tensor) -> Tensor:
+        bound = task.for_runs(runs[torch.randint(len(runs), (16,), generator=rng)].tolist())
+        return bound.loss(params.expand(16, -1), bound.draw_examples(32, rng)).mean()
+
+    return minimized(loss, params, 1e-2, MULTI_TASK_STEPS)
+
+
+def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor:
+    """Adapters (N, P) tuned on the very examples of the prompts, from their initialisation or from a start (1, P)."""
+    count = len(tasks.runs)
+    params = tasks.task.init_runs(range(count)) if start is None else start.repeat(count, 1)
+    return minimized(lambda params: tasks.task.loss(params, tasks.shown).sum(), params, rate, steps)
+
+
+def minimized(loss: Callable[[Tensor], Tensor], params: Tensor, rate: float, steps: int) -> Tensor:
+    """Parameters after steps of Adam, whose rate falls along a cosine."""
+    params = params.clone().requires_grad_()
+    optimizer = torch.optim.Adam([params], rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(params).backward()
+        optimizer.step()
+        schedule.step()
+    return params.detach()
+
+
+def nearest(tasks: Tasks, train: Tensor, count: int) -> Tensor:
+    """Means (N, P) of the `count` training adapters that have the lowest loss on the examples of each task."""
+    task: Task = tasks.task
+    found = []
+    for inputs, targets in zip(tasks.shown.inputs, tasks.shown.targets, strict=True):
+        with torch.no_grad():
+            loss = task.objective.loss(task.predict(train, inputs), targets)
+        some = train[loss.topk(count, largest=False).indices]
+        found.append(some[0] if count == 1 else low_rank.mean(task.layout, some))
+    return torch.stack(found)
+
+
+if __name__ == "__main__":
+    main()

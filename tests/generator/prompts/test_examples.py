@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+
+from generator.prompts.examples import NO_LABEL, ExampleKind, Examples, load_examples
+from zoo.tasks.registry import get_task
+
+KIND = ExampleKind((1, 2, 3), 0, 4)
+INPUTS, TARGETS = torch.randn(6, 1, 2, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def test_one_set_serves_all_networks_and_each_may_have_its_own():
+    shared = Examples.read((INPUTS, TARGETS), KIND, 3)
+    assert shared.inputs.shape == (3, 6, 1, 2, 3)
+    assert torch.equal(shared.targets[2], TARGETS)
+    own = Examples.read((torch.stack((INPUTS, -INPUTS)), torch.stack((TARGETS, TARGETS.flip(0)))), KIND, 2)
+    assert torch.equal(own.inputs[1], -INPUTS)
+    flat = Examples.read((INPUTS.flatten(1).numpy(), TARGETS.tolist()), KIND, 1)
+    assert torch.equal(flat.inputs, shared.inputs[:1])
+
+
+@pytest.mark.parametrize("value", [(INPUTS, None), INPUTS, (INPUTS, torch.full((6,), NO_LABEL))])
+def test_examples_may_lack_labels(value):
+    assert (Examples.read(value, KIND, 2).targets == NO_LABEL).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ((INPUTS[:3], TARGETS[:3]), "4 to 512, got 3"),
+        ((INPUTS[..., :2], TARGETS), r"must be \(E, 1, 2, 3\).*got \(6, 1, 2, 2\)"),
+        ((torch.stack([INPUTS] * 3), TARGETS), "or 2 such sets"),
+        ((INPUTS, TARGETS[:5]), r"must be \(6,\).*got \(5,\)"),
+        ((INPUTS, TARGETS + 1), "from 0 to 3.*got 4"),
+        ((INPUTS, TARGETS + 0.5), "from 0 to 3.*got 0.5"),
+        ((INPUTS * torch.nan, TARGETS), "must be finite"),
+        ("words", "must be"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_line(value, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Examples.read(value, KIND, 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_generator_without_examples_says_so():
+    with pytest.raises(ValueError, match="not trained on examples"):
+        Examples.read((INPUTS, TARGETS), None, 1)
+
+
+def test_the_kind_of_examples_follows_from_the_task():
+    assert ExampleKind.of(get_task("digits", hidden=(2,))) == ExampleKind((1, 8, 8), 0, 10)
+    assert ExampleKind.of(get_task("digits_subset", hidden=(2,))).num_classes == 2
+    text = ExampleKind.of(get_task("python_source", width=4, num_blocks=1, num_heads=1))
+    assert text.num_symbols == text.num_classes == text.num_features
+
+
+def test_examples_are_read_from_files(tmp_path):
+    np.savez(tmp_path / "some.npz", inputs=INPUTS.numpy(), targets=TARGETS.numpy())
+    inputs, targets = load_examples(str(tmp_path / "some.npz"))
+    assert torch.equal(torch.from_numpy(inputs), INPUTS)
+    assert targets.tolist() == TARGETS.tolist()
+    (tmp_path / "some.csv").write_text("a,target,b\n1,0,2\n3,1,4.5\n")
+    inputs, targets = load_examples(str(tmp_path / "some.csv"))
+    assert inputs.tolist() == [[1, 2], [3, 4.5]]
+    assert targets.tolist() == [0, 1]
+    (tmp_path / "some.txt").write_text("")
+    with pytest.raises(ValueError, match=r"x\.npz or x\.csv"):
+        load_examples(str(tmp_path / "some.txt"))

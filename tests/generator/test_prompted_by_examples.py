@@ -1,0 +1,178 @@
+"""A generator of adapters, prompted by examples, from its training to a folder for PEFT."""
+
+from dataclasses import replace
+
+import lightning
+import pytest
+import torch
+
+from generator.evaluation.unseen_tasks import unseen_tasks_report
+from generator.model.objectives import ObjectiveConfig, product_distance, product_sizes
+from generator.networks import in_one_form
+from generator.pipeline import ParameterPipeline
+from generator.training.config import GeneratorConfig, OptimizationConfig
+from generator.training.pairs import MADE_UP_RUNS, PairConfig, batch_rng, draw_pairs
+from generator.training.train import train_generator
+from generator.trajectories import Trajectories
+from zoo import build_zoo, get_task
+from zoo.networks import low_rank
+from zoo.networks.layout import LayoutMismatchError
+from zoo.networks.randomness import seeded_module
+
+SMALL = {"width": 16, "num_blocks": 1, "num_heads": 2, "diffusion": False, "use_start": False, "use_latent": False}
+PAIRS = {"batch_size": 4, "start_share": 0.0, "num_examples": (4, 8), "label_dropout": 0.3, "prompt_dropout": 0.5}
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+
+
+def adapter_task(rank=2, seed=0, **options):
+    whole = get_task("warped_images", base="digits", hidden=(6,))
+    base = seeded_module(whole.make_model, seed).state_dict()
+    return get_task("warped_images", base="digits", hidden=(6,), adapter={"base": base, "rank": rank}, **options)
+
+
+def make_config(**pairs):
+    return GeneratorConfig(
+        num_validation_starts=0,
+        model=SMALL,
+        pairs=PairConfig(
+            **{"batch_size": 4, "start_share": 0.0, "num_examples": (4, 8), "label_dropout": 0.3, "prompt_dropout": 0.5}
+            | pairs
+        ),
+        objective=ObjectiveConfig(energy_score=False, function_energy_weight=0.0, function_examples=8),
+        optimization=OptimizationConfig(num_steps=6, num_epochs=3, warmup_steps=1, precision="float32"),
+    )
+
+
+@pytest.fixture(scope="module")
+def zoos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    plan = {"num_runs": 8, "num_steps": 4, "num_snapshots": 3, "batch_size": 8, "evaluated_splits": ["val"]}
+    plan["split_fractions"] = {"train": 0.8, "test": 0.2}
+    return [build_zoo(folder / str(rank), adapter_task(rank), **plan) for rank in (2, 3)]
+
+
+@pytest.fixture(scope="module")
+def pipe(zoos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("generator")
+    train_generator(zoos, make_config(share_without_targets=0.5), out=out, trainer_options=QUIET)
+    pipe = ParameterPipeline.from_pretrained(out)
+    for decoder in pipe.model.decoders.values():  # a training this short leaves them near zero
+        torch.nn.init.normal_(decoder.weight)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def examples():
+    inputs, targets, _ = adapter_task().for_members([5]).batch(torch.arange(12), 1)
+    return inputs[0], targets[0]
+
+
+@pytest.fixture(scope="module")
+def layout(zoos):
+    return zoos[0].layout
+
+
+def test_the_order_of_examples_and_the_other_prompts_of_a_batch_do_not_matter(pipe, layout, examples):
+    inputs, targets = examples
+    whole = pipe(prompt={"loss": 1.0, "examples": examples}, layout=layout).params
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    shuffled = pipe(prompt={"loss": 1.0, "examples": (inputs[order], targets[order])}, layout=layout).params
+    torch.testing.assert_close(shuffled, whole, rtol=1e-4, atol=1e-5)
+    pair = (torch.stack((inputs, -inputs)), torch.stack((targets, targets)))
+    both = pipe(prompt={"loss": 1.0, "examples": pair}, num_samples=2, layout=layout).params
+    torch.testing.assert_close(both[:1], whole, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(both[0], both[1], atol=1e-3)
+
+
+def test_examples_metrics_and_labels_can_each_be_left_out(pipe, layout, examples):
+    prompts = [None, {"loss": 1.0}, {"examples": examples}, {"examples": (examples[0], None)}]
+    networks = torch.cat([pipe(prompt=prompt, layout=layout).params for prompt in prompts])
+    assert torch.pdist(networks).min() > 1e-3
+
+
+def test_one_model_makes_adapters_of_every_rank(pipe, examples):
+    for rank in (2, 3, 4):  # 4 was not trained
+        task = adapter_task(rank)
+        params = pipe(prompt={"examples": examples}, task=task, num_samples=2).params
+        assert params.shape == (2, task.layout.num_params)
+        assert task.evaluate(params)["loss"].isfinite().all()
+
+
+def test_unseen_tasks_are_reported_by_their_examples(pipe, zoos):
+    report = unseen_tasks_report(pipe, zoos[0])
+    assert list(report) == ["unseen tasks", "held-out runs"]
+    assert all(row["num_tasks"] == len(zoos[0].split("test")) for row in report.values())
+    assert all(0 <= row["worst"] <= row["mean"] <= 1 for row in report.values())
+
+
+def test_an_adapter_is_saved_for_peft(pipe, layout, examples, tmp_path):
+    peft = pytest.importorskip("peft")
+    generated = pipe(prompt={"examples": examples}, layout=layout, num_samples=2)
+    pipe.save_adapter(tmp_path / "adapter", generated, index=1)
+    network = get_task("warped_images", base="digits", hidden=(6,)).make_model()
+    network.load_state_dict(pipe.base)
+    loaded = peft.PeftModel.from_pretrained(network, tmp_path / "adapter")
+    expected = adapter_task().predict(generated.params[1:], examples[0])[0]
+    torch.testing.assert_close(loaded(examples[0]), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="no network 2"):
+        pipe.save_adapter(tmp_path / "other", generated, index=2)
+
+
+def test_adapters_of_another_base_are_refused(pipe, examples):
+    with pytest.raises(LayoutMismatchError, match="base"):
+        pipe(prompt={"examples": examples}, task=adapter_task(seed=1))
+
+
+def test_made_up_tasks_have_runs_of_their_own_and_no_target(zoos):
+    runs = Trajectories.from_zoo(zoos[0], "train", ("val_loss",))
+    config = make_config(share_without_targets=0.5).pairs
+    batch = draw_pairs(runs, replace(config, batch_size=64), batch_rng(0, 0))
+    assert torch.equal(batch.runs >= MADE_UP_RUNS, batch.has_target == 0)
+    assert 16 < batch.has_target.sum() < 48
+    assert batch.prompt.target[batch.has_target == 0].isnan().all()
+    ends = {int(run): runs.read(torch.tensor([i]), runs.counts[i : i + 1] - 1) for i, run in enumerate(runs.runs)}
+    is_best = batch.has_examples & ~batch.prompt.asks_metric & (batch.has_target > 0)
+    assert is_best.any()
+    for i in is_best.nonzero()[:, 0].tolist():
+        assert torch.equal(batch.target[i], ends[int(batch.runs[i])][0])
+
+
+def test_tasks_are_made_up_only_by_families_without_end(tmp_path):
+    zoo = build_zoo(tmp_path / "zoo", get_task("digits_subset", hidden=(2,)), num_runs=8, num_steps=2, num_snapshots=2)
+    with pytest.raises(ValueError, match="family without end"):
+        train_generator(zoo, make_config(share_without_targets=0.5), out=tmp_path / "out", trainer_options=QUIET)
+
+
+def test_resumed_training_equals_uninterrupted(zoos, tmp_path):
+    class Interrupt(lightning.pytorch.callbacks.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 2:
+                raise RuntimeError("interrupted")
+
+    config = make_config(share_without_targets=0.3)
+    whole = train_generator(zoos[0], config, out=tmp_path / "whole", trainer_options=QUIET)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        train_generator(zoos[0], config, out=tmp_path / "part", trainer_options=QUIET | {"callbacks": [Interrupt()]})
+    resumed = train_generator(zoos[0], config, out=tmp_path / "part", trainer_options=QUIET)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_the_distance_of_adapters_is_that_of_their_products():
+    layout, rng = adapter_task().layout, torch.Generator().manual_seed(0)
+    first, second = (torch.randn(5, layout.num_params, generator=rng) for _ in range(2))
+    ones = {group.name: 1.0 for group in low_rank.linear_groups(layout)}
+    ours = product_distance(layout, ones)(first, second)
+    theirs = low_rank.distances(layout, first, second).diagonal()
+    torch.testing.assert_close(ours.double().square(), theirs.square() / len(ones), rtol=1e-4, atol=1e-4)
+    same = low_rank.apply(layout, first, low_rank.sample(layout, 5, rng))
+    assert product_distance(layout, ones)(first, same).max() < 0.02
+    expected = low_rank.inner_products(layout, first).diagonal().mean().item()
+    assert sum(product_sizes(layout, first).values()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_trajectories_and_starts_have_one_form(zoos):
+    runs = Trajectories.from_zoo(zoos[0], "train", ("val_loss",))
+    networks = runs.read(torch.arange(2), torch.full((2,), 2))
+    mixed = low_rank.apply(runs.layout, networks, low_rank.sample(runs.layout, 2, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(in_one_form(runs.layout, mixed), networks, rtol=1e-3, atol=1e-4)
