@@ -1,6 +1,7 @@
 # make demo: the three jobs on real data, and a page that shows them; run again, it resumes, or shows what is finished.
 # make test: the default suite. Both set up .venv first, once. OUT and SEED are the demo's folder and seed.
-# make docs: the documentation as a site in out/site, which opens from the disk. PYTHON makes .venv: the first of these versions that runs (a shim may not) and can make environments.
+# make docs: the documentation as a site in out/site; its search needs a server.
+# PYTHON makes .venv: the first of these versions that runs (a shim may not) and can make environments.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14; do \
 	$$name -c 'import ensurepip, venv' 2>/dev/null && echo $$name && break; done)
 OUT ?= out/demo
@@ -18,7 +19,7 @@ test: setup
 	$(BIN)/python -m pytest -q
 
 test-slow: setup
-	$(BIN)/pip install -q -c constraints.txt -e '.[ray,s3,adapters,files,hub]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[ray,s3,adapters,files,hub,search,trackers]'
 	$(BIN)/python -m pytest -q -m ''
 
 lint: setup
@@ -28,7 +29,7 @@ lint: setup
 
 docs: setup
 	$(BIN)/zensical build --strict --clean
-	@echo "open out/site/index.html"
+	@echo "open out/site/index.html, or with its search: python -m http.server -d out/site"
 
 setup: .venv/.installed
 
