@@ -46,7 +46,7 @@ def test_bfloat16_weights_reach_the_loss_of_float32_where_they_fall_short_withou
         ("kept", torch.bfloat16, True),
         ("lost", torch.bfloat16, False),
     ):
-        model, optimizer = make(dtype, num_training_steps=None, lr=0.003, kahan_sum=kahan_sum)
+        model, optimizer = make(dtype, theta="mulo", num_training_steps=None, lr=0.003, kahan_sum=kahan_sum)
         train(model, optimizer, digits)
         with torch.no_grad():
             losses[name] = float(loss_of(model, *digits))
