@@ -5,9 +5,13 @@ Legend: B prompts, E examples of each, K classes.
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -124,28 +128,41 @@ class Examples:
         return Examples(self.inputs, self.targets, torch.zeros_like(self.is_given))
 
 
-def load_examples(path: str) -> tuple[Any, Any]:
-    """Inputs and targets of a file: x.npz with arrays `inputs` and perhaps `targets`, or x.csv of numbers.
+def load_examples(path: str | os.PathLike) -> tuple[Any, Any]:
+    """Inputs and targets of a file: see `read_examples`."""
+    return read_examples(str(path), Path(path).read_bytes())
+
+
+def read_examples(name: str, content: bytes) -> tuple[Any, Any]:
+    """Inputs and targets in x.npz, with arrays `inputs` and perhaps `targets`, or x.csv of numbers.
 
     The first line of a table names its columns; one called `target` holds the classes, all others are inputs, in order.
+
+    Args:
+        name: of the file, which tells its kind.
+        content: of the file.
 
     Raises:
         ValueError: for another kind of file, or one without these.
     """
     import numpy as np
 
-    if path.endswith(".npz"):
-        arrays: Mapping[str, np.ndarray] = dict(np.load(path))
+    if name.endswith(".npz"):
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            raise ValueError(f"{name} is no NPZ file, or is cut short; write it by numpy.savez")
+        arrays: Mapping[str, np.ndarray] = dict(np.load(io.BytesIO(content)))
         if "inputs" not in arrays:
-            raise ValueError(f"{path} must hold arrays `inputs` and perhaps `targets`, got {sorted(arrays)}")
+            raise ValueError(f"{name} must hold arrays `inputs` and perhaps `targets`, got {sorted(arrays)}")
         return arrays["inputs"], arrays.get("targets")
-    if not path.endswith(".csv"):
-        raise ValueError(f"examples must be a file x.npz or x.csv, got {path}")
-    with open(path) as file:
-        names = file.readline().strip().split(",")
-        rows = np.genfromtxt(file, delimiter=",", ndmin=2)
+    if not name.endswith(".csv"):
+        raise ValueError(f"examples must be a file x.npz or x.csv, got {name}")
+    head, *lines = content.decode("utf-8-sig").splitlines() or [""]
+    if not any(lines):
+        raise ValueError(f"{name} must hold a line of names and lines of numbers below it")
+    names = head.strip().split(",")
+    rows = np.genfromtxt(lines, delimiter=",", ndmin=2)
     if rows.shape[1] != len(names):
-        raise ValueError(f"{path} has {len(names)} names in its first line and {rows.shape[1]} columns of numbers")
+        raise ValueError(f"{name} has {len(names)} names in its first line and {rows.shape[1]} columns of numbers")
     is_target = np.array(names) == "target"
     return rows[:, ~is_target], rows[:, is_target][:, 0] if is_target.any() else None
 
