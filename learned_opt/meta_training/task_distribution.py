@@ -23,7 +23,8 @@ from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.meta_training.truncated_step import LogUniformHorizon
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
-from zoo.tasks.datasets import SPLIT_NAMES, Dataset, get_dataset
+from zoo.tasks.dataset import SPLIT_NAMES, Dataset
+from zoo.tasks.datasets import get_dataset
 from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.task import Task
 
