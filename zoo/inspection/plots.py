@@ -20,6 +20,7 @@ from zoo.networks.alignment import align
 from zoo.networks.metrics import matched_distances
 from zoo.networks.symmetry import apply
 from zoo.storage.schema import RunStatus
+from zoo.storage.selection import evenly
 from zoo.storage.zoo import Zoo
 from zoo.tasks.registry import TASK_NAMES
 
@@ -193,8 +194,7 @@ def _choose_runs(zoo: Zoo, max_runs: int, num_snapshots: int) -> np.ndarray:
     runs = zoo.usable_runs()
     runs = runs[last_snapshots(zoo)[runs] >= 0]
     affordable = max(2, _MAX_BYTES // (4 * num_snapshots * zoo.layout.num_params))
-    count = min(len(runs), max_runs, affordable)
-    return runs[np.linspace(0, len(runs) - 1, count).round().astype(int)]
+    return evenly(runs, min(max_runs, affordable))
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
