@@ -5,18 +5,17 @@ Legend: B prompts, E examples of each, K classes.
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.tasks.files.arrays import read_npz
+from zoo.tasks.files.columns import read_columns
 from zoo.tasks.objectives import BinaryCrossEntropy
 from zoo.tasks.task import Task
 
@@ -128,43 +127,26 @@ class Examples:
         return Examples(self.inputs, self.targets, torch.zeros_like(self.is_given))
 
 
-def load_examples(path: str | os.PathLike) -> tuple[Any, Any]:
-    """Inputs and targets of a file: see `read_examples`."""
-    return read_examples(str(path), Path(path).read_bytes())
-
-
-def read_examples(name: str, content: bytes) -> tuple[Any, Any]:
-    """Inputs and targets in x.npz, with arrays `inputs` and perhaps `targets`, or x.csv of numbers.
+def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Inputs and targets of a file: x.npz with arrays `inputs` and perhaps `targets`, or x.csv of numbers.
 
     The first line of a table names its columns; one called `target` holds the classes, all others are inputs, in order.
-
-    Args:
-        name: of the file, which tells its kind.
-        content: of the file.
 
     Raises:
         ValueError: for another kind of file, or one without these.
     """
-    import numpy as np
-
-    if name.endswith(".npz"):
-        if not zipfile.is_zipfile(io.BytesIO(content)):
-            raise ValueError(f"{name} is no NPZ file, or is cut short; write it by numpy.savez")
-        arrays: Mapping[str, np.ndarray] = dict(np.load(io.BytesIO(content)))
+    if path.endswith(".npz"):
+        arrays = read_npz(Path(path))
         if "inputs" not in arrays:
-            raise ValueError(f"{name} must hold arrays `inputs` and perhaps `targets`, got {sorted(arrays)}")
+            raise ValueError(f"{path} must hold arrays `inputs` and perhaps `targets`, got {sorted(arrays)}")
         return arrays["inputs"], arrays.get("targets")
-    if not name.endswith(".csv"):
-        raise ValueError(f"examples must be a file x.npz or x.csv, got {name}")
-    head, *lines = content.decode("utf-8-sig").splitlines() or [""]
-    if not any(lines):
-        raise ValueError(f"{name} must hold a line of names and lines of numbers below it")
-    names = head.strip().split(",")
-    rows = np.genfromtxt(lines, delimiter=",", ndmin=2)
-    if rows.shape[1] != len(names):
-        raise ValueError(f"{name} has {len(names)} names in its first line and {rows.shape[1]} columns of numbers")
-    is_target = np.array(names) == "target"
-    return rows[:, ~is_target], rows[:, is_target][:, 0] if is_target.any() else None
+    if not path.endswith(".csv"):
+        raise ValueError(f"examples must be a file x.npz or x.csv, got {path}")
+    columns = read_columns(path)
+    if words := [name for name, values in columns.items() if values.dtype == object]:
+        raise ValueError(f"columns of {path} must be numbers, got words in {words}")
+    targets = columns.pop("target", None)
+    return np.stack([*columns.values()], axis=1), targets
 
 
 def _shaped(inputs: Tensor, kind: ExampleKind, batch_size: int) -> Tensor:

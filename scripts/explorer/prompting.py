@@ -25,12 +25,13 @@ from safetensors.torch import save
 
 from generator import GeneratedParams, ParameterPipeline
 from generator.evaluation.neighbours import nearest
-from generator.prompts.examples import NO_LABEL, Examples, read_examples
+from generator.prompts.examples import NO_LABEL, Examples, load_examples
 from zoo import Task, Zoo
 from zoo.inspection.summary import last_snapshots
+from zoo.storage.selection import evenly
 from zoo.tasks.families.family_task import FamilyTask
 
-from .networks import affordable, evenly, image_shape, weight_pictures
+from .networks import affordable, image_shape, weight_pictures
 
 _MAX_SAMPLES: Final = 16
 _MAX_KEPT: Final = 32  # answers, and sets of examples
@@ -101,7 +102,14 @@ class Prompting:
         Raises:
             ValueError: if the generator cannot be prompted by them.
         """
-        found = Examples.read(read_examples(name, content), self.pipe.model.example_kind, 1)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"examples{Path(name).suffix}"
+            path.write_bytes(content)
+            try:
+                value = load_examples(str(path))
+            except (ValueError, OSError) as error:
+                raise ValueError(str(error).replace(str(path), name)) from None
+        found = Examples.read(value, self.pipe.model.example_kind, 1)
         inputs, targets = found.inputs[0], found.targets[0]
         key = hashlib.sha256(name.encode() + b"\0" + content).hexdigest()
         with self._lock:

@@ -288,7 +288,7 @@ def test_a_generator_prompted_by_examples_takes_them_as_files(tmp_path, address,
         np.savez(short, inputs=inputs[:3])
         for name, content, message in [
             ("a.npz", short.getvalue(), "4 to 512, got 3"),
-            ("a.npz", b"nothing", "no NPZ file"),
+            ("a.npz", b"nothing", "a.npz"),
             ("a.csv", b"a,target\n1,2\n", "inputs of examples must be"),
             ("a.pt", b"", "x.npz or x.csv"),
         ]:
