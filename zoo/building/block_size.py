@@ -47,7 +47,7 @@ def _bytes_on_device(plan: BuildPlan) -> float:
             plan.optimizer_for(runs),
             plan.seeds(runs),
             num_steps=_NUM_STEPS,
-            batch_size=plan.batch_size,
+            batch_size=plan.minibatch_size,
             snapshot_steps=(_NUM_STEPS,),
             shared_batches=plan.shared_batches,
             precision=plan.precision,
@@ -61,7 +61,7 @@ def _bytes_on_device(plan: BuildPlan) -> float:
 
 def _estimated_bytes(plan: BuildPlan) -> int:
     """The same where memory is not counted: copies of the parameters, and activities twice for the backward pass."""
-    microbatch = plan.batch_size // plan.accumulate
+    microbatch = plan.minibatch_size // plan.accumulate
     return plan.task.layout.num_params * 4 * TRAINING_COPIES + 2 * microbatch * plan.task.bytes_per_example
 
 

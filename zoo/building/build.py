@@ -21,7 +21,7 @@ import torch
 from zoo.building.block_size import fitting_block_size
 from zoo.building.execution import with_execution
 from zoo.building.executors import Executor, InProcess
-from zoo.building.plan import AUTO, BuildPlan, BuildSettings
+from zoo.building.plan import AUTO, DEFAULT_BATCH_SIZE, BuildPlan, BuildSettings
 from zoo.building.search import BlockSearch, checked_search, with_values
 from zoo.devices import is_out_of_memory
 from zoo.networks.counter_rng import streams_of
@@ -97,6 +97,12 @@ def build_zoo(
     check_names(settings)
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
+    if plan.batch_size is None and plan.minibatch_size < DEFAULT_BATCH_SIZE:
+        warnings.warn(
+            f"batch_size is {plan.minibatch_size}, the whole training split, which is smaller than the default of "
+            f"{DEFAULT_BATCH_SIZE}",
+            stacklevel=2,
+        )
     if (path / "zarr.json").is_file():
         plan = plan.as_begun(ZooWriter.open(path).spec)
     elif plan.block_size == AUTO or (plan.block_size is None and task.device.type == "cuda"):
@@ -152,7 +158,7 @@ def check_initial_loss(plan: BuildPlan) -> None:
     runs = range(min(plan.num_runs, 1 if plan.loops else _NUM_TRIED))
     task = plan.task_for(runs)
     params = plan.initial_params(runs)
-    chosen = torch.arange(min(plan.batch_size, _NUM_TRIED), device=task.device)
+    chosen = torch.arange(min(plan.minibatch_size, _NUM_TRIED), device=task.device)
     batch = task.batch(chosen, len(runs), stream=streams_of([plan.seed], task.device)[0])
     with torch.no_grad():
         losses = task.loss(params, batch)
@@ -206,7 +212,7 @@ class BlockBuilder:
                     raise
                 raise MemoryError(
                     f"memory ran out on {self.plan.task.device} while a block of {len(runs):,} runs was trained; lower "
-                    f"block_size (now {writer.spec.block_size:,}) or batch_size (now {self.plan.batch_size:,})"
+                    f"block_size (now {writer.spec.block_size:,}) or batch_size (now {self.plan.minibatch_size:,})"
                 ) from error
             inner_step = trained.inner_step
             whole = np.where(inner_step[:, -1] < 0, RunStatus.STOPPED, RunStatus.COMPLETE)
@@ -302,7 +308,7 @@ class BlockBuilder:
             plan.optimizer_for(runs),
             plan.seeds(runs),
             num_steps=plan.num_steps,
-            batch_size=plan.batch_size,
+            batch_size=plan.minibatch_size,
             snapshot_steps=plan.steps,
             shared_batches=plan.shared_batches,
             data_seed=plan.seed,

@@ -75,7 +75,7 @@ def _seconds_of_step(plan: BuildPlan, count: int) -> float:
         plan.optimizer_for(runs),
         plan.seeds(runs),
         num_steps=_NUM_STEPS,
-        batch_size=plan.batch_size,
+        batch_size=plan.minibatch_size,
         snapshot_steps=tuple(range(_WARM_UP, _NUM_STEPS + 1)),
         shared_batches=plan.shared_batches,
         precision=plan.precision,

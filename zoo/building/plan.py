@@ -40,6 +40,7 @@ from zoo.training.precision import check_precision
 DEFAULT_OPTIMIZER: Final[Mapping[str, Json]] = {"name": "adam", "lr": 0.01}
 EVALUATED_SPLITS: Final = ("train", "val", "test")
 AUTO: Final = "auto"
+DEFAULT_BATCH_SIZE: Final = 64
 TOGETHER, LOOP, LOOP_CHANNELS_LAST = EXECUTIONS = ("together", "loop", "loop_channels_last")
 BLOCK_MEMORY: Final = 256 * 2**20  # bytes that a block of default size holds
 MAX_BLOCK_RUNS: Final = 256  # populations of this size train at full speed
@@ -55,7 +56,7 @@ class BuildSettings(TypedDict, total=False):
     num_runs: Required[int]
     num_steps: Required[int]
     seed: int
-    batch_size: int
+    batch_size: int | None
     shared_batches: bool
     init_scale: float | Mapping[str, Sequence[float]]
     init_from: str | None
@@ -84,7 +85,7 @@ class BuildPlan:
         num_runs: R.
         num_steps: training steps of each run.
         seed: from which all runs derive theirs.
-        batch_size: examples in a minibatch.
+        batch_size: examples in a minibatch; None for DEFAULT_BATCH_SIZE, or for all of a smaller training split.
         shared_batches: all runs of the zoo see the same minibatches, which is much faster than own ones.
         init_scale: factor on initial matrices, a number or a range as in `zoo.building.hyperparameters`.
         init_from: a zoo or checkpoints that runs start from (`zoo.building.starts`); None for fresh networks.
@@ -111,7 +112,7 @@ class BuildPlan:
     num_runs: int
     num_steps: int
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int | None = None
     shared_batches: bool = True
     init_scale: float | Mapping[str, Sequence[float]] = 1.0
     init_from: str | None = None
@@ -135,10 +136,10 @@ class BuildPlan:
             raise ValueError(f"execution must be {AUTO!r} or one of {EXECUTIONS}, got {self.execution!r}")
         _check_integer("seed", self.seed)
         check_repeatable(self.task)
-        check_batch_size(self.batch_size, len(self.task.dataset.train))
+        check_batch_size(self.minibatch_size, len(self.task.dataset.train))
         check_snapshot_steps(self.steps, self.num_steps)
         check_precision(self.precision, self.task.device)
-        check_accumulate(self.accumulate, self.batch_size, self.task)
+        check_accumulate(self.accumulate, self.minibatch_size, self.task)
         if not isinstance(self.max_loss, int | float) or not self.max_loss > 0:
             raise ValueError(f"max_loss must be a number above 0, got {self.max_loss!r}")
         if not isinstance(self.shared_batches, bool):
@@ -168,7 +169,7 @@ class BuildPlan:
         count = re.fullmatch(r"last_epoch\((\d+)\)", self.snapshot_steps)
         if not count:
             raise ValueError(f"snapshot_steps must be steps or such as 'last_epoch(50)', got {self.snapshot_steps!r}")
-        return last_epoch_steps(self.num_steps, len(self.task.dataset.train) // self.batch_size, int(count[1]))
+        return last_epoch_steps(self.num_steps, len(self.task.dataset.train) // self.minibatch_size, int(count[1]))
 
     def spec(self) -> ZooSpec:
         """The zoo that this plan fills.
@@ -180,7 +181,7 @@ class BuildPlan:
         metrics = tuple(f"{split}_{name}" for split in self.evaluated_splits for name in self.task.metric_names)
         training: dict[str, Json] = {
             "num_steps": self.num_steps,
-            "batch_size": self.batch_size,
+            "batch_size": self.minibatch_size,
             "shared_batches": self.shared_batches,
             "init_scale": cast("Json", self.init_scale),
             "max_loss": self.max_loss,
@@ -243,6 +244,13 @@ class BuildPlan:
         return max(1, min(MAX_BLOCK_RUNS, BLOCK_MEMORY // run_bytes, self.num_runs))
 
     @property
+    def minibatch_size(self) -> int:
+        """`batch_size` if it is given, else DEFAULT_BATCH_SIZE, or as many examples as there are if that is fewer."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return min(DEFAULT_BATCH_SIZE, len(self.task.dataset.train))
+
+    @property
     def loops(self) -> bool:
         """Whether the runs of a block train one after another."""
         return self.execution in (LOOP, LOOP_CHANNELS_LAST)
@@ -275,7 +283,8 @@ class BuildPlan:
 
     def step_for(self, runs: Sequence[int], task: Task) -> InnerStep:
         """An uncompiled step of those runs on their task."""
-        gradients = Gradients(task, precision=self.precision, accumulate=self.accumulate, batch_size=self.batch_size)
+        size = self.minibatch_size
+        gradients = Gradients(task, precision=self.precision, accumulate=self.accumulate, batch_size=size)
         return InnerStep(gradients, self.optimizer_for(runs))
 
     def init_scales(self, runs: Sequence[int]) -> torch.Tensor | float:

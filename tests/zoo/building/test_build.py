@@ -19,7 +19,7 @@ from torch import nn
 from zoo.building.build import BlockBuilder, build_zoo
 from zoo.building.executors import InProcess, LocalProcesses, RayExecutor
 from zoo.building.hyperparameters import OPTIMIZER_DEFAULTS
-from zoo.building.plan import BuildPlan, BuildSettings, _named_task
+from zoo.building.plan import DEFAULT_BATCH_SIZE, BuildPlan, BuildSettings, _named_task
 from zoo.networks.initialization import run_seed
 from zoo.settings import SettingsMismatchError
 from zoo.storage.schema import RunStatus
@@ -239,6 +239,23 @@ def test_impossible_settings_are_refused_before_anything_is_written(tmp_path, ta
     with pytest.raises(ValueError, match=message):
         build_zoo(tmp_path / "zoo", task, **(SETTINGS | changes))
     assert not list(tmp_path.iterdir())
+
+
+def test_few_rows_are_one_minibatch_unless_another_size_is_asked_for(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(50, 2))
+    table = "".join(f"{a},{b},{int(a > b)}\n" for a, b in rows)
+    (tmp_path / "few.csv").write_text("a,b,target\n" + table)
+    task = get_task("table", path=str(tmp_path / "few.csv"), target="target", hidden=[2])
+    count = len(task.dataset.train)
+    assert count < DEFAULT_BATCH_SIZE
+    settings = {"num_runs": 2, "num_steps": 3, "num_snapshots": 2}
+    with pytest.warns(UserWarning, match=rf"^batch_size is {count}, the whole training split, .* default of 64$"):
+        zoo = build_zoo(tmp_path / "zoo", task, **settings)
+    assert zoo.attributes["extra"]["training"]["batch_size"] == count
+    same = build_zoo(tmp_path / "same", task, batch_size=count, **settings)
+    assert np.array_equal(same.params, zoo.params)
+    with pytest.raises(ValueError, match=f"from 1 to {count} .the training split., got 64"):
+        build_zoo(tmp_path / "other", task, batch_size=64, **settings)
 
 
 def test_a_zoo_goes_on_when_its_data_have_moved_but_not_when_they_have_changed(tmp_path):
