@@ -43,7 +43,7 @@ from learned_opt.pretrained.files import Pretrained, load_pretrained
 from learned_opt.rules.rule import RuleState, update_active
 from learned_opt.rules.tensor_specs import matrix_view
 
-RECOMMENDED: Final = "mulo-wide"
+RECOMMENDED: Final = "mulo-norm"
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
 _SMALL_LR: Final = 0.02
 SKIPS_BEFORE_WARNING: Final = 10  # more than a GradScaler needs to find its scale
