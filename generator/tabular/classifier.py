@@ -77,7 +77,7 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, codes = np.unique(y, return_inverse=True)
         self.encoder_ = _encoder(X, self.categorical_features)
         device = resolve_device(self.device)
-        inputs = _as_tensor(self.encoder_.fit_transform(X), device)
+        inputs = torch.as_tensor(np.asarray(self.encoder_.fit_transform(X), dtype=np.float32), device=device)
         labels = torch.as_tensor(codes, device=device)
         generator = load_tabular(self.weights or SHIPPED).to(device)
         scaling = standardisation(inputs[None])
@@ -141,7 +141,3 @@ def _encoder(X: np.ndarray, categorical: Sequence[int]) -> ColumnTransformer:
 
 def _has_words(column: np.ndarray) -> bool:
     return column.dtype.kind in "SU" or (column.dtype == object and any(isinstance(value, str) for value in column))
-
-
-def _as_tensor(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.as_tensor(np.asarray(values, dtype=np.float32), device=device)
