@@ -88,7 +88,8 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, codes = np.unique(y, return_inverse=True)
         self.encoder_ = _encoder(X, {*categories, *self._categorical_columns()})
         device = resolve_device(self.device)
-        inputs = _as_tensor(self.encoder_.fit_transform(X), device)
+        self._is_mixed = X.dtype.kind in "OU"
+        inputs = _as_tensor(self.encoder_.fit_transform(self._as_fitted(X)), device)
         labels = torch.as_tensor(codes, device=device)
         generator = load_tabular(self.weights or SHIPPED).to(device)
         scaling = standardisation(inputs[None])
@@ -105,7 +106,7 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         """Probabilities (n, K) of the classes, in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, _with_plain_gaps(X), reset=False, dtype=None, ensure_all_finite="allow-nan")
-        inputs = torch.as_tensor(np.asarray(self.encoder_.transform(X), dtype=np.float64))
+        inputs = torch.as_tensor(np.asarray(self.encoder_.transform(self._as_fitted(X)), dtype=np.float64))
         exact = copy.deepcopy(self.module_).to("cpu", torch.float64)  # no row's answer depends on those asked with it
         with torch.inference_mode():
             return exact(inputs).softmax(-1).numpy()
@@ -120,6 +121,10 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.allow_nan = True
         tags.input_tags.categorical = True
         return tags
+
+    def _as_fitted(self, X: np.ndarray) -> np.ndarray:
+        """Rows with words as objects, also where those asked for happen to be numbers or gaps alone."""
+        return X.astype(object) if self._is_mixed else X
 
     def _categorical_columns(self) -> list[int]:
         """Positions of `categorical_features`."""
@@ -180,7 +185,13 @@ def _with_plain_gaps(X: Any) -> Any:
 
 
 def _has_words(column: np.ndarray) -> bool:
-    return column.dtype.kind in "SU" or (column.dtype == object and any(isinstance(value, str) for value in column))
+    if column.dtype.kind == "U":  # NumPy's text, into which words in one column turn the numbers of all
+        try:
+            column.astype(np.float64)
+        except ValueError:
+            return True
+        return False
+    return column.dtype.kind == "S" or (column.dtype == object and any(isinstance(value, str) for value in column))
 
 
 def _as_tensor(values: np.ndarray, device: torch.device) -> Tensor:

@@ -66,6 +66,22 @@ def test_frames_with_missing_values_of_pandas(table):
     np.testing.assert_array_equal(again.predict_proba(nullable), model.predict_proba(gaps))
 
 
+def test_numbers_in_an_array_of_text_stay_numbers(table):
+    frame, labels = table
+    expected = GeneratedClassifier(device="cpu").fit(frame, labels).predict_proba(frame)
+    text = np.array(frame.to_numpy().tolist())
+    assert text.dtype.kind == "U"
+    np.testing.assert_allclose(GeneratedClassifier(device="cpu").fit(text, labels).predict_proba(text), expected)
+
+
+def test_rows_whose_words_are_all_missing_are_asked_for(table):
+    frame, labels = table
+    model = GeneratedClassifier(device="cpu").fit(frame, labels)
+    gap = frame[:2].assign(word=[np.nan, "red"])
+    alone = model.predict_proba(frame[:1].assign(word=np.nan))  # a frame of numbers alone
+    np.testing.assert_allclose(alone, model.predict_proba(gap)[:1])
+
+
 @pytest.mark.parametrize(("scale", "offset"), [(1e-30, 0), (1e-6, 0), (1e30, 0), (1e60, 0), (1, 1e7), (86400, 1.6e9)])
 def test_the_scale_and_origin_of_numbers_do_not_matter(scale, offset):
     X, y = load_iris(return_X_y=True)
