@@ -26,7 +26,7 @@ _START_SEED: Final = 2**40  # far from the seeds of zoos
 
 
 def alignment_report(
-    pipe: ParameterPipeline, zoo: Zoo, config: GeneratorConfig, *, num_starts: int = 128, num_inference_steps: int = 8
+    pipe: ParameterPipeline, zoo: Zoo, config: GeneratorConfig, *, num_starts: int = 128
 ) -> dict[str, dict[str, float]]:
     """Figures of one update from unseen starts ("start") and of networks from noise ("noise").
 
@@ -59,7 +59,6 @@ def alignment_report(
             use_start=mode == "start",
             metric=metric,
             num_starts=num_starts,
-            num_inference_steps=num_inference_steps,
         )
         report[mode] = alignment_figures(alignment) | finals
     return report

@@ -23,6 +23,7 @@ from generator.trajectories import Trajectories
 from zoo.networks.layout import ParamLayout
 from zoo.networks.randomness import seeded_module
 from zoo.tasks.backend import output_tensor
+from zoo.tasks.evaluation import evenly_chosen
 from zoo.tasks.looped_module import LoopedModule
 from zoo.tasks.task import Task
 
@@ -89,11 +90,8 @@ def recompute_batch_norm(task: Task, params: Tensor) -> Tensor:
             f"running statistics cannot be recomputed: networks of {task.name!r} see inputs of their own; train the "
             "generator with recompute_batch_norm=False"
         )
-    train = task.dataset.train
-    count = min(NUM_EXAMPLES, len(train))
-    chosen = torch.linspace(0, len(train) - 1, count, dtype=torch.float64).long().to(train.inputs.device)
-    parts = params.split(_NETWORKS_PER_PASS)
-    return torch.cat([run_in_batch_mode(task, part, train.inputs[chosen])[1] for part in parts])
+    images = evenly_chosen(task.dataset.train, NUM_EXAMPLES).inputs
+    return torch.cat([run_in_batch_mode(task, part, images)[1] for part in params.split(_NETWORKS_PER_PASS)])
 
 
 def with_recomputed_batch_norm(runs: Trajectories, task: Task) -> Trajectories:

@@ -6,14 +6,16 @@ Legend: B prompts, E examples of each, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.tasks.files.arrays import read_npz
+from zoo.tasks.files.columns import column, read_columns
 from zoo.tasks.objectives import BinaryCrossEntropy
 from zoo.tasks.task import Task
 
@@ -126,7 +128,7 @@ class Examples:
         return Examples(self.inputs, self.targets, torch.zeros_like(self.is_given))
 
 
-def load_examples(path: str) -> tuple[Any, Any]:
+def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Inputs and targets of a file: x.npz with arrays `inputs` and perhaps `targets`, or x.csv of numbers.
 
     The first line of a table names its columns; one called `target` holds the classes, all others are inputs, in order.
@@ -135,29 +137,19 @@ def load_examples(path: str) -> tuple[Any, Any]:
         ValueError: for another kind of file, or one without these.
     """
     if path.endswith(".npz"):
-        arrays: Mapping[str, np.ndarray] = dict(np.load(path))
+        arrays = read_npz(Path(path))
         if "inputs" not in arrays or arrays.keys() - {"inputs", "targets"}:
             raise ValueError(f"{path} must hold arrays `inputs` and perhaps `targets`, got {sorted(arrays)}")
         return arrays["inputs"], arrays.get("targets")
     if not path.endswith(".csv"):
         raise ValueError(f"examples must be a file x.npz or x.csv, got {path}")
-    with open(path, encoding="utf-8-sig") as file:
-        names = [name.strip(" \"'") for name in file.readline().strip().split(",")]
-        if all(_is_number(name) for name in names):
-            raise ValueError(f"the first line of {path} must name its columns, got numbers: {names[:4]}")
-        rows = np.genfromtxt(file, delimiter=",", ndmin=2)
-    if rows.shape[1] != len(names):
-        raise ValueError(f"{path} has {len(names)} names in its first line and {rows.shape[1]} columns of numbers")
-    is_target = np.array(names) == "target"
-    return rows[:, ~is_target], rows[:, is_target][:, 0] if is_target.any() else None
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+    columns = read_columns(path)
+    if words := [name for name, values in columns.items() if values.dtype == object]:
+        raise ValueError(f"columns of {path} must be numbers, got words in {words}")
+    if column(list(columns)).dtype != object:
+        raise ValueError(f"the first line of {path} must name its columns, got numbers: {list(columns)[:4]}")
+    targets = columns.pop("target", None)
+    return np.stack([*columns.values()], axis=1), targets
 
 
 def _tensor(values: object) -> Tensor:

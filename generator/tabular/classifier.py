@@ -89,7 +89,8 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         self.encoder_ = _encoder(X, {*categories, *self._categorical_columns()})
         device = resolve_device(self.device)
         self._is_mixed = X.dtype.kind in "OU"
-        inputs = _as_tensor(self.encoder_.fit_transform(self._as_fitted(X)), device)
+        encoded = self.encoder_.fit_transform(self._as_fitted(X))
+        inputs = torch.as_tensor(np.asarray(encoded, dtype=np.float32), device=device)
         labels = torch.as_tensor(codes, device=device)
         generator = load_tabular(self.weights or SHIPPED).to(device)
         scaling = standardisation(inputs[None])
@@ -192,7 +193,3 @@ def _has_words(column: np.ndarray) -> bool:
             return True
         return False
     return column.dtype.kind == "S" or (column.dtype == object and any(isinstance(value, str) for value in column))
-
-
-def _as_tensor(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.as_tensor(np.asarray(values, dtype=np.float32), device=device)

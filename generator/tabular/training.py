@@ -21,7 +21,7 @@ from generator.training.module import update_average
 from zoo.devices import resolve_device
 from zoo.networks.initialization import derive_seed
 from zoo.settings import as_json, require_same
-from zoo.storage.durable import write_file
+from zoo.storage.durable import write_file, write_state
 from zoo.tasks.families.tabular_prior import TabularPrior
 from zoo.training.schedules import Schedule
 
@@ -112,8 +112,8 @@ def train_tabular(
         optimizer.step()
         update_average(average, model, step, config.average_decay)
         if (step + 1) % config.checkpoint_steps == 0 or step + 1 == config.num_steps:
-            torch.save({"step": step + 1, **{name: part.state_dict() for name, part in parts.items()}}, out / "next.pt")
-            (out / "next.pt").replace(out / _CHECKPOINT)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            write_state(out / _CHECKPOINT, {"step": step + 1, **states})
             if on_step:
                 on_step(step + 1, loss.item())
     return average.to("cpu").eval()

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.task_distribution import cnn_task, language_task, mlp_task
 from learned_opt.meta_training.task_family import TaskFamily
-from zoo.tasks.datasets import Dataset, get_dataset
+from zoo.tasks.dataset import Dataset
+from zoo.tasks.datasets import get_dataset
 
 GROUPS: Final = ("main", "far", "stretch", "conv", "language")
 _LABEL_NOISE: Final = 0.2

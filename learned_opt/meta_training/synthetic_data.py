@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split, get_dataset
+from zoo.tasks.dataset import SPLIT_NAMES, Dataset, Split
+from zoo.tasks.datasets import get_dataset
 
 NUM_CLASSES: Final = 10
 _SEQUENCE_POINTS: Final = 40

@@ -23,7 +23,8 @@ from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.meta_training.truncated_step import LogUniformHorizon
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
-from zoo.tasks.datasets import SPLIT_NAMES, Dataset, get_dataset
+from zoo.tasks.dataset import SPLIT_NAMES, Dataset
+from zoo.tasks.datasets import get_dataset
 from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.task import Task
 
@@ -154,12 +155,12 @@ def cnn_task(dataset: Dataset, channels: Sequence[int]) -> Task:
     return Task(name, dataset, lambda: CNN(num_channels, channels, dataset.num_classes), _CROSS_ENTROPY)
 
 
-def language_task(*, width: int, num_blocks: int, context: int, num_heads: int = 4, size: int = 1_000_000) -> Task:
+def language_task(*, width: int, num_blocks: int, context: int, size: int = 1_000_000) -> Task:
     """Next-byte prediction on Python source by a transformer."""
     dataset = get_dataset("python_source", size=size, context=context)
 
     def build() -> nn.Module:
-        return ByteTransformer(dataset.num_classes, context, width, num_blocks, num_heads)
+        return ByteTransformer(dataset.num_classes, context, width, num_blocks)
 
     return Task(f"python_source-{width}x{num_blocks}", dataset, build, _CROSS_ENTROPY)
 

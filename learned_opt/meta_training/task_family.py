@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from zoo.tasks.datasets import Split
+from zoo.tasks.dataset import Split
 from zoo.tasks.families.family_task import FamilyTask
 from zoo.tasks.task import Batch, Task
 

@@ -8,7 +8,6 @@ Legend: M meta-parameters.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from learned_opt.meta_training.estimators import GradientEstimator
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
 from zoo.networks.initialization import derive_seed
 from zoo.settings import Json, as_json, installed_software, require_same, warn_of_other_software
+from zoo.storage.durable import write_state
 
 _CHECKPOINT_VERSION: Final = 2
 # What decides no step of theta; and the recipe's training, which is the config but for its seed.
@@ -159,7 +159,6 @@ class _Run:
             self.best_theta, self.best_validation = self.optimizer.theta, validation
 
     def save(self, path: Path, settings: Json) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "version": _CHECKPOINT_VERSION,
             "settings": settings,
@@ -171,9 +170,7 @@ class _Run:
             "best_validation": self.best_validation,
             "outer_steps": self.outer_steps,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        write_state(path, state)
 
     def load(self, path: Path, settings: object) -> None:
         state = torch.load(path, weights_only=True)

@@ -11,8 +11,8 @@ rule's base step, so that the usual values (0.01 to 0.1) are sensible.
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -20,18 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learned_opt.optimizer.averaging import AVERAGE, new_average, show_averages, show_iterates, update_averages
+from learned_opt.optimizer.averaging import show_averages, show_iterates, update_averages
 from learned_opt.optimizer.checks import check_options, check_param, checked_horizon
 from learned_opt.optimizer.counters import COUNTERS, advance, counted, read_counters
 from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
-from learned_opt.optimizer.low_precision import (
-    REMAINDER,
-    loses_updates,
-    portions,
-    restore_float32,
-    to_float32,
-    write_back,
-)
+from learned_opt.optimizer.low_precision import restore_float32
 from learned_opt.optimizer.param_groups import (
     Params,
     complete_group,
@@ -39,9 +32,8 @@ from learned_opt.optimizer.param_groups import (
     groups_of_params,
     tensors_of,
 )
+from learned_opt.optimizer.whole_tensors import complete_state, update_whole
 from learned_opt.pretrained.files import Pretrained, load_pretrained
-from learned_opt.rules.rule import RuleState, update_active
-from learned_opt.rules.tensor_specs import matrix_view
 
 RECOMMENDED: Final = "mulo-wide"
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
@@ -228,21 +220,22 @@ class LearnedOptimizer(Optimizer):
             return loss
         for entry in pending:  # also of zero gradients: that is how torch.distributed.checkpoint asks for state
             entry.state = self.state[entry.param]
-            self._complete_state(entry)
+            complete_state(entry, self.pretrained.rule, kahan_sum=self.kahan_sum)
         has_gradient = largest != 0 if is_skipped is False else (largest != 0) & ~is_skipped
         pending = to_update(pending, has_gradient)
         if not pending:
             return loss
         self._warn_of_settings()
-        self._update([entry for entry in pending if entry.sharding is None])
+        first = self.param_groups[0]
+        horizon, inner_step = self.num_training_steps, first["inner_step"]
+        update = partial(update_whole, self.pretrained.rule, self._theta_on, inner_step=inner_step, num_steps=horizon)
+        update([entry for entry in pending if entry.sharding is None])
         if sharded := [entry for entry in pending if entry.sharding is not None]:
             from learned_opt.optimizer.sharded import update_sharded
 
-            update_sharded(sharded, self._update)
+            update_sharded(sharded, update)
         is_update = known(has_gradient.any())
-        first = self.param_groups[0]
         if (power := first["average"]) is not None:
-            inner_step = first["inner_step"]
             update_averages(self._all_params(), self.state, power=power, inner_step=inner_step, by=is_update)
         advance(self.param_groups, "inner_step", is_update)
         self._most_steps += 1
@@ -314,69 +307,11 @@ class LearnedOptimizer(Optimizer):
         names, is_finite = self._bad or ([], torch.empty(0))
         return [name for name, fine in zip(names, is_finite.tolist(), strict=True) if not fine][:8]
 
-    def _update(self, pending: Sequence[Pending]) -> None:
-        """Run the rule on whole tensors."""
-        together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
-        for entry in pending:
-            together[entry.param.device, entry.num_matrices].append(entry)
-        for (device, _), entries in together.items():
-            for portion in portions(entries):
-                self._update_together(device, portion)
-
-    def _update_together(self, device: torch.device, pending: Sequence[Pending]) -> None:
-        """Run the rule on tensors of one device that are equally many matrices, as one model."""
-        parts = [matrix_view(entry.param.detach(), entry.axes) for entry in pending]
-        lost = [entry.state.get(REMAINDER) for entry in pending]  # by rounding
-        remainders = [x if x is None else matrix_view(x, entry.axes) for x, entry in zip(lost, pending, strict=True)]
-        params = [to_float32(part, lost) for part, lost in zip(parts, remainders, strict=True)]
-        state: RuleState = defaultdict(list)
-        for entry in pending:
-            for key, kept in entry.state.items():
-                if key not in (REMAINDER, AVERAGE):
-                    state[key].append(kept if entry.is_stack else kept.unsqueeze(0))
-        old_state = {key: list(tensors) for key, tensors in state.items()}
+    def _theta_on(self, device: torch.device) -> Tensor:
+        """The meta-parameters, copied to a device once."""
         if device not in self._thetas:
             self._thetas[device] = self.pretrained.theta.to(device, non_blocking=True)
-        update_active(
-            self.pretrained.rule,
-            self._thetas[device],
-            [entry.spec for entry in pending],
-            params,
-            grads=[(-entry.grad if entry.group["maximize"] else entry.grad).to(torch.float32) for entry in pending],
-            state=state,
-            active=[entry.active for entry in pending],
-            inner_step=self.param_groups[0]["inner_step"],
-            num_steps=self.num_training_steps,
-            lr=[entry.lr for entry in pending],
-            weight_decay=[entry.group["weight_decay"] for entry in pending],
-        )
-        for i, (entry, part, param) in enumerate(zip(pending, parts, params, strict=True)):
-            if part.dtype != torch.float32:
-                write_back(part, remainders[i], param)
-            elif param is not part:  # otherwise the rule has changed the parameter itself
-                part.copy_(param)
-            self._keep(entry, {key: new[i] for key, new in state.items() if new[i] is not old_state[key][i]})
-
-    def _complete_state(self, entry: Pending) -> None:
-        """Give a tensor what its state is to begin with, divided among ranks as the parameter is."""
-        rule = self.pretrained.rule
-        if not entry.state:
-            if entry.sharding is None:
-                param = entry.param.detach()
-            else:
-                from learned_opt.optimizer.sharded import whole_param
-
-                param = whole_param(entry)
-            fresh = rule.init_state([entry.spec], [matrix_view(param, entry.axes)])
-            self._keep(entry, {key: tensor for key, (tensor,) in fresh.items()})
-        if self.kahan_sum and REMAINDER not in entry.state and loses_updates(entry.param):
-            entry.state[REMAINDER] = torch.zeros_like(entry.param)  # also of a state that was saved without it
-        if entry.group["average"] is not None and AVERAGE not in entry.state:
-            entry.state[AVERAGE] = new_average(entry.param)
-        if entry.sharding is not None:
-            from learned_opt.optimizer.sharded import shard_state
-
-            shard_state(entry, (*getattr(rule, "large_state", ()), REMAINDER, AVERAGE))
+        return self._thetas[device]
 
     def _set_mode(self, *, is_training: bool) -> bool:
         """Whether that changes what the model holds."""
@@ -389,10 +324,6 @@ class LearnedOptimizer(Optimizer):
 
     def _all_params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
-
-    def _keep(self, entry: Pending, state: Mapping[str, Tensor]) -> None:
-        """Store the rule's state (N, ...) of a parameter, without the dim N unless the parameter has it."""
-        entry.state.update(state if entry.is_stack else {key: tensor.squeeze(0) for key, tensor in state.items()})
 
     def _warn_of_skips(self) -> None:
         num_skipped = int(self._num_skipped_in_a_row)

@@ -17,17 +17,13 @@ from torch import Tensor
 from zoo import ParamLayout, Task, Zoo
 from zoo.inspection.summary import last_snapshots
 from zoo.networks.alignment import align
+from zoo.storage.selection import evenly
 
 MAX_LINES: Final = 80  # runs drawn one by one
 MAX_POINTS: Final = 10_000  # networks in a plane
 _MAX_BYTES: Final = 2**29
 _MAX_ROWS, _MAX_COLUMNS, _MAX_TENSORS, _MAX_FRAMES = 64, 1024, 8, 60  # of weights that are drawn
 LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-def evenly(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most that many of the rows, evenly spaced, first and last among them."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)] if len(rows) else rows
 
 
 def affordable(layout: ParamLayout, most: int) -> int:

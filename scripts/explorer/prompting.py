@@ -25,9 +25,10 @@ from generator import GeneratedParams, ParameterPipeline
 from generator.evaluation.neighbours import nearest
 from zoo import Task, Zoo
 from zoo.inspection.summary import last_snapshots
+from zoo.storage.selection import evenly
 from zoo.tasks.families.family_task import FamilyTask
 
-from .networks import affordable, evenly, image_shape, weight_pictures
+from .networks import affordable, image_shape, weight_pictures
 
 _MAX_SAMPLES: Final = 16
 _MAX_KEPT: Final = 32  # answers

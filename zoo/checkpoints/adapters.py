@@ -33,6 +33,7 @@ _PREFIX: Final = "base_model.model."
 ADAPTER_KEYS: Final = (
     "peft_type",
     "r",
+    "init_r",  # of AdaLoRA, by which its scale is divided however many components are left
     "lora_alpha",
     "rank_pattern",
     "alpha_pattern",
@@ -110,6 +111,8 @@ def adapter_tensors(saved: Mapping[str, Tensor], config: Mapping[str, Json], net
     model: Any = with_own_memory(sharing_copy(network)).cpu()
     if differing := different_settings(config, peft_config(network)):
         raise CheckpointError(f"the adapter is of another kind than the model's: {differing}")
+    if config.get("peft_type") == "ADALORA":
+        model.peft_config[model.active_adapter].rank_pattern = None  # PEFT would prune again what is pruned
     expected = get_peft_model_state_dict(model)
     full = {name.removeprefix(_PREFIX): name for name in expected}
     layout = layout_of_state_dict({name: expected[full[name]] for name in full})
@@ -135,8 +138,16 @@ def peft_config(network: Any) -> dict[str, Json]:
 
 def different_settings(first: Mapping[str, Json], second: Mapping[str, Json]) -> str:
     """Which settings give two adapters' tensors different meanings, in words; empty if none does."""
-    differing = [key for key in ADAPTER_KEYS if (first.get(key) or None) != (second.get(key) or None)]
-    return ", ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in differing)
+    pairs = {key: (_setting(first, key), _setting(second, key)) for key in ADAPTER_KEYS}
+    return ", ".join(f"{key} {mine} and {theirs}" for key, (mine, theirs) in pairs.items() if mine != theirs)
+
+
+def _setting(config: Mapping[str, Json], key: str) -> Json:
+    """A setting, None for nothing. AdaLoRA's mask of the components that it kept is their number: the rest is gone."""
+    value = config.get(key) or None
+    if key == "rank_pattern" and isinstance(value, Mapping):
+        return {name: kept.count(True) if isinstance(kept, list) else kept for name, kept in value.items()}
+    return value
 
 
 def _in_peft_names(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Json]]:

@@ -20,6 +20,7 @@ from zoo.networks.alignment import align
 from zoo.networks.metrics import matched_distances
 from zoo.networks.symmetry import apply
 from zoo.storage.schema import RunStatus
+from zoo.storage.selection import evenly
 from zoo.storage.zoo import Zoo
 from zoo.tasks.registry import TASK_NAMES
 
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
 
 # Blue and vermilion of Okabe and Ito's palette, distinguishable with any colour vision; magnitudes in cividis.
 _BLUE: Final = "#0072B2"
-_OTHER_UNITS: Final = {"arrays", "table", "saved_rows", "cartpole"}  # tasks whose losses may be no nats
 _VERMILION: Final = "#D55E00"
 _GREY: Final = "#666666"
 _COLORMAP: Final = "cividis"
+_OTHER_UNITS: Final = {"arrays", "table", "saved_rows", "cartpole"}  # tasks whose losses may be no nats
 _MAX_BYTES: Final = 2**28
+_MAX_RUNS: Final = 48  # whose networks are compared
+_MAX_BINS: Final = 40
 _STYLE: Final[dict] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -114,9 +117,9 @@ def draw_final_metrics(zoo: Zoo) -> Figure:
     return figure
 
 
-def draw_distances(zoo: Zoo, max_runs: int = 48) -> Figure:
+def draw_distances(zoo: Zoo) -> Figure:
     """Distances between final networks with their units matched, best run first, beside the distances as stored."""
-    runs = _choose_runs(zoo, max_runs, num_snapshots=1)
+    runs = _choose_runs(zoo, num_snapshots=1)
     label = "run"
     if zoo.spec.metric_names:
         name = next(iter(metric_families(zoo.spec.metric_names).values()))[0]
@@ -148,9 +151,9 @@ def draw_distances(zoo: Zoo, max_runs: int = 48) -> Figure:
     return figure
 
 
-def draw_trajectory_pca(zoo: Zoo, max_runs: int = 48) -> Figure:
+def draw_trajectory_pca(zoo: Zoo) -> Figure:
     """Trajectories in the plane of their first two principal components, as stored and with units matched."""
-    runs = _choose_runs(zoo, max_runs, num_snapshots=zoo.num_snapshots)
+    runs = _choose_runs(zoo, num_snapshots=zoo.num_snapshots)
     stored = torch.from_numpy(zoo.params[runs])  # (R, S, P)
     present = torch.from_numpy(zoo.inner_step[runs] >= 0)  # (R, S)
     last = stored[torch.arange(len(runs)), torch.from_numpy(last_snapshots(zoo)[runs])]
@@ -188,13 +191,12 @@ def principal_plane(points: Tensor) -> tuple[Tensor, tuple[float, float]]:
     return (vectors[:, -2:].flip(1) * top.sqrt()).float(), (first, second)
 
 
-def _choose_runs(zoo: Zoo, max_runs: int, num_snapshots: int) -> np.ndarray:
+def _choose_runs(zoo: Zoo, num_snapshots: int) -> np.ndarray:
     """Usable runs, evenly spaced over the zoo, not more than memory allows."""
     runs = zoo.usable_runs()
     runs = runs[last_snapshots(zoo)[runs] >= 0]
     affordable = max(2, _MAX_BYTES // (4 * num_snapshots * zoo.layout.num_params))
-    count = min(len(runs), max_runs, affordable)
-    return runs[np.linspace(0, len(runs) - 1, count).round().astype(int)]
+    return evenly(runs, min(_MAX_RUNS, affordable))
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
@@ -230,14 +232,14 @@ def _spans_decades(values: np.ndarray) -> bool:
     return bool(finite.size and finite.min() > 0 and finite.max() > 5 * finite.min())
 
 
-def _bins(values: np.ndarray, *, is_logarithmic: bool, max_bins: int = 40) -> list[float]:
+def _bins(values: np.ndarray, *, is_logarithmic: bool) -> list[float]:
     """Edges of a histogram; one bar for each value where there are few, as for errors on a small data set."""
-    count = min(max_bins, max(8, int(2 * len(values) ** 0.5)))
+    count = min(_MAX_BINS, max(8, int(2 * len(values) ** 0.5)))
     if is_logarithmic:
         return list(np.geomspace(values.min(), values.max(), count + 1))
     distinct = np.unique(values)
     gap = float(np.diff(distinct).min()) if len(distinct) > 1 else 1.0
-    if (distinct[-1] - distinct[0]) / gap <= max_bins:
+    if (distinct[-1] - distinct[0]) / gap <= _MAX_BINS:
         return list(np.arange(distinct[0] - gap / 2, distinct[-1] + gap, gap))
     return list(np.linspace(distinct[0], distinct[-1], count + 1))
 

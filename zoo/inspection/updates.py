@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.networks.layout import ParamLayout
+from zoo.storage.selection import evenly
 from zoo.storage.zoo import Zoo
 
 _TOLERANCE: Final = 1e-5  # as in the paper; below it bfloat16 and float32 trainings differ by rounding
@@ -74,8 +75,7 @@ def zoo_updates(zoo: Zoo) -> dict[str, dict[str, float]]:
     runs = runs[lengths[runs] > 1]
     if not len(runs):
         return {}
-    count = min(len(runs), _MAX_RUNS, max(1, _MAX_BYTES // (8 * zoo.layout.num_params)))
-    runs = runs[np.linspace(0, len(runs) - 1, count).round().astype(int)]
+    runs = evenly(runs, min(_MAX_RUNS, max(1, _MAX_BYTES // (8 * zoo.layout.num_params))))
     has = zoo.inner_step[runs] >= 0
     ends = (has.argmax(1), has.shape[1] - 1 - has[:, ::-1].argmax(1))  # first and last snapshot of each
     start, end = (torch.from_numpy(zoo.read(np.stack([runs, at], axis=1))) for at in ends)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import torch
 from typing_extensions import Buffer
 
 # Pages that are written together stay together in the page cache, so that later page faults map many at once.
@@ -17,6 +19,13 @@ _WRITE_NBYTES: Final = 2**22
 def write_file(path: Path, parts: Iterable[Buffer]) -> None:
     """Create or replace one file; see `write_files`."""
     write_files({path: parts})
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Create or replace a file that `torch.load` reads; see `write_files`."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_file(path, [content.getbuffer()])
 
 
 def write_files(files: Mapping[Path, Iterable[Buffer]]) -> None:

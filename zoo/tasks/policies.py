@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from zoo.tasks.cartpole import CartPole
 from zoo.tasks.classification import probabilities
-from zoo.tasks.datasets import Dataset
+from zoo.tasks.dataset import Dataset
 from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.task import Batch, Task
 

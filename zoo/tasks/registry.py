@@ -24,7 +24,8 @@ from zoo.networks.layout import ParamLayout
 from zoo.networks.randomness import seeded_module
 from zoo.tasks.augmentation import make_augmentations
 from zoo.tasks.augmentation import recorded as recorded_augmentations
-from zoo.tasks.datasets import DATASETS, Dataset
+from zoo.tasks.dataset import Dataset
+from zoo.tasks.datasets import DATASETS
 from zoo.tasks.families.family_task import FamilyTask
 from zoo.tasks.families.registry import FAMILIES
 from zoo.tasks.libraries import own_module, timm_model, transformers_model

@@ -25,7 +25,7 @@ from zoo.tasks.augmentation import recorded
 from zoo.tasks.backend import Networks, first_line
 from zoo.tasks.batched_mlp import BatchedMLP
 from zoo.tasks.checks import check_fit, check_splits
-from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
+from zoo.tasks.dataset import SPLIT_NAMES, Dataset, Split
 from zoo.tasks.evaluation import activation_bytes, evenly_chosen, pairs_at_once
 from zoo.tasks.identity import behaviour, structure
 from zoo.tasks.looped_module import LoopedModule

@@ -13,7 +13,6 @@ Legend: N networks, P numbers of one network, S snapshots.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from zoo.networks.counter_rng import at, streams_of
 from zoo.settings import Json, require_same
-from zoo.storage.durable import write_file
+from zoo.storage.durable import write_state
 from zoo.tasks.task import Task
 from zoo.training.batches import own_indices, shared_indices
 from zoo.training.gradients import Gradients
@@ -276,7 +275,6 @@ class _Training:
 
     def _save(self, checkpoint: _Checkpoint, last: Tensor, num_taken: int) -> None:
         """Write all that is needed to continue, whole or not at all; `last` and `num_taken` come back from `_load`."""
-        content = io.BytesIO()
         state = {
             "settings": checkpoint.settings,
             "inner_step": self.inner_step,
@@ -286,8 +284,7 @@ class _Training:
             "alive": self.alive,
             "optimizer": self._state,
         }
-        torch.save(state, content)
-        write_file(checkpoint.path, [content.getbuffer()])
+        write_state(checkpoint.path, state)
 
     def _load(self, checkpoint: _Checkpoint) -> tuple[Tensor, int]:
         """Continue from there: the last sound networks (N, P), and how many snapshots were taken."""

@@ -130,12 +130,12 @@ REPORTED: Final[Mapping[str, Callable[[], Table]]] = {
 }
 
 
-def parts(table: Table, seed: int, max_rows: int, max_tests: int = 1000) -> tuple[np.ndarray, ...]:
-    """X and y to learn from, half of the rows and at most `max_rows`, then X and y to test on, of the other half."""
+def parts(table: Table, seed: int, max_rows: int) -> tuple[np.ndarray, ...]:
+    """X and y to learn from, half of the rows and at most `max_rows`, then up to 1,000 of the other half to test on."""
     from sklearn.model_selection import train_test_split
 
     X, X_test, y, y_test = train_test_split(table.X, table.y, test_size=0.5, random_state=seed, stratify=table.y)
-    return X[:max_rows], y[:max_rows], X_test[:max_tests], y_test[:max_tests]
+    return X[:max_rows], y[:max_rows], X_test[:1000], y_test[:1000]
 
 
 def _columns(cells: np.ndarray) -> np.ndarray:

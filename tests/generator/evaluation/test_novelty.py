@@ -31,28 +31,27 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(scope="module")
-def runs() -> Trajectories:
-    """Real runs: 72 networks of 8 units, 15 snapshots of 160 steps."""
-    task = get_task("digits", hidden=(8,))
-    snapshots = train_population(
-        task, Adam(lr=0.01), range(72), num_steps=160, snapshot_steps=range(0, 161, 10), compile=False
-    )
-    params = torch.stack([one.params for one in snapshots], dim=1)
-    losses = task.evaluate(params.flatten(0, 1), "val")["loss"].view(params.shape[:2])
-    return Trajectories(task.layout, params, {METRIC: losses})
-
-
 def part(runs: Trajectories, rows: slice) -> Trajectories:
     chosen = torch.arange(len(runs))[rows]
     params = torch.stack([runs.read(chosen, torch.full_like(chosen, s)) for s in range(runs.metrics[METRIC].shape[1])])
     return Trajectories(runs.layout, params.movedim(0, 1), {METRIC: runs.metrics[METRIC][rows]}, runs=chosen)
 
 
-@pytest.fixture(scope="module")
-def testbed(runs) -> Testbed:
+def make_testbed() -> Testbed:
+    """48 real runs of 8 hidden units to learn from and 24 unseen ones, 17 snapshots of 160 steps each."""
     task = get_task("digits", hidden=(8,))
+    snapshots = train_population(
+        task, Adam(lr=0.01), range(72), num_steps=160, snapshot_steps=range(0, 161, 10), compile=False
+    )
+    params = torch.stack([one.params for one in snapshots], dim=1)
+    losses = task.evaluate(params.flatten(0, 1), "val")["loss"].view(params.shape[:2])
+    runs = Trajectories(task.layout, params, {METRIC: losses})
     return Testbed(task, part(runs, slice(NUM_UNSEEN, None)), part(runs, slice(NUM_UNSEEN)))
+
+
+@pytest.fixture(scope="module")
+def testbed() -> Testbed:
+    return make_testbed()
 
 
 def outcomes(testbed: Testbed):

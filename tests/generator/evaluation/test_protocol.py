@@ -26,8 +26,8 @@ NUM_UNSEEN = 10
 SMALL = EvaluationConfig(num_starts=8, num_novelty_starts=8, num_prompts=4, num_updates=2)
 
 
-@pytest.fixture(scope="module")
-def testbed() -> Testbed:
+def make_testbed() -> Testbed:
+    """24 real runs of 6 hidden units to learn from and 10 unseen ones, 13 snapshots of 120 steps each."""
     snapshots = train_population(
         TASK, Adam(lr=0.01), range(34), num_steps=120, snapshot_steps=range(0, 121, 10), compile=False
     )
@@ -49,6 +49,11 @@ def outcomes(testbed: Testbed):
         return torch.where(gaps[:, None] == 0, found, start)
 
     return sampler
+
+
+@pytest.fixture(scope="module")
+def testbed() -> Testbed:
+    return make_testbed()
 
 
 @pytest.fixture(scope="module")

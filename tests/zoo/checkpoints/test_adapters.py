@@ -12,7 +12,7 @@ from zoo.building.build import build_zoo
 from zoo.checkpoints.adapters import save_adapter
 from zoo.checkpoints.importer import import_checkpoints
 from zoo.checkpoints.tensors import CheckpointError
-from zoo.networks import low_rank
+from zoo.networks import low_rank, symmetry
 from zoo.networks.adapters import adapt
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.networks.base import sharing_copy
@@ -188,6 +188,51 @@ class TestPeft:
         else:
             with pytest.raises(ValueError, match="any invertible matrix may mix"):
                 low_rank.canonical(plain.layout, torch.from_numpy(plain.params[:, 0]))
+
+    def test_adalora_pruned_to_different_ranks_goes_into_zoos_and_back(self, tmp_path):
+        """Which components PEFT kept is not part of what an adapter means, how many are is; it may keep none."""
+        peft = pytest.importorskip("peft")
+        base, layers = MLP(64, (16, 8), 10), ["layers.0", "layers.1", "layers.2"]
+
+        def prune(folder, *kept):
+            """What PEFT leaves of an adapter of which only some components do anything, two a layer on average."""
+            config = peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=3, target_modules=layers, total_step=9)
+            model = peft.get_peft_model(copy.deepcopy(base), config)
+            with torch.no_grad():
+                for layer, one in zip(layers, kept, strict=True):
+                    adapter = model.base_model.model.get_submodule(layer)
+                    for values in (adapter.lora_E.default, adapter.lora_A.default, adapter.lora_B.default.T):
+                        values.zero_()[one] = torch.randn_like(values[one])
+            outputs_now = model(images())
+            outputs_now.square().sum().backward()
+            for inner_step in (8, 9):
+                model.base_model.update_and_allocate(inner_step)
+            model.save_pretrained(folder)
+            return outputs_now.detach()
+
+        expected = [prune(tmp_path / f"runs/{i}", [0, 1, 2, 3], one, []) for i, one in enumerate(([1, 2], [0, 3]))]
+        prune(tmp_path / "other", [0], [0, 1, 2], [2, 3])
+        model = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "runs/0", is_trainable=True)
+        plain = import_checkpoints(tmp_path / "runs", tmp_path / "plain")
+        named = import_checkpoints(tmp_path / "runs", tmp_path / "named", model=model)
+        for name, zoo, network in (
+            ("again", plain, plain.attributes["extra"]["adapter_config"]),
+            ("model", named, model),
+        ):
+            assert [group.size for group in zoo.layout.groups] == [4, 2, 0]
+            assert {group.kind for group in zoo.layout.groups} == {"permutation"}
+            params = torch.from_numpy(zoo.params[:, 0])
+            orders = symmetry.sample(zoo.layout, 2, torch.Generator().manual_seed(1))
+            permuted = symmetry.apply(zoo.layout, params, orders)
+            assert not torch.equal(permuted, params)
+            for run, vector in enumerate(permuted):
+                folder = tmp_path / f"{name}/{run}"
+                save_adapter(folder, zoo.layout.views(vector), network)
+                loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder)
+                torch.testing.assert_close(outputs(loaded, images()), expected[run], rtol=1e-5, atol=1e-5)
+        for runs in ([tmp_path / "runs/0", tmp_path / "other"], [tmp_path / "other"]):
+            with pytest.raises(CheckpointError, match=r"rank_pattern .*'layers.1.lora_E': [23],.* and"):
+                import_checkpoints(runs, tmp_path / "wrong", model=model)
 
     def test_adapters_of_peft_become_ours(self, tmp_path):
         peft = pytest.importorskip("peft")

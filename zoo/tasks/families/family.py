@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo.networks.initialization import derive_seed
 from zoo.storage.splits import SplitRule
-from zoo.tasks.datasets import Dataset
+from zoo.tasks.dataset import Dataset
 from zoo.tasks.task import Batch
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.networks.counter_rng import CounterRng, at
 from zoo.tasks.augmentation import Augmentation, Sampler
-from zoo.tasks.datasets import AUGMENTATION_PART
+from zoo.tasks.dataset import AUGMENTATION_PART
 from zoo.tasks.evaluation import even_indices
 from zoo.tasks.families.family import Family, Members
 from zoo.tasks.objectives import Objective

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from zoo.tasks.datasets import Dataset
+from zoo.tasks.dataset import Dataset
 from zoo.tasks.task import Batch
 
 _MAX_LISTED: Final = 16  # classes of which all subsets are members

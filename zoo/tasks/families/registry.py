@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from zoo.tasks.datasets import Dataset, get_dataset
+from zoo.tasks.dataset import Dataset
+from zoo.tasks.datasets import get_dataset
 from zoo.tasks.families.family import Family
 from zoo.tasks.families.label_subsets import LabelSubsets
 from zoo.tasks.families.tabular_prior import TabularPrior

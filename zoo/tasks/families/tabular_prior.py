@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
+from zoo.tasks.dataset import SPLIT_NAMES, Dataset, Split
 from zoo.tasks.families.family import member_draws
 from zoo.tasks.task import Batch
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zoo.storage.splits import SplitRule
-from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
+from zoo.tasks.dataset import SPLIT_NAMES, Dataset, Split
 from zoo.tasks.task import Batch
 
 _SHARES: Final = (0.8, 0.9)  # ends of the training and the validation part of a domain's text

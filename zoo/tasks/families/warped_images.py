@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.tasks.datasets import SPLIT_NAMES, Dataset, Split
+from zoo.tasks.dataset import SPLIT_NAMES, Dataset, Split
 from zoo.tasks.families.family import member_draws
 from zoo.tasks.task import Batch
 

@@ -26,7 +26,7 @@ def load_array_file(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no data at {path}; give an .npz file or a Zarr group")
-    found = _read_zarr(path) if path.is_dir() else _read_npz(path)
+    found = _read_zarr(path) if path.is_dir() else read_npz(path)
     wanted = _SIX_ARRAYS if any(name in found for name in _SIX_ARRAYS) else _TWO_ARRAYS
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -41,7 +41,13 @@ def load_array_file(path: str | Path) -> dict[str, np.ndarray]:
     return {name: _standard_dtype(name, array) for name, array in named.items()}
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file by name, as they are.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is another kind of file, or holds what would have to be unpickled.
+    """
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):

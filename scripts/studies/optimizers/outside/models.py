@@ -200,16 +200,15 @@ class UNet(nn.Module):
 class Siren(nn.Module):
     """Network of sines (Sitzmann et al. 2020, arXiv 2006.09661), frequency 15 in the first layer."""
 
-    def __init__(self, num_inputs: int, width: int, first: float = 15.0) -> None:
+    def __init__(self, num_inputs: int, width: int) -> None:
         super().__init__()
-        self.first = first
         self.layers = nn.ModuleList([nn.Linear(num_inputs, width), nn.Linear(width, width), nn.Linear(width, 1)])
         nn.init.uniform_(self.layers[0].weight, -1 / num_inputs, 1 / num_inputs)
         for layer in self.layers[1:]:
             nn.init.uniform_(layer.weight, -((6 / width) ** 0.5), (6 / width) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = (self.first * self.layers[0](x)).sin()
+        x = (15 * self.layers[0](x)).sin()
         return self.layers[2](self.layers[1](x).sin())
 
 

@@ -3,40 +3,23 @@
 It was divided before any optimizer was run on it, by whole families: "dev" has the kinds on which earlier experiments
 had been looked at (recurrent networks, an encoder, denoising, smooth regression, physics-informed losses), and is what
 choices are made on; "outside" has all other kinds, and is only reported.
-
-Every factory draws initial weights from torch's global generator, which the caller seeds, and returns the model with
-its training loss on a minibatch drawn by the generator that it is given. Dropout is off, so that the loss of what was
-trained can be measured.
-
-Legend: B examples, L tokens, C channels.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zoo.networks.architectures import CNN, MLP
-from zoo.tasks.datasets import get_dataset
 
-from . import models
+from . import models, problems
+from .problems import Problem
 
 PANELS: Final = ("dev", "outside")
-
-
-class Problem(NamedTuple):
-    """A model and its loss on a minibatch."""
-
-    model: nn.Module
-    loss: Callable[[torch.Generator], Tensor]
-    num_measured: int = 24  # minibatches on which a loss is measured
 
 
 @dataclass(frozen=True)
@@ -61,368 +44,62 @@ def outside_tasks(panels: Sequence[str] = PANELS) -> list[OutsideTask]:
     return [task for task in _TASKS if task.panel in panels]
 
 
-@lru_cache(maxsize=8)
-def _data(name: str, **options: int) -> tuple[Tensor, Tensor]:
-    """Training inputs, standardised unless they are bytes, and targets."""
-    split = get_dataset(name, **options).train
-    inputs = split.inputs
-    return ((inputs - inputs.mean()) / inputs.std() if inputs.is_floating_point() else inputs), split.targets
-
-
-def _minibatch(rng: torch.Generator, size: int, *tensors: Tensor) -> list[Tensor]:
-    chosen = torch.randint(len(tensors[0]), (size,), generator=rng)
-    return [tensor[chosen] for tensor in tensors]
-
-
-def _classification(
-    make_model: Callable[[], nn.Module],
-    data: str = "mnist5k",
-    *,
-    batch_size: int = 32,
-    view: Callable[[Tensor], Tensor] = lambda x: x,
-) -> Problem:
-    model, (inputs, targets) = make_model(), _data(data)
-
-    def loss(rng: torch.Generator) -> Tensor:
-        x, y = _minibatch(rng, batch_size, view(inputs), targets)
-        return F.cross_entropy(model(x), y)
-
-    return Problem(model, loss, num_measured=max(24, 512 // batch_size))
-
-
-def _language(
-    make_model: Callable[[], nn.Module], text: Callable[[], Tensor] | None = None, *, batch_size: int = 8
-) -> Problem:
-    """Next-byte prediction by a model of transformers."""
-    model = make_model()
-    tokens = text() if text else _data("python_source", context=48)[0]
-
-    def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, batch_size, tokens)
-        return model(input_ids=x, labels=x).loss
-
-    return Problem(model, loss)
-
-
-def _masked_language() -> Problem:
-    model, tokens = models.bert(), _data("python_source", context=48)[0]
-
-    def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 8, tokens)
-        is_hidden = torch.rand(x.shape, generator=rng) < 0.15
-        return model(input_ids=x.masked_fill(is_hidden, 0), labels=x.masked_fill(~is_hidden, -100)).loss
-
-    return Problem(model, loss)
-
-
-def _reversal() -> Problem:
-    """Sequence to sequence: bytes in reversed order."""
-    model, tokens = models.t5(), _data("python_source", context=24)[0]
-
-    def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 8, tokens)
-        return model(input_ids=x, labels=x.flip(1)).loss
-
-    return Problem(model, loss)
-
-
-def _recurrent_language() -> Problem:
-    model, (inputs, targets) = models.LSTMLanguageModel(), _data("python_source", context=48)
-
-    def loss(rng: torch.Generator) -> Tensor:
-        x, y = _minibatch(rng, 16, inputs, targets)
-        return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-
-    return Problem(model, loss)
-
-
-def _point_denoising() -> Problem:
-    """Noise of points on a spiral, predicted from the noisy point and the time."""
-    model = models.TimeMLP(2, 64)
-
-    def loss(rng: torch.Generator) -> Tensor:
-        angle = 3 * math.pi * torch.rand(128, 1, generator=rng).sqrt()
-        points = torch.cat([angle.cos(), angle.sin()], 1) * angle / 6
-        t, noise = torch.rand(128, 1, generator=rng), torch.randn(points.shape, generator=rng)
-        return F.mse_loss(model((t * math.pi / 2).cos() * points + (t * math.pi / 2).sin() * noise, t), noise)
-
-    return Problem(model, loss)
-
-
-def _image_denoising() -> Problem:
-    model, images = models.UNet(16), _data("digits")[0].view(-1, 1, 8, 8)
-
-    def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 32, images)
-        level = torch.rand(len(x), 1, 1, 1, generator=rng)
-        noise = torch.randn(x.shape, generator=rng)
-        return F.mse_loss(model((1 - level) * x + level * noise, level), noise)
-
-    return Problem(model, loss)
-
-
-def _smooth_regression() -> Problem:
-    """A smooth function of two variables without noise, all examples in every step."""
-    model = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
-    x = torch.rand(256, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    y = (3 * x[:, :1]).sin() * (2 * x[:, 1:]).cos() + 0.5 * x[:, :1] * x[:, 1:]
-    return Problem(model, lambda rng: F.mse_loss(model(x), y))
-
-
-def _image_as_function() -> Problem:
-    """Grey values of one image from coordinates, by a network of sines."""
-    model, image = models.Siren(2, 48), _data("mnist5k")[0][7].flatten().unsqueeze(1)
-    line = torch.linspace(-1, 1, 28)
-    places = torch.cartesian_prod(line, line)
-
-    def loss(rng: torch.Generator) -> Tensor:
-        x, y = _minibatch(rng, 256, places, image)
-        return F.mse_loss(model(x), y)
-
-    return Problem(model, loss)
-
-
-def _poisson() -> Problem:
-    """u'' = -pi^2 sin(pi x) + 4 x on [-1, 1], u = 0 at both ends."""
-    model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
-
-    def loss(rng: torch.Generator) -> Tensor:
-        x = (torch.rand(64, 1, generator=rng) * 2 - 1).requires_grad_()
-        residual = _derivative(_derivative(model(x), x), x) + math.pi**2 * (math.pi * x).sin() - 4 * x
-        return residual.square().mean() + 10 * model(torch.tensor([[-1.0], [1.0]])).square().mean()
-
-    return Problem(model, loss)
-
-
-def _oscillator() -> Problem:
-    """u'' + .4 u' + 16 u = 0 on [0, 2] with u(0) = 1, u'(0) = 0, on a fixed grid."""
-    model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
-
-    def loss(rng: torch.Generator) -> Tensor:
-        t = torch.linspace(0, 2, 64).unsqueeze(1).requires_grad_()
-        u = model(t)
-        speed = _derivative(u, t)
-        residual = _derivative(speed, t) + 0.4 * speed + 16 * u
-        return 0.01 * residual.square().mean() + (u[0] - 1).square().mean() + 0.1 * speed[0].square().mean()
-
-    return Problem(model, loss)
-
-
-def _derivative(y: Tensor, x: Tensor) -> Tensor:
-    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    return slope
-
-
-def _autoencoding(make_model: Callable[[], nn.Module], data: str, *, view: Callable[[Tensor], Tensor]) -> Problem:
-    model, inputs = make_model(), view(_data(data)[0])
-
-    def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 32, inputs)
-        return F.mse_loss(model(x), x)
-
-    return Problem(model, loss)
-
-
-def _variational() -> Problem:
-    model, images = models.VAE(64, 8), get_dataset("digits").train.inputs.flatten(1)
-    images = images / images.max()
-
-    def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 64, images)
-        logits, mean, log_var = model(x, rng)
-        divergence = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1)
-        return (F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1) + divergence).mean()
-
-    return Problem(model, loss)
-
-
-def _contrastive() -> Problem:
-    """Two noisy views of each image must find one another (InfoNCE)."""
-    model, images = MLP(64, (64, 64), 16), _data("digits")[0].flatten(1)
-
-    def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 64, images)
-        one, two = (F.normalize(model(x + 0.7 * torch.randn(x.shape, generator=rng)), dim=1) for _ in range(2))
-        return F.cross_entropy(5 * one @ two.T, torch.arange(len(x)))
-
-    return Problem(model, loss)
-
-
-def _factorisation() -> Problem:
-    """A matrix of ratings of rank 4 with noise, from embeddings of rows and columns."""
-    model, rng = models.Factorisation(200, 100, 8), torch.Generator().manual_seed(0)
-    rows, columns = torch.randint(200, (6000,), generator=rng), torch.randint(100, (6000,), generator=rng)
-    truth = torch.randn(200, 4, generator=rng) @ torch.randn(4, 100, generator=rng) / 2
-    ratings = truth[rows, columns] + 0.3 * torch.randn(6000, generator=rng)
-
-    def loss(rng: torch.Generator) -> Tensor:
-        row, column, rating = _minibatch(rng, 128, rows, columns, ratings)
-        return F.mse_loss(model(row, column), rating)
-
-    return Problem(model, loss)
-
-
-def _table_regression() -> Problem:
-    """scikit-learn's diabetes, standardised."""
-    from sklearn.datasets import load_diabetes
-
-    table = load_diabetes()
-    x, y = torch.tensor(table.data).float(), torch.tensor(table.target).float().unsqueeze(1)
-    x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
-    first, second = (nn.Sequential(nn.Linear(size, 64), nn.SiLU()) for size in (10, 64))
-    model = nn.Sequential(first, nn.LayerNorm(64), second, nn.Linear(64, 1))
-
-    def loss(rng: torch.Generator) -> Tensor:
-        inputs, targets = _minibatch(rng, 32, x, y)
-        return F.mse_loss(model(inputs), targets)
-
-    return Problem(model, loss)
-
-
-def _table_classification() -> Problem:
-    """scikit-learn's breast cancer, by logistic regression: a convex problem."""
-    from sklearn.datasets import load_breast_cancer
-
-    table = load_breast_cancer()
-    x, y = torch.tensor(table.data).float(), torch.tensor(table.target)
-    x = (x - x.mean(0)) / x.std(0)
-    model = nn.Linear(30, 2)
-
-    def loss(rng: torch.Generator) -> Tensor:
-        inputs, targets = _minibatch(rng, 32, x, y)
-        return F.cross_entropy(model(inputs), targets)
-
-    return Problem(model, loss)
-
-
-def _moving_squares() -> Problem:
-    """Which of four ways a square moves in a noisy film, by plain 3-D convolutions."""
-    model = models.conv3d()
-
-    def loss(rng: torch.Generator) -> Tensor:
-        ways = torch.randint(4, (16,), generator=rng)
-        start, time = torch.randint(2, 6, (16, 2), generator=rng), torch.arange(5)
-        steps = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]])[ways]
-        places = (start[:, None] + steps[:, None] * time[:, None]) % 8  # (B, 5, 2)
-        film = 0.5 * torch.randn(16, 1, 5, 8, 8, generator=rng)
-        film[torch.arange(16)[:, None], 0, time, places[..., 0], places[..., 1]] += 3
-        return F.cross_entropy(model(film), ways)
-
-    return Problem(model, loss)
-
-
-def _pretrained(problem: Problem, num_steps: int = 300) -> nn.Module:
-    """The model after AdamW + cosine: where a fine-tuning begins."""
-    optimizer = torch.optim.AdamW(problem.model.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    rng = torch.Generator().manual_seed(0)
-    for _ in range(num_steps):
-        optimizer.zero_grad()
-        problem.loss(rng).backward()
-        optimizer.step()
-        schedule.step()
-    return problem.model
-
-
-@lru_cache(maxsize=4)
-def _start(make: Callable[[], Problem]) -> nn.Module:
-    """One pretrained network for all seeds and optimizers, which are to copy it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return _pretrained(make())
-
-
-@lru_cache(maxsize=1)
-def _prose() -> Tensor:
-    """Bytes (sequences, 48) of the descriptions that come with scikit-learn's data sets."""
-    from sklearn import datasets
-
-    loaders = (datasets.load_iris, datasets.load_wine, datasets.load_breast_cancer, datasets.load_diabetes)
-    text = "".join(load().DESCR for load in loaders).encode()
-    return torch.tensor(list(text)).unfold(0, 48, 8)
-
-
-def _tuned_language(adapt: Callable[[nn.Module], nn.Module]) -> Problem:
-    """A language model of source code goes on with prose."""
-    start = _start(_LANGUAGE_START)
-    return _language(lambda: adapt(models.copied(start)), _prose)
-
-
-def _tuned_images(*, head_only: bool) -> Problem:
-    """A network for MNIST goes on with the digits of scikit-learn, enlarged and rotated by a quarter."""
-    model = models.copied(_start(_IMAGE_START))
-    if head_only:
-        model.requires_grad_(False)
-    model.fc = nn.Linear(model.fc.in_features, 10)
-    images, targets = _data("digits")
-    images = F.interpolate(images.view(-1, 1, 8, 8), size=(28, 28), mode="bilinear").rot90(1, (2, 3))
-
-    def loss(rng: torch.Generator) -> Tensor:
-        x, y = _minibatch(rng, 32, images, targets)
-        return F.cross_entropy(model(x), y)
-
-    return Problem(model, loss)
-
-
-_LANGUAGE_START: Final = partial(_language, models.gpt2)
-_IMAGE_START: Final = partial(_classification, models.resnet)
-
 _Flat: Final = partial(torch.flatten, start_dim=1)
 
 _TASKS: Final = (
-    OutsideTask("lstm-bytes", "recurrent", "dev", _recurrent_language),
-    OutsideTask("gru-mnist1d", "recurrent", "dev", partial(_classification, models.GRUClassifier, "mnist1d")),
-    OutsideTask("encoder-rows", "encoder", "dev", partial(_classification, models.RowEncoder)),
-    OutsideTask("mlp-denoiser", "denoising", "dev", _point_denoising, 1024),
-    OutsideTask("unet-denoiser", "denoising", "dev", _image_denoising),
-    OutsideTask("tanh-regression", "smooth regression", "dev", _smooth_regression, 1024),
-    OutsideTask("siren-image", "smooth regression", "dev", _image_as_function, 512),
-    OutsideTask("poisson", "physics-informed", "dev", _poisson, 1024),
-    OutsideTask("oscillator", "physics-informed", "dev", _oscillator, 1024),
-    OutsideTask("vit", "timm", "outside", partial(_classification, models.vit)),
-    OutsideTask("resnet", "timm", "outside", partial(_classification, models.resnet)),
-    OutsideTask("convnext", "timm", "outside", partial(_classification, models.convnext, batch_size=16)),
-    OutsideTask("mixer", "timm", "outside", partial(_classification, models.mixer)),
-    OutsideTask("gpt2", "transformers", "outside", partial(_language, models.gpt2)),
-    OutsideTask("qwen2", "transformers", "outside", partial(_language, models.qwen2)),
-    OutsideTask("mixtral", "transformers", "outside", partial(_language, models.mixtral)),
-    OutsideTask("bert", "transformers", "outside", _masked_language),
-    OutsideTask("t5-reversal", "transformers", "outside", _reversal),
-    OutsideTask("lora-gpt2", "fine-tuning", "outside", partial(_tuned_language, models.lora), 128),
-    OutsideTask("whole-gpt2", "fine-tuning", "outside", partial(_tuned_language, lambda model: model), 128),
-    OutsideTask("head-resnet", "fine-tuning", "outside", partial(_tuned_images, head_only=True), 128),
-    OutsideTask("whole-resnet", "fine-tuning", "outside", partial(_tuned_images, head_only=False), 128),
-    OutsideTask("diabetes", "tables", "outside", _table_regression, 512),
-    OutsideTask("logistic", "tables", "outside", _table_classification, 512),
+    OutsideTask("lstm-bytes", "recurrent", "dev", problems.recurrent_language),
+    OutsideTask("gru-mnist1d", "recurrent", "dev", partial(problems.classification, models.GRUClassifier, "mnist1d")),
+    OutsideTask("encoder-rows", "encoder", "dev", partial(problems.classification, models.RowEncoder)),
+    OutsideTask("mlp-denoiser", "denoising", "dev", problems.point_denoising, 1024),
+    OutsideTask("unet-denoiser", "denoising", "dev", problems.image_denoising),
+    OutsideTask("tanh-regression", "smooth regression", "dev", problems.smooth_regression, 1024),
+    OutsideTask("siren-image", "smooth regression", "dev", problems.image_as_function, 512),
+    OutsideTask("poisson", "physics-informed", "dev", problems.poisson, 1024),
+    OutsideTask("oscillator", "physics-informed", "dev", problems.oscillator, 1024),
+    OutsideTask("vit", "timm", "outside", partial(problems.classification, models.vit)),
+    OutsideTask("resnet", "timm", "outside", partial(problems.classification, models.resnet)),
+    OutsideTask("convnext", "timm", "outside", partial(problems.classification, models.convnext, batch_size=16)),
+    OutsideTask("mixer", "timm", "outside", partial(problems.classification, models.mixer)),
+    OutsideTask("gpt2", "transformers", "outside", partial(problems.language, models.gpt2)),
+    OutsideTask("qwen2", "transformers", "outside", partial(problems.language, models.qwen2)),
+    OutsideTask("mixtral", "transformers", "outside", partial(problems.language, models.mixtral)),
+    OutsideTask("bert", "transformers", "outside", problems.masked_language),
+    OutsideTask("t5-reversal", "transformers", "outside", problems.reversal),
+    OutsideTask("lora-gpt2", "fine-tuning", "outside", partial(problems.tuned_language, models.lora), 128),
+    OutsideTask("whole-gpt2", "fine-tuning", "outside", partial(problems.tuned_language, lambda model: model), 128),
+    OutsideTask("head-resnet", "fine-tuning", "outside", partial(problems.tuned_images, head_only=True), 128),
+    OutsideTask("whole-resnet", "fine-tuning", "outside", partial(problems.tuned_images, head_only=False), 128),
+    OutsideTask("diabetes", "tables", "outside", problems.table_regression, 512),
+    OutsideTask("logistic", "tables", "outside", problems.table_classification, 512),
     OutsideTask(
         "mlp-autoencoder",
         "autoencoding",
         "outside",
-        partial(_autoencoding, partial(MLP, 64, (32, 8, 32), 64), "digits", view=_Flat),
+        partial(problems.autoencoding, partial(MLP, 64, (32, 8, 32), 64), "digits", view=_Flat),
         512,
     ),
     OutsideTask(
         "conv-autoencoder",
         "autoencoding",
         "outside",
-        partial(_autoencoding, models.conv_autoencoder, "mnist5k", view=lambda x: x),
+        partial(problems.autoencoding, models.conv_autoencoder, "mnist5k", view=lambda x: x),
     ),
-    OutsideTask("vae", "autoencoding", "outside", _variational, 512),
+    OutsideTask("vae", "autoencoding", "outside", problems.variational, 512),
     OutsideTask(
         "mlp-batch1",
         "small batches",
         "outside",
-        partial(_classification, partial(MLP, 64, (64, 64), 10), "digits", batch_size=1, view=_Flat),
+        partial(problems.classification, partial(MLP, 64, (64, 64), 10), "digits", batch_size=1, view=_Flat),
         512,
     ),
     OutsideTask(
         "cnn-batch2",
         "small batches",
         "outside",
-        partial(_classification, partial(CNN, 1, (8, 16), 10), batch_size=2),
+        partial(problems.classification, partial(CNN, 1, (8, 16), 10), batch_size=2),
         512,
     ),
-    OutsideTask("films", "3-D convolutions", "outside", _moving_squares),
-    OutsideTask("info-nce", "contrastive", "outside", _contrastive, 512),
-    OutsideTask("factorisation", "factorisation", "outside", _factorisation, 512),
+    OutsideTask("films", "3-D convolutions", "outside", problems.moving_squares),
+    OutsideTask("info-nce", "contrastive", "outside", problems.contrastive, 512),
+    OutsideTask("factorisation", "factorisation", "outside", problems.factorisation, 512),
 )

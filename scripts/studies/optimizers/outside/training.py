@@ -21,7 +21,8 @@ from torch.optim import Optimizer
 from zoo.settings import digest
 
 from .methods import RATE_STEP, OutsideMethod
-from .tasks import OutsideTask, Problem
+from .problems import Problem
+from .tasks import OutsideTask
 
 FIRST_LOOK: Final = 64
 MAX_RATES: Final = 9

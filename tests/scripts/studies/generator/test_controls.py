@@ -4,58 +4,15 @@ import pytest
 import torch
 
 from generator.evaluation.baselines import NoisyCopy
-from generator.evaluation.testbed import METRIC, Testbed, nearest_snapshots
+from generator.evaluation.testbed import METRIC, Testbed
 from generator.trajectories import Trajectories
 from scripts.studies.generator.controls import halves_report, middle_band, withheld_band_report
-from zoo.networks.metrics import euclidean_distances
-from zoo.tasks.registry import get_task
-from zoo.training.optimizers import Adam
-from zoo.training.population import train_population
-
-NUM_UNSEEN = 24
-LEVEL = 0.5
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.generator.evaluation.test_novelty import LEVEL, NUM_UNSEEN, make_testbed, outcomes, part
 
 
 @pytest.fixture(scope="module")
-def runs() -> Trajectories:
-    """Real runs: 72 networks of 8 units, 15 snapshots of 160 steps."""
-    task = get_task("digits", hidden=(8,))
-    snapshots = train_population(
-        task, Adam(lr=0.01), range(72), num_steps=160, snapshot_steps=range(0, 161, 10), compile=False
-    )
-    params = torch.stack([one.params for one in snapshots], dim=1)
-    losses = task.evaluate(params.flatten(0, 1), "val")["loss"].view(params.shape[:2])
-    return Trajectories(task.layout, params, {METRIC: losses})
-
-
-def part(runs: Trajectories, rows: slice) -> Trajectories:
-    chosen = torch.arange(len(runs))[rows]
-    params = torch.stack([runs.read(chosen, torch.full_like(chosen, s)) for s in range(runs.metrics[METRIC].shape[1])])
-    return Trajectories(runs.layout, params.movedim(0, 1), {METRIC: runs.metrics[METRIC][rows]}, runs=chosen)
-
-
-@pytest.fixture(scope="module")
-def testbed(runs) -> Testbed:
-    task = get_task("digits", hidden=(8,))
-    return Testbed(task, part(runs, slice(NUM_UNSEEN, None)), part(runs, slice(NUM_UNSEEN)))
-
-
-def outcomes(testbed: Testbed):
-    """A sampler that knows what every unseen start became."""
-
-    def sampler(start, prompt, rng):
-        rows = euclidean_distances(start, testbed.starts(NUM_UNSEEN)).argmin(1)
-        return testbed.unseen.read(rows, nearest_snapshots(testbed.unseen.metrics[METRIC][rows], prompt[METRIC]))
-
-    return sampler
-
-
-def asked(num: int = NUM_UNSEEN, loss: float = LEVEL):
-    return {METRIC: torch.full((num,), loss)}
+def testbed() -> Testbed:
+    return make_testbed()
 
 
 def test_halves_agree_if_both_know_and_disagree_if_both_copy(testbed):

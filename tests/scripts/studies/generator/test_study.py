@@ -6,45 +6,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from generator.evaluation.protocol import GENERATOR, EvaluationConfig
-from generator.evaluation.testbed import METRIC, Testbed, nearest_snapshots
-from generator.trajectories import Trajectories
+from generator.evaluation.protocol import GENERATOR
+from generator.evaluation.testbed import Testbed
 from scripts.studies.generator.plots import save_plots
 from scripts.studies.generator.report import print_report, save_report, summary, to_json
 from scripts.studies.generator.study import study
-from zoo.networks.metrics import euclidean_distances
-from zoo.tasks.registry import get_task
-from zoo.training.optimizers import Adam
-from zoo.training.population import train_population
-
-TASK = get_task("digits", hidden=(6,))
-NUM_UNSEEN = 10
-SMALL = EvaluationConfig(num_starts=8, num_novelty_starts=8, num_prompts=4, num_updates=2)
+from tests.generator.evaluation.test_protocol import SMALL, make_testbed, outcomes
 
 
 @pytest.fixture(scope="module")
 def testbed() -> Testbed:
-    snapshots = train_population(
-        TASK, Adam(lr=0.01), range(34), num_steps=120, snapshot_steps=range(0, 121, 10), compile=False
-    )
-    params = torch.stack([one.params for one in snapshots], dim=1)
-    losses = TASK.evaluate(params.flatten(0, 1), "val")["loss"].view(params.shape[:2])
-    unseen, train = (
-        Trajectories(TASK.layout, params[rows], {METRIC: losses[rows]})
-        for rows in (slice(NUM_UNSEEN), slice(NUM_UNSEEN, None))
-    )
-    return Testbed(TASK, train, unseen)
-
-
-def outcomes(testbed: Testbed):
-    """A sampler that knows what every unseen start became, and leaves all others as they are."""
-
-    def sampler(start, prompt, rng):
-        gaps, rows = euclidean_distances(start, testbed.starts(NUM_UNSEEN)).min(1)
-        found = testbed.unseen.read(rows, nearest_snapshots(testbed.unseen.metrics[METRIC][rows], prompt[METRIC]))
-        return torch.where(gaps[:, None] == 0, found, start)
-
-    return sampler
+    return make_testbed()
 
 
 @pytest.fixture(scope="module")

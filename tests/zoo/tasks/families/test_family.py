@@ -85,10 +85,17 @@ def test_evaluation_is_of_each_networks_own_member_whatever_is_done_at_once(task
 
 
 def test_drawn_examples_are_each_networks_own(task):
+    """Of its member, and where members see inputs of their own, others than another network of that member draws."""
     bound = task.for_members([7, 2, 7])
-    _, targets, _ = bound.draw_examples(9, torch.Generator().manual_seed(0), ("train", "val"))
+    inputs, targets, _ = bound.draw_examples(9, torch.Generator().manual_seed(0), ("train", "val"))
     assert len(targets) == 3
-    assert torch.equal(targets[0], targets[2])
+    if task.has_own_inputs:
+        assert not torch.equal(inputs[0], inputs[2])
+        ranges = [(name, torch.arange(len(task.dataset.split(name)))) for name in ("train", "val")]
+        everything = torch.cat([bound.batch(rows.expand(3, -1), 3, name).inputs[2] for name, rows in ranges])
+        assert all((everything == drawn).flatten(1).all(1).any() for drawn in inputs[2])
+    else:
+        assert torch.equal(targets[0], targets[2])
     unbound = task.draw_examples(9, torch.Generator().manual_seed(0))
     assert unbound.inputs.shape == (9, *task.dataset.train.inputs.shape[1:])
 
