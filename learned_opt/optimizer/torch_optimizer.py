@@ -35,7 +35,7 @@ from learned_opt.optimizer.param_groups import (
 from learned_opt.optimizer.whole_tensors import complete_state, update_whole
 from learned_opt.pretrained.files import Pretrained, load_pretrained
 
-RECOMMENDED: Final = "mulo-wide"
+RECOMMENDED: Final = "mulo-norm"
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
 _SMALL_LR: Final = 0.02
 SKIPS_BEFORE_WARNING: Final = 10  # more than a GradScaler needs to find its scale

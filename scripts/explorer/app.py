@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request as HttpRequest
@@ -30,6 +31,7 @@ from .runs import RunTable
 HOST: Final = "127.0.0.1"
 _FOLDER: Final = Path(__file__).parent
 _PAGE_SIZE: Final = 100
+_MAX_UPLOAD: Final = 64 * 2**20  # bytes
 _SOURCES: Final = (
     "default-src 'none'",
     "connect-src 'self'",
@@ -104,6 +106,9 @@ class Explorer:
     def download(self, sample: str, kind: str = "safetensors", **asked: str) -> tuple[str, bytes]:
         return self._generator().file(self._request(asked), int(sample), kind)
 
+    def take_examples(self, name: str, content: bytes) -> dict[str, Any]:
+        return self._generator().take_examples(name, content)
+
     def _generator(self) -> Prompting:
         if self.prompting is None:
             raise ValueError("there is no generator; start again with pipeline=PATH")
@@ -111,12 +116,13 @@ class Explorer:
 
     def _request(self, asked: Mapping[str, str]) -> Request:
         others = dict(asked)
-        start, count, seed = (others.pop(name, "") for name in ("start", "num_samples", "seed"))
+        start, count, seed, examples = (others.pop(name, "") for name in ("start", "num_samples", "seed", "examples"))
         return Request(
             prompt=tuple(sorted((name, float(value)) for name, value in others.items())),
             num_samples=int(count or 4),
             start=self._run(start) if start else None,
             seed=int(seed or 0),
+            examples=examples,
         )
 
     def _run(self, text: str) -> int:
@@ -155,6 +161,12 @@ def make_app(zoo: Zoo, pipe: ParameterPipeline | None = None) -> Starlette:
 
         return _guarded(packed)
 
+    async def take_examples(request: HttpRequest) -> Response:
+        if int(request.headers.get("content-length", _MAX_UPLOAD + 1)) > _MAX_UPLOAD:
+            return JSONResponse({"error": f"files of examples are up to {_MAX_UPLOAD // 2**20} MiB"}, 413)
+        name, content = request.query_params.get("name", ""), await request.body()
+        return await run_in_threadpool(lambda: _guarded(lambda: JSONResponse(explorer.take_examples(name, content))))
+
     def page(request: HttpRequest) -> Response:
         return FileResponse(_FOLDER / "page.html", headers={"Content-Security-Policy": "; ".join(_SOURCES)})
 
@@ -172,6 +184,7 @@ def make_app(zoo: Zoo, pipe: ParameterPipeline | None = None) -> Starlette:
             Route("/", page),
             Route("/palette.css", palette),
             Route("/api/download", download),
+            Route("/api/examples", take_examples, methods=["POST"]),
             Route("/api/{name}", answer),
             Route("/{name}", asset),
         ],

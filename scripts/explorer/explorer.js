@@ -7,8 +7,8 @@ const state = { view: "runs", sort: "run", descending: false, offset: 0, chosen:
 
 // ----- asking the server
 
-async function ask(name, parameters = {}) {
-  const response = await fetch(`api/${name}?${new URLSearchParams(parameters)}`);
+async function ask(name, parameters = {}, options = {}) {
+  const response = await fetch(`api/${name}?${new URLSearchParams(parameters)}`, options);
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);
   return answer;
@@ -215,10 +215,12 @@ function play() {
 
 // ----- networks on request
 
+const FROM_RUN = "initial network of run";
+
 function buildPrompt() {
   const form = find("#prompt");
   if (!about.prompting) return form.replaceChildren(make("p", "There is no generator here: start again with pipeline=PATH."));
-  const { ranges, starts, noise } = about.prompting, main = Object.keys(ranges)[0];
+  const { ranges, starts, noise, examples } = about.prompting, main = Object.keys(ranges)[0];
   const sliders = Object.entries(ranges).map(([name, [low, high]]) => {
     const value = (share) => (low > 0 ? low * (high / low) ** share : low + share * (high - low));
     const used = make("input", [], { type: "checkbox", checked: name === main, name: `use ${name}`, onchange: generate });
@@ -233,9 +235,10 @@ function buildPrompt() {
   const field = (name, label, value, attributes = {}) =>
     make("label", [`${label} `, make("input", [], { type: "number", name, value, onchange: generate, ...attributes })]);
   const start = make("select", [], { name: "from", onchange: generate });
-  fill(start, [...(starts ? ["initial network of run"] : []), ...(noise ? ["noise"] : [])]);
+  fill(start, [...(starts ? [FROM_RUN] : []), ...(noise ? ["noise"] : starts ? [] : ["the prompt alone"])]);
   form.replaceChildren(
     ...sliders,
+    ...(examples ? [examplesField(examples)] : []),
     make("label", ["from ", start]),
     field("start", "run", state.chosen.a ?? about.columns.find(({ name }) => name === "run").range[1], { min: 0 }),
     field("num_samples", "samples", 4, { min: 1, max: 16 }),
@@ -246,13 +249,32 @@ function buildPrompt() {
   return generate();
 }
 
+function examplesField({ shape, num_classes }) {
+  const title = `x.npz with arrays inputs (number, ${shape.join(", ")}) and targets, or x.csv with a column target; classes 0 to ${num_classes - 1}, -1 where there is none`;
+  const file = make("input", [], { type: "file", accept: ".npz,.csv", title }), said = make("output");
+  file.onchange = async () => {
+    state.examples = null;
+    said.textContent = "";
+    await attempt(async () => {
+      const [chosen] = file.files;
+      if (!chosen) return;
+      const { examples, count, num_labelled } = await ask("examples", { name: chosen.name }, { method: "POST", body: chosen });
+      state.examples = examples;
+      said.textContent = `${count} examples, ${num_labelled} with a label`;
+    });
+    if (state.examples || !file.files.length) await generate();
+  };
+  return make("div", [make("label", ["examples ", file]), said], { className: "prompt" });
+}
+
 function generate() {
   return attempt(async () => {
     const form = find("#prompt"), asked = {};
     for (const slider of form.querySelectorAll('input[type="range"]'))
       if (form.elements[`use ${slider.name}`].checked) asked[slider.name] = slider.dataset.value;
     for (const name of ["num_samples", "seed"]) asked[name] = form.elements[name].value;
-    if (form.elements.from.value !== "noise") asked.start = form.elements.start.value;
+    if (form.elements.from.value === FROM_RUN) asked.start = form.elements.start.value;
+    if (state.examples) asked.examples = state.examples;
     const answer = await ask("generate", asked);
     return () => find("#samples").replaceChildren(...samples(asked, answer));
   });

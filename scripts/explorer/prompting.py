@@ -1,12 +1,14 @@
 """Networks on request: samples for a prompt, what they have, what they are nearest to, and files of them.
 
-Everything follows from the request alone, so a download is the same request again, and answers are kept.
+Everything follows from the request alone, so a download is the same request again, and answers are kept. Examples are
+given before, and named by their hash in the request.
 
 Legend: B samples, P numbers of one network.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tempfile
 import warnings
@@ -23,6 +25,7 @@ from safetensors.torch import save
 
 from generator import GeneratedParams, ParameterPipeline
 from generator.evaluation.neighbours import nearest
+from generator.prompts.examples import NO_LABEL, Examples, load_examples
 from zoo import Task, Zoo
 from zoo.inspection.summary import last_snapshots
 from zoo.storage.selection import evenly
@@ -31,7 +34,7 @@ from zoo.tasks.families.family_task import FamilyTask
 from .networks import affordable, image_shape, weight_pictures
 
 _MAX_SAMPLES: Final = 16
-_MAX_KEPT: Final = 32  # answers
+_MAX_KEPT: Final = 32  # answers, and sets of examples
 _MAX_COMPARED: Final = 2000  # runs
 FORMATS: Final = ("safetensors", "peft")
 
@@ -45,12 +48,14 @@ class Request:
         num_samples: networks to make.
         start: run whose first snapshot is the start; None for networks from noise.
         seed: of the noise.
+        examples: name that `Prompting.take_examples` gave; empty for none.
     """
 
     prompt: tuple[tuple[str, float], ...]
     num_samples: int = 4
     start: int | None = None
     seed: int = 0
+    examples: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_samples <= _MAX_SAMPLES:
@@ -71,6 +76,7 @@ class Prompting:
     zoo: Zoo
     task: Task | None
     _kept: dict[Request, GeneratedParams] = field(default_factory=dict)
+    _examples: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
@@ -80,13 +86,36 @@ class Prompting:
         self._others: torch.Tensor | None = None
 
     def summary(self) -> dict[str, Any]:
-        """What can be asked: ranges by metric, whether there may be a start, and formats of downloads."""
+        """What can be asked: ranges by metric, whether there may be a start or examples, and formats of downloads."""
+        kind = self.pipe.model.example_kind
         return {
             "ranges": {name: [known.low, known.high] for name, known in self.pipe.model.ranges.items()},
             "starts": bool(self.pipe.model.config["use_start"]),
             "noise": bool(self.pipe.model.num_drawn),
+            "examples": kind and {"shape": kind.shape, "num_classes": kind.num_classes},
             "formats": list(FORMATS if self._adapted() is not None else FORMATS[:1]),
         }
+
+    def take_examples(self, name: str, content: bytes) -> dict[str, Any]:
+        """Keep the examples of an uploaded file for requests, which call them by what is returned as `examples`.
+
+        Raises:
+            ValueError: if the generator cannot be prompted by them.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"examples{Path(name).suffix}"
+            path.write_bytes(content)
+            try:
+                value = load_examples(str(path))
+            except (ValueError, OSError) as error:
+                raise ValueError(str(error).replace(str(path), name)) from None
+        found = Examples.read(value, self.pipe.model.example_kind, 1)
+        inputs, targets = found.inputs[0], found.targets[0]
+        key = hashlib.sha256(name.encode() + b"\0" + content).hexdigest()
+        with self._lock:
+            _keep(self._examples, key, (inputs, targets))
+        num_labelled = int(targets.reshape(len(targets), -1).ne(NO_LABEL).any(1).sum())
+        return {"examples": key, "count": len(inputs), "num_labelled": num_labelled}
 
     def sample(self, request: Request) -> GeneratedParams:
         """Networks for a request: the same for the same request."""
@@ -95,19 +124,22 @@ class Prompting:
                 start = None
                 if request.start is not None:
                     start = torch.from_numpy(self.zoo.read([(request.start, 0)])[0])
+                prompt: dict[str, Any] = dict(request.prompt)
+                if request.examples:
+                    if request.examples not in self._examples:
+                        raise ValueError("these examples are not kept any more; choose their file again")
+                    prompt["examples"] = self._examples[request.examples]
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # sliders end where training runs did
                     made = self.pipe(
                         start,
-                        dict(request.prompt),
+                        prompt,
                         num_samples=request.num_samples,
                         task=self.task,
                         layout=self.zoo.layout,
                         generator=torch.Generator().manual_seed(request.seed),
                     )
-                while len(self._kept) >= _MAX_KEPT:
-                    self._kept.pop(next(iter(self._kept)))
-                self._kept[request] = made
+                _keep(self._kept, request, made)
             return self._kept[request]
 
     def answer(self, request: Request) -> dict[str, Any]:
@@ -163,6 +195,13 @@ class Prompting:
             return config
         has_adapter = self.task is not None and "adapter" in self.zoo.task_config
         return self.task.make_model() if has_adapter and self.task is not None else None
+
+
+def _keep(kept: dict[Any, Any], key: object, value: object) -> None:
+    """Put a value among the last _MAX_KEPT."""
+    while len(kept) >= _MAX_KEPT:
+        kept.pop(next(iter(kept)))
+    kept[key] = value
 
 
 def _peft_zip(state: Mapping[str, torch.Tensor], adapted: torch.nn.Module | Mapping[str, Any]) -> bytes:

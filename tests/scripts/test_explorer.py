@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,14 +17,19 @@ import torch
 from safetensors.torch import load
 
 from generator import GeneratedParams, ParameterPipeline
+from generator.model.objectives import ObjectiveConfig
+from generator.training.config import GeneratorConfig, OptimizationConfig
+from generator.training.pairs import PairConfig
+from generator.training.train import train_generator
 from scripts.explorer import app as app_module
 from scripts.explorer.comparison import compare
 from scripts.explorer.networks import MAX_LINES, evenly, history, plane, trajectories, weight_pictures
 from scripts.explorer.prompting import Prompting, Request
 from scripts.explorer.runs import RunTable
-from zoo import Task, Zoo
+from zoo import Task, Zoo, build_zoo, get_task
 from zoo.networks.adapters import adapt
 from zoo.networks.architectures import MLP
+from zoo.networks.randomness import seeded_module
 from zoo.networks.symmetry import apply, sample
 
 uvicorn = pytest.importorskip("uvicorn")
@@ -189,8 +195,8 @@ def test_a_generated_adapter_is_packed_as_a_folder_for_peft(zoo, pipe, explorer,
 # ----- the server
 
 
-@pytest.fixture(scope="module")
-def address(zoo, pipe):
+@contextmanager
+def serving(zoo, pipe):
     server = uvicorn.Server(uvicorn.Config(app_module.make_app(zoo, pipe), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -201,9 +207,15 @@ def address(zoo, pipe):
     thread.join()
 
 
-def get(address, path, host=None, **parameters):
+@pytest.fixture(scope="module")
+def address(zoo, pipe):
+    with serving(zoo, pipe) as address:
+        yield address
+
+
+def get(address, path, host=None, content=None, **parameters):
     url = f"{address}/{path}?{urllib.parse.urlencode(parameters)}"
-    request = urllib.request.Request(url, headers={} if host is None else {"Host": host})
+    request = urllib.request.Request(url, content, headers={} if host is None else {"Host": host})
     try:
         with urllib.request.urlopen(request) as response:
             return response.status, response.read()
@@ -230,6 +242,64 @@ def test_the_server_answers_in_json_and_says_what_is_wrong(address, explorer):
     for path, parameters, code, message in wrong:
         status, content = get(address, path, **parameters)
         assert (status, message in content.decode()) == (code, True), (path, content)
+
+
+def test_a_generator_prompted_by_examples_takes_them_as_files(tmp_path, address, monkeypatch):
+    task = get_task("warped_images", base="digits", hidden=(3,))
+    task = get_task(**task.config, adapter={"base": seeded_module(task.make_model, 0).state_dict(), "rank": 1})
+    zoo = build_zoo(tmp_path / "zoo", task, num_runs=6, num_steps=2, num_snapshots=2, evaluated_splits=["val"])
+    model = {"width": 8, "num_blocks": 1, "num_heads": 1, "diffusion": False, "use_start": False, "use_latent": False}
+    config = GeneratorConfig(
+        num_validation_starts=0,
+        model=model,
+        pairs=PairConfig(batch_size=2, start_share=0.0, num_examples=(4, 8)),
+        objective=ObjectiveConfig(energy_score=False, function_energy_weight=0.0, function_examples=4),
+        optimization=OptimizationConfig(num_steps=1, num_epochs=1, warmup_steps=0, precision="float32"),
+    )
+    pipe = train_generator(zoo, config, out=tmp_path / "out", trainer_options={"enable_progress_bar": False})
+    for decoder in pipe.model.decoders.values():  # a training this short leaves them near zero
+        torch.nn.init.normal_(decoder.weight)
+    inputs, targets = (values[0].numpy() for values in task.for_members([5]).batch(torch.arange(8), 1)[:2])
+    np.savez(tmp_path / "some.npz", inputs=inputs, targets=targets)
+    table = np.column_stack((inputs.reshape(8, -1), targets))
+    names = ",".join([*(f"x{i}" for i in range(table.shape[1] - 1)), "target"])
+    np.savetxt(tmp_path / "some.csv", table, delimiter=",", header=names, comments="", fmt="%.9g")
+    with serving(zoo, pipe) as prompted:
+        assert json.loads(get(prompted, "api/about")[1])["prompting"]["examples"] == {
+            "shape": [1, 8, 8],
+            "num_classes": 10,
+        }
+        asked = {"num_samples": 2}
+        samples = [get(prompted, "api/download", sample=1, **asked)[1]]
+        for path in (tmp_path / "some.npz", tmp_path / "some.csv"):
+            status, content = get(prompted, "api/examples", content=path.read_bytes(), name=path.name)
+            taken = json.loads(content)
+            assert (status, taken["count"], taken["num_labelled"]) == (200, 8, 8)
+            asked["examples"] = taken["examples"]
+            assert len(json.loads(get(prompted, "api/generate", **asked)[1])["samples"]) == 2
+            samples.append(get(prompted, "api/download", sample=1, **asked)[1])
+        expected = pipe(prompt={"examples": (inputs, targets)}, num_samples=2, task=task).state_dicts()[1]
+        nothing, *given = map(load, samples)
+        for name, value in expected.items():
+            for found in given:
+                torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+        assert any(not torch.allclose(nothing[name], value, rtol=1e-2) for name, value in expected.items())
+        short = io.BytesIO()
+        np.savez(short, inputs=inputs[:3])
+        for name, content, message in [
+            ("a.npz", short.getvalue(), "4 to 512, got 3"),
+            ("a.npz", b"nothing", "a.npz"),
+            ("a.csv", b"a,target\n1,2\n", "inputs of examples must be"),
+            ("a.pt", b"", "x.npz or x.csv"),
+        ]:
+            status, found = get(prompted, "api/examples", content=content, name=name)
+            assert (status, message in found.decode()) == (400, True), found
+        status, found = get(prompted, "api/generate", examples="unknown")
+        assert (status, "choose their file again" in found.decode()) == (400, True)
+        monkeypatch.setattr(app_module, "_MAX_UPLOAD", 10)
+        assert get(prompted, "api/examples", content=b"12345678901", name="a.csv")[0] == 413
+    status, found = get(address, "api/examples", content=b"a\n1\n1\n1\n1\n", name="a.csv")
+    assert (status, "not trained on examples" in found.decode()) == (400, True)
 
 
 def test_only_this_machine_is_answered(address):

@@ -242,7 +242,7 @@ class BlockBuilder:
         search = None if self.plan.search is None else BlockSearch(self.plan, runs, Zoo.open(self.path))
         plan = self.plan if search is None else with_values(self.plan, search.values)
         shape = len(runs), len(plan.steps)
-        room = partial(_on_disk, folder) if plan.loops else _in_memory
+        room = partial(_on_disk, folder) if plan.loops else (lambda name, shape: np.empty(shape, np.float32))
         names = [f"{split}_{name}" for split in plan.evaluated_splits for name in plan.task.metric_names]
         trained = _Trained(
             room("params", (*shape, plan.task.layout.num_params)),
@@ -344,10 +344,6 @@ class _Trained:
 
 def _chosen(runs: range, rows: np.ndarray) -> list[int]:
     return [runs[row] for row in rows]
-
-
-def _in_memory(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    return np.empty(shape, np.float32)
 
 
 def _on_disk(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,10 +7,10 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from learned_opt import LearnedOptimizer, MuLO
+from tests.learned_opt.optimizer.test_torch_conformance import train
 
 P = 8.0
 pytestmark = pytest.mark.filterwarnings("ignore:num_training_steps is not given")
@@ -23,15 +23,6 @@ def make_model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 
 def make(model: nn.Module, **options) -> MuLO:
     return MuLO(model, average=P, **options)
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps) -> None:
-    for i in steps:
-        x = torch.randn(32, 6, generator=torch.Generator().manual_seed(i))
-        optimizer.zero_grad()
-        output = model(x.to(next(model.parameters()).dtype)).float()
-        F.mse_loss(output, x[:, :3] - x[:, 3:]).backward()
-        optimizer.step()
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:

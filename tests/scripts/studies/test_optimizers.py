@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from learned_opt import MlpRule, Pretrained
-from learned_opt.evaluation.comparison import Result
 from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.task_distribution import mlp_task
@@ -21,18 +20,7 @@ from scripts.studies.optimizers.coordinate_check import check_pretrained, plot
 from scripts.studies.optimizers.goals import Goal, goal_rows, judge
 from scripts.studies.optimizers.plots import plot_all
 from scripts.studies.optimizers.report import card_rows, comparison_rows, single_task_row
-
-
-def made_up(loss: list[list[float]], *, error: float = 0.1) -> Result:
-    """Settings x seeds of one loss for all measures, and one error."""
-    errors = [[error] * len(row) for row in loss]
-    rates = [10.0**-i for i in range(len(loss))]
-    curve, seconds = [[100.0]] * len(loss), [1e-3] * len(loss)
-    return Result(rates, loss, loss, loss, errors, loss, errors, curve, seconds)
-
-
-def three_seeds(loss: float, **options: float) -> Result:
-    return made_up([[0.9 * loss, loss, 1.1 * loss]], **options)
+from tests.learned_opt.evaluation.test_statistics import made_up, three_seeds
 
 
 @pytest.fixture(scope="module")
