@@ -34,6 +34,7 @@ from generator.tokens import normalizer as normalizers
 from generator.tokens.tokenizer import is_generated
 from zoo.checkpoints.adapters import save_adapter
 from zoo.hub import SCHEME, UploadOptions, local_copy
+from zoo.networks.adapters import scale_of
 from zoo.networks.base import hash_of
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.storage.splits import SplitRule
@@ -333,6 +334,13 @@ class ParameterPipeline(DiffusionPipeline):
                 f"task {task.name!r} has the base {task.base_hash[:19] or 'none'}, the generator's adapters are of "
                 f"{hash_of(self.base)[:19]}; make the task on that: adapter={{'base': pipe.base, ...}}"
             )
+        tasks = [one for one in (task.config, *(self.config["tasks"] or ())) if one and "adapter" in one]
+        scale, *known = (_scale(one["adapter"]) for one in tasks) if "adapter" in task.config else (1.0,)
+        if known and scale not in known:
+            raise LayoutMismatchError(
+                f"the adapters of task {task.name!r} are scaled by {scale:g}, those that the generator learned from by "
+                f"{known[0]:g}; give the task their alpha"
+            )
         return replace(context, task=task.to(self.device))
 
     def _recorded_task(self, layout: ParamLayout) -> Task | None:
@@ -344,6 +352,10 @@ class ParameterPipeline(DiffusionPipeline):
         if options is not None and "adapter" in options:
             options = {**options, "adapter": {**options["adapter"], "base": self.base}}
         return None if options is None else get_task(**options)
+
+
+def _scale(adapter: Any) -> float:
+    return scale_of(**{name: adapter[name] for name in ("rank", "alpha", "scaling") if name in adapter})
 
 
 def as_count(name: str, value: int, most: int | None = None) -> int:

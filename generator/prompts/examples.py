@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.tasks.files.arrays import read_npz
-from zoo.tasks.files.columns import read_columns
+from zoo.tasks.files.columns import column, read_columns
 from zoo.tasks.objectives import BinaryCrossEntropy
 from zoo.tasks.task import Task
 
@@ -89,19 +89,20 @@ class Examples:
             raise ValueError("the generator was not trained on examples; leave them out of the prompt")
         inputs, targets = value if isinstance(value, tuple | list) and len(value) == 2 else (value, None)
         try:
-            inputs = torch.as_tensor(inputs).cpu()
-            labels = None if targets is None else torch.as_tensor(targets).cpu()
+            inputs = _tensor(inputs)
+            labels = None if targets is None else _tensor(targets).double()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"examples must be (inputs, targets) or (inputs, None): {error}") from None
         inputs = _shaped(inputs, kind, batch_size)
         if not FEWEST <= inputs.shape[1] <= MOST:
             raise ValueError(f"examples must be {FEWEST} to {MOST}, got {inputs.shape[1]}")
+        inputs = inputs.double() if kind.num_symbols else inputs.float()
         if kind.num_symbols and not (inputs.long().eq(inputs) & (inputs >= 0) & (inputs < kind.num_symbols)).all():
             raise ValueError(f"inputs of examples must be integers from 0 to {kind.num_symbols - 1}")
         if not kind.num_symbols and not inputs.isfinite().all():
-            raise ValueError("inputs of examples must be finite, got NaN or infinity; leave such examples out")
+            raise ValueError("inputs of examples must be finite in float32, got NaN or infinity; leave those out")
         expected = tuple(inputs.shape[1:] if kind.num_symbols else inputs.shape[1:2])  # (E, L) or (E,)
-        labels = torch.full(expected, NO_LABEL) if labels is None else labels
+        labels = torch.full(expected, float(NO_LABEL)) if labels is None else labels
         if tuple(labels.shape) not in (expected, (1, *expected), (batch_size, *expected)):
             raise ValueError(f"targets of examples must be {expected}, one for each input, got {tuple(labels.shape)}")
         wrong = (labels != labels.long()) | (labels < NO_LABEL) | (labels >= kind.num_classes)
@@ -110,7 +111,7 @@ class Examples:
                 f"targets of examples must be classes from 0 to {kind.num_classes - 1}, or {NO_LABEL} where there is "
                 f"none, got {labels[wrong].flatten()[0].item():g}"
             )
-        inputs = inputs.long() if kind.num_symbols else inputs.float()
+        inputs = inputs.long() if kind.num_symbols else inputs
         labels = labels.long().reshape(-1, *expected)
         inputs, labels = (values.expand(batch_size, *values.shape[1:]) for values in (inputs, labels))
         return cls(inputs, labels, torch.ones(batch_size, dtype=torch.bool))
@@ -137,7 +138,7 @@ def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     """
     if path.endswith(".npz"):
         arrays = read_npz(Path(path))
-        if "inputs" not in arrays:
+        if "inputs" not in arrays or arrays.keys() - {"inputs", "targets"}:
             raise ValueError(f"{path} must hold arrays `inputs` and perhaps `targets`, got {sorted(arrays)}")
         return arrays["inputs"], arrays.get("targets")
     if not path.endswith(".csv"):
@@ -145,8 +146,15 @@ def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     columns = read_columns(path)
     if words := [name for name, values in columns.items() if values.dtype == object]:
         raise ValueError(f"columns of {path} must be numbers, got words in {words}")
+    if column(list(columns)).dtype != object:
+        raise ValueError(f"the first line of {path} must name its columns, got numbers: {list(columns)[:4]}")
     targets = columns.pop("target", None)
     return np.stack([*columns.values()], axis=1), targets
+
+
+def _tensor(values: object) -> Tensor:
+    """A tensor, or what NumPy makes an array of: frames, lists of arrays."""
+    return values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
 
 
 def _shaped(inputs: Tensor, kind: ExampleKind, batch_size: int) -> Tensor:

@@ -6,7 +6,7 @@ Legend: n rows, D features, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,8 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -33,14 +34,15 @@ _LEARNING_RATE: Final = 1e-3
 class GeneratedClassifier(ClassifierMixin, BaseEstimator):
     """An MLP for a table, made from its rows in one pass, without training.
 
-    Columns of words become one-hot, missing numbers the column's mean with a column that says so. Of more than
-    `max_rows` rows up to four networks are made from disjoint parts, and averaged into one.
+    Columns of words, and of pandas' categories, become one-hot, missing numbers the column's mean with a column that
+    says so. Of more than `max_rows` rows up to four networks are made from parts with the classes' shares, and averaged
+    into one.
 
     Args:
         finetune_steps: steps of training on all rows at once after the pass.
         optimizer: makes the optimizer of a module, such as `learned_opt.MuLO`; default AdamW at 1e-3.
-        categorical_features: columns of numbers that are names.
-        max_rows: that one pass takes; its time and memory grow with the square of them.
+        categorical_features: columns of numbers that are names, by position, by name or as a mask.
+        max_rows: that one pass takes, and perhaps one more of each class; its time and memory grow with their square.
         weights: file of a generator; None for that of the package.
         device: "auto", "cpu", "cuda" ...
         random_state: of which rows are in which part, if there are several.
@@ -56,7 +58,7 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         *,
         finetune_steps: int = 0,
         optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
-        categorical_features: Sequence[int] = (),
+        categorical_features: Sequence[int] | Sequence[str] | Sequence[bool] = (),
         max_rows: int = 1024,
         weights: str | Path | None = None,
         device: str | torch.device = "auto",
@@ -72,18 +74,29 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> GeneratedClassifier:
         """Make the network of rows X (n, D) and their labels y (n,)."""
-        X, y = validate_data(self, X, y, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=2)
+        if self.max_rows < 2 or self.finetune_steps < 0:
+            raise ValueError(
+                f"max_rows must be at least 2 and finetune_steps at least 0, got {self.max_rows}, {self.finetune_steps}"
+            )
+        categories = [i for i, dtype in enumerate(getattr(X, "dtypes", ())) if str(dtype) == "category"]
+        X, y = validate_data(
+            self, _with_plain_gaps(X), y, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=2
+        )
+        if y.dtype == object and any(label is None for label in y):
+            raise ValueError("Input y contains None; leave out rows without a label")
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
-        self.encoder_ = _encoder(X, self.categorical_features)
+        self.encoder_ = _encoder(X, {*categories, *self._categorical_columns()})
         device = resolve_device(self.device)
-        inputs = torch.as_tensor(np.asarray(self.encoder_.fit_transform(X), dtype=np.float32), device=device)
+        self._is_mixed = X.dtype.kind in "OU"
+        encoded = self.encoder_.fit_transform(self._as_fitted(X))
+        inputs = torch.as_tensor(np.asarray(encoded, dtype=np.float32), device=device)
         labels = torch.as_tensor(codes, device=device)
         generator = load_tabular(self.weights or SHIPPED).to(device)
         scaling = standardisation(inputs[None])
         members = [
             generator(inputs[part][None], labels[part][None], len(self.classes_), scaling)
-            for part in self._parts(len(inputs), device)
+            for part in self._parts(codes, device)
         ]
         self.module_ = TabularMLP.mean_of(members)
         if self.finetune_steps:
@@ -93,8 +106,8 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, K) of the classes, in the order of `classes_`."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=None, ensure_all_finite="allow-nan")
-        inputs = torch.as_tensor(np.asarray(self.encoder_.transform(X), dtype=np.float64))
+        X = validate_data(self, _with_plain_gaps(X), reset=False, dtype=None, ensure_all_finite="allow-nan")
+        inputs = torch.as_tensor(np.asarray(self.encoder_.transform(self._as_fitted(X)), dtype=np.float64))
         exact = copy.deepcopy(self.module_).to("cpu", torch.float64)  # no row's answer depends on those asked with it
         with torch.inference_mode():
             return exact(inputs).softmax(-1).numpy()
@@ -110,13 +123,33 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.categorical = True
         return tags
 
-    def _parts(self, num_rows: int, device: torch.device) -> list[Tensor]:
-        """Rows of each pass."""
+    def _as_fitted(self, X: np.ndarray) -> np.ndarray:
+        """Rows with words as objects, also where those asked for happen to be numbers or gaps alone."""
+        return X.astype(object) if self._is_mixed else X
+
+    def _categorical_columns(self) -> list[int]:
+        """Positions of `categorical_features`."""
+        given, names = list(self.categorical_features), list(getattr(self, "feature_names_in_", ()))
+        try:
+            columns = [names.index(one) if isinstance(one, str) else one for one in given]
+            return np.arange(self.n_features_in_)[np.array(columns, dtype=None if columns else int)].tolist()
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"categorical_features must be positions or names of the {self.n_features_in_} columns, or a mask of "
+                f"them, got {given}"
+            ) from error
+
+    def _parts(self, codes: np.ndarray, device: torch.device) -> list[Tensor]:
+        """Rows of each pass: of each class as many as in the others, and at least one."""
+        num_rows = len(codes)
         if num_rows <= self.max_rows:
             return [torch.arange(num_rows, device=device)]
-        order = check_random_state(self.random_state).permutation(num_rows)[: _MAX_MEMBERS * self.max_rows]
-        count = -(-len(order) // self.max_rows)
-        return [torch.as_tensor(part, device=device) for part in np.array_split(order, count)]
+        order = check_random_state(self.random_state).permutation(num_rows)
+        order = order[codes[order].argsort(kind="stable")]
+        one_of_each = order[np.unique(codes[order], return_index=True)[1]]
+        count = -(-num_rows // self.max_rows)
+        parts = [np.union1d(order[i::count], one_of_each) for i in range(min(count, _MAX_MEMBERS))]
+        return [torch.as_tensor(part, device=device) for part in parts]
 
     def _finetune(self, inputs: Tensor, labels: Tensor) -> None:
         make = self.optimizer or (lambda module: torch.optim.AdamW(module.parameters(), _LEARNING_RATE))
@@ -127,17 +160,36 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
             optimizer.step()
 
 
-def _encoder(X: np.ndarray, categorical: Sequence[int]) -> ColumnTransformer:
-    """Columns of numbers with their gaps filled, then columns of words and names as zeros and ones."""
+def _encoder(X: np.ndarray, categorical: Set[int]) -> ColumnTransformer:
+    """Columns of numbers, filled and standardised in float64, then columns of words and names as zeros and ones."""
     is_word = [i in categorical or _has_words(column) for i, column in enumerate(X.T)]
     numbers, words = np.flatnonzero(~np.array(is_word)), np.flatnonzero(is_word)
+    for i in numbers:
+        try:
+            X[:, i].astype(np.float64)
+        except (TypeError, ValueError) as error:
+            kind = type(error)
+            raise kind(f"column {i} holds neither numbers nor words; make numbers of dates: {error}") from None
+    filled = SimpleImputer(add_indicator=True, keep_empty_features=True)
     return ColumnTransformer(
         [
-            ("numbers", SimpleImputer(add_indicator=True, keep_empty_features=True), numbers),
+            ("numbers", make_pipeline(filled, StandardScaler()), numbers),
             ("words", OneHotEncoder(handle_unknown="ignore", sparse_output=False), words),
         ]
     )
 
 
+def _with_plain_gaps(X: Any) -> Any:
+    """A frame that holds more than numbers with NaN where pandas has a missing value of another kind."""
+    kinds = {getattr(dtype, "kind", "O") for dtype in getattr(X, "dtypes", ())} if hasattr(X, "notna") else set()
+    return X.astype(object).where(X.notna(), np.nan) if kinds - set("biuf") else X
+
+
 def _has_words(column: np.ndarray) -> bool:
-    return column.dtype.kind in "SU" or (column.dtype == object and any(isinstance(value, str) for value in column))
+    if column.dtype.kind == "U":  # NumPy's text, into which words in one column turn the numbers of all
+        try:
+            column.astype(np.float64)
+        except ValueError:
+            return True
+        return False
+    return column.dtype.kind == "S" or (column.dtype == object and any(isinstance(value, str) for value in column))

@@ -25,17 +25,11 @@ from learned_opt.optimizer.checks import check_options, check_param, checked_hor
 from learned_opt.optimizer.counters import COUNTERS, advance, counted, read_counters
 from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
 from learned_opt.optimizer.low_precision import restore_float32
-from learned_opt.optimizer.param_groups import (
-    Params,
-    complete_group,
-    groups_of_model,
-    groups_of_params,
-    tensors_of,
-)
+from learned_opt.optimizer.param_groups import Params, complete_group, groups_of_model, groups_of_params, tensors_of
 from learned_opt.optimizer.whole_tensors import complete_state, update_whole
 from learned_opt.pretrained.files import Pretrained, load_pretrained
 
-RECOMMENDED: Final = "mulo-wide"
+RECOMMENDED: Final = "mulo-norm"
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
 _SMALL_LR: Final = 0.02
 SKIPS_BEFORE_WARNING: Final = 10  # more than a GradScaler needs to find its scale
@@ -201,7 +195,8 @@ class LearnedOptimizer(Optimizer):
             NonFiniteGradientError: if a gradient is not finite and `nonfinite` is "raise".
             RuntimeError: after `eval()`.
         """
-        if not self.param_groups[0]["train_mode"]:
+        first = self.param_groups[0]
+        if not first["train_mode"]:
             raise RuntimeError("the model holds averaged weights; call optimizer.train() before training goes on")
         loss = None
         if closure is not None:
@@ -226,7 +221,6 @@ class LearnedOptimizer(Optimizer):
         if not pending:
             return loss
         self._warn_of_settings()
-        first = self.param_groups[0]
         horizon, inner_step = self.num_training_steps, first["inner_step"]
         update = partial(update_whole, self.pretrained.rule, self._theta_on, inner_step=inner_step, num_steps=horizon)
         update([entry for entry in pending if entry.sharding is None])

@@ -123,6 +123,12 @@ def test_adapters_of_another_base_are_refused(pipe, examples):
         pipe(prompt={"examples": examples}, task=adapter_task(seed=1))
 
 
+def test_adapters_of_another_scale_are_refused(pipe, examples):
+    options = {"base": pipe.base, "rank": 2, "alpha": 32}
+    with pytest.raises(LayoutMismatchError, match=r"scaled by 16, .* by 1; give the task their alpha"):
+        pipe(prompt={"examples": examples}, task=get_task("warped_images", base="digits", hidden=(6,), adapter=options))
+
+
 def test_made_up_tasks_have_runs_of_their_own_and_no_target(zoos):
     runs = Trajectories.from_zoo(zoos[0], "train", ("val_loss",))
     config = make_config(share_without_targets=0.5).pairs

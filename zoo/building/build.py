@@ -107,10 +107,9 @@ def build_zoo(
         plan = plan.as_begun(ZooWriter.open(path).spec)
     elif plan.block_size == AUTO or (plan.block_size is None and task.device.type == "cuda"):
         plan = replace(plan, block_size=fitting_block_size(plan))
-    if plan.search is not None:
-        checked_search(plan)
-        if not isinstance(executor, InProcess):
-            raise ValueError("a search builds one block after the other, in this process: leave out executor")
+    search = None if plan.search is None else checked_search(plan)
+    if search is not None and not isinstance(executor, InProcess):
+        raise ValueError("a search builds one block after the other, in this process: leave out executor")
     plan = with_execution(plan)
     check_initial_loss(plan)
     if any(slot.dtype == "float64" for slot in task.layout):
@@ -118,6 +117,12 @@ def build_zoo(
     writer = ZooWriter.create(path, plan.spec(), base=task.base, defaults=plan.defaults)
     discard_damaged_blocks(writer)
     pending = writer.pending_blocks()
+    if search is not None and search.sampler != "random" and pending and writer.num_blocks == 1 < plan.num_runs:
+        warnings.warn(
+            f"the search learns from earlier blocks, but all {plan.num_runs:,} runs are in one; give a block_size, "
+            f"such as {-(-plan.num_runs // 8)}",
+            stacklevel=3,
+        )
     progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))
     while pending:
         reports = executor.run(BlockBuilder(writer.path, plan), pending)

@@ -14,7 +14,7 @@ Sources: Bergstra et al. 2011, "Algorithms for hyper-parameter optimization" (th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -66,7 +66,10 @@ def checked_search(plan: BuildPlan) -> Search:
         ImportError: without Optuna.
         ValueError: if there is nothing to search or no such metric, or runs would not train together.
     """
-    options: dict[str, Any] = dict(plan.search or {})
+    options: Any = plan.search
+    known = [field.name for field in fields(Search)]
+    if not isinstance(options, Mapping) or not options.keys() <= set(known):
+        raise ValueError(f"search must map some of {known} to values, {{}} for all defaults, got {options!r}")
     search = Search(**options)
     if not spaces(plan):
         raise ValueError(

@@ -29,6 +29,11 @@ SCALINGS: Final[Mapping[str, Callable[[float, int], float]]] = {
 }
 
 
+def scale_of(rank: int = 8, alpha: float | None = None, scaling: str = "standard") -> float:
+    """Of the products of adapters with such options of `adapt`."""
+    return 1.0 if alpha is None else SCALINGS[scaling](alpha, rank)
+
+
 class LowRank(nn.Module):
     """What adapted layers have in common; `adapt` makes them of ordinary ones."""
 
@@ -110,7 +115,7 @@ def adapt(
         raise ValueError(f"rank must be a positive integer, got {rank!r}")
     if scaling not in SCALINGS:
         raise ValueError(f"scaling must be one of {sorted(SCALINGS)}, got {scaling!r}")
-    scale = 1.0 if alpha is None else SCALINGS[scaling](alpha, rank)
+    scale = scale_of(rank, alpha, scaling)
     adapted = sharing_copy(base).requires_grad_(False)
     layers = {name: part for name, part in adapted.named_modules() if type(part) in _KINDS}
     for name in _fitting(targets, layers, "layer"):

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -19,6 +20,16 @@ def test_one_set_serves_all_networks_and_each_may_have_its_own():
     assert torch.equal(flat.inputs, shared.inputs[:1])
 
 
+@pytest.mark.parametrize("kind", ["uint16", "uint8", "float64"])
+def test_examples_come_in_any_container_and_dtype(kind):
+    expected = Examples.read((INPUTS, TARGETS), KIND, 1)
+    targets = pd.Series(TARGETS.numpy().astype(kind))
+    for inputs in (list(INPUTS), list(INPUTS.numpy()), pd.DataFrame(INPUTS.flatten(1).numpy())):
+        got = Examples.read((inputs, targets), KIND, 1)
+        assert torch.equal(got.inputs, expected.inputs)
+        assert torch.equal(got.targets, expected.targets)
+
+
 @pytest.mark.parametrize("value", [(INPUTS, None), INPUTS, (INPUTS, torch.full((6,), NO_LABEL))])
 def test_examples_may_lack_labels(value):
     assert (Examples.read(value, KIND, 2).targets == NO_LABEL).all()
@@ -34,6 +45,7 @@ def test_examples_may_lack_labels(value):
         ((INPUTS, TARGETS + 1), "from 0 to 3.*got 4"),
         ((INPUTS, TARGETS + 0.5), "from 0 to 3.*got 0.5"),
         ((INPUTS * torch.nan, TARGETS), "must be finite"),
+        ((INPUTS.double() * 1e39, TARGETS), "must be finite in float32"),
         ("words", "must be"),
     ],
 )
@@ -67,3 +79,15 @@ def test_examples_are_read_from_files(tmp_path):
     (tmp_path / "some.txt").write_text("")
     with pytest.raises(ValueError, match=r"x\.npz or x\.csv"):
         load_examples(str(tmp_path / "some.txt"))
+
+
+def test_names_in_files_are_read_as_spreadsheets_write_them_and_none_is_passed_over(tmp_path):
+    (tmp_path / "some.csv").write_text('\ufeff"target", "a"\n1,2\n', encoding="utf-8")
+    inputs, targets = load_examples(str(tmp_path / "some.csv"))
+    assert (inputs.tolist(), targets.tolist()) == ([[2]], [1])
+    (tmp_path / "some.csv").write_text("1,2\n3,4\n")  # its first line would be lost
+    with pytest.raises(ValueError, match="must name its columns"):
+        load_examples(str(tmp_path / "some.csv"))
+    np.savez(tmp_path / "some.npz", inputs=INPUTS.numpy(), labels=TARGETS.numpy())
+    with pytest.raises(ValueError, match=r"`inputs` and perhaps `targets`, got \['inputs', 'labels'\]"):
+        load_examples(str(tmp_path / "some.npz"))

@@ -47,6 +47,57 @@ def test_numbers_that_are_names(table):
     assert model.score(X[200:], labels[200:]) > 0.9
 
 
+@pytest.mark.parametrize("named", [[-1], ["code"], [False, True], "category"])
+def test_names_are_said_by_position_name_mask_or_category(table, named):
+    frame = pd.DataFrame({"number": table[0]["number"], "code": np.arange(400) % 3})
+    if named == "category":
+        frame, named = frame.astype({"code": "category"}), ()
+    model = GeneratedClassifier(categorical_features=named, device="cpu").fit(frame, table[1])
+    assert [columns.tolist() for *_, columns in model.encoder_.transformers_] == [[0], [1]]
+
+
+def test_frames_with_missing_values_of_pandas(table):
+    frame, labels = table
+    gaps = frame.assign(count=np.where(np.arange(400) % 5, np.arange(400.0) % 7, np.nan)).astype({"word": object})
+    gaps.loc[::6, "word"] = np.nan
+    model = GeneratedClassifier(device="cpu").fit(gaps, labels)
+    nullable = gaps.astype({"count": "Int64", "word": "string"})
+    again = GeneratedClassifier(device="cpu").fit(nullable, labels)
+    np.testing.assert_array_equal(again.predict_proba(nullable), model.predict_proba(gaps))
+
+
+def test_numbers_in_an_array_of_text_stay_numbers(table):
+    frame, labels = table
+    expected = GeneratedClassifier(device="cpu").fit(frame, labels).predict_proba(frame)
+    text = np.array(frame.to_numpy().tolist())
+    assert text.dtype.kind == "U"
+    np.testing.assert_allclose(GeneratedClassifier(device="cpu").fit(text, labels).predict_proba(text), expected)
+
+
+def test_rows_whose_words_are_all_missing_are_asked_for(table):
+    frame, labels = table
+    model = GeneratedClassifier(device="cpu").fit(frame, labels)
+    gap = frame[:2].assign(word=[np.nan, "red"])
+    alone = model.predict_proba(frame[:1].assign(word=np.nan))  # a frame of numbers alone
+    np.testing.assert_allclose(alone, model.predict_proba(gap)[:1])
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-30, 0), (1e-6, 0), (1e30, 0), (1e60, 0), (1, 1e7), (86400, 1.6e9)])
+def test_the_scale_and_origin_of_numbers_do_not_matter(scale, offset):
+    X, y = load_iris(return_X_y=True)
+    expected = GeneratedClassifier(device="cpu").fit(X, y).predict_proba(X)
+    Z = X * scale + offset
+    np.testing.assert_allclose(GeneratedClassifier(device="cpu").fit(Z, y).predict_proba(Z), expected, atol=1e-3)
+
+
+def test_a_class_of_few_rows_is_known_to_every_part():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], [300, 298, 2])
+    X = 8 * np.eye(3)[y] + 0.3 * rng.normal(size=(600, 3))
+    model = GeneratedClassifier(max_rows=150, device="cpu").fit(X, y)
+    assert (model.predict_proba(X[-2:]).argmax(1) == 2).all()
+
+
 def test_a_pipeline_and_cross_validation():
     X, y = load_iris(return_X_y=True)
     scores = cross_val_score(make_pipeline(StandardScaler(), GeneratedClassifier(device="cpu")), X, y, cv=3)
@@ -108,5 +159,13 @@ def test_bad_input_is_refused_in_words():
         GeneratedClassifier(device="cpu").fit(np.ones((4, 1)), np.array([0.1, 0.2, 0.5, 1.3]))
     with pytest.raises(ValueError, match="infinity"):
         GeneratedClassifier(device="cpu").fit(np.array([[1.0], [np.inf]]), [0, 1])
+    with pytest.raises(ValueError, match="contains None"):
+        GeneratedClassifier(device="cpu").fit(np.eye(4), np.array(["a", "b", None, "a"], dtype=object))
+    with pytest.raises(TypeError, match="neither numbers nor words"):
+        GeneratedClassifier(device="cpu").fit(pd.DataFrame({"day": pd.to_datetime(["2020", "2021"])}), [0, 1])
+    with pytest.raises(ValueError, match="positions or names of the 4 columns"):
+        GeneratedClassifier(categorical_features=[4], device="cpu").fit(np.eye(4), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match="max_rows must be at least 2"):
+        GeneratedClassifier(max_rows=0, device="cpu").fit(np.eye(4), [0, 1, 0, 1])
     with pytest.raises(ValueError, match="is no safetensors file"):
         GeneratedClassifier(weights=__file__, device="cpu").fit(np.eye(4), [0, 1, 0, 1])

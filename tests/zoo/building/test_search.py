@@ -87,6 +87,8 @@ def test_what_goes_on_is_as_if_nothing_else_had_been_there():
     [
         ({"optimizer": {"name": "adam", "lr": 0.01}}, "search needs a range among the optimizer's options"),
         ({"search": {"metric": "test_loss"}}, r"search.metric must be one of \['val_loss', 'val_error'\]"),
+        ({"search": {"metrics": "val_loss"}}, r"search must map some of \['metric', 'sampler'.*got {'metrics'"),
+        ({"search": "tpe"}, "search must map some of.*got 'tpe'"),
         ({"search": {"sampler": "grid"}}, "sampler must be one of"),
         ({"search": {"reduction_factor": 1}}, "reduction_factor must be"),
         ({"execution": "loop"}, "runs that train together"),
@@ -103,6 +105,11 @@ def test_without_optuna_a_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(ImportError, match=r"pip install 'weightfoundry\[search\]'"):
         build_zoo(tmp_path / "zoo", task(), **SETTINGS)
+
+
+def test_a_search_that_has_nothing_to_learn_from_says_so(tmp_path):
+    with pytest.warns(UserWarning, match="all 4 runs are in one; give a block_size"):
+        build_zoo(tmp_path / "zoo", task(), **SETTINGS | {"num_runs": 4, "num_steps": 9, "snapshot_steps": (0, 9)})
 
 
 def test_samplers_and_pruners_by_name(tmp_path):
