@@ -57,7 +57,7 @@ def test_what_counts_is_what_would_be_kept():
     """Averages are measured where the method has any, after every power of two steps, and training goes on."""
     run = train(TASK, learned()[1], 1.0, 128, seed=0)
     assert list(run.losses) == [64, 128]
-    assert run.losses[128] < run.losses[64] < run.start
+    assert max(run.losses.values()) < run.start / 2
     exploded = train(TASK, OutsideMethod("SGD", sgd), 1e4, 64, seed=0)
     assert exploded.losses[64] == 10 * exploded.start
 
