@@ -81,6 +81,7 @@ DEVICE_CHUNK_NUMEL: Final = 2**22  # so many that starting kernels matters littl
 MIN_LARGE_SIZE: Final = 256  # smaller side of a matrix from which on bfloat16 and Gram matrices save time
 
 _TINY: Final = 1e-24
+_NO_GRADIENT: Final = 1e-15  # norm far below which squares of its entries underflow, so that nothing is known of its angle
 
 
 class NormalizedRule(TensorwiseRule):
@@ -272,7 +273,7 @@ def signals_of(sums: Tensor, numels: Sequence[int]) -> Signals:
     """Signals from the sums (N, R, 6) over each tensor of g^2, g n, n^2, m^2, v, W^2; n is the normalised momentum."""
     numel = constant(tuple(map(float, numels)), sums.device)
     grad, dot, normalised, momentum, square, param = sums.unbind(2)
-    agreement = dot / (grad.sqrt() * normalised.sqrt()).clamp(min=1e-30)
+    agreement = dot / ((grad.sqrt() + _NO_GRADIENT) * normalised.sqrt() + _TINY)
     share = momentum / numel / (square / numel + 1e-30)
     return Signals(grad / numel, agreement, share, param / numel)
 
