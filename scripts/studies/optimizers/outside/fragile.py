@@ -21,7 +21,6 @@ from . import models
 from .problems import (
     Problem,
     classification,
-    data_of,
     minibatch,
     point_denoising,
     prose,
@@ -124,8 +123,7 @@ def continued_mlp() -> Problem:
 
 def continued_denoiser() -> Problem:
     """A denoiser of points goes on with what it was trained on."""
-    model = models.copied(trained_before(point_denoising))
-    return point_denoising(lambda: model)
+    return point_denoising(models.copied(trained_before(point_denoising)))
 
 
 def tuned_head() -> Problem:
@@ -134,7 +132,6 @@ def tuned_head() -> Problem:
     model.requires_grad_(False)
     model.output = nn.Linear(model.output.in_features, 10)
     return classification(lambda: model, view=lambda x: x.flip(3))
-
 
 
 _ENCODER_START: Final = partial(classification, models.RowEncoder)

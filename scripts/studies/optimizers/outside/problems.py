@@ -94,9 +94,9 @@ def recurrent_language() -> Problem:
     return Problem(model, loss)
 
 
-def point_denoising(make_model: Callable[[], nn.Module] = partial(models.TimeMLP, 2, 64)) -> Problem:
+def point_denoising(start: nn.Module | None = None) -> Problem:
     """Noise of points on a spiral, predicted from the noisy point and the time."""
-    model = make_model()
+    model = start or models.TimeMLP(2, 64)
 
     def loss(rng: torch.Generator) -> Tensor:
         angle = 3 * math.pi * torch.rand(128, 1, generator=rng).sqrt()

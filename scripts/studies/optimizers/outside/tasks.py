@@ -2,7 +2,8 @@
 
 It was divided before any optimizer was run on it, by whole families: "dev" has the kinds on which earlier experiments
 had been looked at (recurrent networks, an encoder, denoising, smooth regression, physics-informed losses), and is what
-choices are made on; "outside" has all other kinds, and is only reported.
+choices are made on; "outside" has all other kinds, and is only reported. On three of these, small batches,
+3-D convolutions and fine-tuning, rules failed there; "fragile" has other tasks of the three, on which mends are chosen.
 """
 
 from __future__ import annotations
