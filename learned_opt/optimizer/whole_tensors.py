@@ -53,8 +53,8 @@ def check_state(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Any
             for key, tensor in (like | {REMAINDER: param, AVERAGE: param}).items():
                 if key in states[param] and (got := states[param][key].shape) != tensor.shape:
                     raise ValueError(
-                        f"the saved optimizer is of another model: {key} of {spec.name} has shape {tuple(got)}, expected "
-                        f"{tuple(tensor.shape)} for a parameter {tuple(param.shape)}"
+                        f"the saved optimizer is of another model: {key} of {spec.name} has shape {tuple(got)}, "
+                        f"expected {tuple(tensor.shape)} for a parameter {tuple(param.shape)}"
                     )
 
 

@@ -15,10 +15,13 @@ def make_model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
 
 
-def step(model: nn.Module, optimizer: MuLO) -> None:
-    optimizer.zero_grad()
-    model(torch.ones(2, 3)).square().sum().backward()
-    optimizer.step()
+def train(model: nn.Module, optimizer: MuLO, num_steps: int = 1, schedule=None) -> None:
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).square().sum().backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
 
 
 def test_parameters_that_were_replaced():
@@ -27,9 +30,9 @@ def test_parameters_that_were_replaced():
     optimizer = MuLO(model, num_training_steps=50)
     model = model.to_empty(device="cpu")
     with pytest.warns(UserWarning, match="no parameter had a gradient; nothing is trained") as said:
-        for _ in range(2 * NUM_IN_A_ROW):
-            step(model, optimizer)
-    assert len(said) == 1 and optimizer.inner_step == 0
+        train(model, optimizer, 2 * NUM_IN_A_ROW)
+    assert len(said) == 1
+    assert optimizer.inner_step == 0
 
 
 def test_a_step_without_gradients_now_and_then_is_no_matter():
@@ -39,7 +42,7 @@ def test_a_step_without_gradients_now_and_then_is_no_matter():
         warnings.simplefilter("error")
         for i in range(3 * NUM_IN_A_ROW):
             optimizer.zero_grad()
-            optimizer.step() if i % 2 else step(model, optimizer)
+            optimizer.step() if i % 2 else train(model, optimizer)
 
 
 def test_rates_of_other_optimizers_in_groups_and_in_schedules():
@@ -49,7 +52,5 @@ def test_rates_of_other_optimizers_in_groups_and_in_schedules():
     optimizer = MuLO(model, num_training_steps=2 * LATE_STEP)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=2 * LATE_STEP, cycle_momentum=False)
     with pytest.warns(UserWarning, match="training hardly moves") as said:
-        for _ in range(LATE_STEP + 2):
-            step(model, optimizer)
-            schedule.step()
+        train(model, optimizer, LATE_STEP + 2, schedule)
     assert len(said) == 1
