@@ -25,8 +25,8 @@ from zoo.networks import low_rank
 from zoo.tasks.task import Batch, Task
 
 from ..rows import Row
+from .command import bench
 from .generator_table import PACKAGES
-from .record import arguments, publish
 
 QUESTION = __doc__.splitlines()[0]
 FEW = 8
@@ -53,21 +53,16 @@ class Tasks:
         return 1 - self.task.evaluate(params, split)["error"].mean().item()
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("generators", nargs="*", metavar="NAME=FOLDER,FOLDER,...")
-    parser.add_argument("--zoo", required=True)
-    parser.add_argument("--no-controls", action="store_true", help="the rows of the generators alone")
-    options = parser.parse_args()
-    zoo = Zoo.open(options.zoo)
-    generators = dict(argument.split("=", maxsplit=1) for argument in options.generators)
-    publish("examples", rows(zoo, generators, options.no_controls), options, packages=PACKAGES)
+def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]:
+    """Controls, then generators.
 
-
-def rows(zoo: Zoo, generators: dict[str, str], no_controls: bool = False) -> Iterator[Row]:
-    test = Tasks(zoo, "test")
-    shared = multi_task_adapter(zoo)
+    Args:
+        generators: NAME=FOLDER,FOLDER,...
+        no_controls: the rows of the generators alone
+    """
+    adapters = Zoo.open(zoo)
+    test = Tasks(adapters, "test")
+    shared = multi_task_adapter(adapters)
     scale = test.accuracy(shared.expand(len(test.runs), -1)), test.accuracy(test.own)
 
     def row(method: str, values: list[float]) -> Row:
@@ -82,9 +77,9 @@ def rows(zoo: Zoo, generators: dict[str, str], no_controls: bool = False) -> Ite
             "experiment=generator_adapters; mean and range where there are several seeds, else one.",
         )
 
-    for method, networks in () if no_controls else controls(zoo, test, shared):
+    for method, networks in () if no_controls else controls(adapters, test, shared):
         yield row(method, [test.accuracy(networks)])
-    for name, folders in generators.items():
+    for name, folders in (argument.split("=", maxsplit=1) for argument in generators):
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
         for kind, prompt in prompts(test.shown).items():
             networks = [generated(pipe, prompt, test) for pipe in pipes]
@@ -167,4 +162,4 @@ def nearest(tasks: Tasks, train: Tensor, count: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    bench("examples", rows, packages=PACKAGES, num_threads=1)
