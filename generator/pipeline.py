@@ -69,7 +69,7 @@ class ParameterPipeline(DiffusionPipeline):
         *,
         splits: dict[str, Any] | None = None,
         task_bits_column: str | None = None,
-        tasks: list[dict[str, Any] | None] | None = None,
+        tasks: list[Any] | None = None,  # diffusers warns of types that it cannot check, as dict | None
         calibrations: list[dict[str, dict[str, Any]]] | None = None,
     ) -> None:
         super().__init__()

@@ -224,6 +224,14 @@ def test_a_pipeline_of_several_layouts_asks_which(pipe):
     assert several(vector, {"loss": 0.5}, num_inference_steps=2).layout == layouts[1]
 
 
+def test_loading_says_nothing(tmp_path, caplog):
+    pipe = make_pipeline(ParamLayout.of(MLP(8, (6,), 3)))
+    pipe.register_to_config(tasks=[{"name": "digits", "hidden": [6]}, None])
+    pipe.save_pretrained(tmp_path)
+    assert ParameterPipeline.from_pretrained(tmp_path).config.tasks == pipe.config.tasks
+    assert caplog.text == ""
+
+
 def test_saving_keeps_everything_and_pickles_nothing(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = ParameterPipeline.from_pretrained(tmp_path)
