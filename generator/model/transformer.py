@@ -136,7 +136,9 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         self.prompt_encoder = PromptEncoder(self.ranges, num_task_bits)
         self.example_kind, self.example_encoder, asked_width = None, None, self.prompt_encoder.width + 1
         if examples is not None:
-            kind = {name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()}
+            kind: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
+            }
             num_features = kind.pop("num_features")
             self.example_kind = ExampleKind(**kind)
             self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width)
