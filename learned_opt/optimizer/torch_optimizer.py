@@ -289,6 +289,8 @@ class LearnedOptimizer(Optimizer):
                 complete_group(group, own)
             restore_float32(state, loading)
             check_state(state["param_groups"], state["state"], self.pretrained.rule)
+            for tensors in state["state"].values():  # kernels take dense ones alone; others may have been saved
+                tensors.update({key: value.contiguous() for key, value in tensors.items()})
         super().__setstate__(state)
         self._most_steps = self.inner_step
 
