@@ -3,7 +3,7 @@
     training   zoo -> trajectories -> training.pairs -> training.losses -> training.module
     the model  parameters -> tokens -> model.transformer -> parameters, for the layout and task of a model.context
     sampling   prompts.prompt and a start (networks) -> pipeline -> sampler -> model -> GeneratedParams
-    reading    weights -> reading.reader -> loss, error and hyperparameters, with intervals
+    reading    zoo -> training.reader -> reading.reader: weights -> loss, error and hyperparameters, with intervals
     judging    any sampler -> evaluation, on runs that training never saw (evaluation.testbed)
     tables     rows of a table never seen -> tabular -> a network for it, in one pass
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from generator.networks import GeneratedParams
     from generator.pipeline import ParameterPipeline
     from generator.reading.reader import WeightReader
-    from generator.reading.training import ReaderConfig, train_reader
     from generator.tabular.classifier import GeneratedClassifier
     from generator.tokens.normalizer import ParamNormalizer
     from generator.training.config import GeneratorConfig, OptimizationConfig
     from generator.training.pairs import PairConfig
+    from generator.training.reader import train_reader
     from generator.training.train import train_generator
 else:
     __getattr__, __dir__ = lazy_surface(__name__)
@@ -44,7 +44,6 @@ __all__ = [
     "ParamNormalizer",
     "ParameterPipeline",
     "PipelineSampler",
-    "ReaderConfig",
     "RecurrentDiffusionTransformer",
     "Testbed",
     "WeightReader",

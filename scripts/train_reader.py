@@ -25,8 +25,8 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from generator import ParameterPipeline, train_reader
+    from generator.evaluation.reading import reading_report
     from generator.pipeline import PIPELINE_FOLDER
-    from generator.reading.evaluation import reading_report
     from zoo.devices import resolve_device
     from zoo.storage.zoo import Zoo
 

@@ -2,6 +2,7 @@
 
 statistics   what the classical readers know of weights, of every layer
 reader       WeightReader: outputs on inputs that it has learned, and statistics -> values with intervals
-training     it learns from the runs of zoos
 choice       of several generated networks those that read best
+
+It learns from the runs of zoos in `generator.training.reader`.
 """

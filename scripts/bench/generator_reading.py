@@ -25,10 +25,10 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
-from generator import ParameterPipeline, ReaderConfig, prompt_grid, train_reader
-from generator.reading.evaluation import reading_report
+from generator import ParameterPipeline, prompt_grid, train_reader
+from generator.evaluation.reading import reading_report
 from generator.reading.statistics import weight_statistics
-from generator.reading.training import Labelled
+from generator.training.reader import Labelled, ReaderConfig
 from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
 from zoo import Zoo

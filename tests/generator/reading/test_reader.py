@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from generator import ReaderConfig, WeightReader, train_reader
+from generator import WeightReader, train_reader
 from generator.evaluation.neighbours import nearest_runs
+from generator.evaluation.reading import reading_report
 from generator.prompts.prompt import Prompt
 from generator.reading.choice import best_of
-from generator.reading.evaluation import reading_report
 from generator.reading.reader import WeightReading
 from generator.reading.statistics import weight_statistics
+from generator.training.reader import ReaderConfig
 from tests.generator.test_pipeline import make_pipeline
 from zoo.building.build import build_zoo
 from zoo.networks import symmetry

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from generator.reading.reader import WeightReader, WeightReading
-from generator.reading.training import Labelled
+from generator.training.reader import Labelled
 from generator.training.tasks import task_of
 from zoo.networks.metrics import r2
 from zoo.storage.zoo import Zoo
