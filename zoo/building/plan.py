@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Final, Required, TypedDict, cast
+from typing import Any, Final, Required, TypedDict, cast
 
 import numpy as np
 import torch
@@ -30,10 +30,13 @@ from zoo.training.optimizers import InnerOptimizer
 from zoo.training.population import (
     DEFAULT_MAX_LOSS,
     DEFAULT_NUM_SNAPSHOTS,
+    Remaining,
+    Snapshot,
     check_repeatable,
     check_snapshot_steps,
     last_epoch_steps,
     quadratic_steps,
+    train_population,
 )
 from zoo.training.precision import check_precision
 
@@ -280,6 +283,23 @@ class BuildPlan:
         if isinstance(self.optimizer, Mapping):
             return make_optimizer(self.optimizer, self.seeds(runs))[0]
         return self.optimizer
+
+    def population(
+        self, runs: Sequence[int], task: Task | None = None, **changes: Any
+    ) -> Generator[Snapshot, Remaining | None, None]:
+        """Those runs in training, on their own task unless another is given; see `train_population`."""
+        settings: dict[str, Any] = {
+            "num_steps": self.num_steps,
+            "batch_size": self.minibatch_size,
+            "snapshot_steps": self.steps,
+            "shared_batches": self.shared_batches,
+            "data_seed": self.seed,
+            "max_loss": self.max_loss,
+            "precision": self.precision,
+            "accumulate": self.accumulate,
+        }
+        optimizer, seeds = self.optimizer_for(runs), self.seeds(runs)
+        return train_population(task or self.task_for(runs), optimizer, seeds, **settings | changes)
 
     def step_for(self, runs: Sequence[int], task: Task) -> InnerStep:
         """An uncompiled step of those runs on their task."""

@@ -95,6 +95,7 @@ def split_examples(
                 f"{what}: class {str(classes[unseen[0]])!r} has no example in the train split"
                 + (f", nor have {len(unseen) - 1} others" if len(unseen) > 1 else "")
                 + "; bring more, declare the splits, or leave it out"
+                + ("; if the target is a number, say regression=True" if isinstance(classes[0], float) else "")
             )
     return [(_taken(inputs, np.flatnonzero(split == side)), targets[split == side]) for side in range(3)]
 
