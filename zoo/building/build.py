@@ -105,6 +105,13 @@ def build_zoo(
         )
     if any(slot.dtype == "float64" for slot in task.layout):
         warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=2)
+    decays = isinstance(plan.optimizer, Mapping) and plan.optimizer.get("weight_decay")
+    if task.unused and decays:
+        warnings.warn(
+            f"the loss is no function of {list(task.unused[:5])}, which optimizers of torch leave as they are; here "
+            "weight decay shrinks them, too",
+            stacklevel=2,
+        )
     search = None if plan.search is None else checked_search(plan)
     if search is not None and not isinstance(executor, InProcess):
         raise ValueError("a search builds one block after the other, in this process: leave out executor")

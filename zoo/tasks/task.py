@@ -56,6 +56,7 @@ class Task:
         layout: of what training changes of the networks; `layout.base` is of what they share.
         backend: what runs them.
         flaw: why populations would not be what their seeds and parameters say, in words; None for a sound module.
+        unused: trainable parameters of which the loss is no function.
         is_random: whether a training step draws random numbers: the module's, or those of augmentations.
 
     Args:
@@ -106,7 +107,7 @@ class Task:
             trial = self._tried_on(build)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
-        self.backend, slow, self.flaw, self._module_is_random = trial
+        self.backend, slow, self.flaw, self._module_is_random, self.unused = trial
         self.is_random = self._module_is_random or bool(dataset.augmentations)
         if slow:
             warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)

@@ -480,3 +480,23 @@ def double_module():
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).double()
     module.register_forward_pre_hook(lambda _, args: (args[0].double(),))
     return module
+
+
+def test_weight_decay_of_what_no_loss_depends_on_is_said(tmp_path):
+    class HasUnused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.unused = nn.Linear(64, 10), nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x.flatten(1))
+
+    task = Task("own", get_task("digits").dataset, HasUnused, "cross_entropy")
+    options = {"num_runs": 1, "num_steps": 1}
+    with pytest.warns(
+        UserWarning, match=r"no function of \['unused.weight', 'unused.bias'\].*weight decay shrinks them"
+    ):
+        build_zoo(tmp_path / "zoo", task, optimizer={"name": "adam", "lr": 0.01, "weight_decay": 0.1}, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_zoo(tmp_path / "undecayed", task, **options)
