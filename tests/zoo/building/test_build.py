@@ -224,7 +224,7 @@ def test_keyword_arguments_are_the_fields_of_a_plan():
         ({"snapshot_steps": [0, 1000]}, "snapshot_steps must be integers that increase"),
         ({"snapshot_steps": []}, "snapshot_steps must be integers that increase"),
         ({"snapshot_steps": None, "num_snapshots": 1}, "num_snapshots"),
-        ({"max_loss": -1.0}, "max_loss must be a number above 0"),
+        ({"max_loss": -1.0}, "max_loss must be a finite number above 0"),
         ({"init_scale": "large"}, "init_scale must be a number or one of .* got 'large'"),
         ({"init_scale": -1.0}, "init_scale must not be negative"),
         ({"shared_batches": "maybe"}, "shared_batches must be true or false, got 'maybe'"),
