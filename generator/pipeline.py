@@ -204,21 +204,9 @@ class ParameterPipeline(DiffusionPipeline):
             LayoutMismatchError: if the start is of another architecture.
         """
         self._check_sampling(num_inference_steps, guidance_scale, eta, generator)
-        starts = None
-        if layout is None and task is not None and has_adapters(task.layout):
-            layout = task.layout
-        if start is None:
-            layout = layout or only_layout(self.normalizer.layouts)
-        else:
-            layout, starts = read_start(start, self.normalizer.layouts, layout)
-            starts = in_one_form(layout, starts)
+        layout, starts = self._starts(start, layout, task)
         context = self._context(layout, task)
-        size = 1 if starts is None else len(starts)
-        if num_samples is not None:
-            wanted = as_count("num_samples", num_samples)
-            if wanted != size > 1:
-                raise ValueError(f"num_samples must be {size}, one for each start, got {wanted}")
-            size = wanted
+        size = _num_networks(1 if starts is None else len(starts), num_samples)
         if task_bits is not None:
             prompt = {**(prompt or {}), TASK_BITS: task_bits}
         asked = Prompt.of(
@@ -270,22 +258,16 @@ class ParameterPipeline(DiffusionPipeline):
             raise ValueError("only adapters of a model that the pipeline knows can be saved so; see state_dicts()")
         save_adapter(Path(folder), generated.state_dicts()[index], task.make_model())
 
-    def improve(
-        self,
-        start: Start,
-        prompt: Mapping[str, Any],
-        *,
-        num_updates: int,
-        num_inference_steps: int = 8,
-        task: Task | None = None,
-        generator: torch.Generator | None = None,
-    ) -> list[GeneratedParams]:
-        """Networks after each of `num_updates` updates, each of which starts from the last with the same prompt."""
-        results: list[GeneratedParams] = []
-        for _ in range(as_count("num_updates", num_updates)):
-            last = results[-1] if results else start
-            results.append(self(last, prompt, num_inference_steps=num_inference_steps, task=task, generator=generator))
-        return results
+    def _starts(
+        self, start: Start | None, layout: ParamLayout | None, task: Task | None
+    ) -> tuple[ParamLayout, Tensor | None]:
+        """The layout to generate, and starts (B, P) of it; None for networks from noise."""
+        if layout is None and task is not None and has_adapters(task.layout):
+            layout = task.layout
+        if start is None:
+            return layout or only_layout(self.normalizer.layouts), None
+        layout, starts = read_start(start, self.normalizer.layouts, layout)
+        return layout, in_one_form(layout, starts)
 
     def _check_sampling(self, num_steps: int, guidance_scale: float, eta: float, rng: torch.Generator | None) -> None:
         number = as_count("num_inference_steps", num_steps, NUM_TRAIN_TIMESTEPS)
@@ -356,6 +338,16 @@ class ParameterPipeline(DiffusionPipeline):
 
 def _scale(adapter: Any) -> float:
     return scale_of(**{name: adapter[name] for name in ("rank", "alpha", "scaling") if name in adapter})
+
+
+def _num_networks(num_starts: int, num_samples: int | None) -> int:
+    """How many to generate: one for each start, or samples of a single one."""
+    if num_samples is None:
+        return num_starts
+    wanted = as_count("num_samples", num_samples)
+    if wanted != num_starts > 1:
+        raise ValueError(f"num_samples must be {num_starts}, one for each start, got {wanted}")
+    return wanted
 
 
 def as_count(name: str, value: int, most: int | None = None) -> int:

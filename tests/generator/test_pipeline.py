@@ -84,16 +84,6 @@ def test_counters_are_copied_from_the_start():
     assert (state["norms.1.running_var"] > 0).all()
 
 
-def test_improve_starts_each_update_from_the_last(pipe):
-    module = MLP(8, (6,), 3)
-    results = pipe.improve(module, {"loss": 0.5}, num_updates=2, num_inference_steps=2, generator=seeded())
-    rng = seeded()
-    first = pipe(module, {"loss": 0.5}, num_inference_steps=2, generator=rng)
-    second = pipe(first.params, {"loss": 0.5}, num_inference_steps=2, generator=rng)
-    assert torch.equal(results[0].params, first.params)
-    assert torch.equal(results[1].params, second.params)
-
-
 def test_one_pipeline_generates_other_widths(pipe):
     wide = MLP(8, (11,), 3)
     layout = ParamLayout.of(wide)

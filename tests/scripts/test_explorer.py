@@ -26,6 +26,7 @@ from scripts.explorer.comparison import compare
 from scripts.explorer.networks import MAX_LINES, evenly, history, plane, trajectories, weight_pictures
 from scripts.explorer.prompting import Prompting, Request
 from scripts.explorer.runs import RunTable
+from tests.devices import other_device
 from zoo import Task, Zoo, build_zoo, get_task
 from zoo.networks.adapters import adapt
 from zoo.networks.architectures import MLP
@@ -173,6 +174,17 @@ def test_samples_are_measured_and_compared_and_can_be_taken_along(zoo, pipe, exp
             prompting.file(request, *change)
     with pytest.raises(ValueError, match="from 1 to"):
         Request(prompt=(), num_samples=99)
+
+
+def test_samples_of_a_generator_on_another_device_are_measured_as_on_the_cpu(zoo, pipe, explorer):
+    request = Request(prompt=(("val_loss", 1.0),), num_samples=2)
+    expected = Prompting(pipe, zoo, explorer.task).answer(request)
+    try:
+        with other_device("sim") as device:
+            found = Prompting(pipe.to(device), zoo, explorer.task).answer(request)
+    finally:
+        pipe.to("cpu")
+    assert app_module.as_json(found) == app_module.as_json(expected)
 
 
 def test_a_generated_adapter_is_packed_as_a_folder_for_peft(zoo, pipe, explorer, monkeypatch):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from zoo.building.hyperparameters import is_range
 from zoo.building.plan import AUTO, TOGETHER, BuildPlan
+from zoo.lazy import needs
 from zoo.networks.initialization import derive_seed
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
@@ -81,10 +82,8 @@ def checked_search(plan: BuildPlan) -> Search:
         raise ValueError(f"search.metric must be one of {names}, got {search.metric!r}")
     if plan.execution not in (AUTO, TOGETHER) or plan.task.layout.is_large:
         raise ValueError("search is of runs that train together: not of large networks, nor with another execution")
-    try:
+    with needs("searches are Optuna's", "'weightfoundry[search]'"):
         import optuna  # noqa: F401
-    except ImportError as error:
-        raise ImportError("search needs Optuna: pip install 'weightfoundry[search]'") from error
     return search
 
 

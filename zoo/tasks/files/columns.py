@@ -12,6 +12,8 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
+from zoo.lazy import needs
+
 Columns: TypeAlias = "dict[str, np.ndarray]"  # (n,) float64 with NaN, or objects: words, None where one is missing
 
 _MISSING: Final = {"", "na", "n/a", "nan", "null", "none", "?"}
@@ -64,11 +66,9 @@ def _read_csv(file: Path) -> Mapping[str, list]:
 
 
 def _read_parquet(file: Path) -> Mapping[str, list]:
-    try:
+    with needs("Parquet is read by pyarrow", "pyarrow"):
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table
-    except ImportError as error:
-        raise ImportError("Parquet is read by pyarrow, which is not installed: pip install pyarrow") from error
     try:
         return read_table(file).to_pydict()
     except (ArrowException, OSError) as error:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from zoo.lazy import needs
 from zoo.tasks.files.columns import column
 from zoo.tasks.files.examples import FOLDER_NAMES, Splits, complete_splits, row_places, split_examples
 from zoo.tasks.files.images import decode
@@ -33,10 +34,8 @@ def read_saved_rows(path: str | Path) -> Rows | Mapping[str, Rows]:
         FileNotFoundError: if there is no such folder.
         ImportError: without `datasets`.
     """
-    try:
+    with needs("this folder is read by datasets", "datasets"):
         from datasets import load_from_disk
-    except ImportError as error:
-        raise ImportError("this folder is read by datasets, which is not installed: pip install datasets") from error
     return load_from_disk(str(path))
 
 
