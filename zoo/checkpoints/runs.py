@@ -286,7 +286,7 @@ class _Search:
         steps: dict[Path, int | None] = dict.fromkeys(initial, 0)
         numbered = [member for member in files if member not in steps and member not in final]
         for pattern in (*_STEP_WORDS, _LAST_NUMBER):
-            matches = [found[-1] for member in numbered if (found := [*pattern.finditer(member.name)])]
+            matches = [hits[-1] for member in numbered if (hits := [*pattern.finditer(member.name)])]
             values = [_number(match[1]) for match in matches]
             series = {_without_steps(match.string[: match.start()]) for match in matches}
             if pattern is _LAST_NUMBER and len(series) > 1:
