@@ -32,6 +32,7 @@ from generator.prompts.prompt import TASK_BITS, Prompt, PromptValue
 from generator.sampler import NUM_TRAIN_TIMESTEPS, DDIMScheduler, Scheduler, sample_params
 from generator.tokens import normalizer as normalizers
 from generator.tokens.tokenizer import is_generated
+from zoo.ambient import torch_defaults
 from zoo.checkpoints.adapters import save_adapter
 from zoo.hub import SCHEME, UploadOptions, local_copy
 from zoo.networks.adapters import scale_of
@@ -85,6 +86,7 @@ class ParameterPipeline(DiffusionPipeline):
         self._last: tuple[GeneratedParams, Task | None] | None = None
 
     @classmethod
+    @torch_defaults()
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ParameterPipeline:
         """Pipeline in the folder that `save_pretrained` wrote, or in the one that a training was given as `out`.
 
@@ -161,6 +163,7 @@ class ParameterPipeline(DiffusionPipeline):
         known = self.config["splits"]
         return None if known is None else SplitRule.from_dict(known)
 
+    @torch_defaults()
     @torch.no_grad()
     def __call__(
         self,

@@ -26,6 +26,7 @@ from generator.training.resumption import begin_or_resume
 from generator.training.tasks import holding_out, with_splits
 from generator.training.validation import AlignmentSelection, calibrations
 from generator.trajectories import Trajectories
+from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
@@ -36,6 +37,7 @@ _MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
 _FROM_CONFIG: Final = {"max_epochs", "reload_dataloaders_every_n_epochs"}  # no options of the trainer's
 
 
+@torch_defaults()
 def train_generator(
     zoos: Zoo | Sequence[Zoo],
     config: GeneratorConfig | None = None,

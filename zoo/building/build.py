@@ -18,6 +18,7 @@ from typing import Final, Unpack, cast
 import numpy as np
 import torch
 
+from zoo.ambient import torch_defaults
 from zoo.building.block_size import fitting_block_size
 from zoo.building.execution import with_execution
 from zoo.building.executors import Executor, InProcess
@@ -61,6 +62,7 @@ class Progress:
     num_blocks: int
 
 
+@torch_defaults()
 def build_zoo(
     path: str | os.PathLike,
     task: Task,
@@ -218,6 +220,7 @@ class BlockBuilder:
     path: Path
     plan: BuildPlan
 
+    @torch_defaults()
     def __call__(self, block: int) -> BlockReport | None:
         """Train, evaluate and commit a block; None if it is committed already, or another process has it."""
         started = time.perf_counter()
