@@ -28,6 +28,7 @@ from generator.model.objectives import (
 )
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.prompts.examples import NO_LABEL, Examples
+from generator.sampler import corrected
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer
 from generator.tokens.windows import to_windows
 from generator.training.pairs import PairBatch
@@ -53,9 +54,8 @@ def training_losses(
         rng: noise, timesteps and examples are drawn from it, on the CPU.
         precision: autocast for the model alone; losses are computed in float32.
     """
-    device, size = batch.target.device, len(batch.target)
+    device, size, options = batch.target.device, len(batch.target), model.config
     num_samples = 2 if config.energy_score else 1
-    options = model.config
     clean = context.scale.normalize(batch.target)  # (B, P)
     start = context.scale.normalize(batch.start) if options["use_start"] else None
 
@@ -94,7 +94,7 @@ def training_losses(
                 fingerprints=fingerprints,
                 examples=observed,
             )
-            return model(
+            answer = model(
                 context.tokenizer,
                 batch.prompt,
                 noisy=noisy if options["diffusion"] else None,
@@ -103,6 +103,7 @@ def training_losses(
                 reading=reading.repeat(len(noisy) // size),
                 windows=windows,
             )
+            return corrected(model, context, batch.prompt, reading, answer)
 
     # The noisy input: the target with noise, or what the model made of a noisier one.
     signal, noise = signal_and_noise(config.prediction, timestep[:, None])

@@ -33,7 +33,7 @@ from zoo.tasks.task import Task
 from zoo.tracking import make_tracker
 
 _NETWORKS_FOR_STATISTICS: Final = 8192
-_MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
+_MAX_NUMBERS: Final = 2**29  # numbers read for the statistics of one zoo
 _FROM_CONFIG: Final = {"max_epochs", "reload_dataloaders_every_n_epochs"}  # no options of the trainer's
 
 
@@ -133,6 +133,7 @@ def assemble(
         samples,
         chunk_width=config.chunk_width,
         recompute_batch_norm=config.recompute_batch_norm,
+        statistics_per_number=config.statistics_per_number,
     )
     contexts = [
         NetworkContext.of(normalizer, one.layout, task, real)

@@ -67,6 +67,7 @@ def update_whole(
     *,
     inner_step: StepCount,
     num_steps: int | None,
+    told: Mapping[str, Tensor],
 ) -> None:
     """Update parameters and their state.
 
@@ -76,18 +77,17 @@ def update_whole(
         pending: whole tensors, with their state.
         inner_step: updates made before.
         num_steps: horizon, None for none.
+        told: what else the rule is told of the step.
     """
     together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
     for entry in pending:
         together[entry.param.device, entry.num_matrices].append(entry)
     for (device, _), entries in together.items():
-        for portion in portions(entries):
-            _update_together(rule, theta_on(device), portion, inner_step=inner_step, num_steps=num_steps)
+        for portion in [entries] if getattr(rule, "mixes_tensors", False) else portions(entries):
+            _update_together(rule, theta_on(device), portion, inner_step=inner_step, num_steps=num_steps, **told)
 
 
-def _update_together(
-    rule: UpdateRule, theta: Tensor, pending: Sequence[Pending], *, inner_step: StepCount, num_steps: int | None
-) -> None:
+def _update_together(rule: UpdateRule, theta: Tensor, pending: Sequence[Pending], **clock: StepCount | None) -> None:
     """Run the rule on tensors of one device that are equally many matrices, as one model."""
     parts = [matrix_view(entry.param.detach(), entry.axes) for entry in pending]
     lost = [entry.state.get(REMAINDER) for entry in pending]  # by rounding
@@ -107,8 +107,7 @@ def _update_together(
         grads=[(-entry.grad if entry.group["maximize"] else entry.grad).to(torch.float32) for entry in pending],
         state=state,
         active=[entry.active for entry in pending],
-        inner_step=inner_step,
-        num_steps=num_steps,
+        **clock,
         lr=[entry.lr for entry in pending],
         weight_decay=[entry.group["weight_decay"] for entry in pending],
     )

@@ -18,7 +18,7 @@ from scripts import cli, demo
 from tests.devices import other_device
 
 ROOT = Path(__file__).parents[2]
-STAGES = ["zoo", "generator", "prompting", "optimizer", "join"]
+STAGES = ["zoo", "generator", "prompting", "optimizer", "join", "tables"]
 
 
 def test_it_ends_with_numbers_settings_and_charts(demo_folder):
@@ -29,7 +29,7 @@ def test_it_ends_with_numbers_settings_and_charts(demo_folder):
     assert 0 < summary["seconds"] == pytest.approx(sum(one["seconds"] for one in summary["stages"].values()))
     assert (demo_folder / "config.yaml").exists()
     assert sorted(path.stem for path in (demo_folder / "figures").iterdir()) == [
-        "distances", "fine_tuning", "optimizers", "prompts", "training",
+        "distances", "fine_tuning", "optimizers", "prompts", "tables", "training",
     ]  # fmt: skip
 
 

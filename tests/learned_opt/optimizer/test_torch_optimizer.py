@@ -440,6 +440,28 @@ def test_state_of_other_shapes_is_refused_before_a_kernel_writes_beyond_it(name)
         optimizer.load_state_dict(model.state_dict())
 
 
+@pytest.mark.parametrize("name", ["mulo", "mulo-norm"])
+def test_state_is_resumed_whatever_its_strides(name):
+    def take_steps(model: nn.Module, optimizer: MuLO) -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+
+    model = nn.Linear(3, 4)
+    optimizer = MuLO(model, pretrained(name), num_training_steps=9)
+    take_steps(model, optimizer)
+    other = copy.deepcopy(model)
+    resumed = MuLO(other, pretrained(name), num_training_steps=9)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for tensors in saved["state"].values():
+        tensors.update({key: value.mT.contiguous().mT for key, value in tensors.items() if value.ndim > 1})
+    resumed.load_state_dict(saved)
+    for each in ((model, optimizer), (other, resumed)):
+        take_steps(*each)
+    assert torch.equal(model.weight, other.weight)
+
+
 @pytest.mark.skipif(not is_available(), reason="no C compiler")
 def test_a_parameter_that_is_replaced_by_a_larger_one_needs_new_state():
     model = nn.Linear(3, 4)
