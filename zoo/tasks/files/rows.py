@@ -73,7 +73,7 @@ def encode_rows(
         ValueError: for columns and splits that there are not, and values that are none of these.
     """
     parts = data if isinstance(data, Mapping) else {"train": data}
-    parts = {name: part.to_dict("records") if hasattr(part, "iloc") else part for name, part in parts.items()}
+    parts = {name: _records(part) for name, part in parts.items()}
     if streamed := [part for part in parts.values() if not hasattr(part, "__len__")]:
         raise ValueError(f"{what}: expected rows with a length, got {type(streamed[0]).__name__}; list(...) makes them")
     unknown = sorted(set(parts) - FOLDER_NAMES.keys())
@@ -108,3 +108,8 @@ def encode_rows(
     split = complete_splits(declared, row_places(values), what)
     targets = standardised(targets, split == 0) if classes is None else targets
     return split_examples(values, targets, split, classes, what), len(classes or ())
+
+
+def _records(rows: Any) -> Rows:
+    """Rows of a frame of pandas, and others as they are."""
+    return rows.to_dict("records") if hasattr(rows, "iloc") else rows
