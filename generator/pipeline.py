@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from operator import index
 from pathlib import Path
 from types import MappingProxyType
@@ -314,10 +315,10 @@ class ParameterPipeline(DiffusionPipeline):
         is_ddim = isinstance(self.scheduler, DDIMScheduler)
         if is_ddim and number > _FEW_STEPS and NUM_TRAIN_TIMESTEPS % number:
             raise ValueError(f"above {_FEW_STEPS}, num_inference_steps must divide {NUM_TRAIN_TIMESTEPS}, got {number}")
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-            raise ValueError(f"guidance_scale must be a number from 0 up (1 for no guidance), got {guidance_scale}")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral sampling), got {eta}")
+        if not (isinstance(guidance_scale, Real) and 0 <= guidance_scale < math.inf):
+            raise ValueError(f"guidance_scale must be a number from 0 up (1 for no guidance), got {guidance_scale!r}")
+        if not (isinstance(eta, Real) and 0 <= eta <= 1):
+            raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral sampling), got {eta!r}")
         if eta and not is_ddim:
             raise ValueError(f"eta must be 0 for a generator trained with prediction='flow', got {eta}")
         if rng is not None and not isinstance(rng, torch.Generator):

@@ -66,6 +66,10 @@ def train_generator(
             there is no such device, or the trainer has no such option.
     """
     config = config or GeneratorConfig()
+    if not isinstance(config, GeneratorConfig):
+        raise TypeError(f"config must be a GeneratorConfig, got a {type(config).__name__}")
+    if not isinstance(out, str | Path):
+        raise TypeError(f"out must be the folder of the training, got {out!r}")
     zoos = [zoos] if isinstance(zoos, Zoo | str | Path) else list(zoos)
     if not zoos:
         raise ValueError("zoos must hold at least one zoo, got none")

@@ -132,6 +132,8 @@ def test_wrong_requests_are_refused(pipe):
         ({"num_samples": 2.0}, "must be an integer"),
         ({"guidance_scale": math.nan}, "guidance_scale must be"),
         ({"guidance_scale": -1.0}, "guidance_scale must be"),
+        ({"guidance_scale": "2"}, "guidance_scale must be"),
+        ({"eta": None}, "eta must be"),
         ({"eta": 1.5}, "eta must be"),
         ({"generator": 0}, "torch.Generator"),
         ({"prompt": 0.2}, "by metric"),
