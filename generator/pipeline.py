@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from operator import index
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +37,7 @@ from generator.reading.choice import best_of as index_of_best
 from generator.sampler import NUM_TRAIN_TIMESTEPS, DDIMScheduler, Scheduler, sample_params
 from generator.tokens import normalizer as normalizers
 from generator.tokens.tokenizer import is_generated
+from zoo.ambient import torch_defaults
 from zoo.checkpoints.adapters import save_adapter
 from zoo.hub import SCHEME, UploadOptions, local_copy
 from zoo.networks.adapters import scale_of
@@ -94,6 +96,7 @@ class ParameterPipeline(DiffusionPipeline):
         self._last: tuple[GeneratedParams, Task | None] | None = None
 
     @classmethod
+    @torch_defaults()
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ParameterPipeline:
         """Pipeline in the folder that `save_pretrained` wrote, or in the one that a training was given as `out`.
 
@@ -173,6 +176,7 @@ class ParameterPipeline(DiffusionPipeline):
         known = self.config["splits"]
         return None if known is None else SplitRule.from_dict(known)
 
+    @torch_defaults()
     @torch.no_grad()
     def __call__(
         self,
@@ -311,10 +315,10 @@ class ParameterPipeline(DiffusionPipeline):
         is_ddim = isinstance(self.scheduler, DDIMScheduler)
         if is_ddim and number > _FEW_STEPS and NUM_TRAIN_TIMESTEPS % number:
             raise ValueError(f"above {_FEW_STEPS}, num_inference_steps must divide {NUM_TRAIN_TIMESTEPS}, got {number}")
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-            raise ValueError(f"guidance_scale must be a number from 0 up (1 for no guidance), got {guidance_scale}")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral sampling), got {eta}")
+        if not (isinstance(guidance_scale, Real) and 0 <= guidance_scale < math.inf):
+            raise ValueError(f"guidance_scale must be a number from 0 up (1 for no guidance), got {guidance_scale!r}")
+        if not (isinstance(eta, Real) and 0 <= eta <= 1):
+            raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral sampling), got {eta!r}")
         if eta and not is_ddim:
             raise ValueError(f"eta must be 0 for a generator trained with prediction='flow', got {eta}")
         if rng is not None and not isinstance(rng, torch.Generator):
