@@ -15,9 +15,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from generator.model.context import NetworkContext
+from generator.model.corrections import gradient_on_examples
 from generator.model.examples import ObservedExamples
 from generator.model.objectives import signal_and_noise
-from generator.model.transformer import RecurrentDiffusionTransformer
+from generator.model.transformer import Reading, RecurrentDiffusionTransformer
 from generator.prompts.prompt import Prompt
 
 _NETWORKS_PER_PASS: Final = 256
@@ -171,6 +172,8 @@ class _Predictor:
             )
             for asked, reading in zip(self.prompts, self.readings, strict=True)
         ]
+        told = zip(self.prompts, self.readings, outputs, strict=True)
+        outputs = [corrected(model, context, asked, reading, output) for asked, reading, output in told]
         return outputs[0] if len(outputs) == 1 else outputs[1].lerp(outputs[0], self.guidance_scale)
 
 
@@ -203,3 +206,17 @@ def observed_examples(
     has_start = torch.full((len(prompt),), float(start is not None), device=context.device)
     start = torch.zeros(len(prompt), context.layout.num_params, device=context.device) if start is None else start
     return context.observed(prompt.examples, model.example_kind, start=start, has_start=has_start)
+
+
+def corrected(
+    model: RecurrentDiffusionTransformer, context: NetworkContext, prompt: Prompt, reading: Reading, answer: Tensor
+) -> Tensor:
+    """The answer (B, P) to B prompts after all corrections of the model."""
+    for number in range(model.config["num_corrections"]):
+        gradient = torch.zeros_like(answer)
+        if prompt.examples is not None:
+            assert context.task is not None
+            params = context.scale.denormalize(answer)
+            gradient = gradient_on_examples(context.task, params, prompt.examples) * context.scale.std
+        answer = model.correct(context.tokenizer, reading, number, answer, gradient)
+    return answer

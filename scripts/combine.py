@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from zoo import Task, get_task
+from zoo.devices import resolve_device
 from zoo.operations import Networks, combine, compress, read_networks, save_compressed
 from zoo.operations.compression import relative_error
 from zoo.operations.methods import METHODS
@@ -44,7 +45,7 @@ def main(config: DictConfig) -> int:
     given = [config.networks] if isinstance(config.networks, str) else config.networks
     networks = read_networks([str(address) for address in given], base=base, layout=layout)
     if config.evaluate or config.method == "greedy_soup":
-        task = _comparable(task, networks)
+        task = _comparable(task, networks).to(resolve_device(config.device))
     about = {"method": config.method, **settings, "networks": list(networks.names), "base": base and base.names[0]}
     if config.method == "compress":
         if base is None or len(networks.params) != 1:
@@ -56,7 +57,7 @@ def main(config: DictConfig) -> int:
         params = read_networks([str(out)], base=base).params[0]
         console.print(f"{about['relative_error']:.3g} of the update's norm was lost", highlight=False)
     else:
-        evaluate = None if task is None else lambda params: task.evaluate(params, "val")["loss"]
+        evaluate = None if task is None else lambda params: task.evaluate(params.to(task.device), "val")["loss"].cpu()
         params, remarks = combine(networks, config.method, base=base, evaluate=evaluate, seed=config.seed, **settings)
         save_network(out, params, networks, about)
         for remark in remarks:

@@ -1,4 +1,4 @@
-"""All three jobs on real data in one run: a zoo, a generator, prompts, a learned optimizer, both together, a report.
+"""All three jobs on real data in one run: a zoo, a generator, prompts, a learned optimizer, both together, tables.
 
     python -m scripts.demo [out=out/demo] [seed=0] [device=auto] [stages=[zoo,generator,...]] [skip=[optimizer]]
 
@@ -12,6 +12,7 @@ interrupted one is resumed. Stages:
     prompting  prompts it with losses, from unseen networks, and tests whether the answers are new
     optimizer  trains another network by learned optimizers, beside AdamW
     join       trains generated networks further by a learned optimizer
+    tables     generates networks for tables never seen, beside gradient boosting
 
 Typical run time: five minutes on two cores.
 """

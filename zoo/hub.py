@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
+from zoo.lazy import needs
+
 SCHEME: Final = "hf://"
 CARD: Final = "README.md"
 _NOT_CONTENT: Final = (".gitattributes", CARD)
@@ -110,10 +112,8 @@ def facts(rows: Mapping[str, str]) -> str:
 
 def require_hub() -> Any:
     """The library; ImportError with what to install without it."""
-    try:
+    with needs("hf:// is read by huggingface_hub", "'weightfoundry[hub]'"):
         import huggingface_hub
-    except ImportError as error:
-        raise ImportError("hf:// needs the extra hub: pip install 'weightfoundry[hub]'", name=error.name) from error
     return huggingface_hub
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 
@@ -52,3 +53,17 @@ def lazy_surface(package: str) -> tuple[Callable[[str], object], Callable[[], li
         return value
 
     return get, lambda: sorted({*vars(module), *homes})
+
+
+@contextmanager
+def needs(what: str, install: str) -> Iterator[None]:
+    """Libraries are imported inside; without one the error says in a line what is missing it.
+
+    Args:
+        what: the library is for, such as "images are read by pillow".
+        install: what pip takes to bring it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{what}, which is not installed: pip install {install}", name=error.name) from error

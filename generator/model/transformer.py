@@ -23,6 +23,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from generator.model.corrections import Corrections
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
 from generator.model.examples import ExampleEncoder, ObservedExamples
 from generator.model.recurrence import GatedLinearRecurrence
@@ -86,6 +87,8 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         drawn_blocks: keys of node blocks of which the untrained model predicts something, not the mean: one factor of
             each product, since where both are zero neither has a gradient.
         window: chunk tokens attend within windows of this many; 0 for attention over the whole network.
+        num_corrections: times that a one-pass regressor looks at what its answer makes of the prompt's examples, and
+            answers again (`generator.model.corrections`); for networks without edges between units, such as adapters.
     """
 
     __module__ = "generator"  # what saved pipelines name: the public surface, not this file
@@ -114,6 +117,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         start_skip: float = 0.0,
         drawn_blocks: Sequence[str] = (),
         window: int = 0,
+        num_corrections: int = 0,
     ) -> None:
         super().__init__()
         self.ranges = {name: MetricRange(*bounds) for name, bounds in sorted(metrics.items())}
@@ -122,15 +126,13 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         channels = self.num_drawn + int(use_start)
         if channels == 0 and (edge_widths or not examples):
             raise ValueError("a model needs a noisy input, a latent or a start, or examples; all are off")
+        if num_corrections and (self.num_drawn or edge_widths or window or not examples):
+            raise ValueError(
+                "num_corrections needs examples in prompts, diffusion=False, use_latent=False, and networks without "
+                "edges between units; set it to 0"
+            )
 
-        self.prompt_encoder = PromptEncoder(self.ranges, num_task_bits)
-        self.example_kind, self.example_encoder, asked_width = None, None, self.prompt_encoder.width + 1
-        if examples is not None:
-            kind = {**examples, "shape": tuple(examples["shape"])}
-            num_features = kind.pop("num_features")
-            self.example_kind = ExampleKind(**kind)
-            self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width)
-            asked_width += 1 + width
+        asked_width = self._add_prompt_encoders(num_task_bits, examples, width)
         condition_width = asked_width + 2 * _NUM_TIME_FREQUENCIES * diffusion
         self.condition = nn.Sequential(nn.Linear(condition_width, width), nn.GELU(), nn.Linear(width, width))
 
@@ -156,23 +158,42 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         self.decoders = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in node_widths.items()})
         for key in drawn_blocks:
             nn.init.normal_(cast("nn.Linear", self.decoders[key]).weight, std=_DRAWN_STD / math.sqrt(width))
+        self.corrections = Corrections(node_widths, width, num_corrections) if num_corrections else None
         if edge_widths:
-            self.edge_condition = nn.Linear(width, edge_width)
-            self.edge_encoders = nn.ModuleDict(
-                {
-                    key: nn.Sequential(
-                        nn.Linear(channels * size, 2 * edge_width), nn.GELU(), nn.Linear(2 * edge_width, edge_width)
-                    )
-                    for key, size in edge_widths.items()
-                }
-            )
-            self.edge_decoder = EdgeDecoder(width, edge_width)
-            self.edge_outputs = nn.ModuleDict(
-                {key: zero_init(nn.Linear(2 * edge_width, size)) for key, size in edge_widths.items()}
-            )
+            self._add_edges(edge_widths, channels, edge_width, width)
             skips = torch.zeros(channels)
             skips[self.num_drawn :] = start_skip
             self.edge_skips = nn.ParameterDict({key: skips.clone() for key in edge_widths})
+
+    def _add_prompt_encoders(self, num_task_bits: int, examples: dict[str, Any] | None, width: int) -> int:
+        """What reads prompts and their examples; the number of features that it makes, with that of a start."""
+        self.prompt_encoder = PromptEncoder(self.ranges, num_task_bits)
+        self.example_kind, self.example_encoder, asked_width = None, None, self.prompt_encoder.width + 1
+        if examples is not None:
+            kind: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
+            }
+            num_features = kind.pop("num_features")
+            self.example_kind = ExampleKind(**kind)
+            self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width)
+            asked_width += 1 + width
+        return asked_width
+
+    def _add_edges(self, sizes: dict[str, int], channels: int, edge_width: int, width: int) -> None:
+        """What reads edges of `sizes` features in some channels, and writes them."""
+        self.edge_condition = nn.Linear(width, edge_width)
+        self.edge_encoders = nn.ModuleDict(
+            {
+                key: nn.Sequential(
+                    nn.Linear(channels * size, 2 * edge_width), nn.GELU(), nn.Linear(2 * edge_width, edge_width)
+                )
+                for key, size in sizes.items()
+            }
+        )
+        self.edge_decoder = EdgeDecoder(width, edge_width)
+        self.edge_outputs = nn.ModuleDict(
+            {key: zero_init(nn.Linear(2 * edge_width, size)) for key, size in sizes.items()}
+        )
 
     def forward(
         self,
@@ -285,6 +306,24 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             tokens = [part + one for part, one in zip(tokens, of_group, strict=True)]
         return Reading(tokens, features, asked, seen)
 
+    def correct(
+        self, tokenizer: ParamTokenizer, reading: Reading, number: int, answer: Tensor, gradient: Tensor
+    ) -> Tensor:
+        """The next answer (B, P) to what was read.
+
+        Args:
+            tokenizer: of the layout.
+            reading: of the prompts.
+            number: of this correction, from 0.
+            answer: (B, P) the last one.
+            gradient: (B, P) of the loss on the examples of the prompts, by the answer.
+        """
+        assert self.corrections is not None
+        told = self.corrections.read(tokenizer, number, answer, gradient)
+        tokens = [part + more for part, more in zip(reading.tokens, told, strict=True)]
+        x = self._through_blocks(tokens, reading, self.condition(reading.asked))
+        return answer + self.corrections.change(tokenizer, x)
+
     def _asked(self, prompt: Prompt, is_known: Tensor, examples: ObservedExamples | None) -> tuple[Tensor, Tensor]:
         """Features (B, c) of what is asked, and tokens (B, Q, d) of the examples; zeros for those not given."""
         asked = torch.cat((self.prompt_encoder(prompt).to(is_known.dtype), is_known), dim=1)
@@ -321,9 +360,6 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         for block in tokenizer.node_blocks if drawn else []:
             stacked = torch.cat([features[block.name] for features in drawn], dim=-1)
             tokens[block.groups[0]] = tokens[block.groups[0]] + self.drawn_encoders[block.key](stacked)
-        size = sum(part.shape[1] for part in tokens)
-        x = torch.cat((*tokens, reading.examples), dim=1) + condition[:, None]  # (B, n + Q, d)
-
         channels = [*drawn, reading.start] if reading.start else list(drawn)
         pairs = [EdgePair(spans[block.groups[0]], spans[block.groups[1]]) for block in tokenizer.edge_blocks]
         edges = []
@@ -332,10 +368,7 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             encoded = self.edge_encoders[block.key](stacked)
             edges.append(encoded + self.edge_condition(condition)[:, None, None])  # (B, n_target, n_source, e)
 
-        for layer in self.blocks:
-            x = layer(x, condition, edges, pairs)
-        x = self.final_norm(x[:, :size])
-
+        x = self._through_blocks(tokens, reading, condition, edges, pairs)
         output = {block.name: self.decoders[block.key](x[:, spans[block.groups[0]]]) for block in tokenizer.node_blocks}
         for block, edge, pair in zip(tokenizer.edge_blocks, edges, pairs, strict=True):
             hidden = self.edge_decoder(edge, x[:, pair.target], x[:, pair.source])
@@ -343,6 +376,20 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             skipped = torch.stack([weight * features[block.name] for weight, features in skips]).sum(0)
             output[block.name] = self.edge_outputs[block.key](hidden) + skipped
         return tokenizer.decode({name: values.float() for name, values in output.items()})  # (B, P)
+
+    def _through_blocks(
+        self,
+        tokens: Sequence[Tensor],
+        reading: Reading,
+        condition: Tensor,
+        edges: Sequence[Tensor] = (),
+        pairs: Sequence[EdgePair] = (),
+    ) -> Tensor:
+        """What the blocks make of the tokens (B, n, d) of each group: (B, n, d) of all of them."""
+        x = torch.cat((*tokens, reading.examples), dim=1) + condition[:, None]  # (B, n + Q, d)
+        for layer in self.blocks:
+            x = layer(x, condition, edges, pairs)
+        return self.final_norm(x[:, : x.shape[1] - reading.examples.shape[1]])
 
     def _denoise_chunks(
         self,

@@ -6,6 +6,7 @@ Legend: B prompts, E examples of each, K classes.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from zoo.tasks.task import Task
 FEWEST: Final = 4  # examples of a prompt
 MOST: Final = 512
 NO_LABEL: Final = -1
+_MOST_FAR: Final = 0.5  # share of examples that may lie outside what the training saw
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class ExampleKind:
         shape: of an input.
         num_symbols: of which inputs consist; 0 for real numbers.
         num_classes: K.
+        bounds: lowest and highest number of the training inputs; None for symbols, and where nobody noted them.
     """
 
     shape: tuple[int, ...]
     num_symbols: int
     num_classes: int
+    bounds: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, task: Task) -> ExampleKind:
@@ -49,8 +53,10 @@ class ExampleKind:
         if train.targets.is_floating_point() or not task.dataset.num_classes:
             raise ValueError(f"examples in prompts have classes as targets, those of task {task.name!r} are numbers")
         num_classes = 2 if isinstance(task.objective, BinaryCrossEntropy) else task.dataset.num_classes
-        has_symbols = not train.inputs.is_floating_point()
-        return cls(tuple(train.inputs.shape[1:]), has_symbols * task.dataset.num_classes, num_classes)
+        shape = tuple(train.inputs.shape[1:])
+        if not train.inputs.is_floating_point():
+            return cls(shape, task.dataset.num_classes, num_classes)
+        return cls(shape, 0, num_classes, (train.inputs.min().item(), train.inputs.max().item()))
 
     @property
     def num_features(self) -> int:
@@ -101,6 +107,8 @@ class Examples:
             raise ValueError(f"inputs of examples must be integers from 0 to {kind.num_symbols - 1}")
         if not kind.num_symbols and not inputs.isfinite().all():
             raise ValueError("inputs of examples must be finite in float32, got NaN or infinity; leave those out")
+        if kind.bounds is not None:
+            _check_scale(inputs, *kind.bounds)
         expected = tuple(inputs.shape[1:] if kind.num_symbols else inputs.shape[1:2])  # (E, L) or (E,)
         labels = torch.full(expected, float(NO_LABEL)) if labels is None else labels
         if tuple(labels.shape) not in (expected, (1, *expected), (batch_size, *expected)):
@@ -150,6 +158,20 @@ def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(f"the first line of {path} must name its columns, got numbers: {list(columns)[:4]}")
     targets = columns.pop("target", None)
     return np.stack([*columns.values()], axis=1), targets
+
+
+def _check_scale(inputs: Tensor, low: float, high: float) -> None:
+    """Refuse inputs (B, E, ...) on another scale than the training's; warn where some are far outside."""
+    is_far = ((inputs < 2 * low - high) | (inputs > 2 * high - low)).flatten(2).any(2)
+    if not is_far.any():
+        return
+    message = (
+        f"inputs of examples go from {inputs.min():.3g} to {inputs.max():.3g}, those of the training went from "
+        f"{low:.3g} to {high:.3g}; are they scaled as those were?"
+    )
+    if is_far.float().mean() > _MOST_FAR:
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=4)
 
 
 def _tensor(values: object) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -139,69 +139,97 @@ def draw_pairs(
 ) -> PairBatch:
     """A batch of pairs; the target is later than a start that is given (or is that), and any snapshot otherwise."""
     size = config.batch_size
-
-    def happens(share: float, *more: int) -> Tensor:
-        return torch.rand(size, *more, generator=rng) < share
-
-    # Which runs, and which two snapshots of each.
-    rows = torch.randint(len(runs), (size,), generator=rng)
-    counts = runs.counts[rows]
-    has_start = happens(config.start_share) & (counts > 1)
-    numbers, is_made_up = runs.runs[rows], torch.zeros(size, dtype=torch.bool)
-    if config.share_without_targets:
-        is_made_up = happens(config.share_without_targets)
-        numbers = torch.where(is_made_up, MADE_UP_RUNS + torch.randint(2**31, (size,), generator=rng), numbers)
-        has_start &= ~is_made_up
-    is_initial = happens(config.initial_share)
-    first = (torch.rand(size, generator=rng) * (counts - 1)).long().masked_fill(is_initial, 0)
-    fraction = torch.rand(size, generator=rng)
-    later = first + 1 + (fraction * (counts - 1 - first)).long()
-    if config.stay_share:
-        later = torch.where(happens(config.stay_share) & ~is_initial, first, later)
-    last = torch.where(has_start, later, (fraction * counts).long())
-    if config.even_share:
-        is_even = happens(config.even_share)
-        last = torch.where(is_even, _evenly(runs, rows, torch.where(has_start, first, -1), rng), last)
-
-    # What is asked of the target and known of the start, some of it left out.
-    known = torch.full((2, size, len(runs.metrics)), math.nan)
-    for column, values in enumerate(runs.metrics.values()):
-        known[:, :, column] = values[rows, torch.stack((last, first))]
-    target, start = known  # (B, M)
-    dropped = happens(config.prompt_dropout, 1)
-    left_out = happens(config.metric_dropout * (len(runs.metrics) > 1), len(runs.metrics))
-    unknown = happens(config.start_metric_dropout, 1) | ~has_start[:, None]
-    prompt = Prompt(
-        target.masked_fill(dropped | left_out | is_made_up[:, None], math.nan),
-        start.masked_fill(unknown, math.nan),
-        runs.task_bits[rows].masked_fill(dropped, math.nan),
-    )
-
+    chosen = _draw_snapshots(runs, config, rng)
+    prompt = _draw_prompt(runs, chosen, config, rng)
     # What is shown of the task. Examples without a metric ask for the best there is: the end of the run.
     has_examples, has_labels = torch.zeros(2, size, dtype=torch.bool)
-    num_examples = 0
+    num_examples, last = 0, chosen.last
     if config.num_examples is not None:
-        has_examples, has_labels = ~happens(config.examples_dropout), ~happens(config.label_dropout)
+        has_examples = ~_happens(config.examples_dropout, rng, size)
+        has_labels = ~_happens(config.label_dropout, rng, size)
         fewest, most = (math.log(count) for count in config.num_examples)
         num_examples = round(math.exp(fewest + (most - fewest) * float(torch.rand((), generator=rng))))
-        last = torch.where(has_examples & ~prompt.asks_metric, counts - 1, last)
-
-    networks = torch.stack((runs.read(rows, first), runs.read(rows, last)), dim=1)  # (B, 2, P)
+        last = torch.where(has_examples & ~prompt.asks_metric, runs.counts[chosen.rows] - 1, last)
+    networks = torch.stack((runs.read(chosen.rows, chosen.first), runs.read(chosen.rows, last)), dim=1)  # (B, 2, P)
     if config.permute_units:
         networks = symmetry.apply(runs.layout, networks, symmetry.sample(runs.layout, size, rng))
     return PairBatch(
         start=networks[:, 0],
         target=networks[:, 1],
-        has_start=has_start.float(),
-        has_target=(~is_made_up).float(),
+        has_start=chosen.has_start.float(),
+        has_target=(~chosen.is_made_up).float(),
         has_examples=has_examples,
         has_labels=has_labels,
         num_examples=num_examples,
         prompt=prompt,
-        runs=numbers,
+        runs=chosen.runs,
         zoo=zoo,
         index=index,
     )
+
+
+class _Snapshots(NamedTuple):
+    """Which runs, and which two snapshots of each, all (B,).
+
+    Attributes:
+        rows: of the runs among the trajectories.
+        runs: their numbers in the zoo, or those of runs that are made up.
+        first, last: start and target.
+        has_start: whether the start is given.
+        is_made_up: whether the run is.
+    """
+
+    rows: Tensor
+    runs: Tensor
+    first: Tensor
+    last: Tensor
+    has_start: Tensor
+    is_made_up: Tensor
+
+
+def _draw_snapshots(runs: Trajectories, config: PairConfig, rng: torch.Generator) -> _Snapshots:
+    size = config.batch_size
+    rows = torch.randint(len(runs), (size,), generator=rng)
+    counts = runs.counts[rows]
+    has_start = _happens(config.start_share, rng, size) & (counts > 1)
+    numbers, is_made_up = runs.runs[rows], torch.zeros(size, dtype=torch.bool)
+    if config.share_without_targets:
+        is_made_up = _happens(config.share_without_targets, rng, size)
+        numbers = torch.where(is_made_up, MADE_UP_RUNS + torch.randint(2**31, (size,), generator=rng), numbers)
+        has_start &= ~is_made_up
+    is_initial = _happens(config.initial_share, rng, size)
+    first = (torch.rand(size, generator=rng) * (counts - 1)).long().masked_fill(is_initial, 0)
+    fraction = torch.rand(size, generator=rng)
+    later = first + 1 + (fraction * (counts - 1 - first)).long()
+    if config.stay_share:
+        later = torch.where(_happens(config.stay_share, rng, size) & ~is_initial, first, later)
+    last = torch.where(has_start, later, (fraction * counts).long())
+    if config.even_share:
+        is_even = _happens(config.even_share, rng, size)
+        last = torch.where(is_even, _evenly(runs, rows, torch.where(has_start, first, -1), rng), last)
+    return _Snapshots(rows, numbers, first, last, has_start, is_made_up)
+
+
+def _draw_prompt(runs: Trajectories, chosen: _Snapshots, config: PairConfig, rng: torch.Generator) -> Prompt:
+    """What is asked of the targets and known of the starts, some of it left out."""
+    size, num_metrics = config.batch_size, len(runs.metrics)
+    known = torch.full((2, size, num_metrics), math.nan)
+    for column, values in enumerate(runs.metrics.values()):
+        known[:, :, column] = values[chosen.rows, torch.stack((chosen.last, chosen.first))]
+    target, start = known  # (B, M)
+    dropped = _happens(config.prompt_dropout, rng, size, 1)
+    left_out = _happens(config.metric_dropout * (num_metrics > 1), rng, size, num_metrics)
+    unknown = _happens(config.start_metric_dropout, rng, size, 1) | ~chosen.has_start[:, None]
+    return Prompt(
+        target.masked_fill(dropped | left_out | chosen.is_made_up[:, None], math.nan),
+        start.masked_fill(unknown, math.nan),
+        runs.task_bits[chosen.rows].masked_fill(dropped, math.nan),
+    )
+
+
+def _happens(share: float, rng: torch.Generator, *shape: int) -> Tensor:
+    """Truth values of a shape, that share of them true."""
+    return torch.rand(shape, generator=rng) < share
 
 
 def _evenly(runs: Trajectories, rows: Tensor, earliest: Tensor, rng: torch.Generator) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any, Final
 
 from torch import Tensor
@@ -12,19 +14,35 @@ NONFINITE: Final = ("skip", "raise")
 
 
 def check_options(
-    *, lr: float | Tensor, weight_decay: float | None = None, nonfinite: str = "skip", average: float | None = None
+    *,
+    lr: float | Tensor,
+    weight_decay: float | None = None,
+    nonfinite: str = "skip",
+    average: float | None = None,
+    depth: int | None = None,
+    roles: Mapping[str, str] | None = None,
 ) -> None:
     """Raise ValueError for options out of range."""
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
-    if not float(lr) >= 0:
-        raise ValueError(f"lr must be at least 0, got {lr}")
-    if weight_decay is not None and not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, or None for the learned one, got {weight_decay}")
-    if average is not None and not average >= 0:
-        raise ValueError(f"average must be at least 0 (a plain mean), or None for none, got {average}")
+    _check_number("lr", lr)
+    if weight_decay is not None:
+        _check_number("weight_decay", weight_decay, ", or None for the learned one")
+    if average is not None:
+        _check_number("average", average, " (a plain mean), or None for none")
+    if depth is not None and not (isinstance(depth, Integral) and not isinstance(depth, bool) and depth >= 1):
+        raise ValueError(f"depth must be an integer from 1 up, or None for the inferred one, got {depth!r}")
+    if not isinstance(roles, Mapping | None):
+        raise ValueError(f'roles must be roles by name or pattern, as {{"head.*": "output"}}, got {roles!r}')
     if nonfinite not in NONFINITE:
         raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
+
+
+def _check_number(name: str, value: Any, meaning: str = "") -> None:
+    """Raise ValueError unless a value is a finite number from 0 up; true and false are none."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
+    is_number = isinstance(value, Tensor | Real) and not isinstance(value, bool)
+    if not (is_number and 0 <= float(value) < math.inf):
+        raise ValueError(f"{name} must be a finite number, at least 0{meaning}, got {value!r}")
 
 
 def checked_horizon(value: Any) -> int | None:
@@ -36,7 +54,7 @@ def checked_horizon(value: Any) -> int | None:
     if value is None:
         return None
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if number == math.inf:

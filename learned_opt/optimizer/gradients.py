@@ -61,8 +61,7 @@ class Pending:
 
 def gradients_of(group: Mapping[str, Any]) -> Iterator[Pending]:
     """Parameters of a group that have a gradient."""
-    described = zip(group["params"], group["roles"], group["fan_ins"], group["axes"], strict=True)
-    for i, (param, role, fan_in, axes) in enumerate(described):
+    for i, (param, axes) in enumerate(zip(group["params"], group["axes"], strict=True)):
         if param.grad is None or not param.numel():
             continue
         if is_sharded(param):
@@ -73,9 +72,14 @@ def gradients_of(group: Mapping[str, Any]) -> Iterator[Pending]:
         else:
             grad, sharding = param.grad.to_dense() if param.grad.is_sparse else param.grad, None
             shape = matrix_view(grad, axes).shape[1:]
-        name = group["param_names"][i] if "param_names" in group else f"params.{i}"
-        spec = TensorSpec(name, role, fan_in, tuple(shape), group["depth"], group["reads_tokens"])
+        spec = spec_in(group, i, shape)
         yield Pending(param, matrix_view(grad, axes), spec, axes, group, sharding=sharding)
+
+
+def spec_in(group: Mapping[str, Any], i: int, shape: Sequence[int]) -> TensorSpec:
+    """What a rule is told of tensor i of a group, whose matrices have that shape."""
+    name = group["param_names"][i] if "param_names" in group else f"params.{i}"
+    return TensorSpec(name, group["roles"][i], group["fan_ins"][i], tuple(shape), group["depth"], group["reads_tokens"])
 
 
 def largest_entries(grads: Sequence[Tensor]) -> Tensor:

@@ -54,12 +54,15 @@ def groups_of_params(
     Raises:
         TypeError, ValueError, KeyError: as torch.optim, for what it does not take.
     """
-    if isinstance(params, Tensor):
-        raise TypeError("params must be a model or an iterable of parameters or groups, got a single tensor")
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        got = "a single tensor" if isinstance(params, Tensor) else f"a {type(params).__name__}"
+        raise TypeError(f"params must be a model or an iterable of parameters or groups, got {got}")
     entries = list(params)
     if not entries:
         raise ValueError("got an empty list of parameters")
     groups = entries if isinstance(entries[0], dict) else [{"params": entries}]
+    if not all(isinstance(group, dict) for group in groups):
+        raise TypeError("params must be all parameters or all groups, got groups and parameters")
     groups = [{**group, "params": _as_list(group)} for group in groups]
     flat = [
         _named_param(entry, f"group {g}, tensor {i}", group.get("role"))

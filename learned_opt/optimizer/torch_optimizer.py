@@ -13,7 +13,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, overload
 
 import torch
@@ -26,13 +25,13 @@ from learned_opt.optimizer.counters import COUNTERS, advance, counted, read_coun
 from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
 from learned_opt.optimizer.low_precision import restore_float32
 from learned_opt.optimizer.param_groups import Params, complete_group, groups_of_model, groups_of_params, tensors_of
-from learned_opt.optimizer.whole_tensors import complete_state, update_whole
-from learned_opt.pretrained.files import Pretrained, load_pretrained
+from learned_opt.optimizer.remarks import LATE_STEP, Remarks
+from learned_opt.optimizer.whole_tensors import check_state, complete_state, update_whole
+from learned_opt.pretrained.files import Pretrained, Source, load_pretrained
+from learned_opt.rules.rule import reads_loss
 
 RECOMMENDED: Final = "mulo-norm"
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
-_SMALL_LR: Final = 0.02
-SKIPS_BEFORE_WARNING: Final = 10  # more than a GradScaler needs to find its scale
 
 # Kept in every parameter group, where any way of saving optimizers finds them.
 _COMMON: Final = (*COUNTERS, "num_training_steps", "theta_hash", "average", "train_mode")
@@ -60,7 +59,7 @@ class LearnedOptimizer(Optimizer):
     Args:
         params: a model, whose tensors' roles are inferred (see `zoo.networks.roles`); or parameters, named parameters
             or groups as torch takes them, whose roles are guessed unless a group has a "role".
-        theta: a name of `available()`, a file, or a `Pretrained`.
+        theta: a name of `available()`, a file, whatever else `load_pretrained` takes, or a `Pretrained`.
         num_training_steps: horizon T of the run; infinity is no horizon. Steps beyond it keep the last step size, with
             one warning.
         lr: multiplier of the update.
@@ -84,7 +83,7 @@ class LearnedOptimizer(Optimizer):
     def __init__(
         self,
         params: Params,
-        theta: str | Path | Pretrained = RECOMMENDED,
+        theta: Source | Pretrained = RECOMMENDED,
         *,
         num_training_steps: float | None = None,
         lr: float | Tensor = 1.0,
@@ -96,21 +95,16 @@ class LearnedOptimizer(Optimizer):
         roles: Mapping[str, str] | None = None,
         depth: int | None = None,
     ) -> None:
-        check_options(lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, average=average)
-        if not isinstance(lr, Tensor) and 0 < lr < _SMALL_LR:
-            warnings.warn(
-                f"lr multiplies the learned step and is 1 unless one wishes otherwise: with {lr:g}, as AdamW needs it, "
-                "training hardly moves; leave it out",
-                stacklevel=2,
-            )
+        check_options(lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, average=average, depth=depth, roles=roles)
         horizon = checked_horizon(num_training_steps)
         self.pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
         self.nonfinite = nonfinite
         self.kahan_sum = kahan_sum
         self._thetas: dict[torch.device, Tensor] = {}
-        self._warned: set[str] = set()
+        self._remarks = Remarks()
         self._most_steps = 0  # no fewer than `inner_step`, which may be on a device
         self._num_skipped_in_a_row: int | Tensor = 0
+        self._num_idle_in_a_row = 0
         self._bad: tuple[list[str], Tensor] | None = None  # matrices of the last step that may have been skipped
         self._loading: Mapping[str, Any] | None = None
         if average is None and horizon is None:
@@ -146,7 +140,7 @@ class LearnedOptimizer(Optimizer):
             group["num_training_steps"] = horizon
             if horizon is None and group["average"] is None:
                 group["average"] = self.default_average
-        self._warned.discard("horizon")
+        self._remarks.forget("horizon")
 
     @property
     def inner_step(self) -> int:
@@ -156,7 +150,7 @@ class LearnedOptimizer(Optimizer):
     @property
     def num_skipped_steps(self) -> int:
         """Steps skipped so far because gradients were not finite."""
-        self._warn_of_skips()
+        self._report_skips()
         return int(self.param_groups[0]["num_skipped_steps"])
 
     def eval(self) -> None:
@@ -176,25 +170,35 @@ class LearnedOptimizer(Optimizer):
             (param_group,) = groups_of_params([param_group], beside=self.param_groups)
         for param in tensors_of(param_group):
             check_param(param)
+        common = self.param_groups[0] if self.param_groups else self.defaults
+        for key in ("num_training_steps", "average"):
+            if param_group.get(key, common[key]) != common[key]:
+                raise ValueError(f"{key} is one for all groups, {common[key]!r}, got {param_group[key]!r} for a group")
+        param_group |= {key: common[key] for key in _COMMON}
         if self.param_groups:
-            param_group |= {key: self.param_groups[0][key] for key in _COMMON}
             entries, place = param_group["params"], len(self.param_groups)
             if "param_names" in self.param_groups[0] and not any(isinstance(entry, tuple) for entry in entries):
                 param_group["params"] = [(f"group{place}.{i}", entry) for i, entry in enumerate(entries)]
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         check_options(lr=group["lr"], weight_decay=group["weight_decay"])
+        self._remarks.of_small_lr([group])
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, loss: float | Tensor | None = None) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float], *, loss: float | Tensor | None = None) -> float: ...
 
     @torch._disable_dynamo  # kernels in C, and state that appears when a tensor has its first gradient
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None, *, loss: float | Tensor | None = None) -> float | None:
         """Update every parameter that has a gradient; where none has, nothing changes.
+
+        Args:
+            closure: computes gradients and returns the loss.
+            loss: that the gradients are of, for a rule that reads it (VeLO's) and has no closure to tell it; with
+                several processes the mean over them, so that all make the same update.
 
         Returns:
             What the closure returned, None without one.
@@ -202,36 +206,45 @@ class LearnedOptimizer(Optimizer):
         Raises:
             NonFiniteGradientError: if a gradient is not finite and `nonfinite` is "raise".
             RuntimeError: after `eval()`.
+            ValueError: if the rule reads the loss and it is not given.
         """
         first = self.param_groups[0]
         if not first["train_mode"]:
             raise RuntimeError("the model holds averaged weights; call optimizer.train() before training goes on")
-        self._warn_of_modes()
-        loss = None
+        self._report_modes()
+        returned = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                returned = closure()
+        told = self._told(returned if loss is None else loss)
         pending = [entry for group in self.param_groups for entry in gradients_of(group)]
+        self._num_idle_in_a_row = 0 if pending else self._num_idle_in_a_row + 1
         if not pending:
-            return loss
+            self._remarks.of_no_gradients(self._num_idle_in_a_row)
+            return returned
         largest = largest_entries([entry.grad for entry in pending])
         if any(entry.sharding is not None for entry in pending):
+            if getattr(self.pretrained.rule, "mixes_tensors", False):
+                raise ValueError(
+                    f"rule {self.pretrained.rule.name!r} looks at all tensors at once, got sharded ones; use DDP"
+                )
             from learned_opt.optimizer.sharded import largest_over_ranks
 
             largest = largest_over_ranks(pending, largest)
         is_skipped = self._count_skip(pending, largest)
         if is_skipped is True:
-            return loss
+            return returned
         for entry in pending:  # also of zero gradients: that is how torch.distributed.checkpoint asks for state
             entry.state = self.state[entry.param]
             complete_state(entry, self.pretrained.rule, kahan_sum=self.kahan_sum)
         has_gradient = largest != 0 if is_skipped is False else (largest != 0) & ~is_skipped
         pending = to_update(pending, has_gradient)
         if not pending:
-            return loss
-        self._warn_of_settings()
-        horizon, inner_step = self.num_training_steps, first["inner_step"]
-        update = partial(update_whole, self.pretrained.rule, self._theta_on, inner_step=inner_step, num_steps=horizon)
+            return returned
+        self._report_settings()
+        inner_step = first["inner_step"]
+        horizon, rule = self.num_training_steps, self.pretrained.rule
+        update = partial(update_whole, rule, self._theta_on, inner_step=inner_step, num_steps=horizon, told=told)
         update([entry for entry in pending if entry.sharding is None])
         if sharded := [entry for entry in pending if entry.sharding is not None]:
             from learned_opt.optimizer.sharded import update_sharded
@@ -242,11 +255,11 @@ class LearnedOptimizer(Optimizer):
             update_averages(self._all_params(), self.state, power=power, inner_step=inner_step, by=is_update)
         advance(self.param_groups, "inner_step", is_update)
         self._most_steps += 1
-        return loss
+        return returned
 
     def state_dict(self) -> dict[str, Any]:
         """As of torch.optim, counters as Python integers."""
-        self._warn_of_skips()
+        self._report_skips()
         with read_counters(self.param_groups):
             return super().state_dict()
 
@@ -266,10 +279,10 @@ class LearnedOptimizer(Optimizer):
             self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
-        self._warn_of_skips()
+        self._report_skips()
         with read_counters(self.param_groups):
             groups = [dict(group) for group in self.param_groups]
-        own = ("pretrained", "nonfinite", "kahan_sum", "_warned", "_loading", "_is_loaded")
+        own = ("pretrained", "nonfinite", "kahan_sum", "_remarks", "_loading", "_is_loaded", "_num_idle_in_a_row")
         fresh: dict[str, Any] = {"_thetas": {}, "_bad": None, "_num_skipped_in_a_row": int(self._num_skipped_in_a_row)}
         return {
             **super().__getstate__(),
@@ -284,9 +297,23 @@ class LearnedOptimizer(Optimizer):
             for group, own in zip(state["param_groups"], self.param_groups, strict=True):
                 complete_group(group, own)
             restore_float32(state, loading)
+            check_state(state["param_groups"], state["state"], self.pretrained.rule)
+            for tensors in state["state"].values():  # kernels take dense ones alone; others may have been saved
+                tensors.update({key: value.contiguous() for key, value in tensors.items()})
             self._is_loaded = True
         super().__setstate__(state)
         self._most_steps = self.inner_step
+
+    def _told(self, loss: float | Tensor | None) -> dict[str, Tensor]:
+        """What the rule is told of the step besides gradients: the loss, if it reads it."""
+        if not reads_loss(self.pretrained.rule):
+            return {}
+        if loss is None:
+            raise ValueError(
+                f"rule {self.pretrained.rule.name!r} reads the loss, got none; call optimizer.step(loss=loss), or "
+                "optimizer.step(closure) with a closure that returns it"
+            )
+        return {"loss": torch.as_tensor(loss, dtype=torch.float32).detach().mean()}
 
     def _count_skip(self, pending: Sequence[Pending], largest: Tensor) -> bool | Tensor:
         """Whether gradients are not finite, so that the step is skipped; a tensor where one would have to wait."""
@@ -303,7 +330,7 @@ class LearnedOptimizer(Optimizer):
         self._num_skipped_in_a_row = counted(self._num_skipped_in_a_row, is_skipped)
         self._num_skipped_in_a_row *= is_skipped
         if is_skipped is True:
-            self._warn_of_skips()
+            self._report_skips()
         return is_skipped
 
     def _bad_names(self) -> list[str]:
@@ -319,7 +346,7 @@ class LearnedOptimizer(Optimizer):
 
     def _set_mode(self, *, is_training: bool) -> bool:
         """Whether there are averages, so that there is something to show."""
-        self._warn_of_modes()
+        self._report_modes()
         for group in self.param_groups:
             group["train_mode"] = is_training or group["average"] is None
         return self.param_groups[0]["average"] is not None
@@ -327,48 +354,23 @@ class LearnedOptimizer(Optimizer):
     def _all_params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
 
-    def _warn_of_modes(self) -> None:
-        """After loading a model that was saved in eval mode with an optimizer that was not."""
+    def _report_modes(self) -> None:
         is_mixed = self._is_loaded and self.param_groups[0]["train_mode"] and self.inner_step > 1
         self._is_loaded = False
         if is_mixed and holds_averages(self._all_params(), self.state):
-            self._warn_once(
-                "modes",
-                "the model holds averages, as it was saved after optimizer.eval(), but the optimizer was saved after "
-                "optimizer.train(), so that what was trained is in neither; training goes on from the averages. Save "
-                "both in the same mode",
-            )
+            self._remarks.of_modes()
 
-    def _warn_of_skips(self) -> None:
-        num_skipped = int(self._num_skipped_in_a_row)
-        if num_skipped >= SKIPS_BEFORE_WARNING:
-            self._warn_once(
-                "skips",
-                f"the last {num_skipped} steps were skipped, because gradients of {self._bad_names()} "
-                'are not finite; nothing is trained. nonfinite="raise" stops at the first one',
-            )
+    def _report_skips(self) -> None:
+        self._remarks.of_skips(int(self._num_skipped_in_a_row), self._bad_names())
 
-    def _warn_of_settings(self) -> None:
-        total = self.num_training_steps
-        if total is not None and self._most_steps >= total and "horizon" not in self._warned:
+    def _report_settings(self) -> None:
+        horizon = self.num_training_steps
+        if horizon is not None and self._most_steps >= horizon and not self._remarks.is_said("horizon"):
             self._most_steps = self.inner_step  # may have to wait for the device, at the end of a run
-        if total is not None and self._most_steps >= total:
-            self._warn_once(
-                "horizon",
-                f"step {self._most_steps} is beyond num_training_steps={total}; the step size stays that of the last "
-                "step. Set optimizer.num_training_steps to train longer",
-            )
-        if any(group["momentum"] is not None for group in self.param_groups):
-            self._warn_once(
-                "momentum",
-                "a scheduler cycles the momentum, but that of a learned optimizer is one of its meta-parameters and "
-                "stays as it is; only lr is cycled. cycle_momentum=False says so",
-            )
-
-    def _warn_once(self, topic: str, message: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            warnings.warn(message, stacklevel=7)  # through step and what torch wraps around it
+            self._remarks.of_horizon(self._most_steps, horizon)
+        if self._most_steps == LATE_STEP:
+            self._remarks.of_small_lr(self.param_groups)
+        self._remarks.of_momentum(self.param_groups)
 
 
 class MuLO(LearnedOptimizer):
@@ -392,7 +394,7 @@ class MuLO(LearnedOptimizer):
     def __init__(
         self,
         params: Params,
-        theta: str | Path | Pretrained | None = None,
+        theta: Source | Pretrained | None = None,
         *,
         num_training_steps: float | None = None,
         average: float | None = None,
@@ -406,6 +408,8 @@ class MuLO(LearnedOptimizer):
 def _note_loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Refuse the state of other meta-parameters, and keep it for `__setstate__`."""
     assert isinstance(optimizer, LearnedOptimizer)
+    if not state_dict.get("param_groups"):
+        raise ValueError(f"expected what state_dict() of an optimizer gives, got the keys {sorted(state_dict)[:8]}")
     saved, mine = state_dict["param_groups"][0].get("theta_hash"), optimizer.pretrained
     if saved != mine.hash:
         of = f"used meta-parameters {saved}" if saved else "is of another kind, without meta-parameters"

@@ -58,7 +58,7 @@ TINY_DEMO: Final = """
     prompting.num_starts=3 prompting.num_prompts=3 prompting.num_novelty_starts=3 prompting.num_inference_steps=2
     optimizer.task.name=digits optimizer.task.hidden=[8] optimizer.num_steps=6 optimizer.num_seeds=2
     optimizer.learning_rates=[1e-3,1e-2]
-    join.num_networks=3 join.num_steps=6
+    join.num_networks=3 join.num_steps=6 tables.num_splits=1 tables.max_rows=40
 """
 
 

@@ -1,18 +1,20 @@
 """What are adapters worth that were generated from a few examples of a task never seen?
 
     python -m scripts.bench.generator_adapters NAME=FOLDER,FOLDER,... [NAME=...] --zoo out/zoos/lora_images [--record]
+    python -m scripts.bench.generator_adapters NAME=... --zoo out/zoos/lora_images_rank6 --rank 6 --no-controls ...
 
 Each folder is the output of one `scripts.train_generator experiment=generator_adapters`; the folders of a name differ
 in the seed alone. The tasks are those of the zoo's test runs, the examples of prompts training examples of theirs, and
 accuracy is on their test examples. *Recovered* is (accuracy - multi-task) / (own - multi-task), where the multi-task
 adapter is one for all training tasks, and own adapters are the zoo's, trained on all examples of their task. Settings
-of the controls are chosen on the tasks of the validation runs. About four minutes of one core.
+of the controls are chosen on the tasks of the validation runs. With --rank the zoo, and its multi-task adapter, are of
+that rank, and prompts of 64 examples alone are asked. About four minutes of one core.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -25,11 +27,12 @@ from zoo.networks import low_rank
 from zoo.tasks.task import Batch, Task
 
 from ..rows import Row
+from .command import bench
 from .generator_table import PACKAGES
-from .record import arguments, publish
 
 QUESTION = __doc__.splitlines()[0]
 FEW = 8
+FURTHER = ((1e-3, 20), (3e-3, 20), (3e-3, 60), (1e-2, 60))  # the same, after the pass
 TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
 NEIGHBOURS = (2, 4, 8)
 MULTI_TASK_STEPS = 800
@@ -53,21 +56,18 @@ class Tasks:
         return 1 - self.task.evaluate(params, split)["error"].mean().item()
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("generators", nargs="*", metavar="NAME=FOLDER,FOLDER,...")
-    parser.add_argument("--zoo", required=True)
-    parser.add_argument("--no-controls", action="store_true", help="the rows of the generators alone")
-    options = parser.parse_args()
-    zoo = Zoo.open(options.zoo)
-    generators = dict(argument.split("=", maxsplit=1) for argument in options.generators)
-    publish("examples", rows(zoo, generators, options.no_controls), options, packages=PACKAGES)
+def rows(*generators: str, zoo: str, rank: str = "", no_controls: bool = False) -> Iterator[Row]:
+    """Controls, then generators.
 
-
-def rows(zoo: Zoo, generators: dict[str, str], no_controls: bool = False) -> Iterator[Row]:
-    test = Tasks(zoo, "test")
-    shared = multi_task_adapter(zoo)
+    Args:
+        generators: NAME=FOLDER,FOLDER,...
+        zoo: of adapters
+        rank: of the zoo, for a row of its own: one that the generators were not trained on
+        no_controls: the rows of the generators alone
+    """
+    adapters = Zoo.open(zoo)
+    test, val = Tasks(adapters, "test"), Tasks(adapters, "val")
+    shared = multi_task_adapter(adapters)
     scale = test.accuracy(shared.expand(len(test.runs), -1)), test.accuracy(test.own)
 
     def row(method: str, values: list[float]) -> Row:
@@ -82,18 +82,35 @@ def rows(zoo: Zoo, generators: dict[str, str], no_controls: bool = False) -> Ite
             "experiment=generator_adapters; mean and range where there are several seeds, else one.",
         )
 
-    for method, networks in () if no_controls else controls(zoo, test, shared):
+    for method, networks in () if no_controls else controls(adapters, test, val, shared):
         yield row(method, [test.accuracy(networks)])
-    for name, folders in generators.items():
+    for name, folders in (argument.split("=", maxsplit=1) for argument in generators):
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
-        for kind, prompt in prompts(test.shown).items():
-            networks = [generated(pipe, prompt, test) for pipe in pipes]
-            yield row(f"{name}: {kind}", [test.accuracy(one) for one in networks])
+        asked = prompts(test.shown)
+        first = next(iter(asked))
+        if rank:
+            of_rank = f"{name}, adapters of rank {rank}, never trained: {first}, {len(test.runs)} of the tasks"
+            yield row(of_rank, [test.accuracy(generated(pipe, asked[first], test)) for pipe in pipes])
+            continue
+        for kind, prompt in asked.items():
+            yield row(f"{name}: {kind}", [test.accuracy(generated(pipe, prompt, test)) for pipe in pipes])
+        yield row(*finetuned(pipes, test, val, f"{name}: {first}"))
 
 
-def controls(zoo: Zoo, test: Tasks, shared: Tensor) -> Iterator[tuple[str, Tensor]]:
+def finetuned(pipes: Sequence[ParameterPipeline], test: Tasks, val: Tasks, name: str) -> tuple[str, list[float]]:
+    """A row of generated adapters that were tuned on the examples of their prompts, as is best on validation tasks."""
+
+    def accuracy(tasks: Tasks, split: str, rate: float, steps: int) -> list[float]:
+        starts = (generated(pipe, (tasks.shown.inputs, tasks.shown.targets), tasks) for pipe in pipes)
+        return [tasks.accuracy(tuned(tasks, rate, steps, start), split) for start in starts]
+
+    rate, steps = max(FURTHER, key=lambda setting: statistics.fmean(accuracy(val, "val", *setting)))
+    return f"{name}, then tuned on them: Adam {rate:g}, {steps} steps", accuracy(test, "test", rate, steps)
+
+
+def controls(zoo: Zoo, test: Tasks, val: Tasks, shared: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Adapters (N, P) for the test tasks by method; `shared` (1, P) is the one for all tasks."""
-    val, train = Tasks(zoo, "val"), torch.from_numpy(zoo.params[zoo.split("train")][:, -1])
+    train = torch.from_numpy(zoo.params[zoo.split("train")][:, -1])
     yield "base alone", torch.zeros_like(test.own)
     yield "one adapter for all tasks", shared.expand(len(test.runs), -1)
     yield "own adapter, all examples", test.own
@@ -135,9 +152,9 @@ def multi_task_adapter(zoo: Zoo) -> Tensor:
 
 
 def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor:
-    """Adapters (N, P) tuned on the very examples of the prompts, from their initialisation or from a start (1, P)."""
+    """Adapters (N, P) tuned on the examples of the prompts, from their initialisation, or starts (N, P) or (1, P)."""
     count = len(tasks.runs)
-    params = tasks.task.init_runs(range(count)) if start is None else start.repeat(count, 1)
+    params = tasks.task.init_runs(range(count)) if start is None else start.expand(count, -1)
     return minimized(lambda params: tasks.task.loss(params, tasks.shown).sum(), params, rate, steps)
 
 
@@ -167,4 +184,4 @@ def nearest(tasks: Tasks, train: Tensor, count: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    bench("examples", rows, packages=PACKAGES, num_threads=1)

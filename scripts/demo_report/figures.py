@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
+from ..demo_stages import tables
 from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
 from .chart import LIGHT, Chart
 
@@ -24,6 +25,9 @@ NETWORK_KINDS: Final = {
     "noise 0.2": ("copy + 20% noise", GREY),
     "average of 4": ("average of 4", GREY),
 }
+TABLE_METHODS: Final = dict(
+    zip(tables.SHOWN, (("o", BLUE, 8), ("D", ORANGE, 5), ("s", GREEN, 5), ("|", GREY, 10)), strict=True)
+)
 _BAND: Final[dict[str, Any]] = {"alpha": 0.2, "linewidth": 0}
 METHOD_COLOURS: Final = {ADAMW: "grey", TUNED: "orange", MULO: "green", MULO_NORM: "blue"}
 
@@ -104,6 +108,17 @@ def fine_tuning(axes: Axes, data: Mapping[str, Any]) -> None:
     _loss_axis(axes, "test loss, nats")
 
 
+def unseen_tables(axes: Axes, data: Mapping[str, Any]) -> None:
+    """Test accuracy on tables never seen, by method, each table a line."""
+    names = list(reversed(data["accuracy"]))
+    for method, (marker, colour, size) in TABLE_METHODS.items():
+        values = [100 * data["accuracy"][name][method] for name in names]
+        axes.plot(values, range(len(names)), marker, color=colour, markersize=size, alpha=0.85, label=method)
+    axes.set_ylim(-0.5, len(names) - 0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("test accuracy, %")
+
+
 def curve_numbers(data: Mapping[str, Any]) -> dict[str, Any]:
     """The curves of `optimizer_curves` for the script that shows their numbers."""
     return {
@@ -129,6 +144,7 @@ CHARTS: Final = {
         "join",
         Chart("Test loss of generated and of random networks in training", fine_tuning, legend_columns=1),
     ),
+    "tables": ("tables", Chart("Test accuracy on tables never seen, by method", unseen_tables)),
 }
 
 

@@ -73,7 +73,7 @@ def write_report(
         kinds={name: figures.NETWORK_KINDS[name][0] for name in SHOWN_SETS},
         summary=summary,
         date=datetime.date.today().isoformat(),
-        **{name: numbers.get(name) for name in ("zoo", "generator", "prompting", "optimizer", "join")},
+        **{name: numbers.get(name) for name in ("zoo", "generator", "prompting", "optimizer", "join", "tables")},
     )
     write_file(out / "report.html", [text.encode()])
     for name, (chart, shown) in charts.items():

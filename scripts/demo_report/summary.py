@@ -105,6 +105,14 @@ def _join_lines(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _tables_lines(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    times = numbers["seconds_to_fit"]
+    return [
+        (f"{name}, {numbers['num_tables']} tables never seen", f"accuracy {_percent(value)}, {times[name]:.2g} s each")
+        for name, value in numbers["mean_accuracy"].items()
+    ]
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
@@ -115,6 +123,7 @@ LINES: Final = {
     "prompting": _prompting_lines,
     "optimizer": _optimizer_lines,
     "join": _join_lines,
+    "tables": _tables_lines,
 }
 
 

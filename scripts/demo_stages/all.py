@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from . import build, join, optimize, prompt, train
+from . import build, join, optimize, prompt, tables, train
 from .stage import Stage
 
 STAGES: Final = {
@@ -15,5 +15,6 @@ STAGES: Final = {
         Stage("prompting", "3. Losses asked of unseen networks", ("zoo", "generator"), prompt.run),
         Stage("optimizer", "4. A learned optimizer on other data", (), optimize.run),
         Stage("join", "5. Generated networks, fine-tuned", ("zoo", "generator"), join.run),
+        Stage("tables", "6. Tables never seen", (), tables.run),
     )
 }

@@ -23,7 +23,7 @@ from zoo.storage.durable import write_file
 from ..cli import default_config
 
 _NO_NUMBERS: Final = ("out", "zoo", "executor", "device", "trainer", "num_threads", "plain_loop_seconds")
-_OWN_SECTIONS: Final = ("prompting", "optimizer", "join")
+_OWN_SECTIONS: Final = ("prompting", "optimizer", "join", "tables")
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class Prompting:
         made = self.sample(request)
         params = made.params.float().cpu()
         neighbours = nearest(self.zoo.layout, params, self._compared())
-        values = self._measured(made.params)
+        values = self._measured(params)
         return {
             "samples": [
                 {

@@ -38,6 +38,7 @@ CONFIG = GeneratorConfig(
 )
 MLP = {"name": "digits", "hidden": (4,)}
 DEEP = {"name": "digits", "hidden": (4, 3)}
+WARPED = {"name": "warped_images", "base": "digits", "hidden": (4,)}
 CNN = {"name": "digits", "architecture": "cnn", "channels": (3,)}
 
 
@@ -65,6 +66,16 @@ CASES = {
     "noise alone": ([MLP], replace(CONFIG, pairs=replace(CONFIG.pairs, start_share=0.0))),
     "task bits": ([{"name": "digits_subset", "hidden": (4,)}], replace(CONFIG, task_bits="mask", num_task_bits=10)),
     "batch norm": ([CNN], replace(CONFIG, recompute_batch_norm=True, fingerprints=True)),
+    "examples": ([WARPED], replace(CONFIG, pairs=replace(CONFIG.pairs, num_examples=(4, 6)))),
+    "adapters by examples": (
+        [{**WARPED, "adapter": {"base": "own", "rank": 2}}],
+        replace(
+            CONFIG,
+            model={**CONFIG.model, "diffusion": False, "use_start": False, "use_latent": False},
+            pairs=replace(CONFIG.pairs, start_share=0.0, num_examples=(4, 6)),
+            objective=replace(CONFIG.objective, energy_score=False, function_energy_weight=0.0),
+        ),
+    ),
     "policies": ([{"name": "cartpole"}], replace(CONFIG, metrics=("return",))),
 }
 
@@ -73,6 +84,8 @@ def make_runs(task, config, seed=0):
     """Eight runs of three snapshots, which are longer and longer."""
     rng = torch.Generator().manual_seed(seed)
     params = task.init(rng, 8)[:, None] * torch.tensor([1.0, 1.5, 2.0])[:, None]
+    if task.layout.base is not None:  # adapters begin with products of zero
+        params = params + 0.1 * torch.randn(params.shape, generator=rng)
     bits = (torch.rand(8, config.num_task_bits, generator=rng) < 0.5).float()
     metrics = {name: torch.rand(8, 3, generator=rng) + 0.1 for name in config.metric_names}
     return Trajectories(task.layout, params, metrics, task_bits=bits)
@@ -106,6 +119,7 @@ def test_losses_and_gradients(case, device):
     def step(place, zoo, waiting):
         model.to(place).zero_grad()
         context = contexts[zoo].to(place)
+        _ = context.base  # of adapters, which is moved there once
         batch = draw_pairs(runs[zoo], config.pairs, batch_rng(0, 0)).to(place)
         rng = batch_rng(0, 0, 1)
         with waiting:
@@ -129,6 +143,9 @@ def test_networks_that_are_sampled(case, device):
     pipe = ParameterPipeline(model, normalizer, make_scheduler(config.objective.prediction))
     pipe.set_progress_bar_config(disable=True)
     bits = [1.0, 0.0] * (config.num_task_bits // 2) or None
+    prompt = {config.metrics[0]: 0.3}
+    if config.pairs.num_examples is not None:
+        prompt["examples"] = contexts[0].task.for_runs([0]).draw_examples(5, torch.Generator().manual_seed(1))[:2]
 
     def sampled(place):
         pipe.to(place)
@@ -138,7 +155,7 @@ def test_networks_that_are_sampled(case, device):
         results = []
         for start in kept:
             rng = torch.Generator().manual_seed(0)
-            out = pipe(start, {config.metrics[0]: 0.3}, num_samples=2, guidance_scale=1.5, generator=rng, **options)
+            out = pipe(start, prompt, num_samples=2, guidance_scale=1.5, generator=rng, **options)
             assert out.params.device.type == torch.device(place).type
             results.append(out.params.cpu())
         return results

@@ -20,6 +20,7 @@ from zoo.networks.layout import LayoutMismatchError
 from zoo.networks.randomness import seeded_module
 
 SMALL = {"width": 16, "num_blocks": 1, "num_heads": 2, "diffusion": False, "use_start": False, "use_latent": False}
+SMALL["num_corrections"] = 1
 PAIRS = {"batch_size": 4, "start_share": 0.0, "num_examples": (4, 8), "label_dropout": 0.3, "prompt_dropout": 0.5}
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
@@ -56,8 +57,8 @@ def pipe(zoos, tmp_path_factory):
     out = tmp_path_factory.mktemp("generator")
     train_generator(zoos, make_config(share_without_targets=0.5), out=out, trainer_options=QUIET)
     pipe = ParameterPipeline.from_pretrained(out)
-    for decoder in pipe.model.decoders.values():  # a training this short leaves them near zero
-        torch.nn.init.normal_(decoder.weight)
+    for decoder in (*pipe.model.decoders.values(), *pipe.model.corrections.decoders.values()):
+        torch.nn.init.normal_(decoder.weight)  # a training this short leaves them near zero
     return pipe
 
 

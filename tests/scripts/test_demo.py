@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from generator.training.module import GeneratorModule
 from scripts import cli, demo
+from tests.devices import other_device
 
 ROOT = Path(__file__).parents[2]
-STAGES = ["zoo", "generator", "prompting", "optimizer", "join"]
+STAGES = ["zoo", "generator", "prompting", "optimizer", "join", "tables"]
 
 
 def test_it_ends_with_numbers_settings_and_charts(demo_folder):
@@ -28,7 +29,7 @@ def test_it_ends_with_numbers_settings_and_charts(demo_folder):
     assert 0 < summary["seconds"] == pytest.approx(sum(one["seconds"] for one in summary["stages"].values()))
     assert (demo_folder / "config.yaml").exists()
     assert sorted(path.stem for path in (demo_folder / "figures").iterdir()) == [
-        "distances", "fine_tuning", "optimizers", "prompts", "training",
+        "distances", "fine_tuning", "optimizers", "prompts", "tables", "training",
     ]  # fmt: skip
 
 
@@ -38,6 +39,28 @@ def test_finished_stages_are_kept(demo_folder, compose_demo):
     demo.main(compose_demo(demo_folder))
     assert (demo_folder / "report.html").exists()
     assert {path: path.read_bytes() for path in (demo_folder / "stages").iterdir()} == records
+
+
+def test_stages_on_another_device_find_what_those_of_the_cpu_find(demo_folder, compose_demo, tmp_path):
+    """The generator, which Lightning trains, is that of the CPU."""
+    with other_device("sim"):
+        demo.main(compose_demo(tmp_path, "device=sim", "generator.device=cpu"))
+    there, here = (json.loads((folder / "summary.json").read_text())["stages"] for folder in (tmp_path, demo_folder))
+    assert there["zoo"]["final_test_accuracy"] == here["zoo"]["final_test_accuracy"]
+    for stage in ("prompting", "optimizer", "join"):
+        found, expected = (numbers_of(stages[stage]) for stages in (there, here))
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def numbers_of(summary, prefix=""):
+    """Figures by their dotted names, without times."""
+    flat = {}
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            flat |= numbers_of(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and "seconds" not in name:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 VOID_TAGS = ("meta", "link", "img", "br", "input")
-NUM_CHARTS = 6
+NUM_CHARTS = 7
 LEFT, HOME, DELETE = "\ue012", "\ue011", "\ue017"  # keys, by their numbers in WebDriver
 
 

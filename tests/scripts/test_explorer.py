@@ -26,6 +26,7 @@ from scripts.explorer.comparison import compare
 from scripts.explorer.networks import MAX_LINES, evenly, history, plane, trajectories, weight_pictures
 from scripts.explorer.prompting import Prompting, Request
 from scripts.explorer.runs import RunTable
+from tests.devices import other_device
 from zoo import Task, Zoo, build_zoo, get_task
 from zoo.networks.adapters import adapt
 from zoo.networks.architectures import MLP
@@ -175,6 +176,17 @@ def test_samples_are_measured_and_compared_and_can_be_taken_along(zoo, pipe, exp
         Request(prompt=(), num_samples=99)
 
 
+def test_samples_of_a_generator_on_another_device_are_measured_as_on_the_cpu(zoo, pipe, explorer):
+    request = Request(prompt=(("val_loss", 1.0),), num_samples=2)
+    expected = Prompting(pipe, zoo, explorer.task).answer(request)
+    try:
+        with other_device("sim") as device:
+            found = Prompting(pipe.to(device), zoo, explorer.task).answer(request)
+    finally:
+        pipe.to("cpu")
+    assert app_module.as_json(found) == app_module.as_json(expected)
+
+
 def test_a_generated_adapter_is_packed_as_a_folder_for_peft(zoo, pipe, explorer, monkeypatch):
     base = MLP(64, (4,), 10)
     task = Task("adapters", explorer.task.dataset, lambda: adapt(base, rank=2), "cross_entropy")
@@ -244,10 +256,13 @@ def test_the_server_answers_in_json_and_says_what_is_wrong(address, explorer):
         assert (status, message in content.decode()) == (code, True), (path, content)
 
 
-def test_a_generator_prompted_by_examples_takes_them_as_files(tmp_path, address, monkeypatch):
+@pytest.fixture(scope="module")
+def by_examples(tmp_path_factory):
+    """Task, zoo and pipeline of adapters prompted by examples, and a folder with some of these as NPZ and as CSV."""
+    folder = tmp_path_factory.mktemp("by_examples")
     task = get_task("warped_images", base="digits", hidden=(3,))
     task = get_task(**task.config, adapter={"base": seeded_module(task.make_model, 0).state_dict(), "rank": 1})
-    zoo = build_zoo(tmp_path / "zoo", task, num_runs=6, num_steps=2, num_snapshots=2, evaluated_splits=["val"])
+    zoo = build_zoo(folder / "zoo", task, num_runs=6, num_steps=2, num_snapshots=2, evaluated_splits=["val"])
     model = {"width": 8, "num_blocks": 1, "num_heads": 1, "diffusion": False, "use_start": False, "use_latent": False}
     config = GeneratorConfig(
         num_validation_starts=0,
@@ -256,14 +271,21 @@ def test_a_generator_prompted_by_examples_takes_them_as_files(tmp_path, address,
         objective=ObjectiveConfig(energy_score=False, function_energy_weight=0.0, function_examples=4),
         optimization=OptimizationConfig(num_steps=1, num_epochs=1, warmup_steps=0, precision="float32"),
     )
-    pipe = train_generator(zoo, config, out=tmp_path / "out", trainer_options={"enable_progress_bar": False})
+    pipe = train_generator(zoo, config, out=folder / "out", trainer_options={"enable_progress_bar": False})
     for decoder in pipe.model.decoders.values():  # a training this short leaves them near zero
         torch.nn.init.normal_(decoder.weight)
     inputs, targets = (values[0].numpy() for values in task.for_members([5]).batch(torch.arange(8), 1)[:2])
-    np.savez(tmp_path / "some.npz", inputs=inputs, targets=targets)
+    np.savez(folder / "some.npz", inputs=inputs, targets=targets)
     table = np.column_stack((inputs.reshape(8, -1), targets))
     names = ",".join([*(f"x{i}" for i in range(table.shape[1] - 1)), "target"])
-    np.savetxt(tmp_path / "some.csv", table, delimiter=",", header=names, comments="", fmt="%.9g")
+    np.savetxt(folder / "some.csv", table, delimiter=",", header=names, comments="", fmt="%.9g")
+    return task, zoo, pipe, folder
+
+
+def test_a_generator_prompted_by_examples_takes_them_as_files(by_examples, address, monkeypatch):
+    task, zoo, pipe, folder = by_examples
+    with np.load(folder / "some.npz") as saved:
+        inputs, targets = saved["inputs"], saved["targets"]
     with serving(zoo, pipe) as prompted:
         assert json.loads(get(prompted, "api/about")[1])["prompting"]["examples"] == {
             "shape": [1, 8, 8],
@@ -271,7 +293,7 @@ def test_a_generator_prompted_by_examples_takes_them_as_files(tmp_path, address,
         }
         asked = {"num_samples": 2}
         samples = [get(prompted, "api/download", sample=1, **asked)[1]]
-        for path in (tmp_path / "some.npz", tmp_path / "some.csv"):
+        for path in (folder / "some.npz", folder / "some.csv"):
             status, content = get(prompted, "api/examples", content=path.read_bytes(), name=path.name)
             taken = json.loads(content)
             assert (status, taken["count"], taken["num_labelled"]) == (200, 8, 8)
@@ -366,3 +388,21 @@ def test_open_filter_generate_and_download(address, browser, zoo, window):
     asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
     assert asked
     assert all(url.startswith((address, "data:", "about:")) for url in asked)
+
+
+@pytest.mark.slow
+def test_examples_are_chosen_as_a_file_in_the_page(by_examples, browser):
+    _, zoo, pipe, folder = by_examples
+    with serving(zoo, pipe) as prompted:
+        session = browser(f"{prompted}/", 390)
+        wait_for(session, "document.body.dataset.ready")
+        press(session, "generate")
+        field = session.find_element("css selector", "#view-generate input[type=file]")
+        short = folder / "short.csv"
+        short.write_text("".join((folder / "some.csv").read_text().splitlines(keepends=True)[:3]))
+        field.send_keys(str(short))
+        wait_for(session, "document.getElementById('error').textContent.includes('4 to 512, got 2')")
+        field.send_keys(str(folder / "some.csv"))
+        wait_for(session, "document.getElementById('view-generate').textContent.includes('8 examples, 8 with a label')")
+        wait_for(session, "document.querySelectorAll('#samples tbody tr').length === 4")
+        assert session.find_element("id", "error").text == ""

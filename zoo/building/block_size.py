@@ -11,7 +11,6 @@ from typing import Final
 import torch
 
 from zoo.building.plan import TRAINING_COPIES, BuildPlan
-from zoo.training.population import train_population
 
 FILLING: Final = 2**25  # numbers N * P from which on larger populations are hardly faster on any card
 LEAST_FILLING: Final = 256
@@ -39,22 +38,9 @@ def _bytes_on_device(plan: BuildPlan) -> float:
     """What one more run takes while it is trained: measured on two small populations."""
     device, peaks = plan.task.device, []
     for num_runs in _NUM_TRIED:
-        runs = range(num_runs)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        snapshots = train_population(
-            plan.task.for_runs(runs),
-            plan.optimizer_for(runs),
-            plan.seeds(runs),
-            num_steps=_NUM_STEPS,
-            batch_size=plan.minibatch_size,
-            snapshot_steps=(_NUM_STEPS,),
-            shared_batches=plan.shared_batches,
-            precision=plan.precision,
-            accumulate=plan.accumulate,
-            compile=False,
-        )
-        list(snapshots)
+        list(plan.population(range(num_runs), num_steps=_NUM_STEPS, snapshot_steps=(_NUM_STEPS,), compile=False))
         peaks.append(torch.cuda.max_memory_allocated(device) - before)
     return max(1.0, (peaks[1] - peaks[0]) / (_NUM_TRIED[1] - _NUM_TRIED[0]))
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Final, Unpack, cast
 import numpy as np
 import torch
 
+from zoo.ambient import torch_defaults
 from zoo.building.block_size import fitting_block_size
 from zoo.building.execution import with_execution
 from zoo.building.executors import Executor, InProcess
@@ -30,7 +31,7 @@ from zoo.storage.schema import RunStatus
 from zoo.storage.writer import ZooWriter
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
-from zoo.training.population import Remaining, Snapshot, train_population
+from zoo.training.population import Remaining
 
 _UNFINISHED: Final = ".unfinished"  # folder of a zoo
 _POLL_SECONDS: Final = 1.0
@@ -61,6 +62,7 @@ class Progress:
     num_blocks: int
 
 
+@torch_defaults()
 def build_zoo(
     path: str | os.PathLike,
     task: Task,
@@ -103,35 +105,31 @@ def build_zoo(
             f"{DEFAULT_BATCH_SIZE}",
             stacklevel=2,
         )
-    if (path / "zarr.json").is_file():
-        plan = plan.as_begun(ZooWriter.open(path).spec)
-    elif plan.block_size == AUTO or (plan.block_size is None and task.device.type == "cuda"):
-        plan = replace(plan, block_size=fitting_block_size(plan))
+    if any(slot.dtype == "float64" for slot in task.layout):
+        warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=2)
+    decays = isinstance(plan.optimizer, Mapping) and plan.optimizer.get("weight_decay")
+    if task.unused and decays:
+        warnings.warn(
+            f"the loss is no function of {list(task.unused[:5])}, which optimizers of torch leave as they are; here "
+            "weight decay shrinks them, too",
+            stacklevel=2,
+        )
     search = None if plan.search is None else checked_search(plan)
     if search is not None and not isinstance(executor, InProcess):
         raise ValueError("a search builds one block after the other, in this process: leave out executor")
-    plan = with_execution(plan)
+    plan = settled(plan, path)
     check_initial_loss(plan)
-    if any(slot.dtype == "float64" for slot in task.layout):
-        warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=3)
     writer = ZooWriter.create(path, plan.spec(), base=task.base, defaults=plan.defaults)
     discard_damaged_blocks(writer)
-    pending = writer.pending_blocks()
-    if search is not None and search.sampler != "random" and pending and writer.num_blocks == 1 < plan.num_runs:
+    learns = search is not None and search.sampler != "random"
+    if learns and writer.num_blocks == 1 < plan.num_runs and writer.pending_blocks():
         warnings.warn(
             f"the search learns from earlier blocks, but all {plan.num_runs:,} runs are in one; give a block_size, "
             f"such as {-(-plan.num_runs // 8)}",
-            stacklevel=3,
+            stacklevel=2,
         )
-    progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))
-    while pending:
-        reports = executor.run(BlockBuilder(writer.path, plan), pending)
-        for report in filter(None, reports):
-            progress(Progress(report, writer.num_blocks - len(writer.pending_blocks()), writer.num_blocks))
-        pending = writer.pending_blocks()
-        if pending:  # other builders have them; should those die, their locks expire
-            progress(Progress(None, writer.num_blocks - len(pending), writer.num_blocks))
-            time.sleep(_POLL_SECONDS)
+    for state in build_blocks(executor, writer, plan):
+        progress(state)
     zoo = Zoo.open(path)
     num_diverged = int((zoo.status == RunStatus.DIVERGED).sum())
     if 2 * num_diverged > plan.num_runs:
@@ -139,9 +137,33 @@ def build_zoo(
         warnings.warn(
             f"{count} {plan.num_runs:,} runs of {path} diverged: their loss exceeded max_loss = {plan.max_loss:g} or "
             "was not finite; try a smaller learning rate or init_scale",
-            stacklevel=3,
+            stacklevel=2,
         )
     return zoo
+
+
+def settled(plan: BuildPlan, path: Path) -> BuildPlan:
+    """The plan with what it leaves open: as the zoo at that path was begun, or what fits and is fastest here."""
+    if (path / "zarr.json").is_file():
+        plan = plan.as_begun(ZooWriter.open(path).spec)
+    elif plan.block_size == AUTO or (plan.block_size is None and plan.task.device.type == "cuda"):
+        plan = replace(plan, block_size=fitting_block_size(plan))
+    return with_execution(plan)
+
+
+def build_blocks(executor: Executor, writer: ZooWriter, plan: BuildPlan) -> Iterator[Progress]:
+    """Where the build stands at first, after each block, and while other builders have the last ones."""
+
+    def state(report: BlockReport | None = None) -> Progress:
+        return Progress(report, writer.num_blocks - len(writer.pending_blocks()), writer.num_blocks)
+
+    yield state()
+    while pending := writer.pending_blocks():
+        for report in filter(None, executor.run(BlockBuilder(writer.path, plan), pending)):
+            yield state(report)
+        if writer.pending_blocks():  # other builders have them; should those die, their locks expire
+            yield state()
+            time.sleep(_POLL_SECONDS)
 
 
 def check_names(settings: Mapping[str, object]) -> None:
@@ -198,6 +220,7 @@ class BlockBuilder:
     path: Path
     plan: BuildPlan
 
+    @torch_defaults()
     def __call__(self, block: int) -> BlockReport | None:
         """Train, evaluate and commit a block; None if it is committed already, or another process has it."""
         started = time.perf_counter()
@@ -274,9 +297,15 @@ class BlockBuilder:
         search: BlockSearch | None,
     ) -> None:
         """Train the runs in some rows of a block as one population, which a search makes smaller on the way."""
-        task = plan.task_for(_chosen(runs, rows))
-        checkpoint = folder / f"{runs[rows[0]]}.pt" if plan.loops else None
-        training = self._snapshots(plan, task, _chosen(runs, rows), plan.compiles(runs), checkpoint)
+        chosen = _chosen(runs, rows)
+        task = plan.task_for(chosen)
+        training = plan.population(
+            chosen,
+            task,
+            init_params=plan.initial_params(chosen),
+            compile=plan.compiles(runs),
+            checkpoint=folder / f"{chosen[0]}.pt" if plan.loops else None,
+        )
         snapshot = next(training, None)
         while snapshot is not None:
             s, remaining = plan.steps.index(snapshot.inner_step), None
@@ -303,27 +332,6 @@ class BlockBuilder:
                 snapshot = training.send(remaining)
             except StopIteration:
                 snapshot = None
-
-    @staticmethod
-    def _snapshots(
-        plan: BuildPlan, task: Task, runs: Sequence[int], compile: bool, checkpoint: Path | None
-    ) -> Generator[Snapshot, Remaining | None, None]:
-        return train_population(
-            task,
-            plan.optimizer_for(runs),
-            plan.seeds(runs),
-            num_steps=plan.num_steps,
-            batch_size=plan.minibatch_size,
-            snapshot_steps=plan.steps,
-            shared_batches=plan.shared_batches,
-            data_seed=plan.seed,
-            init_params=plan.initial_params(runs),
-            max_loss=plan.max_loss,
-            precision=plan.precision,
-            accumulate=plan.accumulate,
-            compile=compile,
-            checkpoint=checkpoint,
-        )
 
 
 @dataclass(frozen=True)

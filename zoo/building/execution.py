@@ -14,15 +14,12 @@ from itertools import pairwise
 from typing import Final
 
 from zoo.building.plan import AUTO, LOOP, LOOP_CHANNELS_LAST, TOGETHER, BuildPlan
-from zoo.training.population import train_population
 
 _SMALL: Final = 2**14  # numbers of a network up to which training together was faster wherever it was measured
 _NUMBERS_TRIED: Final = 2**22  # of all networks of a trial
 _WARM_UP: Final = 4  # steps; as of then a GPU launches them as a graph
 _NUM_STEPS: Final = 8
-_CLEARLY: Final = (
-    0.8  # what takes the rule's place needs at most this share of its time: clocks are noisy, and bits differ
-)
+_CLEARLY: Final = 0.8  # of the rule's time is the most that another may need: clocks are noisy, and bits differ
 _WORDS: Final = {
     TOGETHER: "together",
     LOOP: "one after another by the plain module",
@@ -47,7 +44,7 @@ def with_execution(plan: BuildPlan) -> BuildPlan:
     warnings.warn(
         f"task {plan.task.name!r}: runs train {_WORDS[best]}: {1e3 * seconds[best]:.3g} ms a step of each, "
         f"{_WORDS[rule]} {1e3 * seconds[rule]:.3g}",
-        stacklevel=3,
+        stacklevel=4,
     )
     return replace(plan, execution=best)
 
@@ -70,18 +67,8 @@ def _seconds_of_step(plan: BuildPlan, count: int) -> float:
     On a CPU it is that of this process, whatever else runs there.
     """
     runs = range(count if plan.execution == TOGETHER else 1)
-    snapshots = train_population(
-        plan.task_for(runs),
-        plan.optimizer_for(runs),
-        plan.seeds(runs),
-        num_steps=_NUM_STEPS,
-        batch_size=plan.minibatch_size,
-        snapshot_steps=tuple(range(_WARM_UP, _NUM_STEPS + 1)),
-        shared_batches=plan.shared_batches,
-        precision=plan.precision,
-        accumulate=plan.accumulate,
-        compile=False,
-    )
+    steps = tuple(range(_WARM_UP, _NUM_STEPS + 1))
+    snapshots = plan.population(runs, num_steps=_NUM_STEPS, snapshot_steps=steps, compile=False)
     clock = time.process_time if plan.task.device.type == "cpu" else time.perf_counter
     times = []
     for snapshot in snapshots:

@@ -18,6 +18,8 @@ from typing import Final, Protocol, TypeVar
 
 import torch
 
+from zoo.lazy import needs
+
 Result = TypeVar("Result")
 
 _LONG_BUILD: Final = 2**20  # model-steps, a quarter of a minute: several times what processes take to start
@@ -134,10 +136,8 @@ class RayExecutor:
     max_retries: int = 3
 
     def run(self, build: Callable[[int], Result], blocks: Sequence[int]) -> Iterator[Result]:
-        try:
+        with needs("the Ray executor is of ray", "'weightfoundry[ray]'"):
             import ray
-        except ImportError as error:
-            raise ImportError("the Ray executor needs the extra ray: pip install 'weightfoundry[ray]'") from error
         started = not ray.is_initialized()
         if started:
             ray.init(address=self.address, num_cpus=self.num_cpus, log_to_driver=False)

@@ -6,11 +6,12 @@ Legend: R runs, N runs of one block, S snapshots, P numbers of one network.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Final, Required, TypedDict, cast
+from typing import Any, Final, Required, TypedDict, cast
 
 import numpy as np
 import torch
@@ -30,10 +31,13 @@ from zoo.training.optimizers import InnerOptimizer
 from zoo.training.population import (
     DEFAULT_MAX_LOSS,
     DEFAULT_NUM_SNAPSHOTS,
+    Remaining,
+    Snapshot,
     check_repeatable,
     check_snapshot_steps,
     last_epoch_steps,
     quadratic_steps,
+    train_population,
 )
 from zoo.training.precision import check_precision
 
@@ -140,8 +144,8 @@ class BuildPlan:
         check_snapshot_steps(self.steps, self.num_steps)
         check_precision(self.precision, self.task.device)
         check_accumulate(self.accumulate, self.minibatch_size, self.task)
-        if not isinstance(self.max_loss, int | float) or not self.max_loss > 0:
-            raise ValueError(f"max_loss must be a number above 0, got {self.max_loss!r}")
+        if not isinstance(self.max_loss, int | float) or not 0 < self.max_loss < math.inf:
+            raise ValueError(f"max_loss must be a finite number above 0, got {self.max_loss!r}")
         if not isinstance(self.shared_batches, bool):
             raise ValueError(f"shared_batches must be true or false, got {self.shared_batches!r}")
         if draw(self.init_scale, [0], "init_scale") < 0:
@@ -164,9 +168,9 @@ class BuildPlan:
         """(S,) training steps at which snapshots are taken."""
         if self.snapshot_steps is None:
             return quadratic_steps(self.num_steps, self.num_snapshots)
-        if not isinstance(self.snapshot_steps, str):
+        if isinstance(self.snapshot_steps, Sequence) and not isinstance(self.snapshot_steps, str):
             return tuple(self.snapshot_steps)
-        count = re.fullmatch(r"last_epoch\((\d+)\)", self.snapshot_steps)
+        count = re.fullmatch(r"last_epoch\((\d+)\)", str(self.snapshot_steps))
         if not count:
             raise ValueError(f"snapshot_steps must be steps or such as 'last_epoch(50)', got {self.snapshot_steps!r}")
         return last_epoch_steps(self.num_steps, len(self.task.dataset.train) // self.minibatch_size, int(count[1]))
@@ -280,6 +284,23 @@ class BuildPlan:
         if isinstance(self.optimizer, Mapping):
             return make_optimizer(self.optimizer, self.seeds(runs))[0]
         return self.optimizer
+
+    def population(
+        self, runs: Sequence[int], task: Task | None = None, **changes: Any
+    ) -> Generator[Snapshot, Remaining | None, None]:
+        """Those runs in training, on their own task unless another is given; see `train_population`."""
+        settings: dict[str, Any] = {
+            "num_steps": self.num_steps,
+            "batch_size": self.minibatch_size,
+            "snapshot_steps": self.steps,
+            "shared_batches": self.shared_batches,
+            "data_seed": self.seed,
+            "max_loss": self.max_loss,
+            "precision": self.precision,
+            "accumulate": self.accumulate,
+        }
+        optimizer, seeds = self.optimizer_for(runs), self.seeds(runs)
+        return train_population(task or self.task_for(runs), optimizer, seeds, **settings | changes)
 
     def step_for(self, runs: Sequence[int], task: Task) -> InnerStep:
         """An uncompiled step of those runs on their task."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from zoo.building.hyperparameters import is_range
 from zoo.building.plan import AUTO, TOGETHER, BuildPlan
+from zoo.lazy import needs
 from zoo.networks.initialization import derive_seed
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
@@ -42,7 +43,7 @@ class Search:
         metric: one of the zoo's, which is to become small.
         sampler: "tpe", which learns from earlier blocks, or "random".
         pruner: "hyperband", or "none" to stop no run.
-        reduction_factor: of Hyperband: one of so many runs goes on at each of its rungs.
+        reduction_factor: of Hyperband: one of so many runs continues at each of its rungs.
     """
 
     metric: str = "val_loss"
@@ -81,10 +82,8 @@ def checked_search(plan: BuildPlan) -> Search:
         raise ValueError(f"search.metric must be one of {names}, got {search.metric!r}")
     if plan.execution not in (AUTO, TOGETHER) or plan.task.layout.is_large:
         raise ValueError("search is of runs that train together: not of large networks, nor with another execution")
-    try:
+    with needs("searches are Optuna's", "'weightfoundry[search]'"):
         import optuna  # noqa: F401
-    except ImportError as error:
-        raise ImportError("search needs Optuna: pip install 'weightfoundry[search]'") from error
     return search
 
 

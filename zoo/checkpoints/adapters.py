@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +22,7 @@ from zoo.networks.adapters import SCALINGS, LowRankConv2d, LowRankEmbedding, ada
 from zoo.networks.base import sharing_copy, with_own_memory
 from zoo.networks.wrappers import unwrapped
 from zoo.settings import Json
-from zoo.storage.durable import rename_directory, write_files
+from zoo.storage.durable import is_free, staged_directory, write_files
 
 CONFIG_FILE: Final = "adapter_config.json"
 TENSOR_FILE: Final = "adapter_model.safetensors"
@@ -68,7 +66,7 @@ def save_adapter(folder: str | Path, tensors: Mapping[str, Tensor], network: nn.
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be what was trained, by name, got {type(tensors).__name__}; network comes third")
     folder = Path(folder).absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if not is_free(folder):
         raise FileExistsError(f"{folder} is not empty; choose another folder for the adapter")
     if isinstance(network, nn.Module) and not is_peft(network):
         tensors, network = _in_peft_names(tensors, network)
@@ -79,12 +77,8 @@ def save_adapter(folder: str | Path, tensors: Mapping[str, Tensor], network: nn.
         return
     model: Any = with_own_memory(sharing_copy(network)).cpu()
     model.load_state_dict(dict(tensors), strict=False)
-    staged = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.partial")
-    try:
+    with staged_directory(folder) as staged:
         model.save_pretrained(staged)
-        rename_directory(staged, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def adapter_tensors(saved: Mapping[str, Tensor], config: Mapping[str, Json], network: nn.Module) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.tensors import CheckpointError, natural_key
+from zoo.lazy import needs
 from zoo.networks.layout import ParamLayout
 
 DATABASE: Final = "data.mdb"
@@ -89,10 +90,8 @@ def _entries(checkpoints: Mapping[str, Mapping[str, float]]) -> list[Entry]:
 
 
 def _read(folder: Path, key: str) -> tuple[Tensor, list[int]]:
-    try:
+    with needs(f"{folder} is read by lmdb", "'weightfoundry[lmdb]'"):
         import lmdb
-    except ImportError as error:
-        raise ImportError(f"reading {folder} needs lmdb: pip install 'weightfoundry[lmdb]'", name="lmdb") from error
     try:
         database = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
         with database, database.begin() as transaction:

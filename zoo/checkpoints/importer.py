@@ -6,8 +6,6 @@ Legend: R runs, S snapshots, P numbers of one network, G runs of one block.
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +25,7 @@ from zoo.checkpoints.tensors import CheckpointError
 from zoo.networks.base import check_base, hash_of
 from zoo.networks.layout import ParamLayout
 from zoo.networks.wrappers import unwrapped
-from zoo.storage.durable import rename_directory
+from zoo.storage.durable import is_free, staged_directory
 from zoo.storage.precision import from_stored, to_stored
 from zoo.storage.schema import METRICS, Json, RunStatus, ZooSpec
 from zoo.storage.writer import ZooWriter
@@ -79,7 +77,7 @@ def import_checkpoints(
         ZooWriteError: if it cannot be written.
     """
     out = Path(out).absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not is_free(out):
         raise FileExistsError(f"{out} is not empty; choose another path for the zoo")
     runs, remarks = find_runs(paths, metrics)
     first = runs[0].snapshots[0]
@@ -91,15 +89,10 @@ def import_checkpoints(
     source = _Source(layout, model, state_key, dtype, keep_nonfinite, base, hash_of(base))
     spec = _spec_of(runs, source, _noted(runs, "task", remarks) if task_config is None else task_config, remarks)
     check_adapters(runs)
-    staged = out.with_name(f".{out.name}.{secrets.token_hex(6)}.import")
-    try:
+    with staged_directory(out) as staged:
         writer = ZooWriter.create(staged, spec, base=base)
         for block in range(spec.num_blocks):
             _write_block(writer, block, runs, source)
-        rename_directory(staged, out)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
     remarks += [
         f"{what} of {len(files)} files such as {files[0]} was left out" for what, files in source.left_out.items()
     ]
@@ -151,6 +144,10 @@ class _Source:
             )
         for slot in self.layout:
             got = next(tensors[name].dtype for name in (slot.name, *slot.aliases) if name in tensors)
+            if slot.kind == "param" and not got.is_floating_point:
+                raise CheckpointError(
+                    f"{path}: the parameter {slot.name!r} is {got}, as of a quantised model; save what it stands for"
+                )
             if got != slot.torch_dtype:
                 raise CheckpointError(f"{path}: {slot.name!r} is {got}, in the zoo's layout it is {slot.dtype}")
         self._check_values(path, exact)

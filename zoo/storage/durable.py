@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,6 +91,23 @@ def rename_directory(source: Path, target: Path) -> None:
     """
     os.rename(source, target)
     _sync(target.parent)
+
+
+def is_free(path: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+@contextmanager
+def staged_directory(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of a free path at the end, or vanishes if that is not reached."""
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    try:
+        yield staged
+        rename_directory(staged, path)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
 
 
 def _make_parents(path: Path) -> list[Path]:

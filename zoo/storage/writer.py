@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -25,7 +23,7 @@ from typing_extensions import Buffer
 from zoo.networks.base import hash_of
 from zoo.settings import Json, warn_of_other_software
 from zoo.storage.base import base_chunks
-from zoo.storage.durable import remove_file, remove_partials, rename_directory, write_file, write_files
+from zoo.storage.durable import is_free, remove_file, remove_partials, staged_directory, write_file, write_files
 from zoo.storage.locks import DEFAULT_EXPIRY, BlockLock, remove_locks, try_lock
 from zoo.storage.precision import is_finite, to_stored
 from zoo.storage.schema import (
@@ -87,23 +85,20 @@ class ZooWriter:
         path, base = Path(path).absolute(), base or {}
         if hash_of(base) != spec.base_hash:
             raise ValueError(f"the base must have the hash {spec.base_hash!r}, got {hash_of(base)!r}")
-        if not _is_free(path):
+        if not is_free(path):
             writer = cls.open(path)
             wanted = replace(writer.spec, num_runs=max(writer.spec.num_runs, spec.num_runs))
             wanted.require_same(spec, f"the zoo {path}", defaults=defaults)
             warn_of_other_software(writer.spec.software, spec.software, f"the zoo {path}")
             writer._repair_base(base)
             return writer if wanted == writer.spec else writer._extended(wanted)
-        staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         try:
             files: dict[str, Iterable[Buffer]] = {name: [content] for name, content in array_metadata(spec).items()}
             files |= {name: (part.data for part in parts) for name, parts in base_chunks(spec.layout, base).items()}
-            write_files({staged / name: parts for name, parts in files.items()})
-            rename_directory(staged, path)
+            with staged_directory(path) as staged:
+                write_files({staged / name: parts for name, parts in files.items()})
         except OSError as error:
-            was_staged = (staged / "zarr.json").exists()
-            shutil.rmtree(staged, ignore_errors=True)
-            if was_staged and error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another builder was faster
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and path.is_dir():  # another builder was faster
                 return cls.create(path, spec, base=base, defaults=defaults)
             raise ZooWriteError(error.errno, f"cannot create a zoo at {path}: {error.strerror}") from error
         return cls(path, spec)
@@ -331,7 +326,7 @@ def read_attributes(path: Path) -> dict:
         FileExistsError: if the path holds something else.
         ZooFormatError: if they are damaged.
     """
-    if _is_free(path):
+    if is_free(path):
         raise FileNotFoundError(f"there is no zoo at {path}")
     file = path / "zarr.json"
     if not file.is_file():
@@ -345,7 +340,3 @@ def read_attributes(path: Path) -> dict:
     if checksum != attributes_checksum(attributes):
         raise ZooFormatError(f"the attributes in {file} do not have their checksum: restore the file from a copy")
     return attributes
-
-
-def _is_free(path: Path) -> bool:
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))

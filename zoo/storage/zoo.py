@@ -22,6 +22,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore, StorePath
 
 from zoo.hub import SCHEME, UploadOptions
+from zoo.lazy import needs
 from zoo.networks.layout import ParamLayout
 from zoo.storage.base import BaseError, read_base
 from zoo.storage.export import write_checkpoint
@@ -351,11 +352,9 @@ def _resolve(source: str | os.PathLike | Store, options: Mapping[str, str]) -> S
         return LocalStore(Path(text).absolute(), read_only=True)
     if text.startswith(SCHEME):
         return hub_store(text, options)
-    try:
+    with needs(f"{text} is read by obstore", "'weightfoundry[s3]'"):
         from obstore.store import from_url
         from zarr.storage import ObjectStore
-    except ImportError as error:
-        raise ImportError(f"reading {text} needs the extra s3: pip install 'weightfoundry[s3]'") from error
     endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
     plain_http = endpoint.startswith("http://")
     config = cast("S3Config", dict(options))

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from zoo.ambient import torch_defaults
 from zoo.networks.adapters import adapt
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.networks.base import hash_of
@@ -38,6 +39,7 @@ TASK_NAMES: Final = (*DATASETS, *FAMILIES)
 OWN: Final = "own"
 
 
+@torch_defaults()
 def get_task(
     name: str,
     *,
@@ -121,6 +123,11 @@ def _cnn(dataset: Dataset, num_outputs: int, *, channels: Sequence[int] = (16, 3
     shape = tuple(dataset.train.inputs.shape[1:])
     if len(shape) != 3 or not dataset.train.inputs.is_floating_point():
         raise ValueError(f"a CNN takes images (C, height, width), {dataset.name!r} has examples of shape {shape}")
+    if shape[2] in (1, 3, 4) and shape[0] == shape[1] > 4:
+        raise ValueError(
+            f"a CNN takes images (C, height, width), those of {dataset.name!r} are {shape}, with the channels last: "
+            "inputs.transpose(0, 3, 1, 2) brings them first"
+        )
     return lambda: CNN(shape[0], tuple(channels), num_outputs)
 
 

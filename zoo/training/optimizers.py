@@ -56,6 +56,16 @@ class InnerOptimizer(Protocol):
 
 
 @runtime_checkable
+class RecordableOptimizer(InnerOptimizer, Protocol):
+    """An optimizer whose update is work on tensors alone, if the steps so far are a tensor () on their device."""
+
+    @property
+    def is_recordable(self) -> bool:
+        """Whether that is so with these options."""
+        ...
+
+
+@runtime_checkable
 class CompilableOptimizer(InnerOptimizer, Protocol):
     """An optimizer whose update is a pure function of tensors and of `flags`."""
 

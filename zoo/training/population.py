@@ -30,7 +30,7 @@ from zoo.tasks.task import Task
 from zoo.training.batches import own_indices, shared_indices
 from zoo.training.gradients import Gradients
 from zoo.training.inner_step import InnerStep, should_compile
-from zoo.training.optimizers import InnerOptimizer
+from zoo.training.optimizers import InnerOptimizer, RecordableOptimizer
 from zoo.training.precision import products_in
 from zoo.training.recorded_steps import MAX_ROWS, RecordedSteps, Row
 
@@ -50,7 +50,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Remaining:
-    """The networks of a population that go on: their rows, their task and their step."""
+    """The networks of a population that continue: their rows, their task and their step."""
 
     rows: Tensor
     task: Task
@@ -126,7 +126,7 @@ def train_population(
             Where it is there, training continues from it, to the bit, with the first snapshot that was not.
         checkpoint_every: steps.
 
-    Where there is no checkpoint, the networks that go on may be sent at a snapshot.
+    Where there is no checkpoint, the networks that continue may be sent at a snapshot.
 
     Raises:
         ValueError: for arguments out of range, before any training; for a checkpoint of a training that was begun with
@@ -229,9 +229,19 @@ class _Training:
         self.alive = torch.ones(len(params), dtype=torch.bool, device=params.device)
         self._steps = self._recorded()
 
+    @property
+    def _has_clock(self) -> bool:
+        """Whether the optimizer reads the number of a step from a table on the device."""
+        optimizer = self._step.optimizer
+        return isinstance(optimizer, RecordableOptimizer) and optimizer.is_recordable
+
+    @property
+    def _reads_tables(self) -> bool:
+        """Whether all that differs between steps is in tables."""
+        return self._step.coefficients is not None or self._has_clock
+
     def _recorded(self) -> RecordedSteps:
-        can_record = self._step.coefficients is not None and self._task.is_compilable
-        return RecordedSteps(self._params.device, can_record=can_record)
+        return RecordedSteps(self._params.device, can_record=self._reads_tables and self._task.is_compilable)
 
     def snapshots(
         self, steps: Sequence[int], checkpoint: _Checkpoint | None = None
@@ -269,7 +279,7 @@ class _Training:
     def _run(self, until: int) -> None:
         with products_in(self._precision):
             while self.inner_step < until:
-                count = 1 if self._step.coefficients is None else min(MAX_ROWS, until - self.inner_step)
+                count = min(MAX_ROWS, until - self.inner_step) if self._reads_tables else 1
                 self._steps.run(self._take, self._tables(count))
                 self.inner_step += count
 
@@ -302,12 +312,14 @@ class _Training:
         """What the next steps are given.
 
         Indices (count, B) or (count, N, B), streams (count, 4) or (count, N, 4), coefficients (count, V) or (count, V,
-        N, 1).
+        N, 1), numbers of the steps (count,).
         """
         tables = {"indices": torch.stack([next(self._batches) for _ in range(count)])}
+        steps = self.inner_step + torch.arange(count, device=self._params.device)
         if self._task.is_random:
-            steps = self.inner_step + torch.arange(count, device=self._params.device)
             tables["stream"] = at(self._streams, step=steps.view(-1, *[1] * self._streams.ndim))
+        if self._has_clock:
+            tables["inner_step"] = steps
         if self._step.coefficients is not None:
             on_host = torch.empty(len(self._params), 0, dtype=self._params.dtype)
             counts = range(self.inner_step, self.inner_step + count)
@@ -321,7 +333,8 @@ class _Training:
         params = self._params
         batch = self._task.batch(row["indices"].long(), len(params), stream=row.get("stream"))
         if self._step.coefficients is None:
-            loss = self._step(params, self._state, batch, inner_step=self.inner_step, num_steps=self._num_steps)
+            inner_step = row.get("inner_step", self.inner_step)
+            loss = self._step(params, self._state, batch, inner_step=inner_step, num_steps=self._num_steps)
         else:
             coefficients = dict(zip(self._names, row["coefficients"].unbind(), strict=True))
             loss = self._step.with_coefficients(params, self._state, batch, coefficients)

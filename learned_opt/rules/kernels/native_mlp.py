@@ -66,7 +66,13 @@ def native_update_(
 
     Raises:
         NativeKernelError: if it could not be compiled.
+        ValueError: for accumulators of another tensor, beyond whose memory C would write.
     """
+    if not accumulators.momentum.shape[2:] == accumulators.square.shape[2:] == param.shape[1:]:
+        raise ValueError(
+            f"expected the state of a tensor {tuple(param.shape)}, got one of {tuple(accumulators.square.shape)}; a "
+            "parameter that is replaced by one of another shape needs new state: optimizer.state.pop(parameter)"
+        )
     state = (accumulators.momentum, accumulators.square, accumulators.row, accumulators.column)
     assert param.dtype == grad.dtype == torch.float32
     assert all(x.is_contiguous() for x in state)

@@ -55,13 +55,26 @@ def test_what_does_not_fit_is_refused_in_a_line(value, message):
     assert "\n" not in str(caught.value)
 
 
+def test_inputs_on_another_scale_are_refused_and_outliers_warned_of():
+    kind = ExampleKind((1, 2, 3), 0, 4, (-1.0, 3.0))
+    pixels = INPUTS.clamp(-1, 3)
+    assert torch.equal(Examples.read((pixels, TARGETS), kind, 1).inputs[0], pixels)
+    with pytest.raises(ValueError, match="from 0 to 255, those of the training went from -1 to 3; are they scaled"):
+        Examples.read((torch.arange(36.0).view(6, 1, 2, 3) * 255 / 35, TARGETS), kind, 1)
+    pixels[0] = 100
+    with pytest.warns(UserWarning, match="to 100, those of the training"):
+        Examples.read((pixels, TARGETS), kind, 1)
+
+
 def test_a_generator_without_examples_says_so():
     with pytest.raises(ValueError, match="not trained on examples"):
         Examples.read((INPUTS, TARGETS), None, 1)
 
 
 def test_the_kind_of_examples_follows_from_the_task():
-    assert ExampleKind.of(get_task("digits", hidden=(2,))) == ExampleKind((1, 8, 8), 0, 10)
+    digits = get_task("digits", hidden=(2,))
+    inputs = digits.dataset.train.inputs
+    assert ExampleKind.of(digits) == ExampleKind((1, 8, 8), 0, 10, (inputs.min().item(), inputs.max().item()))
     assert ExampleKind.of(get_task("digits_subset", hidden=(2,))).num_classes == 2
     text = ExampleKind.of(get_task("python_source", width=4, num_blocks=1, num_heads=1))
     assert text.num_symbols == text.num_classes == text.num_features

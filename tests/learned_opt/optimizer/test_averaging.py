@@ -1,8 +1,6 @@
 """Averages of weights: equal to a loop that says what they are, in every dtype, mode and checkpoint."""
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from learned_opt import LearnedOptimizer, MuLO
-from tests.learned_opt.optimizer.test_torch_conformance import train
+from tests.learned_opt.optimizer.test_torch_conformance import reloaded, train
 
 P = 8.0
 pytestmark = pytest.mark.filterwarnings("ignore:num_training_steps is not given")
@@ -69,21 +67,11 @@ def test_no_step_is_made_on_averages():
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("how", ["state dict", "deepcopy", "pickle"])
 def test_saved_and_resumed_is_uninterrupted(how, mode):
-    model, again = make_model(), make_model()
-    optimizer, resumed = make(model), make(again)
+    model, fresh = make_model(), make_model()
+    optimizer = make(model)
     train(model, optimizer, range(5))
     getattr(optimizer, mode)()
-    if how == "deepcopy":
-        again, resumed = copy.deepcopy((model, optimizer))
-    elif how == "pickle":
-        again, resumed = pickle.loads(pickle.dumps((model, optimizer)))
-    else:
-        file = io.BytesIO()
-        torch.save([model.state_dict(), optimizer.state_dict()], file)
-        file.seek(0)
-        saved = torch.load(file, weights_only=True)
-        again.load_state_dict(saved[0])
-        resumed.load_state_dict(saved[1])
+    again, resumed = reloaded(how, model, optimizer, fresh, make(fresh))
     for net, one in ((model, optimizer), (again, resumed)):
         one.train()
         train(net, one, range(5, 9))

@@ -53,6 +53,27 @@ def train(model, optimizer, steps) -> list[float]:
     return losses
 
 
+def reloaded(how, model, optimizer, fresh_model, fresh_optimizer) -> tuple[nn.Module, LearnedOptimizer]:
+    """A training that was kept in one of the ways there are; what goes through state dicts is put into fresh ones."""
+    if how == "deepcopy":
+        return copy.deepcopy((model, optimizer))
+    if how == "pickle":
+        return pickle.loads(pickle.dumps((model, optimizer)))
+    if how == "state dict":
+        file = io.BytesIO()
+        torch.save([model.state_dict(), optimizer.state_dict()], file)
+        file.seek(0)
+        saved = torch.load(file, weights_only=True)
+        fresh_model.load_state_dict(saved[0])
+        fresh_optimizer.load_state_dict(saved[1])
+    else:
+        options = StateDictOptions(flatten_optimizer_state_dict=how == "flat")
+        states = copy.deepcopy(get_state_dict(model, optimizer, options=options))
+        named = {"model_state_dict": states[0], "optim_state_dict": states[1]}
+        set_state_dict(fresh_model, fresh_optimizer, **named, options=options)
+    return fresh_model, fresh_optimizer
+
+
 def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten().double() for p in model.parameters()])
 
@@ -210,23 +231,8 @@ def test_saved_and_resumed_is_uninterrupted(name, how):
     model = make_model()
     optimizer = make(name, model, weight_decay=0.1)
     train(model, optimizer, range(5))
-    again = make_model()
-    resumed = make(name, again, weight_decay=0.1)
-    options = StateDictOptions(flatten_optimizer_state_dict=how == "flat")
-    if how == "deepcopy":
-        again, resumed = copy.deepcopy((model, optimizer))
-    elif how == "pickle":
-        again, resumed = pickle.loads(pickle.dumps((model, optimizer)))
-    elif how == "state dict":
-        file = io.BytesIO()
-        torch.save([model.state_dict(), optimizer.state_dict()], file)
-        file.seek(0)
-        saved = torch.load(file, weights_only=True)
-        again.load_state_dict(saved[0])
-        resumed.load_state_dict(saved[1])
-    else:
-        saved = copy.deepcopy(get_state_dict(model, optimizer, options=options))
-        set_state_dict(again, resumed, model_state_dict=saved[0], optim_state_dict=saved[1], options=options)
+    fresh = make_model()
+    again, resumed = reloaded(how, model, optimizer, fresh, make(name, fresh, weight_decay=0.1))
     train(model, optimizer, range(5, 12))
     train(again, resumed, range(5, 12))
     assert torch.equal(weights(model), weights(again))

@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from learned_opt import LearnedOptimizer, MlpRule, MuLO, NormalizedRule, Pretrained, load_pretrained
 from learned_opt.optimizer.torch_optimizer import RECOMMENDED, NonFiniteGradientError, ThetaMismatchError
 from learned_opt.rules.celo2 import Celo2Rule
+from learned_opt.rules.kernels.native_mlp import is_available
+from tests.ambient import AMBIENTS
 
 RULES = {"mulo": MlpRule(8), "mulo-norm": NormalizedRule(), "celo2": Celo2Rule()}
 
@@ -157,6 +160,18 @@ def test_lr_scheduler_scales_the_update(name):
         moved.append([p - q for p, q in zip(model.parameters(), start.parameters(), strict=True)])
     for whole, half in zip(*moved, strict=True):
         torch.testing.assert_close(whole, 2 * half, rtol=1e-3, atol=1e-6)
+
+
+@every_rule
+@pytest.mark.parametrize("ambient", ["autocast", "another device by default"])
+def test_a_step_is_the_same_whatever_a_program_has_set_for_torch(name, ambient):
+    models = [make_model(), make_model()]
+    for model, setting in zip(models, (nullcontext, AMBIENTS[ambient]), strict=True):
+        optimizer = MuLO(model, pretrained(name), num_training_steps=9)
+        loss_of(model, 0).backward()
+        with setting():
+            optimizer.step()
+    assert equal(*models)
 
 
 @every_rule
@@ -381,9 +396,23 @@ def test_bad_input_is_refused():
         MuLO(model, theta, lr=-1.0)
     with pytest.raises(ValueError, match="weight_decay must be"):
         MuLO([{"params": [model[0].bias], "weight_decay": -1.0}], theta)
-    for horizon in (0, -3, 2.5, float("nan"), "long"):
+    for horizon in (0, -3, 2.5, float("nan"), "long", True):
         with pytest.raises(ValueError, match="num_training_steps must be"):
             MuLO(model, theta, num_training_steps=horizon)
+    for options in ({"lr": "0.1"}, {"lr": None}, {"lr": float("inf")}, {"weight_decay": "0"}, {"average": False}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be a finite number"):
+            MuLO(model, theta, **{"num_training_steps": 5, **options})
+    for depth in (0, -1, 2.5, "2", True):
+        with pytest.raises(ValueError, match="depth must be an integer"):
+            MuLO(model, theta, num_training_steps=5, depth=depth)
+    with pytest.raises(ValueError, match="roles must be roles by name"):
+        MuLO(model, theta, num_training_steps=5, roles=["hidden"])
+    with pytest.raises(ValueError, match="num_training_steps is one for all groups, 5, got 100"):
+        MuLO([{"params": [model[0].bias], "num_training_steps": 100}], theta, num_training_steps=5)
+    with pytest.raises(TypeError, match="a model or an iterable of parameters or groups, got a method"):
+        MuLO(model.parameters, theta)
+    with pytest.raises(TypeError, match="all parameters or all groups"):
+        MuLO([{"params": [model[0].bias]}, model[0].weight], theta)
     with pytest.raises(ValueError, match="nonfinite must be"):
         MuLO(model, theta, nonfinite="ignore")
     with pytest.raises(ValueError, match="roles needs the model"):
@@ -392,6 +421,62 @@ def test_bad_input_is_refused():
         MuLO([{"params": [model[0].weight], "role": "matrix"}], theta)
     with pytest.raises(KeyError, match="no pretrained optimizer 'adam'"):
         MuLO(model, "adam")
+
+
+@pytest.mark.parametrize("name", ["mulo", "mulo-norm"])
+def test_state_of_other_shapes_is_refused_before_a_kernel_writes_beyond_it(name):
+    def stepped(width: int) -> tuple[nn.Linear, MuLO]:
+        model = nn.Linear(3, width)
+        optimizer = MuLO(model, pretrained(name), num_training_steps=9)
+        model(torch.ones(2, 3)).square().sum().backward()
+        optimizer.step()
+        return model, optimizer
+
+    (model, optimizer), (_, other) = stepped(4), stepped(5)
+    with pytest.raises(ValueError, match=r"of another model: momentum of weight has shape"):
+        optimizer.load_state_dict(other.state_dict())
+    assert optimizer.state[model.weight]["momentum"].numel() % model.weight.numel() == 0
+    with pytest.raises(ValueError, match=r"what state_dict\(\) of an optimizer gives, got the keys"):
+        optimizer.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["mulo", "mulo-norm"])
+def test_state_is_resumed_whatever_its_strides(name):
+    def take_steps(model: nn.Module, optimizer: MuLO) -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+
+    model = nn.Linear(3, 4)
+    optimizer = MuLO(model, pretrained(name), num_training_steps=9)
+    take_steps(model, optimizer)
+    other = copy.deepcopy(model)
+    resumed = MuLO(other, pretrained(name), num_training_steps=9)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for tensors in saved["state"].values():
+        tensors.update({key: value.mT.contiguous().mT for key, value in tensors.items() if value.ndim > 1})
+    resumed.load_state_dict(saved)
+    for each in ((model, optimizer), (other, resumed)):
+        take_steps(*each)
+    assert torch.equal(model.weight, other.weight)
+
+
+@pytest.mark.skipif(not is_available(), reason="no C compiler")
+def test_a_parameter_that_is_replaced_by_a_larger_one_needs_new_state():
+    model = nn.Linear(3, 4)
+    optimizer = MuLO(model, pretrained("mulo"), num_training_steps=9)
+    model(torch.ones(2, 3)).square().sum().backward()
+    optimizer.step()
+    larger = nn.Parameter(torch.ones(6, 3))
+    larger.grad = torch.ones(6, 3)
+    optimizer.state[larger] = optimizer.state.pop(model.weight)
+    optimizer.param_groups[0]["params"][0] = larger
+    with pytest.raises(ValueError, match=r"optimizer.state.pop\(parameter\)"):
+        optimizer.step()
+    optimizer.state.pop(larger)
+    optimizer.step()
+    assert not torch.equal(larger, torch.ones(6, 3))
 
 
 def test_the_weights_in_the_package_train_a_model():

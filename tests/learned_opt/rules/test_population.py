@@ -6,13 +6,25 @@ import pytest
 import torch
 
 from learned_opt import MlpRule, NormalizedRule
+from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.population import PopulationOptimizer
+from learned_opt.rules.velo import VeloRule
+from tests.devices import other_device
+from tests.pretended_graph import pretended_graphs
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
+from zoo.tasks.registry import get_task
+from zoo.training.population import Snapshot, train_population
 from zoo.training.schedules import Schedule
 
 LAYOUT = ParamLayout.of(MLP(6, (5, 7), 3))
 RULES = {"normalized": NormalizedRule(), "mlp": MlpRule(4)}
+RECORDED = {
+    "normalized": NormalizedRule(),
+    "mlp": MlpRule(4, native=False),  # C is the CPU's
+    "celo2": Celo2Rule(),
+    "velo": VeloRule(lstm=8, bank=4),
+}
 REFERENCES = {"normalized": NormalizedRule(reference=True), "mlp": MlpRule(4, reference=True)}
 
 
@@ -66,3 +78,49 @@ def test_clocks_of_their_own(params):
             state = optimizer.init_state(LAYOUT, alone)
             optimizer.update(LAYOUT, alone, grads, state, inner_step=inner_step, num_steps=num_steps)
             torch.testing.assert_close(together[i : i + 1], alone)
+
+
+def population(optimizer: PopulationOptimizer, device: str | torch.device = "cpu") -> list[Snapshot]:
+    options = {"num_steps": 9, "batch_size": 8, "snapshot_steps": (0, 1, 9)}
+    return list(train_population(get_task("digits", hidden=(4,)).to(device), optimizer, [1, 2, 3], **options))
+
+
+@pytest.mark.filterwarnings("error:cannot record")
+@pytest.mark.parametrize("name", RECORDED)
+def test_populations_by_rules_are_recorded_and_are_those_of_python_to_the_bit(name):
+    rule = RECORDED[name]
+    expected = population(PopulationOptimizer(rule, theta_of(rule)))
+    with pretended_graphs() as graphs:
+        found = population(PopulationOptimizer(rule, theta_of(rule)))
+    assert (graphs.num_recorded, graphs.num_replayed) == (1, 7)
+    assert all(torch.equal(one.params, other.params) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.filterwarnings("error:cannot record")
+@pytest.mark.parametrize("name", RECORDED)
+def test_nothing_of_a_step_by_a_rule_comes_from_the_host(name):
+    rule = RECORDED[name]
+    with other_device("sim") as device, pretended_graphs() as graphs:
+        population(PopulationOptimizer(rule, theta_of(rule)), device)
+    assert graphs.num_recorded == 1
+
+
+def test_schedules_and_multipliers_of_each_network_are_read_by_python():
+    theta = theta_of(RULES["normalized"])
+    for options in ({"schedule": Schedule("cosine")}, {"lr": torch.ones(3)}):
+        with pretended_graphs() as graphs:
+            population(PopulationOptimizer(RULES["normalized"], theta, **options))
+        assert graphs.num_warm_ups == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("error:cannot record")
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_graph_of_a_rule_trains_as_its_steps_do(name, monkeypatch):
+    rule = RECORDED[name]
+    with monkeypatch.context() as patched:
+        patched.setattr("zoo.training.recorded_steps.recorder_for", lambda device: None)
+        *_, expected = population(PopulationOptimizer(rule, theta_of(rule)), "cuda")
+    *_, found = population(PopulationOptimizer(rule, theta_of(rule)), "cuda")
+    torch.testing.assert_close(found.params, expected.params, rtol=1e-4, atol=1e-6)

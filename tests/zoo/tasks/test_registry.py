@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -241,6 +242,12 @@ def test_ordinary_tasks_are_the_same_for_all_runs():
 def test_bad_options_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         get_task(**config)
+
+
+def test_images_with_their_channels_last_are_refused(tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.ones((20, 8, 8, 3)), y=np.arange(20) % 2)
+    with pytest.raises(ValueError, match=r"with the channels last: inputs.transpose\(0, 3, 1, 2\) brings them first"):
+        get_task("arrays", path=tmp_path / "data.npz", architecture="cnn")
 
 
 def test_bad_vectors_and_splits_are_refused():

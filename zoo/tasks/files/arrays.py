@@ -5,11 +5,16 @@ Legend: n examples.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
+from zoo.tasks.files.examples import warn_of_large_inputs
+
+_FEW_VALUES: Final = 20
 _TWO_ARRAYS = ("x", "y")
 _SIX_ARRAYS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
 
@@ -38,7 +43,9 @@ def load_array_file(path: str | Path) -> dict[str, np.ndarray]:
     for name in wanted[::2]:
         _check_pair(name, named[name], named[name.replace("x", "y", 1)])
     _check_same_kind(named)
-    return {name: _standard_dtype(name, array) for name, array in named.items()}
+    standard = {name: _standard_dtype(name, array) for name, array in named.items()}
+    _say_what_is_unusual(standard, str(path))
+    return standard
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -49,6 +56,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         ValueError: if it is another kind of file, or holds what would have to be unpickled.
     """
     try:
+        if path.suffix in (".csv", ".tsv", ".parquet", ".pq"):
+            raise ValueError("it is a table, for which there is the task 'table'")
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it holds a single array; save inputs and targets with numpy.savez(path, x=..., y=...)")
@@ -109,3 +118,20 @@ def _standard_dtype(name: str, array: np.ndarray) -> np.ndarray:
     if not is_class and not np.isfinite(standard).all():
         raise ValueError(f"array {name!r} holds numbers beyond the range of float32; scale them")
     return standard
+
+
+def _say_what_is_unusual(named: dict[str, np.ndarray], what: str) -> None:
+    """Warn of inputs and targets that are taken as they are, and often meant otherwise."""
+    inputs, targets = (next(array for name, array in named.items() if name.startswith(letter)) for letter in "xy")
+    warn_of_large_inputs(inputs, what)
+    if targets.dtype.kind == "f" and len(values := np.unique(targets)) <= _FEW_VALUES and (values % 1 == 0).all():
+        said = f"targets of only {len(values)} values, all whole, as real numbers, which is a regression"
+        warnings.warn(f"{what} has {said}: save them as integers if they are classes", stacklevel=3)
+    if targets.dtype.kind == "i" and targets.ndim == 1:
+        num_classes = max(int(array.max()) for name, array in named.items() if name.startswith("y")) + 1
+        if (num_found := len(np.unique(targets))) < num_classes:
+            said = f"{num_found:,} classes to train on, numbered up to {num_classes - 1:,}"
+            warnings.warn(
+                f"{what} has {said}: networks get {num_classes:,} outputs; number the classes from 0 without gaps",
+                stacklevel=3,
+            )

@@ -12,6 +12,8 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
+from zoo.lazy import needs
+
 Columns: TypeAlias = "dict[str, np.ndarray]"  # (n,) float64 with NaN, or objects: words, None where one is missing
 
 _MISSING: Final = {"", "na", "n/a", "nan", "null", "none", "?"}
@@ -30,7 +32,7 @@ def read_columns(path: str | Path) -> Columns:
         raise FileNotFoundError(f"no table at {file}; give a .csv, .tsv or .parquet file")
     raw = _read_parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _read_csv(file)
     if not raw or not len(next(iter(raw.values()))):
-        raise ValueError(f"{file} has no rows")
+        raise ValueError(f"{file} has no rows; a table is a .csv, .tsv or .parquet file")
     return {name: column(values) for name, values in raw.items()}
 
 
@@ -50,7 +52,9 @@ def _read_csv(file: Path) -> Mapping[str, list]:
             delimiter = max(",;\t", key=first.count)
             stream.seek(0)
             header, *rows = [row for row in csv.reader(stream, delimiter=delimiter, strict=True) if row]
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read {file} as text in UTF-8: {error}; save it in that encoding") from error
+    except (csv.Error, ValueError) as error:
         raise ValueError(f"cannot read {file} as a table with a line of names: {error}") from error
     names = [name.strip() for name in header]
     if len(set(names)) < len(names):
@@ -62,11 +66,9 @@ def _read_csv(file: Path) -> Mapping[str, list]:
 
 
 def _read_parquet(file: Path) -> Mapping[str, list]:
-    try:
+    with needs("Parquet is read by pyarrow", "pyarrow"):
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table
-    except ImportError as error:
-        raise ImportError("Parquet is read by pyarrow, which is not installed: pip install pyarrow") from error
     try:
         return read_table(file).to_pydict()
     except (ArrowException, OSError) as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zoo.lazy import needs
 from zoo.tasks.files.examples import (
     Splits,
     allocate,
@@ -58,11 +59,9 @@ def decode(images: Sequence[Path | Image], size: int | None, grayscale: bool, na
         ImportError: without pillow.
         ValueError: for what cannot be read, and sizes that differ.
     """
-    try:
+    with needs("images are read by pillow", "pillow"):
         from PIL import Image as pillow
         from PIL import ImageOps
-    except ImportError as error:
-        raise ImportError("images are read by pillow, which is not installed: pip install pillow") from error
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"image_size must be a number of pixels, got {size!r}")
     mode, channels = ("L", 1) if grayscale else ("RGB", 3)
@@ -71,6 +70,8 @@ def decode(images: Sequence[Path | Image], size: int | None, grayscale: bool, na
         """(height, width, C), or what went wrong."""
         try:
             with nullcontext(image) if isinstance(image, pillow.Image) else pillow.open(image) as opened:
+                if opened.mode.startswith(("I", "F")):
+                    return ValueError(f"its pixels are of mode {opened.mode}, not of one byte; scale them to 0 ... 255")
                 upright = ImageOps.exif_transpose(opened).convert(mode)
                 fitted = upright if size is None else ImageOps.fit(upright, (size, size), pillow.Resampling.BILINEAR)
                 return np.asarray(fitted).reshape(fitted.height, fitted.width, channels)
@@ -104,10 +105,13 @@ def _listed(folder: Path) -> tuple[list[Path], list[int], list[int], list[str]]:
     classes = sorted({entry.name for _, entry in found})
     if len(classes) < 2:
         raise ValueError(f"{folder}: expected a subfolder for each of two classes or more, got {classes}")
+    with needs("images are read by pillow", "pillow"):
+        from PIL import Image as pillow
+    suffixes = pillow.registered_extensions()
     files, labels, declared, ignored = [], [], [], []
     for split, entry in found:
         inside = sorted(file for file in entry.rglob("*") if file.is_file() and not file.name.startswith("."))
-        images = [file for file in inside if file.suffix.lower() in _suffixes()]
+        images = [file for file in inside if file.suffix.lower() in suffixes]
         ignored += sorted(set(inside) - set(images))
         if not images:
             raise ValueError(f"class folder {entry} has no images; fill or remove it")
@@ -119,11 +123,3 @@ def _listed(folder: Path) -> tuple[list[Path], list[int], list[int], list[str]]:
             f"{folder}: {len(ignored):,} files are no images and are left out, first {ignored[0]}", stacklevel=2
         )
     return files, labels, declared, classes
-
-
-def _suffixes() -> set[str]:
-    try:
-        from PIL import Image as pillow
-    except ImportError as error:
-        raise ImportError("images are read by pillow, which is not installed: pip install pillow") from error
-    return set(pillow.registered_extensions())

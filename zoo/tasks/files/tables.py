@@ -5,6 +5,7 @@ Legend: n rows, F features, K targets, C classes.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from zoo.tasks.files.examples import FOLDER_NAMES, SPLIT_NAMES, Splits, complete
 _MAX_CATEGORIES: Final = 100
 _MAX_CLASSES: Final = 1000
 _FEW_ROWS: Final = 20  # up to here as many words as rows mean nothing
+_FAR: Final = 10.0  # deviation of a column over the range of its middle half
+_FEW_NUMBERS: Final = 10  # up to here words of digits may be categories
+_PLAIN_NUMBER: Final = re.compile(r"[-+]?\d*\.?\d*(e[-+]?\d+)?", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"[-+]?[$€£]?\s?\d[\d.,' ]*\s?%?")  # as people write it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +69,15 @@ def encode_table(
     unknown = [name for name in wanted if name not in columns]
     if unknown or not names or not target_names:
         raise ValueError(f"{what}: expected a target and features among the columns {list(columns)}, got {unknown}")
-    if leaked := sorted({*target_names, kinds.split or ""} & {*names}):
+    if leaked := sorted({*target_names, *([kinds.split] if kinds.split else [])} & {*names}):
         raise ValueError(
             f"{what}: column {leaked[0]!r} is both a feature and target or split; leave it out of features"
         )
     targets, classes = encode_targets(columns, target_names, kinds.regression, what)
     codes = [_codes(columns[name], name, name in kinds.categorical, what) for name in names]
+    _say_what_counts_rows({name: columns[name] for name in names}, what)
     _say_missing({name: columns[name] for name in names}, what)
+    _say_what_is_far({name: code for name, code in zip(names, codes, strict=True) if code.ndim == 1}, what)
     raw = np.concatenate([code if code.ndim == 2 else code[:, None] for code in codes], 1)  # (n, F)
     sides = np.zeros(len(raw), np.int64) if declared is None else np.array(declared)
     if kinds.split is not None:
@@ -129,6 +136,13 @@ def standardised(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.nan_to_num((values - mean) / np.where(std > 0, std, 1)).astype(np.float32)
 
 
+def hides_most(values: np.ndarray) -> np.ndarray:
+    """(K,) bool: which columns (n, K) have a few numbers so far off that standardised all others are nearly equal."""
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning), np.errstate(all="ignore"):
+        low, high = np.nanquantile(values, (0.25, 0.75), axis=0)
+        return (high > low) & (np.nanstd(values, axis=0) > _FAR * (high - low))
+
+
 def fit_table(
     splits: Splits, num_classes: int, num_features: int | None, wanted_classes: int | None
 ) -> tuple[Splits, int]:
@@ -166,6 +180,13 @@ def _codes(column: np.ndarray, name: str, categorical: bool, what: str) -> np.nd
         return column
     words = np.where(_is_missing(column), "", column.astype(str))
     categories = np.unique(words)
+    numbers = [word for word in categories if _NUMBER.fullmatch(word)]
+    if not categorical and len(numbers) > _FEW_NUMBERS and 2 * len(numbers) >= len(categories):
+        odd = next((str(word) for word in categories if not _PLAIN_NUMBER.fullmatch(word)), numbers[0])
+        raise ValueError(
+            f"{what}: column {name!r} is of numbers, but {odd!r} is none: write 1234.5, leave cells without a number "
+            f"empty, or say categorical=[{name!r}] if numbers are names"
+        )
     if len(categories) > _MAX_CATEGORIES:
         raise ValueError(
             f"{what}: column {name!r} has {len(categories):,} different words, more than {_MAX_CATEGORIES}; leave it "
@@ -185,6 +206,26 @@ def _declared(column: np.ndarray, name: str, what: str) -> np.ndarray:
     if bad:
         raise ValueError(f"{what}: column {name!r} must say {', '.join(SPLIT_NAMES)}, got {bad[:4]}")
     return np.array([FOLDER_NAMES[value] for value in column])
+
+
+def _say_what_counts_rows(columns: Columns, what: str) -> None:
+    for name, column in columns.items():
+        if column.dtype != object and len(column) > _FEW_ROWS and (np.diff(column) == 1).all():
+            warnings.warn(
+                f"{what}: column {name!r} counts the rows, which tells how they were sorted and nothing of new ones; "
+                "leave it out with features=[...]",
+                stacklevel=2,
+            )
+
+
+def _say_what_is_far(columns: Columns, what: str) -> None:
+    names = [name for name, column in columns.items() if hides_most(column[:, None])[0]]
+    if names:
+        warnings.warn(
+            f"{what}: a few numbers of {names} are so far from the others that these are nearly equal once the column "
+            "is standardised; take logarithms, or correct what is wrong",
+            stacklevel=2,
+        )
 
 
 def _say_missing(columns: Columns, what: str) -> None:

@@ -65,3 +65,18 @@ def test_what_is_no_array_file_is_refused(tmp_path):
     for name in ("text.npz", "folder", "single.npy"):
         with pytest.raises(ValueError, match="cannot read"):
             load_array_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": 255 * np.ones((20, 3), np.uint8)}, "inputs of 255 root mean square.*divide pixels of one byte by 255"),
+        ({"y": np.arange(20) % 3 / 1.0}, "targets of only 3 values, all whole.*save them as integers"),
+        ({"y": np.arange(20) % 3 + 1}, "3 classes to train on, numbered up to 3: networks get 4 outputs"),
+        ({"y": np.arange(20) % 3 * 1000}, "numbered up to 2,000: networks get 2,001 outputs"),
+    ],
+)
+def test_what_is_often_meant_otherwise_is_said(tmp_path, changes, message):
+    np.savez(tmp_path / "data.npz", **{"x": np.ones((20, 3)), "y": np.arange(20) % 3, **changes})
+    with pytest.warns(UserWarning, match=message):
+        load_array_file(tmp_path / "data.npz")

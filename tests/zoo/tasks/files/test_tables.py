@@ -1,4 +1,5 @@
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -107,6 +108,37 @@ def test_columns_that_cannot_be_used_are_named(tmp_path, options, message):
     file = write(tmp_path / "table.csv", name=names, gap=["" if i < 3 else "1" for i in range(200)])
     with pytest.raises(ValueError, match=message):
         get_dataset("table", path=file, **options)
+
+
+def test_numbers_that_hide_the_others_are_said(tmp_path):
+    price = [str(i % 7) for i in range(29)] + ["1e9"]
+    file = write(tmp_path / "table.csv", 30, price=price, kind=["a", "b"] * 15)
+    with pytest.warns(UserWarning, match=r"a few numbers of \['price'\] are so far from the others"):
+        get_dataset("table", path=file, target="kind", features=["size", "price"])
+
+
+@pytest.mark.parametrize("odd", ["unknown", "0,5", "$3.00", "12%", "1'000"])
+def test_numbers_as_people_write_them_do_not_become_words(tmp_path, odd):
+    size = [odd if i == 7 else f"{i}.5" for i in range(30)]
+    file = write(tmp_path / "table.csv", 30, size=size, kind=["a", "b"] * 15)
+    with pytest.raises(ValueError, match=re.escape(f"'size' is of numbers, but {odd!r} is none")):
+        get_dataset("table", path=file, target="kind")
+    with pytest.warns(UserWarning, match="different words"):
+        assert (
+            get_dataset("table", path=file, target="kind", categorical=["size"], features=["size"]).train.inputs.shape[
+                1
+            ]
+            == 30
+        )
+
+
+def test_a_column_that_counts_rows_is_said_and_may_have_no_name(tmp_path):
+    """As pandas writes its index."""
+    file = write(
+        tmp_path / "table.csv", 30, **{"": range(30), "size": [i % 7 for i in range(30)], "kind": ["a", "b"] * 15}
+    )
+    with pytest.warns(UserWarning, match="column '' counts the rows"):
+        get_dataset("table", path=file, target="kind")
 
 
 @pytest.mark.parametrize("source", REAL_TABLES)

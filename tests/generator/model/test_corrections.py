@@ -1,0 +1,62 @@
+"""Corrections: what a model is told of its answer, and what it makes of that."""
+
+import pytest
+import torch
+
+from generator.model.corrections import Corrections, gradient_on_examples
+from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
+from generator.prompts.examples import NO_LABEL, Examples
+from generator.tokens.tokenizer import NeuronTokenizer
+from zoo import get_task
+
+KIND = {"shape": (1, 8, 8), "num_symbols": 0, "num_classes": 10, "num_features": 64}
+ONE_PASS = {"diffusion": False, "use_start": False, "use_latent": False}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return get_task("digits", hidden=(5,))
+
+
+@pytest.fixture(scope="module")
+def params(task):
+    return task.init(torch.Generator().manual_seed(0), 3)
+
+
+def shown(task, targets, is_given=True):
+    inputs = task.dataset.train.inputs[:6].expand(3, 6, 1, 8, 8)
+    return Examples(inputs, targets.expand(3, 6), torch.full((3,), is_given))
+
+
+def test_the_gradient_is_that_of_the_loss_on_labelled_examples(task, params):
+    targets = task.dataset.train.targets[:6].clone()
+    targets[4:] = NO_LABEL
+    wanted = params.clone().requires_grad_()
+    labelled = (task.dataset.train.inputs[:4], targets[:4])
+    task.objective.loss(task.predict(wanted, labelled[0]), labelled[1]).sum().backward()
+    found = gradient_on_examples(task, params, shown(task, targets))
+    torch.testing.assert_close(found, wanted.grad * 4 / 6, rtol=1e-4, atol=1e-6)
+
+
+def test_without_labels_or_examples_there_is_no_gradient(task, params):
+    targets = task.dataset.train.targets[:6]
+    for examples in (shown(task, torch.full_like(targets, NO_LABEL)), shown(task, targets, is_given=False)):
+        assert not gradient_on_examples(task, params, examples).any()
+
+
+def test_the_size_of_the_gradient_tells_nothing_and_the_first_change_is_none(task, params):
+    tokenizer = NeuronTokenizer(task.layout)
+    corrections = Corrections(model_widths([tokenizer])[0], 8, 2)
+    gradient = torch.randn(params.shape, generator=torch.Generator().manual_seed(1))
+    small, large = (corrections.read(tokenizer, 0, params, scale * gradient) for scale in (0.1, 10.0))
+    for first, second in zip(small, large, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+    assert not corrections.change(tokenizer, torch.randn(3, sum(group.size for group in tokenizer.groups), 8)).any()
+
+
+@pytest.mark.parametrize("options", [{"diffusion": True}, {"use_latent": True}, {"window": 4}])
+def test_corrections_are_of_whole_answers_made_in_one_pass(task, options):
+    nodes, edges = model_widths([NeuronTokenizer(task.layout)])
+    options = {"examples": KIND, **ONE_PASS, **options}
+    with pytest.raises(ValueError, match="num_corrections needs examples"):
+        RecurrentDiffusionTransformer(nodes, edges, {"val_loss": (0.1, 2.0)}, num_corrections=1, **options)
