@@ -9,14 +9,15 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
     agreement = cosine(g, m / sqrt(v)), m and v before this gradient          while gradients agree, steps grow
     log_step <- log_step + r/T (o2 - log_step) + kappa (T/400)^k (agreement - target),  within [-4, 3]
     size = (1 - t/T)^p exp(base + clamp(gamma rho + log_step + o1, -5, 4))
-    W <- W - lr (min(size / grown^4, .3 max(rms(W), start)) u + (1 - t/T)^p rate decay (T/400)^d W)
-    grown     = max(1, min(rms(W) / (3 start), rms of recent gradients / rms of the first five))
+    W <- W - lr (min(size / grown^6, .3 max(rms(W), start)) u + (1 - t/T)^p rate decay (T/400)^d W)
+    log grown = max(0, log min(rms(W) / (2.5 start), rms of recent gradients / rms of the first five))
+                  clamp(1 + usual agreement / .06, 0, 1)
     base      = log rate + a log(T/400) + b log(L/2) + c[role] + 1/2 log(32/width) [matrices]
 
 Steps of matrices have two limits, beside what torch begins them with, start = (3 fan_in)^-1/2, that are seldom reached
 where networks begin as usual and minibatches are not tiny. No update changes one by more than .3 of itself: what suits
-a layer of many inputs kills kernels of few channels. And where weights and gradients have both grown, which is how runs
-at batch size 1 begin to diverge, steps fall. The others have start = infinity.
+a layer of many inputs kills kernels of few channels. And where weights and gradients have both grown without
+disagreement, which is how runs at batch size 1 begin to diverge, steps fall. The others have start = infinity.
 
 Only matrices decay by themselves; what the user asks for, 0 included, goes before that. What agreement has done to
 log_step is forgotten over T / r steps: while steps are too long at first it shortens them, and it leaves the end of a

@@ -117,7 +117,8 @@ class PerTensorRule:
         )
         if role in ("input", "hidden", "output"):
             weight, start = float((self.param**2).mean()) ** 0.5, (3 * self.spec.fan_in) ** -0.5
-            size /= max(1.0, min(weight / (3 * start), math.sqrt(self.fast / self.initial))) ** 4
+            grown = max(1.0, min(weight / (2.5 * start), math.sqrt(self.fast / self.initial)))
+            size /= grown ** (6 * max(0.0, min(1.0, 1 + self.usual / 0.06)))
             size = min(size, 0.3 * max(weight, start))
         self.log_step = max(-4.0, min(3.0, self.log_step + s["relaxation"] / horizon * float(out[1])))
         nesterov = min(1.0, s["nesterov"] * math.exp(max(-4.0, min(4.0, float(out[2])))))
