@@ -292,5 +292,6 @@ class DifferentiableStep:
         (grads,) = torch.autograd.grad(loss.sum(), before, create_graph=True)
         layout = self.family.layout
         grads = grads[:, : layout.num_trainable]
-        self.optimizer.update(layout, params, grads, state, inner_step=inner_step, num_steps=num_steps)
+        clock = {"inner_step": inner_step, "num_steps": num_steps}
+        self.optimizer.update(layout, params, grads, state, **clock, loss=loss)
         return loss

@@ -13,7 +13,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, overload
 
 import torch
@@ -28,7 +27,8 @@ from learned_opt.optimizer.low_precision import restore_float32
 from learned_opt.optimizer.param_groups import Params, complete_group, groups_of_model, groups_of_params, tensors_of
 from learned_opt.optimizer.remarks import LATE_STEP, Remarks
 from learned_opt.optimizer.whole_tensors import check_state, complete_state, update_whole
-from learned_opt.pretrained.files import Pretrained, load_pretrained
+from learned_opt.pretrained.files import Pretrained, Source, load_pretrained
+from learned_opt.rules.rule import reads_loss
 
 RECOMMENDED: Final = "mulo-norm"
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
@@ -59,7 +59,7 @@ class LearnedOptimizer(Optimizer):
     Args:
         params: a model, whose tensors' roles are inferred (see `zoo.networks.roles`); or parameters, named parameters
             or groups as torch takes them, whose roles are guessed unless a group has a "role".
-        theta: a name of `available()`, a file, or a `Pretrained`.
+        theta: a name of `available()`, a file, whatever else `load_pretrained` takes, or a `Pretrained`.
         num_training_steps: horizon T of the run; infinity is no horizon. Steps beyond it keep the last step size, with
             one warning.
         lr: multiplier of the update.
@@ -83,7 +83,7 @@ class LearnedOptimizer(Optimizer):
     def __init__(
         self,
         params: Params,
-        theta: str | Path | Pretrained = RECOMMENDED,
+        theta: Source | Pretrained = RECOMMENDED,
         *,
         num_training_steps: float | None = None,
         lr: float | Tensor = 1.0,
@@ -177,15 +177,20 @@ class LearnedOptimizer(Optimizer):
         self._remarks.of_small_lr([group])
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, loss: float | Tensor | None = None) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float], *, loss: float | Tensor | None = None) -> float: ...
 
     @torch._disable_dynamo  # kernels in C, and state that appears when a tensor has its first gradient
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None, *, loss: float | Tensor | None = None) -> float | None:
         """Update every parameter that has a gradient; where none has, nothing changes.
+
+        Args:
+            closure: computes gradients and returns the loss.
+            loss: that the gradients are of, for a rule that reads it (VeLO's) and has no closure to tell it; with
+                several processes the mean over them, so that all make the same update.
 
         Returns:
             What the closure returned, None without one.
@@ -193,37 +198,44 @@ class LearnedOptimizer(Optimizer):
         Raises:
             NonFiniteGradientError: if a gradient is not finite and `nonfinite` is "raise".
             RuntimeError: after `eval()`.
+            ValueError: if the rule reads the loss and it is not given.
         """
         first = self.param_groups[0]
         if not first["train_mode"]:
             raise RuntimeError("the model holds averaged weights; call optimizer.train() before training goes on")
-        loss = None
+        returned = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                returned = closure()
+        told = self._told(returned if loss is None else loss)
         pending = [entry for group in self.param_groups for entry in gradients_of(group)]
         self._num_idle_in_a_row = 0 if pending else self._num_idle_in_a_row + 1
         if not pending:
             self._remarks.of_no_gradients(self._num_idle_in_a_row)
-            return loss
+            return returned
         largest = largest_entries([entry.grad for entry in pending])
         if any(entry.sharding is not None for entry in pending):
+            if getattr(self.pretrained.rule, "mixes_tensors", False):
+                raise ValueError(
+                    f"rule {self.pretrained.rule.name!r} looks at all tensors at once, got sharded ones; use DDP"
+                )
             from learned_opt.optimizer.sharded import largest_over_ranks
 
             largest = largest_over_ranks(pending, largest)
         is_skipped = self._count_skip(pending, largest)
         if is_skipped is True:
-            return loss
+            return returned
         for entry in pending:  # also of zero gradients: that is how torch.distributed.checkpoint asks for state
             entry.state = self.state[entry.param]
             complete_state(entry, self.pretrained.rule, kahan_sum=self.kahan_sum)
         has_gradient = largest != 0 if is_skipped is False else (largest != 0) & ~is_skipped
         pending = to_update(pending, has_gradient)
         if not pending:
-            return loss
+            return returned
         self._report_settings()
-        horizon, inner_step = self.num_training_steps, first["inner_step"]
-        update = partial(update_whole, self.pretrained.rule, self._theta_on, inner_step=inner_step, num_steps=horizon)
+        inner_step = first["inner_step"]
+        horizon, rule = self.num_training_steps, self.pretrained.rule
+        update = partial(update_whole, rule, self._theta_on, inner_step=inner_step, num_steps=horizon, told=told)
         update([entry for entry in pending if entry.sharding is None])
         if sharded := [entry for entry in pending if entry.sharding is not None]:
             from learned_opt.optimizer.sharded import update_sharded
@@ -234,7 +246,7 @@ class LearnedOptimizer(Optimizer):
             update_averages(self._all_params(), self.state, power=power, inner_step=inner_step, by=is_update)
         advance(self.param_groups, "inner_step", is_update)
         self._most_steps += 1
-        return loss
+        return returned
 
     def state_dict(self) -> dict[str, Any]:
         """As of torch.optim, counters as Python integers."""
@@ -277,8 +289,21 @@ class LearnedOptimizer(Optimizer):
                 complete_group(group, own)
             restore_float32(state, loading)
             check_state(state["param_groups"], state["state"], self.pretrained.rule)
+            for tensors in state["state"].values():  # kernels take dense ones alone; others may have been saved
+                tensors.update({key: value.contiguous() for key, value in tensors.items()})
         super().__setstate__(state)
         self._most_steps = self.inner_step
+
+    def _told(self, loss: float | Tensor | None) -> dict[str, Tensor]:
+        """What the rule is told of the step besides gradients: the loss, if it reads it."""
+        if not reads_loss(self.pretrained.rule):
+            return {}
+        if loss is None:
+            raise ValueError(
+                f"rule {self.pretrained.rule.name!r} reads the loss, got none; call optimizer.step(loss=loss), or "
+                "optimizer.step(closure) with a closure that returns it"
+            )
+        return {"loss": torch.as_tensor(loss, dtype=torch.float32).detach().mean()}
 
     def _count_skip(self, pending: Sequence[Pending], largest: Tensor) -> bool | Tensor:
         """Whether gradients are not finite, so that the step is skipped; a tensor where one would have to wait."""
@@ -353,7 +378,7 @@ class MuLO(LearnedOptimizer):
     def __init__(
         self,
         params: Params,
-        theta: str | Path | Pretrained | None = None,
+        theta: Source | Pretrained | None = None,
         *,
         num_training_steps: float | None = None,
         average: float | None = None,

@@ -18,6 +18,7 @@ from learned_opt.optimizer.gradients import Pending, spec_in
 from learned_opt.optimizer.low_precision import REMAINDER, loses_updates, portions, to_float32, write_back
 from learned_opt.rules.rule import RuleState, StepCount, UpdateRule, update_active
 from learned_opt.rules.tensor_specs import matrix_view
+from zoo.ambient import torch_defaults
 
 
 def complete_state(entry: Pending, rule: UpdateRule, *, kahan_sum: bool) -> None:
@@ -58,6 +59,7 @@ def check_state(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Any
                     )
 
 
+@torch_defaults()
 def update_whole(
     rule: UpdateRule,
     theta_on: Callable[[torch.device], Tensor],
@@ -65,6 +67,7 @@ def update_whole(
     *,
     inner_step: StepCount,
     num_steps: int | None,
+    told: Mapping[str, Tensor],
 ) -> None:
     """Update parameters and their state.
 
@@ -74,18 +77,17 @@ def update_whole(
         pending: whole tensors, with their state.
         inner_step: updates made before.
         num_steps: horizon, None for none.
+        told: what else the rule is told of the step.
     """
     together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
     for entry in pending:
         together[entry.param.device, entry.num_matrices].append(entry)
     for (device, _), entries in together.items():
-        for portion in portions(entries):
-            _update_together(rule, theta_on(device), portion, inner_step=inner_step, num_steps=num_steps)
+        for portion in [entries] if getattr(rule, "mixes_tensors", False) else portions(entries):
+            _update_together(rule, theta_on(device), portion, inner_step=inner_step, num_steps=num_steps, **told)
 
 
-def _update_together(
-    rule: UpdateRule, theta: Tensor, pending: Sequence[Pending], *, inner_step: StepCount, num_steps: int | None
-) -> None:
+def _update_together(rule: UpdateRule, theta: Tensor, pending: Sequence[Pending], **clock: StepCount | None) -> None:
     """Run the rule on tensors of one device that are equally many matrices, as one model."""
     parts = [matrix_view(entry.param.detach(), entry.axes) for entry in pending]
     lost = [entry.state.get(REMAINDER) for entry in pending]  # by rounding
@@ -105,8 +107,7 @@ def _update_together(
         grads=[(-entry.grad if entry.group["maximize"] else entry.grad).to(torch.float32) for entry in pending],
         state=state,
         active=[entry.active for entry in pending],
-        inner_step=inner_step,
-        num_steps=num_steps,
+        **clock,
         lr=[entry.lr for entry in pending],
         weight_decay=[entry.group["weight_decay"] for entry in pending],
     )

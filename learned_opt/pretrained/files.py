@@ -1,4 +1,4 @@
-"""Meta-parameters in files: those of the package, your own, and two formats of PyLO.
+"""Meta-parameters in files: those of the package, your own, and the formats of PyLO.
 
 A file is safetensors with one tensor `theta` (M,) and text metadata: `format`, `version`, `rule`, `rule_config`
 (JSON), `hash`, and `info` (JSON: recipe, seeds, data hash, curve of the meta-loss, whatever the writer knows). Beside
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Unpack
@@ -33,6 +33,7 @@ VERSION: Final = 3
 HUB_FILE: Final = "model.safetensors"  # of a repository
 DIRECTORY: Final = Path(__file__).parent
 
+Source = str | Path | Sequence[str | Path]  # of meta-parameters, see `load_pretrained`
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -92,30 +93,37 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in DIRECTORY.glob("*.safetensors")))
 
 
-def load_pretrained(source: str | Path) -> Pretrained:
+def load_pretrained(source: Source) -> Pretrained:
     """Meta-parameters by name, file or hub id.
 
     Args:
         source: a name of `available()`; a path to a file of `save_theta` or of PyLO (MetaMLP or CELO2MLP, as
             safetensors or a pickled state dict); or the id `owner/name` of a repository of the Hugging Face Hub, ours
-            or PyLO's (extra `hub`).
+            or PyLO's (extra `hub`). VeLO is a pair of files or ids: (VeLORNN, VeLOMLP).
 
     Raises:
         KeyError: for a name that is neither.
         HubError: if the repository cannot be fetched.
         ThetaFileError: if the file is damaged, of a newer version or of another kind.
     """
+    if isinstance(source, tuple | list):
+        return load_theta(*(_located(part) for part in source))
     if not isinstance(source, str | Path):
         raise TypeError(
             f"theta must be a name of {available()}, a file or a Pretrained, got {source!r}; a learning rate is none, "
             "lr=... multiplies the learned step"
         )
+    return load_theta(_located(source))
+
+
+def _located(source: str | Path) -> Path:
+    """The file of a name, a path or a hub id."""
     if isinstance(source, str) and source in available():
-        return load_theta(DIRECTORY / f"{source}.safetensors")
+        return DIRECTORY / f"{source}.safetensors"
     if Path(source).is_file():
-        return load_theta(source)
+        return Path(source)
     if isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/")):
-        return load_theta(local_copy(f"{SCHEME}{source}/{HUB_FILE}"))
+        return Path(local_copy(f"{SCHEME}{source}/{HUB_FILE}"))
     raise KeyError(f"no pretrained optimizer {str(source)!r}; the package has {available()}; a file must exist")
 
 
@@ -135,14 +143,16 @@ def save_theta(path: str | Path, theta: Tensor, rule: UpdateRule, info: Mapping[
     save_file({"theta": pretrained.theta}, path, metadata)
 
 
-def load_theta(path: str | Path) -> Pretrained:
-    """Meta-parameters from a file of `save_theta` or of PyLO.
+def load_theta(path: str | Path, *others: str | Path) -> Pretrained:
+    """Meta-parameters from a file of `save_theta` or of PyLO, whose VeLO has two.
 
     Raises:
         ThetaFileError: if the file is damaged, of a newer version or of another kind.
     """
     path = Path(path)
     tensors, metadata = _read(path)
+    for other in others:
+        tensors |= _read(Path(other))[0]
     if is_pylo(tensors):
         rule, theta = rule_and_theta(tensors)
         return Pretrained(rule, theta, path.stem, {"origin": "PyLO"})

@@ -27,13 +27,11 @@ from learned_opt.rules.rule import RuleOption, RuleState, TensorSpec, TensorUpda
 from zoo.training.muon import orthogonalize
 from zoo.training.schedules import StepCount
 
-NUM_FEATURES: Final = 30
 STEP_SIZE: Final = 1e-3
 MOMENTUM_DECAYS: Final = (0.9, 0.99, 0.999)
 SQUARE_DECAY: Final = 0.95
 FACTORED_DECAYS: Final = (0.9, 0.99, 0.999)
-GRAD_LIMIT: Final = 1000.0
-SMALL_GRAD_LIMIT: Final = 0.1
+SQUARE_FLOOR: Final = 1e-8
 
 _RMS_FLOOR: Final = 1e-9
 
@@ -55,7 +53,7 @@ class Celo2Rule(TensorwiseRule):
             raise ValueError(f"hidden must be positive, got {hidden}")
         self.hidden = hidden
         self.orthogonalize = orthogonalize
-        self._sizes = (NUM_FEATURES, hidden, hidden, 3)
+        self._sizes = (features.NUM_PUBLISHED_FEATURES, hidden, hidden, 3)
 
     @property
     def config(self) -> dict[str, RuleOption]:
@@ -82,7 +80,7 @@ class Celo2Rule(TensorwiseRule):
         """See `TensorwiseRule`; time is not used."""
         for tensor in tensors:
             shape, state = tensor.spec.shape, tensor.state
-            grad = features.canonical(tensor.grad().clamp(-GRAD_LIMIT, GRAD_LIMIT), shape)
+            grad = features.canonical(tensor.grad().clamp(-features.GRAD_LIMIT, features.GRAD_LIMIT), shape)
             new = features.accumulate(features.accumulators_of(state, shape), grad, _decays(grad.device))
             age = state["age"] + 1
             if new.factored and tensor.spec.role != "embedding":
@@ -97,7 +95,13 @@ class Celo2Rule(TensorwiseRule):
         self, theta: Tensor, param: Tensor, grad: Tensor, accumulators: Accumulators, shape: tuple[int, ...]
     ) -> Tensor:
         """Update (N, *shape) of unit RMS over the last two axes."""
-        groups = _features(features.canonical(param, shape), grad, accumulators)
+        groups = features.published_features(
+            features.canonical(param, shape),
+            grad,
+            accumulators,
+            features.preconditioners(accumulators),
+            square_floor=SQUARE_FLOOR,
+        )
         x = torch.cat([_normalised(_uncanonical_channels(group, shape)) for group in groups], dim=1)
         x = x.flatten(2)  # (N, 30, n)
         *inner, last = unpack_layers(theta, self._sizes)[0]
@@ -113,31 +117,6 @@ class Celo2Rule(TensorwiseRule):
 def _decays(device: torch.device) -> Decays:
     decays = (MOMENTUM_DECAYS, (SQUARE_DECAY,), FACTORED_DECAYS)
     return Decays(*(constant(numbers, device)[None] for numbers in decays))
-
-
-def _features(param: Tensor, grad: Tensor, accumulators: Accumulators) -> list[Tensor]:
-    """The 14 groups of features (N, k, E, R, C), 30 features in all."""
-    momentum, square = accumulators.momentum, accumulators.square
-    row, column = accumulators.row.expand_as(momentum), accumulators.column.expand_as(momentum)
-    factors = features.preconditioners(accumulators)
-    inverse_root = (square + 1e-8).rsqrt()
-    grad = grad.unsqueeze(1)
-    return [
-        grad,
-        grad.clamp(-SMALL_GRAD_LIMIT, SMALL_GRAD_LIMIT),
-        param.unsqueeze(1),
-        momentum,
-        square,
-        momentum * inverse_root,
-        inverse_root,
-        grad * factors.row * factors.column,
-        grad * inverse_root,
-        row,
-        column,
-        (row + 1e-8).rsqrt(),
-        (column + 1e-8).rsqrt(),
-        momentum * factors.row * factors.momentum_column,
-    ]
 
 
 def _uncanonical_channels(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Accumulators of gradients and the 39 features that the published MLP rule reads.
+"""Accumulators of gradients and the features that the published rules read: 39 of the MLP rule, 30 of VeLO and Celo2.
 
-Order of the features: gradient 1, parameter 1, momenta 3, second moment 1, momenta * rsqrt(second moment) 3,
+Order of the 39: gradient 1, parameter 1, momenta 3, second moment 1, momenta * rsqrt(second moment) 3,
 rsqrt(second moment) 1, factored-normalised gradient 3, row 3, column 3, rsqrt(row) 3, rsqrt(column) 3, momenta *
 factored preconditioner 3; these 28 are divided by their root mean square over the tensor. Then 11 of time.
 
@@ -31,6 +31,10 @@ NUM_TENSOR_FEATURES: Final = 28
 TIMESCALES: Final = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 _KINDS: Final = (13, 3, 3, 3, 3, 3)  # how many in turn are dense (vary along rows and columns), row, column, ... dense
 NUM_DENSE: Final = 16
+
+GRAD_LIMIT: Final = 1000.0  # of the gradients that VeLO and Celo2 read
+SMALL_GRAD_LIMIT: Final = 0.1
+NUM_PUBLISHED_FEATURES: Final = 30
 
 _SQUARE_FLOOR: Final = 1e-30
 _FACTOR_FLOOR: Final = 1e-9
@@ -264,6 +268,40 @@ def all_features(params: Tensor, grad: Tensor, accumulators: Accumulators, inner
     features = features * inverse_rms(features.square().mean(dim=(2, 3, 4), keepdim=True))
     time = time_features(inner_step).expand(features.shape[0], -1)[..., None, None, None]
     return torch.cat([features, time.expand(-1, -1, *features.shape[2:])], dim=1)
+
+
+def published_features(
+    param: Tensor, grad: Tensor, accumulators: Accumulators, factors: Preconditioners, *, square_floor: float
+) -> list[Tensor]:
+    """The 14 groups (N, k, E, R, C) of the 30 features that VeLO and Celo2 read, not normalised.
+
+    Args:
+        param: (N, E, R, C), or a chunk of it as all that follows.
+        grad: likewise.
+        accumulators: already updated with `grad`.
+        factors: of the accumulators of the whole tensor.
+        square_floor: added to the second moment before its root.
+    """
+    momentum, square = accumulators.momentum, accumulators.square
+    row, column = accumulators.row.expand_as(momentum), accumulators.column.expand_as(momentum)
+    inverse_root = (square + square_floor).rsqrt()
+    grad = grad.unsqueeze(1)
+    return [
+        grad,
+        grad.clamp(-SMALL_GRAD_LIMIT, SMALL_GRAD_LIMIT),
+        param.unsqueeze(1),
+        momentum,
+        square,
+        momentum * inverse_root,
+        inverse_root,
+        grad * factors.row * factors.column,
+        grad * inverse_root,
+        row,
+        column,
+        (row + 1e-8).rsqrt(),
+        (column + 1e-8).rsqrt(),
+        momentum * factors.row * factors.momentum_column,
+    ]
 
 
 def inverse_rms(mean_square: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 from torch import Tensor
 
-from learned_opt.rules.rule import RuleState, UpdateRule
+from learned_opt.rules.rule import RuleState, UpdateRule, reads_loss
 from learned_opt.rules.tensor_specs import specs_of
 from zoo.networks.layout import ParamLayout
 from zoo.training.optimizers import Hyperparameter, State
@@ -46,6 +46,11 @@ class PopulationOptimizer:
         """Whether `update` is work on tensors alone; schedules and multipliers of each network are read by Python."""
         return self.schedule is None and not isinstance(self.lr, Tensor)
 
+    @property
+    def uses_loss(self) -> bool:
+        """Whether `update` must be given the losses."""
+        return reads_loss(self.rule)
+
     def init_state(self, layout: ParamLayout, params: Tensor) -> State:
         """Tensors named `<kind>.<index of the parameter>`."""
         return _flat(self.rule.init_state(specs_of(layout, self.depth), _views(layout, params)))
@@ -59,12 +64,13 @@ class PopulationOptimizer:
         *,
         inner_step: StepCount,
         num_steps: StepCount,
+        loss: Tensor | None = None,
     ) -> None:
         """One step, in place on `params` (N, P); under autograd, which a rule must be made for, with their history."""
         lr = self.lr if self.schedule is None else self.lr * self.schedule.factor(inner_step, num_steps)
         theta = self._theta_on(params.device)
         if not isinstance(lr, Tensor):
-            self._update(theta, layout, params, grads, state, lr=lr, clock=(inner_step, num_steps))
+            self._update(theta, layout, params, grads, state, lr=lr, clock=(inner_step, num_steps), loss=loss)
             return
         counts = torch.unique_consecutive(lr, return_counts=True)[1]
         for rows in torch.arange(len(lr)).split(counts.tolist()):
@@ -72,7 +78,8 @@ class PopulationOptimizer:
             states = {name: tensor[part] for name, tensor in state.items()}
             own = theta[part] if theta.ndim == 2 else theta
             clock = tuple(count[part] if isinstance(count, Tensor) else count for count in (inner_step, num_steps))
-            self._update(own, layout, params[part], grads[part], states, lr=float(lr[part][0]), clock=clock)
+            some = None if loss is None else loss[part]
+            self._update(own, layout, params[part], grads[part], states, lr=float(lr[part][0]), clock=clock, loss=some)
             for name, tensor in states.items():
                 state[name][part] = tensor
 
@@ -94,7 +101,9 @@ class PopulationOptimizer:
         *,
         lr: float,
         clock: Sequence[StepCount],
+        loss: Tensor | None,
     ) -> None:
+        told = {"loss": loss} if self.uses_loss else {}  # rules of users may not have heard of it
         slots = [slot for slot in layout if slot.kind == "param"]
         # Autograd may need the old values: the rule then works on a copy, as one that makes new tensors does anyway.
         before = _views(layout, params.clone() if torch.is_grad_enabled() else params)
@@ -112,6 +121,7 @@ class PopulationOptimizer:
             num_steps=clock[1],
             lr=lr,
             weight_decay=self.weight_decay,
+            **told,
         )
         for name, tensor in _flat(nested).items():
             if torch.is_grad_enabled():

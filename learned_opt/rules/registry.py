@@ -9,11 +9,13 @@ from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.mlp import MlpRule
 from learned_opt.rules.normalized import NormalizedRule
 from learned_opt.rules.rule import RuleOption, UpdateRule
+from learned_opt.rules.velo import VeloRule
 
 RULES: dict[str, Callable[..., UpdateRule]] = {
     Celo2Rule.name: Celo2Rule,
     MlpRule.name: MlpRule,
     NormalizedRule.name: NormalizedRule.from_config,
+    VeloRule.name: VeloRule,
 }
 
 _RuleClass = TypeVar("_RuleClass", bound=Callable[..., UpdateRule])

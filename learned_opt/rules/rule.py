@@ -126,6 +126,7 @@ class TensorUpdate:
     lr: float | Tensor
     weight_decay: float | None
     active: Tensor | None  # (N,) bool
+    loss: Tensor | None = None  # (N,) float32, before the update
 
     def grad(self) -> Tensor:
         """(N, *shape) gradient, zero for inactive networks; a temporary where there can be any."""
@@ -151,9 +152,13 @@ class TensorwiseRule(UpdateRule, ABC):
     Attributes:
         large_state: kinds of state as large as the parameters, which are sharded where these are; every rank has the
             others.
+        uses_loss: whether the update must be told the loss.
+        mixes_tensors: whether tensors of a network enter each other's updates, so that all must be there at once.
     """
 
     large_state: ClassVar[tuple[str, ...]] = ()
+    uses_loss: ClassVar[bool] = False
+    mixes_tensors: ClassVar[bool] = False
 
     @abstractmethod
     def update_tensors(
@@ -174,17 +179,21 @@ class TensorwiseRule(UpdateRule, ABC):
         lr: Sequence[float | Tensor] | float = 1.0,
         weight_decay: Sequence[float | None] | float | None = None,
         active: Sequence[Tensor | None] | None = None,
+        loss: Tensor | None = None,
     ) -> None:
         """Change `params` and `state`, see `UpdateRule.update`.
 
         Args:
             active: for each tensor None, or which of its N networks have a gradient, (N,) bool. Parameters and state of
                 the others stay as they are, whatever their gradients hold.
+            loss: (N,), or () of all networks, before the update; for a rule that `uses_loss`.
         """
         used = [i for i, param in enumerate(params) if param.numel()]
         if not used:
             return
         count = len(params)
+        if loss is not None:
+            loss = loss.detach().to(params[used[0]].device, torch.float32, non_blocking=True).expand(len(params[0]))
         lrs, decays, masks = per_tensor(lr, count), per_tensor(weight_decay, count), per_tensor(active, count)
         tensors = [
             TensorUpdate(
@@ -195,6 +204,7 @@ class TensorwiseRule(UpdateRule, ABC):
                 lrs[i],
                 decays[i],
                 masks[i],
+                loss,
             )
             for i in used
         ]
@@ -226,6 +236,11 @@ def update_active(
     rule.update(theta, specs, params, grads, state, **options)
     for tensors, i, mask, old in before:
         tensors[i] = torch.where(expanded(mask, old), tensors[i], old)
+
+
+def reads_loss(rule: UpdateRule) -> bool:
+    """Whether `rule.update` must be given the loss."""
+    return isinstance(rule, TensorwiseRule) and rule.uses_loss
 
 
 def batched_theta(theta: Tensor, rule: UpdateRule, num_networks: int) -> Tensor:

@@ -25,7 +25,7 @@ from zoo.networks.randomness import seeded_module
 
 from ..rows import Row
 from .bench_population import Rate, measure, plain_loop, population
-from .record import arguments, publish
+from .command import bench
 
 RANK: Final = 4
 Rival = Callable[[], Rate]
@@ -35,16 +35,7 @@ BASES: Final[Mapping[str, tuple[dict, int]]] = {  # options of the task, and exa
 }
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("--num-repeats", type=int, default=5)
-    parser.add_argument("--num-networks", type=int, default=64)
-    options = parser.parse_args()
-    publish("adapters", rates(options.num_networks, options.num_repeats), options, packages=("torch", "peft"))
-
-
-def rates(num_networks: int, num_repeats: int) -> Iterator[Row]:
+def rows(*, num_networks: int = 64, num_repeats: int = 5) -> Iterator[Row]:
     """Model-steps/s of each method on each base."""
     for name, (config, batch_size) in BASES.items():
         whole = get_task(**config)
@@ -101,4 +92,4 @@ def task_of(whole: Task, build: Callable[[], nn.Module]) -> Task:
 
 
 if __name__ == "__main__":
-    main()
+    bench("adapters", rows, packages=("torch", "peft"), num_threads=1)

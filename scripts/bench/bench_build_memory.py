@@ -10,6 +10,7 @@ Takes about a minute.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,18 +20,13 @@ from zoo.building import BuildPlan
 from zoo.building.build import BlockBuilder
 
 from ..rows import Row
+from .command import bench
 from .measure import peak_bytes
-from .record import arguments, publish
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--num-runs", type=int, default=360)
-    parser.add_argument("--num-steps", type=int, default=220)
-    parser.add_argument("--num-blocks", type=int, default=2)
-    options = parser.parse_args()
+def rows(*, num_runs: int = 360, num_steps: int = 220, num_blocks: int = 2) -> Iterator[Row]:
     task = get_task("mnist5k", hidden=[512, 512])
-    plan = BuildPlan(task=task, num_runs=options.num_runs, num_steps=options.num_steps)
+    plan = BuildPlan(task=task, num_runs=num_runs, num_steps=num_steps)
     spec = plan.spec()
     runs, snapshots, params = spec.shape
     gigabytes = 4 * runs * snapshots * params / 1e9
@@ -38,16 +34,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "zoo"
         ZooWriter.create(path, spec)
-        for block in range(options.num_blocks):
+        for block in range(num_blocks):
             BlockBuilder(path, plan)(block)
             peaks[f"after block {block}, MB"] = peak_megabytes()
-    row = Row(
+    yield Row(
         question=__doc__.splitlines()[0],
         setting={"runs": runs, "snapshots": snapshots, "parameters": params, "runs of a block": spec.block_size},
         figures={"zoo, GB": gigabytes, "block, MB": gigabytes * 1e3 * spec.block_size / runs, **peaks},
         note="Largest resident size of the process so far.",
     )
-    publish("store", [row], options)
 
 
 def peak_megabytes() -> float:
@@ -55,4 +50,4 @@ def peak_megabytes() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    bench("store", rows)

@@ -22,18 +22,19 @@ from zoo import Zoo
 
 from ..cli import compose
 from ..rows import Row
-from .record import arguments, publish
+from .command import bench
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("experiments", nargs="+", help="names of scripts/conf/experiment")
-    options = parser.parse_args()
-    names = [name for one in options.experiments for name in (f"{one}_base", one)]
-    rows = (row(name) for name in names if (EXPERIMENTS / f"{name}.yaml").exists())
-    publish("real_networks", rows, options, packages=("torch", "timm", "transformers"))
+def rows(*experiments: str) -> Iterator[Row]:
+    """A row for each experiment, after one for its base.
+
+    Args:
+        experiments: names of scripts/conf/experiment
+    """
+    names = [name for one in experiments for name in (f"{one}_base", one)]
+    yield from (row(name) for name in names if (EXPERIMENTS / f"{name}.yaml").exists())
 
 
 def row(name: str) -> Row:
@@ -88,4 +89,4 @@ def reached(zoo: Zoo, config: DictConfig) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    bench("real_networks", rows, packages=("torch", "timm", "transformers"))

@@ -9,15 +9,15 @@ members never seen, and a batch of each. *Drawn* is a further batch of members t
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from zoo import Task, get_task
 
 from ..rows import Row
+from .command import bench
 from .measure import seconds
-from .record import arguments, publish
 
 FAMILIES = {
     "warped_images, 14x14 digits": {"name": "warped_images", "image_size": 14, "hidden": [128, 128]},
@@ -26,15 +26,9 @@ FAMILIES = {
 }
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--num-members", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--num-repeats", type=int, default=9)
-    options = parser.parse_args()
-    cases = ((name, get_task(**config)) for name, config in FAMILIES.items())
-    rows = (row(name, task, options.num_members, options.batch_size, options.num_repeats) for name, task in cases)
-    publish("families", rows, options)
+def rows(*, num_members: int = 64, batch_size: int = 32, num_repeats: int = 9) -> Iterator[Row]:
+    for name, config in FAMILIES.items():
+        yield row(name, get_task(**config), num_members, batch_size, num_repeats)
 
 
 def row(name: str, task: Task, num_members: int, batch_size: int, num_repeats: int) -> Row:
@@ -62,4 +56,4 @@ def row(name: str, task: Task, num_members: int, batch_size: int, num_repeats: i
 
 
 if __name__ == "__main__":
-    main()
+    bench("families", rows)

@@ -22,14 +22,13 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from learned_opt import MuLO
-from zoo.devices import resolve_device
 from zoo.networks.architectures import ByteTransformer
 from zoo.networks.roles import infer_roles
 from zoo.tasks.datasets import Dataset, Split, get_dataset
 
 from ..rows import Row
+from .command import bench
 from .measure import forget_peak, peak_bytes, seconds, synchronize
-from .record import arguments, publish
 
 RATES = (6e-4, 2e-3)
 WARM_UP = 0.05  # share of the steps
@@ -37,14 +36,13 @@ RESERVE = 0.15  # share of the budget that is left for evaluation
 Make = Callable[[nn.Module, int], list[torch.optim.Optimizer]]  # for a network and that many steps
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--minutes", type=float, default=3.0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", choices=("full", "tiny"), default="full")
-    options = parser.parse_args()
-    device = resolve_device(options.device)
-    publish("language", stage(device, options.size, 60 * options.minutes), options, device=device)
+def rows(*, minutes: float = 3.0, device: torch.device | str = "auto", size: str = "full") -> Iterator[Row]:
+    """All methods.
+
+    Args:
+        size: full or tiny
+    """
+    yield from stage(torch.device(device), size, 60 * minutes)
 
 
 def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
@@ -169,4 +167,4 @@ def row(name: str, setup: Setup, make: Make, num_steps: int) -> Row:
 
 
 if __name__ == "__main__":
-    main()
+    bench("language", rows)

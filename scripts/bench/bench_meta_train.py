@@ -28,8 +28,8 @@ from learned_opt.meta_training.truncated_step import LogUniformHorizon, Truncate
 
 from ..allocator import keep_freed_memory
 from ..rows import Row
+from .command import bench
 from .measure import forget_peak, peak_bytes, seconds
-from .record import arguments, publish
 
 NUM_PAIRS = 8
 TRUNCATION = 50
@@ -37,14 +37,7 @@ RULES: dict[str, UpdateRule] = {"small_fc_lopt, H = 32": MlpRule(hidden=32), "no
 PES_METHOD, FULL_UNROLL = "PES", "full-unroll ES"
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--num-repeats", type=int, default=9)
-    options = parser.parse_args()
-    publish("meta_train", rows(options.num_repeats), options)
-
-
-def rows(num_repeats: int) -> Iterator[Row]:
+def rows(*, num_repeats: int = 9) -> Iterator[Row]:
     for name in RULES:
         yield row(name, "1 x 2", outer_steps(name, num_repeats))
     with TemporaryDirectory() as folder:
@@ -140,4 +133,4 @@ def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    main()
+    bench("meta_train", rows)

@@ -22,11 +22,10 @@ import torch
 from torch import nn
 
 from learned_opt import MlpRule, MuLO, NormalizedRule, Pretrained, TensorSpec, UpdateRule
-from zoo.devices import resolve_device
 
 from ..rows import Row
+from .command import bench
 from .measure import forget_peak, peak_bytes, seconds, used_bytes
-from .record import arguments, publish
 
 Tensors = Sequence[tuple[str, tuple[int, ...]]]  # role and shape of each
 Step = Callable[[], object]
@@ -56,17 +55,12 @@ LARGE = ("GPT-2 small", "ViT-B/16")  # too slow for a CPU
 TINY = "64 x 64"  # tells nothing, quickly
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--num-steps", type=int, default=7)
-    options = parser.parse_args()
-    device = resolve_device(options.device)
+def rows(*, device: torch.device | str = "auto", num_steps: int = 7) -> Iterator[Row]:
+    device = torch.device(device)
     titles = [title for title in SHAPES if title != TINY and (device.type != "cpu" or title not in LARGE)]
-    names = [*OPTIMIZERS, *(GRAPHS if device.type == "cuda" else ())]
-    pairs = ((title, name) for title in titles for name in names if name != PLAIN or len(SHAPES[title]) == 1)
-    rows = (row(name, title, device, options.num_steps) for title, name in pairs)
-    publish("optimizer_step", rows, options, packages=("torch",), device=device)
+    for title, name in product(titles, [*OPTIMIZERS, *(GRAPHS if device.type == "cuda" else ())]):
+        if name != PLAIN or len(SHAPES[title]) == 1:
+            yield row(name, title, device, num_steps)
 
 
 def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
@@ -210,4 +204,4 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    bench("optimizer_step", rows, packages=("torch",))

@@ -10,7 +10,6 @@ the range in brackets. Prints a table and, with --record, puts its rows into scr
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from zoo.tasks.policies import PolicyTask, leave_one_out_advantages
 from zoo.training.optimizers import Adam
 
 from ..rows import Row
-from .record import arguments, publish
+from .command import bench
 
 NUM_EPISODES = 8  # a minibatch
 LEARNING_RATE = 0.01
@@ -39,26 +38,16 @@ class Measured(NamedTuple):
     final_return: float
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=2)
-    parser.add_argument("--num-repeats", type=int, default=3)
-    parser.add_argument("--num-policies", type=int, default=256)
-    parser.add_argument("--num-updates", type=int, default=80)
-    options = parser.parse_args()
-    publish("policies", rows(options), options, packages=("torch", "numpy", "gymnasium"))
-
-
-def rows(options: argparse.Namespace) -> Iterator[Row]:
+def rows(*, num_repeats: int = 3, num_policies: int = 256, num_updates: int = 80) -> Iterator[Row]:
     task = get_task("cartpole")
     assert isinstance(task, PolicyTask)
     alone, together = [], []
-    for seed in range(options.num_repeats):
-        alone.append(one_policy(task, seed, options.num_updates))
-        together.append(population(task, seed, options.num_policies, options.num_updates))
-    setting = {"threads": options.num_threads, "updates": options.num_updates}
+    for seed in range(num_repeats):
+        alone.append(one_policy(task, seed, num_updates))
+        together.append(population(task, seed, num_policies, num_updates))
+    setting = {"threads": torch.get_num_threads(), "updates": num_updates}
     yield row({"method": "one policy, Gymnasium"} | setting, alone, alone)
-    yield row({"method": f"population of {options.num_policies}"} | setting, together, alone)
+    yield row({"method": f"population of {num_policies}"} | setting, together, alone)
 
 
 def one_policy(task: PolicyTask, seed: int, num_updates: int) -> Measured:
@@ -138,4 +127,4 @@ def row(setting: dict[str, str | int], results: list[Measured], baseline: list[M
 
 
 if __name__ == "__main__":
-    main()
+    bench("policies", rows, packages=("torch", "numpy", "gymnasium"), num_threads=2)

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +29,8 @@ from zoo.training.precision import PRECISIONS
 
 from ..plain_loop import PlainLoop
 from ..rows import Row
+from .command import bench
 from .measure import forget_peak, peak_bytes, synchronize
-from .record import arguments, publish
 
 BATCH_SIZE = 64
 MAX_CALLS = 1000  # of a rival
@@ -61,16 +60,15 @@ TINY_STAGE = ((SMALL, 16, False, "32"), (SMALL, 64, True, "32"), (SMALL, 16, Fal
 OPTIMIZERS: dict[str, InnerOptimizer] = {"SGD Nesterov": Sgd(0.1, 0.9, nesterov=True), "Adam": Adam(), "Muon": Muon()}
 
 
-def main() -> None:
-    sections = {"speed": speed, "blocks": block_sizes, "tasks": other_tasks, "zoo": whole_zoo}
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=2)
-    parser.add_argument("--sections", nargs="+", choices=sections, default=list(sections))
-    parser.add_argument("--num-repeats", type=int, default=7)
-    parser.add_argument("--num-networks", type=int, default=256)
-    options = parser.parse_args()
-    rows = (sections[name](options.num_networks, options.num_repeats) for name in options.sections)
-    publish("population", chain.from_iterable(rows), options)
+def rows(
+    *,
+    sections: Sequence[str] = ("speed", "blocks", "tasks", "zoo"),
+    num_repeats: int = 7,
+    num_networks: int = 256,
+) -> Iterator[Row]:
+    known = {"speed": speed, "blocks": block_sizes, "tasks": other_tasks, "zoo": whole_zoo}
+    for name in sections:
+        yield from known[name](num_networks, num_repeats)
 
 
 def speed(num_networks: int, num_repeats: int) -> Iterator[Row]:
@@ -315,4 +313,4 @@ def median(rates: list[Rate]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    bench("population", rows, num_threads=2)

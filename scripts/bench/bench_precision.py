@@ -23,7 +23,7 @@ from zoo.storage.precision import from_stored, to_stored
 from zoo.training.precision import PRECISIONS
 
 from ..rows import Row
-from .record import arguments, publish
+from .command import arguments, publish
 
 OPTIMIZER: Final = {"name": "adam", "lr": {"log_uniform": [1e-3, 3e-2]}}
 

@@ -14,7 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from zoo import ParamLayout
 from zoo.networks.architectures import MLP
 
 from ..rows import Row
-from .record import arguments, publish
+from .command import bench
 from .rival_stores import STORES, check
 
 BATCH = 64
@@ -31,40 +31,46 @@ Times = dict[str, list[tuple[float, float]]]  # CPU and wall seconds of each rep
 PACKAGES = ("numpy", "zarr", "tensorstore", "lmdb", "h5py", "safetensors")
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--num-runs", type=int, default=512)
-    parser.add_argument("--num-snapshots", type=int, default=26)
-    parser.add_argument("--hidden", type=int, default=128, help="width of the MLP 64-hidden-10")
-    parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--num-repeats", type=int, default=31, help="of reading; a tenth of it of writing and scanning")
-    parser.add_argument("--folder", default=tempfile.gettempdir())
-    options = parser.parse_args()
-    layout = ParamLayout.of(MLP(64, (options.hidden,), 10))
+def rows(
+    *,
+    num_runs: int = 512,
+    num_snapshots: int = 26,
+    hidden: int = 128,
+    block_size: int = 16,
+    num_repeats: int = 31,
+    folder: str = tempfile.gettempdir(),
+) -> Iterator[Row]:
+    """What each kind of file costs.
+
+    Args:
+        hidden: width of the MLP 64-hidden-10
+        num_repeats: of reading; a tenth of it of writing and scanning
+    """
+    layout = ParamLayout.of(MLP(64, (hidden,), 10))
     rng = np.random.default_rng(0)
-    params = rng.normal(size=(options.num_runs, options.num_snapshots, layout.num_params)).astype(np.float32)
-    few = max(1, options.num_repeats // 10)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        paths = {name: Path(folder) / file_name(name) for name in STORES}
+    params = rng.normal(size=(num_runs, num_snapshots, layout.num_params)).astype(np.float32)
+    few = max(1, num_repeats // 10)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        paths = {name: Path(place) / file_name(name) for name in STORES}
 
         def write(name: str) -> None:
             shutil.rmtree(paths[name], ignore_errors=True)
-            STORES[name][0](paths[name], params, layout, options.block_size)
+            STORES[name][0](paths[name], params, layout, block_size)
 
         written = [name for name, (write_files, _) in STORES.items() if write_files is not None]
         writing = rounds(few, {name: lambda _, name=name: write(name) for name in written})
         stores = {name: opener(paths[name]) for name, (_, opener) in STORES.items()}
         for store in stores.values():
             check(store, params)
-        pairs = rng.integers(0, params.shape[:2], (options.num_repeats + 1, BATCH, 2))
+        pairs = rng.integers(0, params.shape[:2], (num_repeats + 1, BATCH, 2))
         reads = {name: lambda i, store=store: store.read(pairs[i]) for name, store in stores.items()}
-        reading = rounds(options.num_repeats, reads)
+        reading = rounds(num_repeats, reads)
         scans = {name: lambda _, store=store: sum(one.nbytes for one in store.scan()) for name, store in stores.items()}
         scanning = rounds(few, scans)
     shape = " x ".join(f"{size:,}" for size in params.shape)
-    data = f"{shape} float32, {params.nbytes / 1e6:.0f} MB, blocks of {options.block_size} runs"
-    rows = (row(name, data, params.nbytes, (writing, reading, scanning)) for name in STORES)
-    publish("store", rows, options, packages=PACKAGES)
+    data = f"{shape} float32, {params.nbytes / 1e6:.0f} MB, blocks of {block_size} runs"
+    for name in STORES:
+        yield row(name, data, params.nbytes, (writing, reading, scanning))
 
 
 def row(name: str, data: str, nbytes: int, times: tuple[Times, Times, Times]) -> Row:
@@ -107,4 +113,4 @@ def file_name(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    bench("store", rows, packages=PACKAGES)

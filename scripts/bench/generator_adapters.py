@@ -27,8 +27,8 @@ from zoo.networks import low_rank
 from zoo.tasks.task import Batch, Task
 
 from ..rows import Row
+from .command import bench
 from .generator_table import PACKAGES
-from .record import arguments, publish
 
 QUESTION = __doc__.splitlines()[0]
 FEW = 8
@@ -56,23 +56,18 @@ class Tasks:
         return 1 - self.task.evaluate(params, split)["error"].mean().item()
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("generators", nargs="*", metavar="NAME=FOLDER,FOLDER,...")
-    parser.add_argument("--zoo", required=True)
-    parser.add_argument("--rank", help="of the zoo, for a row of its own: one that the generators were not trained on")
-    parser.add_argument("--no-controls", action="store_true", help="the rows of the generators alone")
-    options = parser.parse_args()
-    zoo = Zoo.open(options.zoo)
-    generators = dict(argument.split("=", maxsplit=1) for argument in options.generators)
-    made = rows(zoo, generators, no_controls=options.no_controls, rank=options.rank)
-    publish("examples", made, options, packages=PACKAGES)
+def rows(*generators: str, zoo: str, rank: str = "", no_controls: bool = False) -> Iterator[Row]:
+    """Controls, then generators.
 
-
-def rows(zoo: Zoo, generators: dict[str, str], *, no_controls: bool = False, rank: str | None = None) -> Iterator[Row]:
-    test, val = Tasks(zoo, "test"), Tasks(zoo, "val")
-    shared = multi_task_adapter(zoo)
+    Args:
+        generators: NAME=FOLDER,FOLDER,...
+        zoo: of adapters
+        rank: of the zoo, for a row of its own: one that the generators were not trained on
+        no_controls: the rows of the generators alone
+    """
+    adapters = Zoo.open(zoo)
+    test, val = Tasks(adapters, "test"), Tasks(adapters, "val")
+    shared = multi_task_adapter(adapters)
     scale = test.accuracy(shared.expand(len(test.runs), -1)), test.accuracy(test.own)
 
     def row(method: str, values: list[float]) -> Row:
@@ -87,13 +82,13 @@ def rows(zoo: Zoo, generators: dict[str, str], *, no_controls: bool = False, ran
             "experiment=generator_adapters; mean and range where there are several seeds, else one.",
         )
 
-    for method, networks in () if no_controls else controls(zoo, test, val, shared):
+    for method, networks in () if no_controls else controls(adapters, test, val, shared):
         yield row(method, [test.accuracy(networks)])
-    for name, folders in generators.items():
+    for name, folders in (argument.split("=", maxsplit=1) for argument in generators):
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
         asked = prompts(test.shown)
         first = next(iter(asked))
-        if rank is not None:
+        if rank:
             of_rank = f"{name}, adapters of rank {rank}, never trained: {first}, {len(test.runs)} of the tasks"
             yield row(of_rank, [test.accuracy(generated(pipe, asked[first], test)) for pipe in pipes])
             continue
@@ -189,4 +184,4 @@ def nearest(tasks: Tasks, train: Tensor, count: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    bench("examples", rows, packages=PACKAGES, num_threads=1)

@@ -24,32 +24,34 @@ from generator.sampler import make_scheduler, sample_params
 from generator.training.losses import training_losses
 from generator.training.pairs import PairConfig, batch_rng, draw_pairs
 from generator.trajectories import Trajectories
-from zoo.devices import resolve_device
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
 
 from ..rows import Row
+from .command import bench
 from .generator_table import PACKAGES
 from .measure import forget_peak, peak_bytes, seconds
-from .record import arguments, publish
 
 WINDOW = 64
 LARGE = 9900  # width
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--chunk-width", type=int, default=1024)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--num-steps", type=int, default=3)
-    parser.add_argument("--windows", type=int, default=8, help="windows that a training step denoises")
-    options = parser.parse_args()
-    device = resolve_device(options.device)
-    work = Work(options.width, options.chunk_width, device, num_windows=options.windows)
-    steps = {"training": Work.train, "sampling": lambda work: work.sample(1)}
-    rows = (row(work, name, action, options.num_steps) for name, action in steps.items())
-    publish("generator", rows, options, packages=PACKAGES, device=device)
+def rows(
+    *,
+    width: int = 2048,
+    chunk_width: int = 1024,
+    device: torch.device | str = "auto",
+    num_steps: int = 3,
+    windows: int = 8,
+) -> Iterator[Row]:
+    """Training, then sampling.
+
+    Args:
+        windows: that a training step denoises
+    """
+    work = Work(width, chunk_width, torch.device(device), num_windows=windows)
+    yield row(work, "training", Work.train, num_steps)
+    yield row(work, "sampling", lambda work: work.sample(1), num_steps)
 
 
 def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
@@ -137,4 +139,4 @@ def row(work: Work, step: str, action: Callable[[Work], None], num_steps: int) -
 
 
 if __name__ == "__main__":
-    main()
+    bench("generator", rows, packages=PACKAGES)

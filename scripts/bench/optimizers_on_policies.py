@@ -21,7 +21,7 @@ from zoo.training.muon import Muon
 from zoo.training.optimizers import Adam, InnerOptimizer
 
 from ..rows import Row
-from .record import arguments, publish
+from .command import bench
 
 RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 LEARNED = ("mulo-norm", "mulo")
@@ -29,14 +29,9 @@ LOOKED_AT = (10, 20, 40, 60)
 NUM_EPISODES = 8
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("--num-policies", type=int, default=32)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    options = parser.parse_args()
-    rows = (row(setting, optimizer, options.seeds, options.num_policies) for setting, optimizer in methods())
-    publish("learned_opt", rows, options)
+def rows(*, num_policies: int = 32, seeds: Sequence[int] = (0, 1, 2)) -> Iterator[Row]:
+    for setting, optimizer in methods():
+        yield row(setting, optimizer, seeds, num_policies)
 
 
 def methods() -> Iterator[tuple[dict[str, str | float], InnerOptimizer]]:
@@ -79,4 +74,4 @@ def mean_returns(optimizer: InnerOptimizer, seed: int, num_policies: int) -> lis
 
 
 if __name__ == "__main__":
-    main()
+    bench("learned_opt", rows, num_threads=1)

@@ -12,38 +12,50 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from learned_opt.optimizer.torch_optimizer import RECOMMENDED
 
-from ..studies.optimizers.outside.methods import learned, outside_rivals
+from ..rows import Row
+from ..studies.optimizers.outside.methods import learned as learned_methods
+from ..studies.optimizers.outside.methods import outside_rivals
 from ..studies.optimizers.outside.report import panel_rows
 from ..studies.optimizers.outside.tasks import PANELS, outside_tasks
 from ..studies.optimizers.outside.training import Trainings
-from .record import arguments, publish
+from .command import bench
 
 PACKAGES = ("torch", "timm", "transformers", "peft", "pytorch_optimizer", "prodigyopt", "schedulefree")
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("--panels", nargs="+", choices=PANELS, default=list(PANELS))
-    parser.add_argument("--tasks", nargs="+", help="only these")
-    parser.add_argument("--methods", nargs="+", help="only these hand-made ones")
-    parser.add_argument("--learned", nargs="*", default=[RECOMMENDED, "mulo"], help="names or files")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--folder", type=Path, default=Path("out/outside"))
-    parser.add_argument("--report-only", action="store_true", help="leave out what has not been trained")
-    options = parser.parse_args()
+def rows(
+    *,
+    panels: Sequence[str] = PANELS,
+    tasks: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    learned: Sequence[str] = (RECOMMENDED, "mulo"),
+    seeds: Sequence[int] = (0,),
+    folder: str = "out/outside",
+    report_only: bool = False,
+) -> Iterator[Row]:
+    """All tables of the panels.
+
+    Args:
+        panels: dev, outside, or both
+        tasks: only these
+        methods: only these hand-made ones
+        learned: names or files
+        folder: of what is trained
+        report_only: leave out what has not been trained
+    """
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    trainings = Trainings(options.folder, tuple(options.seeds), train_missing=not options.report_only)
-    rivals = [method for method in outside_rivals() if method.name in (options.methods or [method.name])]
-    ours = [method for name in options.learned for method in learned(name)]
-    tasks = [task for task in outside_tasks(options.panels) if task.name in (options.tasks or [task.name])]
-    publish("outside", panel_rows(trainings, tasks, rivals, ours), options, packages=PACKAGES)
+    trainings = Trainings(Path(folder), tuple(seeds), train_missing=not report_only)
+    rivals = [method for method in outside_rivals() if method.name in (methods or [method.name])]
+    ours = [method for name in learned for method in learned_methods(name)]
+    chosen = [task for task in outside_tasks(panels) if task.name in (tasks or [task.name])]
+    yield from panel_rows(trainings, chosen, rivals, ours)
 
 
 if __name__ == "__main__":
-    main()
+    bench("outside", rows, packages=PACKAGES, num_threads=1)

@@ -6,7 +6,6 @@ versions, hardware, date. `python -m scripts.bench.render` makes the tables in `
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import math
@@ -22,43 +21,10 @@ import torch
 from zoo.storage.durable import write_file
 
 from ..machine import card_versions, commit, hardware, versions
-from ..rows import Figure, Row, tables
+from ..rows import Figure, Row
 
 RESULTS = Path(__file__).parent / "results"
 NUM_DIGITS = 5  # of a figure that is no whole number
-
-
-def arguments(doc: str) -> argparse.ArgumentParser:
-    """The command line of a benchmark, of which the docstring is the help; `publish` reads what it adds."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--record", action="store_true", help="put the rows into scripts/bench/results")
-    return parser
-
-
-def publish(
-    topic: str,
-    rows: Iterable[Row],
-    options: argparse.Namespace,
-    *,
-    packages: Sequence[str] = ("torch", "numpy"),
-    device: str | torch.device = "cpu",
-) -> None:
-    """Measure with the threads that were asked for, print the tables, and record the rows if that was asked for.
-
-    Args:
-        topic, packages, device: see `record`.
-        rows: printed as they are measured, and all together at the end.
-        options: of `arguments`.
-    """
-    torch.set_num_threads(options.num_threads)
-    measured = []
-    for row in rows:
-        measured.append(row)
-        print(tables([row]), flush=True)
-    print(f"\n{tables(measured)}")
-    if options.record:
-        print(f"recorded in {record(topic, measured, packages=packages, device=device)}")
 
 
 def record(

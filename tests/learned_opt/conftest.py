@@ -24,3 +24,4 @@ def two_ranks():
     yield run
     with suppress(BrokenProcessPool):  # threads of DDP outlive its group, and abort an interpreter that finalizes
         pool.submit(_exit, 0).result()
+    pool.shutdown()  # Python 3.12.1 waits for ever at its end if a broken pool is collected before

@@ -22,6 +22,7 @@ from learned_opt.meta_training.train import MetaTrainConfig, meta_train
 from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
 from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.rule import UpdateRule
+from learned_opt.rules.velo import VeloRule
 from scripts.studies.optimizers.coordinate_check import check_pretrained
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 
@@ -33,6 +34,7 @@ RULES = {  # in plain torch: the kernel in C is the CPU's alone
     "mulo-norm": NormalizedRule(),
     "mulo-norm reference": NormalizedRule(reference=True),
     "celo2": Celo2Rule(),
+    "velo": VeloRule(lstm=6, bank=4),
 }
 ROOM = 100 if torch.cuda.is_available() else 1  # a GPU rounds in another way, a pretended device as the CPU does
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -71,7 +73,8 @@ def train(models, optimizers, inputs, targets, steps=range(20), *, spoil=()):
     """
     for i in steps:
         models[0].zero_grad()
-        F.cross_entropy(models[0](inputs).flatten(0, -2), targets.flatten()).backward()
+        loss = F.cross_entropy(models[0](inputs).flatten(0, -2), targets.flatten())
+        loss.backward()
         first, second, *_ = models[0].parameters()
         if i in spoil:
             second.grad[0] = float("nan")
@@ -81,9 +84,10 @@ def train(models, optimizers, inputs, targets, steps=range(20), *, spoil=()):
         for twin in models[1:]:
             for mine, its in zip(models[0].parameters(), twin.parameters(), strict=True):
                 its.grad = None if mine.grad is None else mine.grad.to(its.device)
-        for optimizer in optimizers:
+        for model, optimizer in zip(models, optimizers, strict=True):
+            its_loss = loss.detach().to(next(model.parameters()).device)
             with never_waiting():
-                optimizer.step()
+                optimizer.step(loss=its_loss)
 
 
 def pair(kind: str, pretrained: Pretrained | str, *places):
@@ -141,7 +145,7 @@ def test_a_stack_of_which_some_matrices_have_no_gradient(device, rule):
             grad[i % 2] = 0.0
             before, model.experts.grad = model.experts.detach().clone(), grad.to(place)
             with never_waiting():
-                optimizer.step()
+                optimizer.step(loss=1.0)
             assert torch.equal(before[i % 2].cpu(), model.experts[i % 2].detach().cpu())
         stacks.append(model.experts.detach())
     assert_equal(stacks[1], stacks[0])

@@ -10,7 +10,8 @@ from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.mlp import MlpRule
 from learned_opt.rules.normalized import NormalizedRule
 from learned_opt.rules.registry import get_rule
-from learned_opt.rules.rule import TensorSpec, UpdateRule
+from learned_opt.rules.rule import TensorSpec, UpdateRule, reads_loss
+from learned_opt.rules.velo import VeloRule
 
 SPECS = [
     TensorSpec("input", "input", 5, (7, 5), 2),
@@ -31,8 +32,9 @@ RULES = [
     NormalizedRule(feedback=False),
     Celo2Rule(),
     Celo2Rule(orthogonalize=False),
+    VeloRule(lstm=8, bank=6),
 ]
-IDS = ["mulo", "small-fc-lopt", "normalized", "scalars", "celo2", "celo2-base"]
+IDS = ["mulo", "small-fc-lopt", "normalized", "scalars", "celo2", "celo2-base", "velo"]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=IDS)
 
 
@@ -47,12 +49,18 @@ def random_tensors(num_networks: int, seed: int, scale: float = 1.0) -> list[tor
     return [scale * torch.randn(num_networks, *spec.shape, generator=rng) for spec in SPECS]
 
 
+def told(rule: UpdateRule, inner_step: int) -> dict[str, torch.Tensor]:
+    """The loss of all networks, for rules that read it."""
+    return {"loss": torch.tensor(3.0 / (inner_step + 1))} if reads_loss(rule) else {}
+
+
 def run(rule, theta, *, networks=slice(None), num_networks=3, num_updates=10, **options):
     params = [p[networks].clone() for p in random_tensors(num_networks, 0)]
     state = rule.init_state(SPECS, params)
     for inner_step in range(num_updates):
         grads = [g[networks].clone() for g in random_tensors(num_networks, 1 + inner_step, 0.1)]
-        rule.update(theta, SPECS, params, grads, state, inner_step=inner_step, num_steps=num_updates, **options)
+        clock = {"inner_step": inner_step, "num_steps": num_updates}
+        rule.update(theta, SPECS, params, grads, state, **clock, **told(rule, inner_step), **options)
     return params, state
 
 
@@ -127,14 +135,21 @@ def test_zero_gradients_give_finite_updates(rule):
     state = rule.init_state(SPECS, params)
     for inner_step in range(3):
         zeros = [torch.zeros_like(p) for p in params]
-        rule.update(random_theta(rule, 2), SPECS, params, zeros, state, inner_step=inner_step, num_steps=None)
+        clock = {"inner_step": inner_step, "num_steps": 9 if isinstance(rule, VeloRule) else None}
+        rule.update(random_theta(rule, 2), SPECS, params, zeros, state, **clock, **told(rule, inner_step))
     assert all(torch.isfinite(p).all() for p in params)
 
 
-MASKED = [*RULES, MlpRule(8, native=False), MlpRule(8, reference=True), NormalizedRule(reference=True)]
+MASKED = {
+    **dict(zip(IDS, RULES, strict=True)),
+    "in torch": MlpRule(8, native=False),
+    "mulo reference": MlpRule(8, reference=True),
+    "normalized reference": NormalizedRule(reference=True),
+    "velo reference": VeloRule(lstm=8, bank=6, reference=True),
+}
 
 
-@pytest.mark.parametrize("rule", MASKED, ids=[*IDS, "in torch", "mulo reference", "normalized reference"])
+@pytest.mark.parametrize("rule", MASKED.values(), ids=MASKED)
 def test_inactive_networks_stay_and_others_do_not_notice(rule):
     theta = random_theta(rule, 3)
     runs = []
@@ -143,12 +158,12 @@ def test_inactive_networks_stay_and_others_do_not_notice(rule):
         state = rule.init_state(SPECS, params)
         for inner_step in range(3):
             grads = random_tensors(3, 1 + inner_step, 0.1)
-            options = {}
+            options = told(rule, inner_step)
             if is_masked and inner_step == 2:
                 before = [t[1].clone() for tensors in (params, *state.values()) for t in tensors]
                 for grad in grads:
                     grad[1] = torch.nan
-                options = {"active": [torch.tensor([True, False, True])] * len(SPECS)}
+                options |= {"active": [torch.tensor([True, False, True])] * len(SPECS)}
             rule.update(
                 theta, SPECS, params, grads, state, inner_step=inner_step, num_steps=9, weight_decay=0.1, **options
             )

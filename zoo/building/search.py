@@ -43,7 +43,7 @@ class Search:
         metric: one of the zoo's, which is to become small.
         sampler: "tpe", which learns from earlier blocks, or "random".
         pruner: "hyperband", or "none" to stop no run.
-        reduction_factor: of Hyperband: one of so many runs goes on at each of its rungs.
+        reduction_factor: of Hyperband: one of so many runs continues at each of its rungs.
     """
 
     metric: str = "val_loss"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.networks.layout import ParamLayout, SymmetryGroup
+from zoo.networks.symmetry import numbers_outside
 
 _TOLERANCE: Final = 1e-2  # of what an adapter changes, in float32; where the symmetry fails, all of that changes
 
@@ -121,7 +122,7 @@ def inner_products(
     others = params if others is None else others
     for vectors in (params, others):
         layout.check_vector(vectors)
-    plain = _plain_numbers(layout).to(params.device)
+    plain = numbers_outside(layout, linear_groups(layout)).to(params.device)
     total = params[:, plain].double() @ others[:, plain].double().T
     for group in linear_groups(layout):
         mine, theirs = (factors(layout, group, vectors.double()) for vectors in (params, others))
@@ -259,15 +260,6 @@ def _with_factors(layout: ParamLayout, params: Tensor, changed: Mapping[str, Fac
                 tensor = value.reshape(len(value), group.size, *rest).movedim(1, 1 + axis.axis)
                 result[:, layout[axis.slot].span] = tensor.flatten(1).to(result.dtype)
     return result
-
-
-def _plain_numbers(layout: ParamLayout) -> Tensor:
-    """Mask (P,) of the trained numbers that belong to no product."""
-    mask = torch.arange(layout.num_params) < layout.num_trainable
-    for group in linear_groups(layout):
-        for axis in group.axes:
-            mask[layout[axis.slot].span] = False
-    return mask
 
 
 def _random_matrices(count: int, size: int, rng: torch.Generator) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zoo.networks.alignment import align, assign, groups_are_independent, unit_blocks
 from zoo.networks.layout import ParamLayout
+from zoo.networks.symmetry import numbers_outside
 
 LOSS_FLOOR: Final = 1e-3  # nats; keeps examples of vanishing loss from deciding a correlation of logarithms
 _LOG_PROB_FLOOR: Final = -12.0  # nats; probabilities below e^-12 count as that
@@ -237,7 +238,7 @@ def bootstrap_interval(
 def _separable_distances(layout: ParamLayout, params: Tensor, others: Tensor | None) -> Tensor:
     """Matched distances from inner products: |a|^2 + |b|^2 - 2 (fixed part + each group's best assignment)."""
     theirs = params if others is None else others
-    fixed = _ungrouped_part(layout)
+    fixed = numbers_outside(layout, layout.groups)
     norms = [value[:, : layout.num_trainable].double().square().sum(1) for value in (params, theirs)]
     products = params[:, fixed].double() @ theirs[:, fixed].double().T  # (N, M)
     for group in layout.groups:
@@ -264,16 +265,6 @@ def _best_products(mine: Tensor, theirs: Tensor) -> Tensor:
     similarity = similarity.transpose(1, 2).flatten(0, 1)  # (n * m, U, U)
     chosen = similarity.gather(1, assign(similarity).unsqueeze(1))
     return chosen.sum((1, 2)).view(len(mine), len(theirs))
-
-
-def _ungrouped_part(layout: ParamLayout) -> Tensor:
-    """Mask (P,) of the trainable numbers that belong to no group."""
-    mask = torch.zeros(layout.num_params, dtype=torch.bool)
-    mask[: layout.num_trainable] = True
-    for group in layout.groups:
-        for axis in group.axes:
-            mask[layout[axis.slot].span] = False
-    return mask
 
 
 def _standardised(values: Tensor) -> Tensor:

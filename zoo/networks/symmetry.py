@@ -11,7 +11,7 @@ Source: Hecht-Nielsen 1990, "On the algebraic structure of feedforward network w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
@@ -91,6 +91,15 @@ def grouped_axes(layout: ParamLayout) -> Iterator[tuple[ParamSlot, list[tuple[Sy
             )
         if axes:
             yield slot, axes
+
+
+def numbers_outside(layout: ParamLayout, groups: Iterable[SymmetryGroup]) -> Tensor:
+    """Mask (P,) of the trainable numbers that belong to none of some groups."""
+    mask = torch.arange(layout.num_params) < layout.num_trainable
+    for group in groups:
+        for axis in group.axes:
+            mask[layout[axis.slot].span] = False
+    return mask
 
 
 def _source_index(layout: ParamLayout, permutations: Mapping[str, Tensor]) -> Tensor:

@@ -52,7 +52,7 @@ class InnerStep:
 
     Args:
         task: what to train on.
-        optimizer: how.
+        optimizer: how. One with an attribute `uses_loss` that is true is given `loss` (N,) with each update.
         compile: compile the step with the optimizer in it. The first step takes some ten seconds; later ones with an
             equal layout, N and kind of optimizer share the result, whoever bound them. An optimizer that is no
             CompilableOptimizer stays outside, and so does a task whose step is not always the same program. Results
@@ -92,7 +92,9 @@ class InnerStep:
             coefficients = self.coefficients(inner_step, num_steps, params)
             return self.with_coefficients(params, state, batch, coefficients)
         loss, grads = self._loss_and_grad(params, batch)
-        self.optimizer.update(self.task.layout, params, grads, state, inner_step=inner_step, num_steps=num_steps)
+        clock = {"inner_step": inner_step, "num_steps": num_steps}
+        told = {"loss": loss} if getattr(self.optimizer, "uses_loss", False) else {}
+        self.optimizer.update(self.task.layout, params, grads, state, **clock, **told)
         return loss
 
     @torch.no_grad()

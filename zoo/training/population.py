@@ -50,7 +50,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Remaining:
-    """The networks of a population that go on: their rows, their task and their step."""
+    """The networks of a population that continue: their rows, their task and their step."""
 
     rows: Tensor
     task: Task
@@ -126,7 +126,7 @@ def train_population(
             Where it is there, training continues from it, to the bit, with the first snapshot that was not.
         checkpoint_every: steps.
 
-    Where there is no checkpoint, the networks that go on may be sent at a snapshot.
+    Where there is no checkpoint, the networks that continue may be sent at a snapshot.
 
     Raises:
         ValueError: for arguments out of range, before any training; for a checkpoint of a training that was begun with

@@ -18,6 +18,7 @@ from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
 from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.rule import UpdateRule
+from learned_opt.rules.velo import VeloRule
 
 from ...devices import other_device
 from ...pretended_graph import pretended_graphs
@@ -27,6 +28,7 @@ RULES: dict[str, UpdateRule] = {  # in plain torch: the kernel in C is the CPU's
     "mulo reference": MlpRule(4, reference=True),
     "mulo-norm": NormalizedRule(),
     "celo2": Celo2Rule(),
+    "velo": VeloRule(lstm=6, bank=4),
 }
 LENGTH, NUM_OUTER_STEPS = 9, 3
 

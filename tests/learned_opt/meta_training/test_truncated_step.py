@@ -11,6 +11,7 @@ from learned_opt.meta_training.objective import cap_loss
 from learned_opt.meta_training.task_distribution import cnn_task, mlp_task
 from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
+from learned_opt.rules.velo import VeloRule
 from zoo.tasks.registry import get_task
 
 RULE = NormalizedRule()
@@ -93,10 +94,16 @@ def test_reparametrisation_leaves_batch_norm_statistics_alone() -> None:
     assert buffers["norms.0.running_var"].min() > 0.5
 
 
-@pytest.mark.parametrize("rule", [NormalizedRule(), MlpRule(4)], ids=["normalized", "mlp"])
-def test_a_differentiable_training_is_the_plain_one(rule: UpdateRule) -> None:
+PAIRS = [
+    (NormalizedRule(), NormalizedRule(reference=True)),
+    (MlpRule(4), MlpRule(4, reference=True)),
+    (VeloRule(lstm=6, bank=4), VeloRule(lstm=6, bank=4, reference=True)),
+]
+
+
+@pytest.mark.parametrize(("rule", "differentiable"), PAIRS, ids=["normalized", "mlp", "velo"])
+def test_a_differentiable_training_is_the_plain_one(rule: UpdateRule, differentiable: UpdateRule) -> None:
     """And rules that put new tensors into their lists train as those that work in place."""
-    differentiable = type(rule)(**({"hidden": 4} if rule.name == "mlp" else {}), reference=True)
     meta = rule.init_theta(torch.Generator().manual_seed(0))
     runs = {"plain": (rule, False), "reference": (differentiable, False), "differentiable": (differentiable, True)}
     losses = {}

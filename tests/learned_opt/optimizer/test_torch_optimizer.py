@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from learned_opt import LearnedOptimizer, MlpRule, MuLO, NormalizedRule, Pretrai
 from learned_opt.optimizer.torch_optimizer import RECOMMENDED, NonFiniteGradientError, ThetaMismatchError
 from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.kernels.native_mlp import is_available
+from tests.ambient import AMBIENTS
 
 RULES = {"mulo": MlpRule(8), "mulo-norm": NormalizedRule(), "celo2": Celo2Rule()}
 
@@ -158,6 +160,18 @@ def test_lr_scheduler_scales_the_update(name):
         moved.append([p - q for p, q in zip(model.parameters(), start.parameters(), strict=True)])
     for whole, half in zip(*moved, strict=True):
         torch.testing.assert_close(whole, 2 * half, rtol=1e-3, atol=1e-6)
+
+
+@every_rule
+@pytest.mark.parametrize("ambient", ["autocast", "another device by default"])
+def test_a_step_is_the_same_whatever_a_program_has_set_for_torch(name, ambient):
+    models = [make_model(), make_model()]
+    for model, setting in zip(models, (nullcontext, AMBIENTS[ambient]), strict=True):
+        optimizer = MuLO(model, pretrained(name), num_training_steps=9)
+        loss_of(model, 0).backward()
+        with setting():
+            optimizer.step()
+    assert equal(*models)
 
 
 @every_rule
@@ -424,6 +438,28 @@ def test_state_of_other_shapes_is_refused_before_a_kernel_writes_beyond_it(name)
     assert optimizer.state[model.weight]["momentum"].numel() % model.weight.numel() == 0
     with pytest.raises(ValueError, match=r"what state_dict\(\) of an optimizer gives, got the keys"):
         optimizer.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["mulo", "mulo-norm"])
+def test_state_is_resumed_whatever_its_strides(name):
+    def take_steps(model: nn.Module, optimizer: MuLO) -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+
+    model = nn.Linear(3, 4)
+    optimizer = MuLO(model, pretrained(name), num_training_steps=9)
+    take_steps(model, optimizer)
+    other = copy.deepcopy(model)
+    resumed = MuLO(other, pretrained(name), num_training_steps=9)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for tensors in saved["state"].values():
+        tensors.update({key: value.mT.contiguous().mT for key, value in tensors.items() if value.ndim > 1})
+    resumed.load_state_dict(saved)
+    for each in ((model, optimizer), (other, resumed)):
+        take_steps(*each)
+    assert torch.equal(model.weight, other.weight)
 
 
 @pytest.mark.skipif(not is_available(), reason="no C compiler")

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -115,39 +116,57 @@ def celo2_state(seed: int = 0) -> dict[str, torch.Tensor]:
     return state | {"dense_b.1": torch.randn(3, generator=rng)}
 
 
-def test_pylo_celo2_makes_its_first_update(tmp_path):
-    """One update of a 3 x 4 matrix by the formulas of the paper, from the stored layers."""
-    state = celo2_state()
+def elo_celo2(state, p, grads, rates):
+    """A matrix (rows, columns) after steps by the formulas of the paper, from the stored layers."""
+    decays = torch.tensor([0.9, 0.99, 0.999])
+    m, v, row, column = torch.zeros(*p.shape, 3), torch.zeros(*p.shape, 1), 0.0, 0.0
+    for g, rate in zip(grads, rates, strict=True):
+        g1 = g[..., None]
+        m, v = decays * m + (1 - decays) * g1, 0.95 * v + 0.05 * g1**2
+        row = decays * row + (1 - decays) * (g1**2).mean(1, keepdim=True).expand_as(m)
+        column = decays * column + (1 - decays) * (g1**2).mean(0, keepdim=True).expand_as(m)
+        factor = (row / row.mean(0, keepdim=True)).rsqrt() * column.rsqrt()
+        root = (v + 1e-8).rsqrt()
+        groups = [g1, g1.clamp(-0.1, 0.1), p[..., None], m, v, m * root, root, g1 * factor, g1 * root]
+        groups += [row, column, (row + 1e-8).rsqrt(), (column + 1e-8).rsqrt(), m * factor]
+        groups = [x * (1e-9 + x.square().mean((0, 1), keepdim=True)).rsqrt() for x in groups]
+        h = torch.relu(sum(x @ state[f"w0.{i}"] for i, x in enumerate(groups)) + state["b0"])
+        h = torch.relu(h @ state["dense_w.0"] + state["dense_b.0"])
+        x = (h @ state["dense_w.1"] + state["dense_b.1"])[..., 0]
+        x = x / x.norm()
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        p = p - rate * (x / x.square().mean().sqrt() + 0.1 * p)
+    return p
+
+
+def test_pylo_celo2_trains_as_elo_celo2_does(tmp_path):
+    """By PyLO's recipe: clipping, decay, a cosine, and AdamW at twenty times the rate for vectors."""
+    state, num_steps = celo2_state(), 12
     save_file(state, tmp_path / "celo2.safetensors")
     loaded = load_pretrained(tmp_path / "celo2.safetensors")
     assert loaded.theta.numel() == 347
 
     rng = torch.Generator().manual_seed(1)
-    p, g = torch.randn(3, 4, generator=rng), torch.randn(3, 4, generator=rng)
-    decays = [0.9, 0.99, 0.999]
-    m = torch.stack([(1 - d) * g for d in decays], -1)
-    v = (0.05 * g**2)[..., None]
-    row = torch.stack([(1 - d) * (g**2).mean(1, keepdim=True).expand(3, 4) for d in decays], -1)
-    column = torch.stack([(1 - d) * (g**2).mean(0, keepdim=True).expand(3, 4) for d in decays], -1)
-    factor = (row / row.mean(0, keepdim=True)).rsqrt() * column.rsqrt()
-    root, g1 = (v + 1e-8).rsqrt(), g[..., None]
-    groups = [g1, g1.clamp(-0.1, 0.1), p[..., None], m, v, m * root, root, g1 * factor, g1 * root]
-    groups += [row, column, (row + 1e-8).rsqrt(), (column + 1e-8).rsqrt(), m * factor]
-    groups = [x * (1e-9 + x.square().mean((0, 1), keepdim=True)).rsqrt() for x in groups]
-    h = torch.relu(sum(x @ state[f"w0.{i}"] for i, x in enumerate(groups)) + state["b0"])
-    h = torch.relu(h @ state["dense_w.0"] + state["dense_b.0"])
-    direction = (h @ state["dense_w.1"] + state["dense_b.1"])[..., 0]
-    x = direction / direction.norm()
-    for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    expected = p - 1e-3 * x / x.square().mean().sqrt()
-
-    weight = nn.Parameter(p.clone())
-    optimizer = LearnedOptimizer([{"params": [weight], "role": "hidden"}], loaded)
-    weight.grad = g
-    optimizer.step()
-    torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+    first = [torch.randn(shape, generator=rng) for shape in ((3, 4), (4,))]
+    weight, bias, vector = (nn.Parameter(x.clone()) for x in (*first, first[1]))
+    groups = [{"params": [weight], "role": "hidden", "lr": 0.316}, {"params": [bias], "role": "bias", "lr": 6.32}]
+    ours = LearnedOptimizer(groups, loaded, weight_decay=0.1)
+    adam = torch.optim.AdamW([vector], 6.32e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    factor = [0.55 + 0.45 * math.cos(math.pi * i / num_steps) for i in range(num_steps + 1)]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor.__getitem__) for optimizer in (ours, adam)]
+    clipped = []
+    for _ in range(num_steps):
+        weight.grad, bias.grad = (torch.randn(x.shape, generator=rng) for x in first)
+        nn.utils.clip_grad_norm_([weight, bias], 1.0)
+        clipped.append(weight.grad.clone())
+        vector.grad = bias.grad.clone()
+        for changing in (ours, adam, *schedules):
+            changing.step()
+    expected = elo_celo2(state, first[0], clipped, [3.16e-4 * f for f in factor[:-1]])
+    torch.testing.assert_close(weight - first[0], expected - first[0], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(bias, vector)
 
 
 def test_pylo_celo2_of_the_first_release_is_the_same(tmp_path):

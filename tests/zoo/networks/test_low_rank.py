@@ -10,6 +10,7 @@ from zoo.networks import low_rank
 from zoo.networks.adapters import adapt, merge
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.networks.layout import GroupAxis, ParamLayout, SymmetryGroup, low_rank_groups
+from zoo.networks.symmetry import numbers_outside
 
 RNG = torch.Generator().manual_seed(0)
 
@@ -82,7 +83,7 @@ def test_the_canonical_form_is_balanced_ordered_and_has_signs():
 def test_inner_products_distances_and_means_are_those_of_the_products():
     _, layout, params = population(MLP(6, (5,), 4), count=5, rank=2, train="*.bias")
     first, second = params[:3], params[3:]
-    plain = low_rank._plain_numbers(layout)
+    plain = numbers_outside(layout, low_rank.linear_groups(layout))
     assert int(plain.sum()) == 9
     mine, theirs = (torch.cat([products(layout, p), p[:, plain]], 1) for p in (first, second))
     torch.testing.assert_close(low_rank.inner_products(layout, first, second), mine @ theirs.T)

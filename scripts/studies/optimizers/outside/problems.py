@@ -32,6 +32,9 @@ class Problem(NamedTuple):
     model: nn.Module
     loss: Callable[[torch.Generator], Tensor]
     num_measured: int = 24  # minibatches on which a loss is measured
+    measured: Callable[[torch.Generator], Tensor] | None = (
+        None  # another loss to be judged by, such as on held-out data
+    )
 
 
 def classification(

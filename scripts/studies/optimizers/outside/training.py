@@ -76,9 +76,9 @@ def train(task: OutsideTask, method: OutsideMethod, rate: float, num_steps: int,
 
 
 def measure(problem: Problem) -> float:
-    """Training loss on minibatches that are always the same; infinite where it is no number."""
-    rng = torch.Generator().manual_seed(0)
-    losses = torch.stack([problem.loss(rng).detach() for _ in range(problem.num_measured)])
+    """Loss to be judged by, on minibatches that are always the same; infinite where it is no number."""
+    rng, loss = torch.Generator().manual_seed(0), problem.measured or problem.loss
+    losses = torch.stack([loss(rng).detach() for _ in range(problem.num_measured)])
     return float(losses.mean().nan_to_num(float("inf"), float("inf")))
 
 
