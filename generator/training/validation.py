@@ -125,7 +125,7 @@ def usual_losses(pipe: ParameterPipeline, zoos: Sequence[Zoo], tasks: Sequence[T
     by_layout: dict[ParamLayout, float | None] = {}
     rng = torch.Generator().manual_seed(0)
     for zoo, task in zip(zoos, tasks, strict=True):
-        runs = zoo.split("val").tolist()
+        runs = zoo.split("val").tolist() if "val" in zoo.spec.splits.fractions else []
         if task is None or len(runs) < FEWEST_TASKS:
             continue
         bound = task.to(pipe.device).for_runs(runs)
