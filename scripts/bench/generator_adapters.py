@@ -80,7 +80,8 @@ def rows(*generators: str, zoo: str, rank: str = "", no_controls: bool = False) 
             figures={name: statistics.fmean(some) for name, some in figures.items()},
             spread={name: (min(some), max(some)) for name, some in figures.items()} if len(values) > 1 else {},
             note=f"{len(test.runs)} tasks never seen, {NUM_EXAMPLES} examples of each. Generators of "
-            "experiment=generator_adapters; mean and range where there are several seeds, else one.",
+            "experiment=generator_adapters, those without corrections of its earlier form (num_corrections=0, "
+            "params_weight=0.05); mean and range where there are several seeds, else one.",
         )
 
     for method, networks in () if no_controls else controls(adapters, test, val, shared):
