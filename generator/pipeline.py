@@ -4,6 +4,8 @@
     out = pipe(start=module, prompt={"loss": 0.2}, num_samples=8)
     module.load_state_dict(out.state_dicts()[0])
 
+With a reader (`pipe.reader = train_reader(zoo)`) it reads networks, and may keep the best of several without any data.
+
 Legend: B networks generated, P numbers of one network.
 """
 
@@ -13,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from operator import index
 from pathlib import Path
 from types import MappingProxyType
@@ -29,9 +32,12 @@ from generator.model.context import NetworkContext
 from generator.networks import GeneratedParams, Start, has_adapters, in_one_form, only_layout, read_start
 from generator.prompts.calibration import Calibration
 from generator.prompts.prompt import TASK_BITS, Prompt, PromptValue
+from generator.reading import reader as readers
+from generator.reading.choice import best_of as index_of_best
 from generator.sampler import NUM_TRAIN_TIMESTEPS, DDIMScheduler, Scheduler, sample_params
 from generator.tokens import normalizer as normalizers
 from generator.tokens.tokenizer import is_generated
+from zoo.ambient import torch_defaults
 from zoo.checkpoints.adapters import save_adapter
 from zoo.hub import SCHEME, UploadOptions, local_copy
 from zoo.networks.adapters import scale_of
@@ -59,7 +65,10 @@ class ParameterPipeline(DiffusionPipeline):
         tasks: of each of the normalizer's layouts, as `get_task` takes them; None for those that it cannot make.
         calibrations: of prompts of one metric, by mode ("start", "noise") for each of the normalizer's layouts;
             None to ask the model for the very values of a prompt.
+        reader: reads networks from their weights; None for a pipeline that only makes them.
     """
+
+    _optional_components = ["reader"]  # noqa: RUF012 (as diffusers declares it)
 
     def __init__(
         self,
@@ -71,9 +80,10 @@ class ParameterPipeline(DiffusionPipeline):
         task_bits_column: str | None = None,
         tasks: list[Any] | None = None,  # diffusers warns of types that it cannot check, as dict | None
         calibrations: list[dict[str, dict[str, Any]]] | None = None,
+        reader: readers.WeightReader | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(model=model, normalizer=normalizer, scheduler=scheduler)
+        self.register_modules(model=model, normalizer=normalizer, scheduler=scheduler, reader=reader)
         self.register_to_config(
             splits=splits, task_bits_column=task_bits_column, tasks=tasks, calibrations=calibrations
         )
@@ -81,10 +91,12 @@ class ParameterPipeline(DiffusionPipeline):
         self.model: transformer.RecurrentDiffusionTransformer
         self.normalizer: normalizers.ParamNormalizer
         self.scheduler: Scheduler
+        self.reader: readers.WeightReader | None
         self._contexts: dict[tuple[ParamLayout, torch.device], NetworkContext] = {}
         self._last: tuple[GeneratedParams, Task | None] | None = None
 
     @classmethod
+    @torch_defaults()
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ParameterPipeline:
         """Pipeline in the folder that `save_pretrained` wrote, or in the one that a training was given as `out`.
 
@@ -108,6 +120,7 @@ class ParameterPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Write the pipeline, and the frozen base of its adapters, into a folder that `from_pretrained` reads."""
+        self.register_modules(reader=self.reader)  # which may have been set since
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.base:
             save_file(
@@ -122,6 +135,8 @@ class ParameterPipeline(DiffusionPipeline):
         """
         config: Any = super().load_config(*args, **kwargs)
         modules = {"model": transformer.__name__, "normalizer": normalizers.__name__}
+        if config.get("reader", [None])[0] is not None:
+            modules["reader"] = readers.__name__
         return {**config, **{name: [module, config[name][1]] for name, module in modules.items()}}
 
     def push_to_hub(  # type: ignore[override]
@@ -161,6 +176,7 @@ class ParameterPipeline(DiffusionPipeline):
         known = self.config["splits"]
         return None if known is None else SplitRule.from_dict(known)
 
+    @torch_defaults()
     @torch.no_grad()
     def __call__(
         self,
@@ -168,6 +184,7 @@ class ParameterPipeline(DiffusionPipeline):
         prompt: Mapping[str, Any] | None = None,
         *,
         num_samples: int | None = None,
+        best_of: int = 1,
         num_inference_steps: int = 8,
         guidance_scale: float = 1.0,
         eta: float = 0.0,
@@ -188,6 +205,8 @@ class ParameterPipeline(DiffusionPipeline):
                 these, 4 to 512 in any order, inputs (E, ...) for all networks or (B, E, ...), targets None or -1 where
                 there is no label; or `"task_bits"`.
             num_samples: networks to generate; with a single start, samples of its update. Default: one per start.
+            best_of: networks to sample for each that is returned, which is the one that the pipeline's reader finds
+                nearest to the prompt; without a metric in the prompt, the one of which the first metric reads best.
             num_inference_steps: denoising steps.
             guidance_scale: 1 for none.
             eta: 0 for the deterministic sampler, 1 for ancestral sampling.
@@ -204,6 +223,8 @@ class ParameterPipeline(DiffusionPipeline):
             LayoutMismatchError: if the start is of another architecture.
         """
         self._check_sampling(num_inference_steps, guidance_scale, eta, generator)
+        if as_count("best_of", best_of) > 1:
+            self._require_reader()
         layout, starts = self._starts(start, layout, task)
         context = self._context(layout, task)
         size = _num_networks(1 if starts is None else len(starts), num_samples)
@@ -218,13 +239,14 @@ class ParameterPipeline(DiffusionPipeline):
             kind=self.model.example_kind,
         )
         asked.warn_outside(self.model.ranges)
-        asked = self._calibrated(asked.clamped(self.model.ranges), layout, "noise" if start is None else "start")
+        repeated = torch.arange(size).repeat_interleave(best_of)
+        starts = None if starts is None else starts.expand(size, -1)[repeated.to(starts.device)]
         generated = sample_params(
             self.model,
             context,
             self.scheduler,
-            asked,
-            start=None if starts is None else starts.expand(size, -1),
+            self._calibrated(asked.clamped(self.model.ranges), layout, "noise" if start is None else "start")[repeated],
+            start=starts,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             eta=eta,
@@ -234,8 +256,27 @@ class ParameterPipeline(DiffusionPipeline):
             for slot in layout:
                 if not is_generated(slot):
                     generated[:, slot.span] = starts[:, slot.span].to(generated.device)
+        if best_of > 1:
+            read = self.read(generated, layout=layout, task=context.task)
+            generated = generated[index_of_best(self._require_reader(), read, asked, self.metrics)]
         self._last = GeneratedParams(generated, layout), context.task
         return self._last[0]
+
+    def read(
+        self, networks: Start, *, layout: ParamLayout | None = None, task: Task | None = None
+    ) -> readers.WeightReading:
+        """What the pipeline's reader says of networks, see `WeightReader.read`.
+
+        Raises:
+            ValueError: if the pipeline has no reader.
+            LayoutMismatchError: if the networks are of another architecture.
+        """
+        return self._require_reader().read(networks, layout=layout, task=task)
+
+    def _require_reader(self) -> readers.WeightReader:
+        if self.reader is None:
+            raise ValueError("the pipeline has no reader; give it one: pipe.reader = train_reader(zoo)")
+        return self.reader
 
     def save_adapter(self, folder: str | os.PathLike, generated: GeneratedParams | None = None, index: int = 0) -> None:
         """Write one generated adapter as a folder that `PeftModel.from_pretrained(base, folder)` loads.
@@ -274,10 +315,10 @@ class ParameterPipeline(DiffusionPipeline):
         is_ddim = isinstance(self.scheduler, DDIMScheduler)
         if is_ddim and number > _FEW_STEPS and NUM_TRAIN_TIMESTEPS % number:
             raise ValueError(f"above {_FEW_STEPS}, num_inference_steps must divide {NUM_TRAIN_TIMESTEPS}, got {number}")
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-            raise ValueError(f"guidance_scale must be a number from 0 up (1 for no guidance), got {guidance_scale}")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral sampling), got {eta}")
+        if not (isinstance(guidance_scale, Real) and 0 <= guidance_scale < math.inf):
+            raise ValueError(f"guidance_scale must be a number from 0 up (1 for no guidance), got {guidance_scale!r}")
+        if not (isinstance(eta, Real) and 0 <= eta <= 1):
+            raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral sampling), got {eta!r}")
         if eta and not is_ddim:
             raise ValueError(f"eta must be 0 for a generator trained with prediction='flow', got {eta}")
         if rng is not None and not isinstance(rng, torch.Generator):

@@ -50,6 +50,7 @@ def main(config: DictConfig) -> None:
         start,
         prompt,
         num_samples=config.num_samples,
+        best_of=config.best_of,
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
         task_bits=None if config.task_bits is None else list(config.task_bits),

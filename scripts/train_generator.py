@@ -19,6 +19,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from .allocator import keep_freed_memory
 from .cli import console, run, save_run
 
 
@@ -34,6 +35,7 @@ def main(config: DictConfig) -> None:
     from zoo.storage.zoo import Zoo
     from zoo.tracking import make_tracker
 
+    keep_freed_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")  # hints on workers and checkpoints
     if config.num_threads:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from zoo.networks.alignment import align, groups_are_independent
 from zoo.networks.layout import ParamLayout
 from zoo.networks.metrics import euclidean_distances, matched_distances
 from zoo.networks.symmetry import Permutations, grouped_axes
+from zoo.storage.zoo import Zoo
 
 DEFAULT_NUM_CANDIDATES: Final = 128
 _PAIRS_PER_MATCHING: Final = 4096
@@ -62,6 +64,18 @@ def nearest(
     distances = paired_distances(layout, mine, others[candidates.flatten()]).view(candidates.shape)
     distances, chosen = distances.topk(k, largest=False)
     return Neighbours(distances, candidates.gather(1, chosen))
+
+
+def nearest_runs(zoo: Zoo, params: Tensor, *, k: int = 3) -> Neighbours:
+    """The runs of a zoo whose last networks are nearest to networks (N, P); `index` holds the numbers of the runs.
+
+    Raises:
+        ValueError: if there are fewer than k runs.
+    """
+    runs = zoo.usable_runs()
+    last = (zoo.inner_step[runs] >= 0).sum(1) - 1
+    found = nearest(zoo.layout, params, torch.from_numpy(zoo.read(np.stack((runs, last), axis=1))), k=k)
+    return Neighbours(found.distances, torch.from_numpy(runs)[found.index])
 
 
 def paired_distances(layout: ParamLayout, params: Tensor, others: Tensor) -> Tensor:

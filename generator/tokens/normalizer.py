@@ -22,6 +22,7 @@ from generator.tokens.tokenizer import ParamTokenizer, is_generated, make_tokeni
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 
 _MIN_STD: Final = 1e-4
+_MIN_STD_OF_NUMBER: Final = 1e-8  # of one number in many networks, which may differ by very little
 _MIN_VARIANCE: Final = 1e-8
 _FACTOR_SPREAD: Final = 2.5  # of the largest component of adapters over all of them
 _NUMBERS_PER_PASS: Final = 2**18  # so that they stay in the cache
@@ -67,6 +68,7 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         chunk_width: numbers per chunk; 0 for one chunk.
         statistics: number of statistics by key; `mean` and `std` hold them in sorted order.
         recompute_batch_norm: whether BatchNorm's running statistics are recomputed on training images after sampling.
+        statistics_per_number: of chunk tokens, see ChunkTokenizer.
     """
 
     __module__ = "generator"  # what saved pipelines name: the public surface, not this file
@@ -79,6 +81,8 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         chunk_width: int = 64,
         statistics: dict[str, int] | None = None,
         recompute_batch_norm: bool = False,
+        *,
+        statistics_per_number: bool = False,
     ) -> None:
         super().__init__()
         sizes = dict(sorted((statistics or {}).items()))  # saved configs are sorted
@@ -107,6 +111,7 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         *,
         chunk_width: int = 64,
         recompute_batch_norm: bool = False,
+        statistics_per_number: bool = False,
     ) -> ParamNormalizer:
         """Normalizer whose statistics average over the layouts with equal weight.
 
@@ -116,11 +121,14 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             params: for each layout, networks (N, P) of training runs.
             chunk_width: numbers per chunk.
             recompute_batch_norm: whether running statistics are recomputed after sampling.
+            statistics_per_number: of chunk tokens, see ChunkTokenizer.
         """
         moments: dict[str, list[Tensor]] = {}
         factors: set[str] = set()
         for layout, networks in zip(layouts, params, strict=True):
-            cut = make_tokenizer(tokenizer, layout, chunk_width=chunk_width)
+            cut = make_tokenizer(
+                tokenizer, layout, chunk_width=chunk_width, statistics_per_number=statistics_per_number
+            )
             for key, moment in _moments(cut, networks).items():
                 moments.setdefault(key, []).append(moment)
             factors |= cut.factor_keys
@@ -131,18 +139,21 @@ class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             chunk_width=chunk_width,
             statistics={key: moment.shape[1] for key, moment in pooled.items()},
             recompute_batch_norm=recompute_batch_norm,
+            statistics_per_number=statistics_per_number,
         )
         mean, square = torch.cat(list(pooled.values()), dim=1)
         copied = torch.cat([torch.full((m.shape[1],), key.startswith("copied:")) for key, m in pooled.items()])
         spread = [torch.full((m.shape[1],), _FACTOR_SPREAD if key in factors else 1.0) for key, m in pooled.items()]
-        std = torch.cat(spread) * ((square - mean.square()).clamp(min=0).sqrt() + _MIN_STD)
+        floor = _MIN_STD_OF_NUMBER if statistics_per_number else _MIN_STD
+        std = torch.cat(spread) * ((square - mean.square()).clamp(min=0).sqrt() + floor)
         normalizer.mean.copy_(torch.where(copied, mean.round(), mean))
         normalizer.std.copy_(torch.where(copied, 0.0, std))
         return normalizer
 
     def make_tokenizer(self, layout: ParamLayout) -> ParamTokenizer:
         """Tokenizer of a layout, of the kind the statistics were fitted with."""
-        return make_tokenizer(self.config["tokenizer"], layout, chunk_width=self.config["chunk_width"])
+        names = ("chunk_width", "statistics_per_number")
+        return make_tokenizer(self.config["tokenizer"], layout, **{name: self.config[name] for name in names})
 
     def scale(self, tokenizer: ParamTokenizer) -> Scale:
         """Normalisation for one layout, which need not be among those of the fit but must have known features.

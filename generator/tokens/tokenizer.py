@@ -187,14 +187,17 @@ class ChunkTokenizer(ParamTokenizer):
     Args:
         layout: the network.
         chunk_width: W; 0 for the whole network in one chunk, a flat vector.
+        statistics_per_number: whether every number has statistics of its own, not every slot; for networks of one run,
+            which differ by little from their mean.
     """
 
-    def __init__(self, layout: ParamLayout, chunk_width: int = 64) -> None:
+    def __init__(self, layout: ParamLayout, chunk_width: int = 64, *, statistics_per_number: bool = False) -> None:
         if chunk_width < 0:
             raise ValueError(f"chunk_width must be positive, or 0 for one chunk, got {chunk_width}")
         self.layout = layout
         slots = tuple(slot for slot in layout if is_generated(slot) and slot.numel)
         self.chunk_width = chunk_width or sum(slot.numel for slot in slots)
+        self.statistics_per_number = statistics_per_number
         self._pieces = tuple((slot,) for slot in slots) if chunk_width else (slots,)  # cut one by one
         sizes = [sum(slot.numel for slot in piece) for piece in self._pieces]
         self._counts = tuple(math.ceil(size / self.chunk_width) for size in sizes)
@@ -234,22 +237,27 @@ class ChunkTokenizer(ParamTokenizer):
         return _join_slots(self.layout, parts)
 
     def statistics(self) -> tuple[dict[str, int], Tensor]:
-        sizes = {slot.name if is_generated(slot) else _copied_key(slot): 1 for slot in self.layout if slot.numel}
+        own = self.statistics_per_number
+        sizes = {slot.name: slot.numel if own else 1 for piece in self._pieces for slot in piece}
         sizes |= {_copied_key(slot): slot.numel for slot in self.layout if not is_generated(slot)}
         first = _offsets(sizes)
-        parts = {slot.name: torch.full((slot.numel,), first[slot.name]) for piece in self._pieces for slot in piece}
+        parts = {
+            slot.name: first[slot.name] + torch.arange(slot.numel) * own for piece in self._pieces for slot in piece
+        }
         return sizes, _fill_copied(self.layout, _join_slots(self.layout, parts), first)
 
 
-def make_tokenizer(kind: str, layout: ParamLayout, *, chunk_width: int = 64) -> ParamTokenizer:
-    """Tokenizer of that kind: "neuron" or "chunk", the latter with chunks of `chunk_width` numbers (0: one chunk).
+def make_tokenizer(
+    kind: str, layout: ParamLayout, *, chunk_width: int = 64, statistics_per_number: bool = False
+) -> ParamTokenizer:
+    """Tokenizer of that kind: "neuron", or "chunk" with the options of ChunkTokenizer.
 
     Raises:
         ValueError: for another kind.
         LayoutMismatchError: for a layout that has no symmetry groups and needs chunks.
     """
     if kind == "chunk":
-        return ChunkTokenizer(layout, chunk_width)
+        return ChunkTokenizer(layout, chunk_width, statistics_per_number=statistics_per_number)
     if kind != "neuron":
         raise ValueError(f"tokenizer must be 'neuron' or 'chunk', got {kind!r}")
     if not layout.groups:

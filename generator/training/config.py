@@ -67,6 +67,8 @@ class GeneratorConfig:
     Attributes:
         tokenizer: "neuron" or "chunk".
         chunk_width: numbers per chunk token; 0 for the whole network in one token.
+        statistics_per_number: whether chunk tokens are normalised number by number, not slot by slot: then what is
+            learned of networks of one run is how they differ, not what they share.
         metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
         task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
         num_task_bits: see there.
@@ -87,6 +89,7 @@ class GeneratorConfig:
 
     tokenizer: str = "neuron"
     chunk_width: int = 64
+    statistics_per_number: bool = False
     metrics: Sequence[str] = ("loss",)
     task_bits: str | None = None
     num_task_bits: int = 0

@@ -26,16 +26,18 @@ from generator.training.resumption import begin_or_resume
 from generator.training.tasks import holding_out, with_splits
 from generator.training.validation import AlignmentSelection, calibrations
 from generator.trajectories import Trajectories
+from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 from zoo.tracking import make_tracker
 
 _NETWORKS_FOR_STATISTICS: Final = 8192
-_MAX_NUMBERS: Final = 2**27  # numbers read for the statistics of one zoo
+_MAX_NUMBERS: Final = 2**29  # numbers read for the statistics of one zoo
 _FROM_CONFIG: Final = {"max_epochs", "reload_dataloaders_every_n_epochs"}  # no options of the trainer's
 
 
+@torch_defaults()
 def train_generator(
     zoos: Zoo | Sequence[Zoo],
     config: GeneratorConfig | None = None,
@@ -64,6 +66,10 @@ def train_generator(
             there is no such device, or the trainer has no such option.
     """
     config = config or GeneratorConfig()
+    if not isinstance(config, GeneratorConfig):
+        raise TypeError(f"config must be a GeneratorConfig, got a {type(config).__name__}")
+    if not isinstance(out, str | Path):
+        raise TypeError(f"out must be the folder of the training, got {out!r}")
     zoos = [zoos] if isinstance(zoos, Zoo | str | Path) else list(zoos)
     if not zoos:
         raise ValueError("zoos must hold at least one zoo, got none")
@@ -131,6 +137,7 @@ def assemble(
         samples,
         chunk_width=config.chunk_width,
         recompute_batch_norm=config.recompute_batch_norm,
+        statistics_per_number=config.statistics_per_number,
     )
     contexts = [
         NetworkContext.of(normalizer, one.layout, task, real)

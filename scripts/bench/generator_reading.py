@@ -1,0 +1,219 @@
+"""What can be read from weights alone? A reader, beside gradient boosting and ridge regression on weight statistics.
+
+    python -m scripts.bench.generator_reading runs out/zoo [--seeds 3] [--record]
+    python -m scripts.bench.generator_reading widths A,B,C --unseen D,E [--record]
+    python -m scripts.bench.generator_reading best-of out/zoo --pipeline out/generator [--record]
+
+`runs` reads all snapshots of the test runs of a zoo, `widths` the test runs of zoos of widths that were not trained on.
+The rivals are those of Unterthiner et al. 2020 (arXiv 2002.11448): mean, deviation and quantiles of every layer; their
+settings are chosen on validation runs. `best-of` asks a generator for losses, from noise, and keeps one network of so
+many by what the pipeline's reader says of them. Two to six CPU-minutes a seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.linear_model import RidgeCV
+from torch import Tensor
+
+from generator import ParameterPipeline, prompt_grid, train_reader
+from generator.evaluation.reading import reading_report
+from generator.reading.statistics import weight_statistics
+from generator.training.reader import Labelled, ReaderConfig
+from generator.training.tasks import task_of
+from generator.trajectories import Trajectories
+from zoo import Zoo
+from zoo.networks.metrics import r2
+
+from ..rows import Row
+from .record import arguments, publish
+
+READ = ("test_error", "test_loss", "lr")
+SHOWN = {"test_error": "test accuracy", "test_loss": "test loss", "lr": "learning rate"}
+NUM_LEAVES = (15, 63)
+NUM_TREES = 400
+PENALTIES = np.logspace(-4, 4, 9)
+PACKAGES = ("torch", "numpy", "scikit-learn")
+CANDIDATES = (1, 8)
+NUM_ASKED = 128
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.set_defaults(num_threads=1)
+    parser.add_argument("question", choices=("runs", "widths", "best-of"))
+    parser.add_argument("zoos", help="zoos to train on, separated by commas")
+    parser.add_argument("--unseen", default="", help="zoos of other widths")
+    parser.add_argument("--pipeline", help="of a generator with a reader")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    kinds = {"runs": run_rows, "widths": width_rows, "best-of": best_of_rows}
+    publish("reading", kinds[options.question](options), options, packages=PACKAGES)
+
+
+def run_rows(options: argparse.Namespace) -> Iterator[Row]:
+    zoos = opened(options.zoos)
+    for method, reports in methods(zoos, options.seeds):
+        yield row(
+            "How well are networks of runs never seen read from their weights? R²",
+            {"runs": described(zoos), "reader": method},
+            [report[0] for report in reports(zoos)],
+            f"All snapshots of {len(zoos[0].split('test'))} test runs; finals: their last ones alone. Losses and "
+            "learning rates count by their logarithms. Intervals promise 90%. Mean and range over seeds.",
+        )
+
+
+def width_rows(options: argparse.Namespace) -> Iterator[Row]:
+    zoos, unseen = opened(options.zoos), opened(options.unseen)
+    for method, reports in methods(zoos, options.seeds):
+        for zoo, of_seeds in zip(unseen, zip(*reports(unseen), strict=True), strict=True):
+            yield row(
+                "How well are networks of widths never seen read? R²",
+                {"trained on": described(zoos), "read": described([zoo]), "reader": method},
+                of_seeds,
+                "All snapshots of the test runs of the unseen width; as above.",
+            )
+
+
+def methods(zoos: Sequence[Zoo], num_seeds: int) -> Iterator[tuple[str, object]]:
+    """Readers by name, each as a function from zoos to reports (seeds, zoos) as `reading_report` has them."""
+    for name, config in {"learned": ReaderConfig(), "learned, statistics alone": ReaderConfig(num_inputs=0)}.items():
+        readers = [train_reader(zoos, replace(config, seed=seed)) for seed in range(num_seeds)]
+        yield name, lambda some, readers=readers: [[reading_report(one, zoo) for zoo in some] for one in readers]
+    rivals = Rivals(zoos)
+    for name in ("gradient boosting", "ridge"):
+        yield f"{name} on statistics", lambda some, name=name: [[rivals.report(name, zoo) for zoo in some]]
+
+
+class Rivals:
+    """Regression on weight statistics; settings are chosen on validation runs, quantity by quantity.
+
+    Args:
+        zoos: to train on.
+    """
+
+    def __init__(self, zoos: Sequence[Zoo]) -> None:
+        self.quantities = [name for name in READ if all(name in {*z.spec.metric_names, *z.spec.columns} for z in zoos)]
+        train, val = (
+            [np.concatenate(some) for some in zip(*(self.table(zoo, s)[:2] for zoo in zoos), strict=True)]
+            for s in ("train", "val")
+        )
+        self.models: dict[str, list] = {"gradient boosting": [], "ridge": []}
+        for column in range(len(self.quantities)):
+            y, y_val = train[1][:, column], val[1][:, column]
+            self.models["gradient boosting"].append(boosted(train[0], y, val[0], y_val))
+            scale = train[0].std(0) + 1e-9
+            self.models["ridge"].append(Scaled(RidgeCV(PENALTIES).fit(train[0] / scale, y), scale))
+
+    def table(self, zoo: Zoo, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Statistics (B, S), quantities (B, Q) on readers' scales, and whether a network is its run's last one (B,)."""
+        runs = Labelled.of(zoo, split, self.quantities)
+        rows, snapshots = runs.everything()
+        params, values = runs.at(rows, snapshots)
+        known = np.stack([scaled(name, values[name]).numpy() for name in self.quantities], 1)
+        is_last = snapshots == runs.runs.counts[rows] - 1
+        return weight_statistics(zoo.layout, params).numpy(), known, is_last.numpy()
+
+    def report(self, name: str, zoo: Zoo) -> dict[str, dict[str, float]]:
+        inputs, known, is_last = self.table(zoo, "test")
+        found = {}
+        for column, (quantity, model) in enumerate(zip(self.quantities, self.models[name], strict=True)):
+            read, true = torch.from_numpy(model.predict(inputs)), torch.from_numpy(known[:, column])
+            finals = torch.from_numpy(is_last)
+            found[quantity] = {"r2": r2(read, true).item(), "finals": r2(read[finals], true[finals]).item()}
+        return found
+
+
+class Scaled:
+    """A linear model of columns that are divided by their scale."""
+
+    def __init__(self, model: RidgeCV, scale: np.ndarray) -> None:
+        self.model, self.scale = model, scale
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        return self.model.predict(inputs / self.scale)
+
+
+def scaled(name: str, values: Tensor) -> Tensor:
+    return values if name.endswith("error") else (values + (1e-4 if name.endswith("loss") else 0)).log()
+
+
+def boosted(inputs: np.ndarray, y: np.ndarray, held: np.ndarray, y_held: np.ndarray) -> HistGradientBoostingRegressor:
+    """The best on validation runs, among numbers of leaves and of trees."""
+    scores = {}
+    for leaves in NUM_LEAVES:
+        model = HistGradientBoostingRegressor(learning_rate=0.08, max_iter=NUM_TREES, max_leaf_nodes=leaves)
+        model.fit(inputs, y)
+        for count, predicted in enumerate(model.staged_predict(held), start=1):
+            scores[leaves, count] = float(np.square(predicted - y_held).mean())
+    leaves, count = min(scores, key=scores.__getitem__)
+    return HistGradientBoostingRegressor(learning_rate=0.08, max_iter=count, max_leaf_nodes=leaves).fit(inputs, y)
+
+
+def best_of_rows(options: argparse.Namespace) -> Iterator[Row]:
+    (zoo,) = opened(options.zoos)
+    pipe, task = ParameterPipeline.from_pretrained(options.pipeline), task_of(zoo)
+    prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", ("val_loss",)), "val_loss")
+    for count in CANDIDATES:
+        for asked in (prompts[[0]], prompts):
+            figures = defaultdict(list)
+            for seed in range(options.seeds):
+                rng = torch.Generator().manual_seed(seed)
+                prompt = {"loss": asked.repeat_interleave(NUM_ASKED)}
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    made = pipe(prompt=prompt, num_samples=len(prompt["loss"]), best_of=count, generator=rng).params
+                val, test = task.evaluate(made, "val"), task.evaluate(made, "test")
+                gap = (val["loss"].log() - prompt["loss"].log()).abs()
+                figures["|log achieved - log asked|"].append(gap.mean().item())
+                figures["val loss"].append(val["loss"].mean().item())
+                figures["test accuracy, %"].append(100 * (1 - test["error"]).mean().item())
+            yield Row(
+                question="What does it buy to keep one network of several by what the reader says, without data?",
+                setting={"prompts": "lowest" if len(asked) == 1 else f"all {len(asked)}", "best_of": count},
+                figures={name: statistics.fmean(values) for name, values in figures.items()},
+                spread={name: (min(values), max(values)) for name, values in figures.items()},
+                seeds=range(options.seeds),
+                note=f"{NUM_ASKED} networks from noise a prompt and seed of the noise; one generator and reader.",
+            )
+
+
+def opened(paths: str) -> list[Zoo]:
+    return [Zoo.open(path) for path in paths.split(",")]
+
+
+def described(zoos: Sequence[Zoo]) -> str:
+    """Networks and learning rates of zoos, in words."""
+    hidden = ", ".join("-".join(map(str, zoo.task_config["hidden"])) for zoo in zoos)
+    rates = zoos[0].runs["lr"]
+    return f"digits, {hidden} units, learning rates {rates.min():.2g} to {rates.max():.2g}"
+
+
+def row(question: str, setting: Mapping[str, str], reports: Sequence[Mapping], note: str) -> Row:
+    """Figures of reports of several seeds."""
+    values = defaultdict(list)
+    for report in reports:
+        for name, shown in SHOWN.items():
+            for key, suffix in (("r2", ""), ("finals", ", finals"), ("coverage", ", in the interval")):
+                if key in report.get(name, {}):
+                    values[shown + suffix].append(report[name][key])
+    return Row(
+        question=question,
+        setting=setting,
+        figures={name: statistics.fmean(some) for name, some in values.items()},
+        spread={name: (min(some), max(some)) for name, some in values.items() if len(some) > 1},
+        note=note,
+    )
+
+
+if __name__ == "__main__":
+    main()
