@@ -32,9 +32,7 @@ class Problem(NamedTuple):
     model: nn.Module
     loss: Callable[[torch.Generator], Tensor]
     num_measured: int = 24  # minibatches on which a loss is measured
-    measured: Callable[[torch.Generator], Tensor] | None = (
-        None  # another loss to be judged by, such as on held-out data
-    )
+    measured: Callable[[torch.Generator], Tensor] | None = None  # to be judged by instead, such as on held-out data
 
 
 def classification(
@@ -321,16 +319,16 @@ def trained_before(make: Callable[[], Problem]) -> nn.Module:
     """The model after AdamW + cosine, where a fine-tuning begins: one for all seeds and optimizers, who copy it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, loss, _ = make()
-        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+        problem = make()
+        optimizer = torch.optim.AdamW(problem.model.parameters(), 3e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _NUM_PRETRAINING_STEPS)
         rng = torch.Generator().manual_seed(0)
         for _ in range(_NUM_PRETRAINING_STEPS):
             optimizer.zero_grad()
-            loss(rng).backward()
+            problem.loss(rng).backward()
             optimizer.step()
             schedule.step()
-        return model
+        return problem.model
 
 
 @lru_cache(maxsize=1)
