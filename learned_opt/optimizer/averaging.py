@@ -82,13 +82,6 @@ def show_iterates(params: Sequence[Tensor], states: Mapping[Tensor, dict[str, An
             _local(param.detach()).copy_(_local(state.pop(ITERATE)))
 
 
-@torch.no_grad()
-def holds_averages(params: Sequence[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> bool:
-    """Whether all parameters that have an average are it, to the bit."""
-    pairs = [(param, states[param][AVERAGE]) for param in params if AVERAGE in states.get(param, {})]
-    return bool(pairs) and all(torch.equal(_local(p.detach()), _local(mean).to(p.dtype)) for p, mean in pairs)
-
-
 def _exact(param: Tensor, remainder: Tensor | None) -> Tensor:
     if param.dtype == torch.float64:
         return param

@@ -47,14 +47,6 @@ class Remarks:
                 "training hardly moves; leave it out",
             )
 
-    def of_averages(self) -> None:
-        """A training that goes on from averages."""
-        self._say(
-            "averages",
-            "the model holds averages, but the optimizer was saved after train(): training goes on from them, and not "
-            "from where it was; save both before eval(), or both after it",
-        )
-
     def of_horizon(self, num_steps: int, horizon: int) -> None:
         """Steps beyond the horizon."""
         if num_steps >= horizon:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learned_opt.optimizer.averaging import holds_averages, show_averages, show_iterates, update_averages
+from learned_opt.optimizer.averaging import show_averages, show_iterates, update_averages
 from learned_opt.optimizer.checks import check_options, check_param, checked_horizon
 from learned_opt.optimizer.counters import COUNTERS, advance, counted, read_counters
 from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
@@ -105,7 +105,6 @@ class LearnedOptimizer(Optimizer):
         self._most_steps = 0  # no fewer than `inner_step`, which may be on a device
         self._num_skipped_in_a_row: int | Tensor = 0
         self._num_idle_in_a_row = 0
-        self._is_resumed = False
         self._bad: tuple[list[str], Tensor] | None = None  # matrices of the last step that may have been skipped
         self._loading: Mapping[str, Any] | None = None
         if isinstance(params, nn.Module):
@@ -204,9 +203,6 @@ class LearnedOptimizer(Optimizer):
         first = self.param_groups[0]
         if not first["train_mode"]:
             raise RuntimeError("the model holds averaged weights; call optimizer.train() before training goes on")
-        if self._is_resumed and self.inner_step > 1 and holds_averages(self._all_params(), self.state):
-            self._remarks.of_averages()  # after the first update they are the weights
-        self._is_resumed = False
         returned = None
         if closure is not None:
             with torch.enable_grad():
@@ -278,12 +274,7 @@ class LearnedOptimizer(Optimizer):
         with read_counters(self.param_groups):
             groups = [dict(group) for group in self.param_groups]
         own = ("pretrained", "nonfinite", "kahan_sum", "_remarks", "_loading", "_num_idle_in_a_row")
-        fresh: dict[str, Any] = {
-            "_thetas": {},
-            "_bad": None,
-            "_is_resumed": False,
-            "_num_skipped_in_a_row": int(self._num_skipped_in_a_row),
-        }
+        fresh: dict[str, Any] = {"_thetas": {}, "_bad": None, "_num_skipped_in_a_row": int(self._num_skipped_in_a_row)}
         return {
             **super().__getstate__(),
             "param_groups": groups,
@@ -297,7 +288,6 @@ class LearnedOptimizer(Optimizer):
             for group, own in zip(state["param_groups"], self.param_groups, strict=True):
                 complete_group(group, own)
             restore_float32(state, loading)
-            self._is_resumed = True
             check_state(state["param_groups"], state["state"], self.pretrained.rule)
             for tensors in state["state"].values():  # kernels take dense ones alone; others may have been saved
                 tensors.update({key: value.contiguous() for key, value in tensors.items()})

@@ -1,7 +1,6 @@
 """Averages of weights: equal to a loop that says what they are, in every dtype, mode and checkpoint."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -63,24 +62,6 @@ def test_no_step_is_made_on_averages():
     optimizer.eval()
     with pytest.raises(RuntimeError, match=r"call optimizer\.train\(\)"):
         train(model, optimizer, [3])
-
-
-def test_a_model_saved_with_averages_and_an_optimizer_saved_without_are_told_apart():
-    model = make_model()
-    optimizer = make(model)
-    train(model, optimizer, range(3))
-    optimizer.eval()
-    averages = copy.deepcopy(model.state_dict())
-    optimizer.train()
-    for saved, is_said in ((averages, True), (copy.deepcopy(model.state_dict()), False)):
-        other = make_model()
-        other.load_state_dict(saved)
-        resumed = make(other)
-        resumed.load_state_dict(optimizer.state_dict())
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            train(other, resumed, [3])
-        assert ["the model holds averages" in str(warning.message) for warning in caught] == [True] * is_said
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
