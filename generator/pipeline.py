@@ -31,6 +31,8 @@ from generator.model import transformer
 from generator.model.context import NetworkContext
 from generator.networks import GeneratedParams, Start, has_adapters, in_one_form, only_layout, read_start
 from generator.prompts.calibration import Calibration
+from generator.prompts.examples import Examples
+from generator.prompts.plausibility import loss_on_prompts, warn_of_unusual
 from generator.prompts.prompt import TASK_BITS, Prompt, PromptValue
 from generator.reading import reader as readers
 from generator.reading.choice import best_of as index_of_best
@@ -65,6 +67,8 @@ class ParameterPipeline(DiffusionPipeline):
         tasks: of each of the normalizer's layouts, as `get_task` takes them; None for those that it cannot make.
         calibrations: of prompts of one metric, by mode ("start", "noise") for each of the normalizer's layouts;
             None to ask the model for the very values of a prompt.
+        usual_losses: that networks have at most on the examples of their own prompts, for each of the normalizer's
+            layouts, see `generator.prompts.plausibility`; None where that is not known.
         reader: reads networks from their weights; None for a pipeline that only makes them.
     """
 
@@ -80,12 +84,17 @@ class ParameterPipeline(DiffusionPipeline):
         task_bits_column: str | None = None,
         tasks: list[Any] | None = None,  # diffusers warns of types that it cannot check, as dict | None
         calibrations: list[dict[str, dict[str, Any]]] | None = None,
+        usual_losses: list[Any] | None = None,
         reader: readers.WeightReader | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(model=model, normalizer=normalizer, scheduler=scheduler, reader=reader)
         self.register_to_config(
-            splits=splits, task_bits_column=task_bits_column, tasks=tasks, calibrations=calibrations
+            splits=splits,
+            task_bits_column=task_bits_column,
+            tasks=tasks,
+            calibrations=calibrations,
+            usual_losses=usual_losses,
         )
         self.base: dict[str, Tensor] = {}
         self.model: transformer.RecurrentDiffusionTransformer
@@ -252,6 +261,8 @@ class ParameterPipeline(DiffusionPipeline):
             eta=eta,
             generator=generator,
         )
+        if asked.examples is not None and not bool(asked.asks_metric.any()):
+            self._check_fit(context, asked.examples, generated)
         if starts is not None:
             for slot in layout:
                 if not is_generated(slot):
@@ -323,6 +334,13 @@ class ParameterPipeline(DiffusionPipeline):
             raise ValueError(f"eta must be 0 for a generator trained with prediction='flow', got {eta}")
         if rng is not None and not isinstance(rng, torch.Generator):
             raise ValueError(f"generator must be a torch.Generator, got {rng!r}; use torch.Generator().manual_seed(0)")
+
+    def _check_fit(self, context: NetworkContext, examples: Examples, generated: Tensor) -> None:
+        """Warn of networks that do not fit the examples by which alone they were asked for."""
+        known = dict(zip(self.normalizer.layouts, self.config["usual_losses"] or (), strict=False))
+        usual = known.get(context.layout)
+        if usual is not None and context.task is not None:
+            warn_of_unusual(loss_on_prompts(context.task, generated, examples.to(generated.device)), usual)
 
     def _calibrated(self, prompt: Prompt, layout: ParamLayout, mode: str) -> Prompt:
         """What to ask the model for; a layout or a mode that it was not trained on is asked as it is."""

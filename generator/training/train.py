@@ -24,7 +24,7 @@ from generator.training.inputs import tasks_of, training_runs, validation_starts
 from generator.training.module import GeneratorModule, PairDataModule
 from generator.training.resumption import begin_or_resume
 from generator.training.tasks import holding_out, with_splits
-from generator.training.validation import AlignmentSelection, calibrations
+from generator.training.validation import AlignmentSelection, calibrations, usual_losses
 from generator.trajectories import Trajectories
 from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
@@ -109,6 +109,9 @@ def train_generator(
     if config.calibrate_prompts and validation:
         pipe.to(trainer.strategy.root_device)
         pipe.register_to_config(calibrations=calibrations(pipe, validation, config.pairs.modes))
+    if config.pairs.num_examples is not None and "noise" in config.pairs.modes:
+        pipe.to(trainer.strategy.root_device)
+        pipe.register_to_config(usual_losses=usual_losses(pipe, zoos, tasks))
     pipe.to("cpu")
     if trainer.is_global_zero:
         pipe.save_pretrained(Path(out) / PIPELINE_FOLDER)
