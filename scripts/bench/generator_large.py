@@ -10,7 +10,6 @@ core.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from zoo.networks.metrics import mean_over_pairs, wrong_prediction_iou
 from zoo.tasks.task import Task
 
 from ..rows import Row
-from .record import arguments, publish
+from .command import bench
 
 QUESTION = "Does a generator of a large network do more than averages and noise?"
 NOISE_LEVELS = (0.01, 0.03, 0.1, 0.2)  # in units of each tensor's root mean square
@@ -62,28 +61,25 @@ class Snapshots:
         return self.mean + self.deviations[index]
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("pipeline")
-    parser.add_argument("--zoo", required=True)
-    parser.add_argument("--samples", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=8, help="denoising steps")
-    options = parser.parse_args()
-    publish("large", rows(options), options, packages=("torch", "timm", "diffusers"))
+def rows(pipeline: str, *, zoo: str, samples: int = 6, steps: int = 8) -> Iterator[Row]:
+    """Samples of a generator, the snapshots of its run, and what averages and noise make of these.
 
-
-def rows(options: argparse.Namespace) -> Iterator[Row]:
-    snapshots = Snapshots.of(Zoo.open(options.zoo))
+    Args:
+        pipeline: output of `scripts.train_generator`.
+        zoo: that it was trained on.
+        samples: networks of each kind.
+        steps: of denoising.
+    """
+    snapshots = Snapshots.of(Zoo.open(zoo))
     rng = torch.Generator().manual_seed(0)
-    pipe = ParameterPipeline.from_pretrained(options.pipeline)
+    pipe = ParameterPipeline.from_pretrained(pipeline)
 
     def generated(_: int) -> Tensor:
-        return pipe(num_samples=1, num_inference_steps=options.steps, generator=rng).params[0]
+        return pipe(num_samples=1, num_inference_steps=steps, generator=rng).params[0]
 
-    everything = {"snapshots": (snapshots.__getitem__, len(snapshots)), "generated": (generated, options.samples)}
+    everything = {"snapshots": (snapshots.__getitem__, len(snapshots)), "generated": (generated, samples)}
     everything["mean of the snapshots"] = (lambda _: snapshots.mean, 1)
-    everything |= {name: (make, options.samples) for name, make in controls(snapshots, rng).items()}
+    everything |= {name: (make, samples) for name, make in controls(snapshots, rng).items()}
     for name, (make, count) in everything.items():
         yield row(name, snapshots, make, count)
 
@@ -162,4 +158,4 @@ def predicted(task: Task, params: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    bench("large", rows, packages=("torch", "timm", "diffusers"), num_threads=1)

@@ -12,11 +12,10 @@ many by what the pipeline's reader says of them. Two to six CPU-minutes a seed.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +34,7 @@ from zoo import Zoo
 from zoo.networks.metrics import r2
 
 from ..rows import Row
-from .record import arguments, publish
+from .command import bench
 
 READ = ("test_error", "test_loss", "lr")
 SHOWN = {"test_error": "test accuracy", "test_loss": "test loss", "lr": "learning rate"}
@@ -45,24 +44,32 @@ PENALTIES = np.logspace(-4, 4, 9)
 PACKAGES = ("torch", "numpy", "scikit-learn")
 CANDIDATES = (1, 8)
 NUM_ASKED = 128
+Report = Mapping[str, Mapping[str, float]]
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("question", choices=("runs", "widths", "best-of"))
-    parser.add_argument("zoos", help="zoos to train on, separated by commas")
-    parser.add_argument("--unseen", default="", help="zoos of other widths")
-    parser.add_argument("--pipeline", help="of a generator with a reader")
-    parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
-    kinds = {"runs": run_rows, "widths": width_rows, "best-of": best_of_rows}
-    publish("reading", kinds[options.question](options), options, packages=PACKAGES)
+def rows(question: str, zoos: str, *, unseen: str = "", pipeline: str = "", seeds: int = 3) -> Iterator[Row]:
+    """What is asked.
+
+    Args:
+        question: runs, widths or best-of.
+        zoos: to train on, separated by commas.
+        unseen: zoos of other widths.
+        pipeline: folder of a generator with a reader.
+        seeds: of readers, or of the noise from which networks are made.
+    """
+    some = [Zoo.open(path) for path in zoos.split(",")]
+    if question == "runs":
+        yield from run_rows(some, seeds)
+    elif question == "widths":
+        yield from width_rows(some, [Zoo.open(path) for path in unseen.split(",")], seeds)
+    elif question == "best-of":
+        yield from best_of_rows(some[0], ParameterPipeline.from_pretrained(pipeline), seeds)
+    else:
+        raise ValueError(f"question must be runs, widths or best-of, got {question!r}")
 
 
-def run_rows(options: argparse.Namespace) -> Iterator[Row]:
-    zoos = opened(options.zoos)
-    for method, reports in methods(zoos, options.seeds):
+def run_rows(zoos: Sequence[Zoo], num_seeds: int) -> Iterator[Row]:
+    for method, reports in methods(zoos, num_seeds):
         yield row(
             "How well are networks of runs never seen read from their weights? R²",
             {"runs": described(zoos), "reader": method},
@@ -72,9 +79,8 @@ def run_rows(options: argparse.Namespace) -> Iterator[Row]:
         )
 
 
-def width_rows(options: argparse.Namespace) -> Iterator[Row]:
-    zoos, unseen = opened(options.zoos), opened(options.unseen)
-    for method, reports in methods(zoos, options.seeds):
+def width_rows(zoos: Sequence[Zoo], unseen: Sequence[Zoo], num_seeds: int) -> Iterator[Row]:
+    for method, reports in methods(zoos, num_seeds):
         for zoo, of_seeds in zip(unseen, zip(*reports(unseen), strict=True), strict=True):
             yield row(
                 "How well are networks of widths never seen read? R²",
@@ -84,7 +90,7 @@ def width_rows(options: argparse.Namespace) -> Iterator[Row]:
             )
 
 
-def methods(zoos: Sequence[Zoo], num_seeds: int) -> Iterator[tuple[str, object]]:
+def methods(zoos: Sequence[Zoo], num_seeds: int) -> Iterator[tuple[str, Callable[[Sequence[Zoo]], list[list[Report]]]]]:
     """Readers by name, each as a function from zoos to reports (seeds, zoos) as `reading_report` has them."""
     for name, config in {"learned": ReaderConfig(), "learned, statistics alone": ReaderConfig(num_inputs=0)}.items():
         readers = [train_reader(zoos, replace(config, seed=seed)) for seed in range(num_seeds)]
@@ -159,14 +165,13 @@ def boosted(inputs: np.ndarray, y: np.ndarray, held: np.ndarray, y_held: np.ndar
     return HistGradientBoostingRegressor(learning_rate=0.08, max_iter=count, max_leaf_nodes=leaves).fit(inputs, y)
 
 
-def best_of_rows(options: argparse.Namespace) -> Iterator[Row]:
-    (zoo,) = opened(options.zoos)
-    pipe, task = ParameterPipeline.from_pretrained(options.pipeline), task_of(zoo)
+def best_of_rows(zoo: Zoo, pipe: ParameterPipeline, num_seeds: int) -> Iterator[Row]:
+    task = task_of(zoo)
     prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", ("val_loss",)), "val_loss")
     for count in CANDIDATES:
         for asked in (prompts[[0]], prompts):
             figures = defaultdict(list)
-            for seed in range(options.seeds):
+            for seed in range(num_seeds):
                 rng = torch.Generator().manual_seed(seed)
                 prompt = {"loss": asked.repeat_interleave(NUM_ASKED)}
                 with warnings.catch_warnings():
@@ -182,13 +187,9 @@ def best_of_rows(options: argparse.Namespace) -> Iterator[Row]:
                 setting={"prompts": "lowest" if len(asked) == 1 else f"all {len(asked)}", "best_of": count},
                 figures={name: statistics.fmean(values) for name, values in figures.items()},
                 spread={name: (min(values), max(values)) for name, values in figures.items()},
-                seeds=range(options.seeds),
+                seeds=range(num_seeds),
                 note=f"{NUM_ASKED} networks from noise a prompt and seed of the noise; one generator and reader.",
             )
-
-
-def opened(paths: str) -> list[Zoo]:
-    return [Zoo.open(path) for path in paths.split(",")]
 
 
 def described(zoos: Sequence[Zoo]) -> str:
@@ -216,4 +217,4 @@ def row(question: str, setting: Mapping[str, str], reports: Sequence[Mapping], n
 
 
 if __name__ == "__main__":
-    main()
+    bench("reading", rows, packages=PACKAGES, num_threads=1)
