@@ -140,7 +140,8 @@ def test_numbers_that_hardly_differ_are_told_apart_by_statistics_of_their_own(la
     trained = scale.normalize(networks)[:, : layout.num_trainable]
     torch.testing.assert_close(trained.mean(0), torch.zeros(layout.num_trainable), rtol=0, atol=0.05)
     torch.testing.assert_close(trained.std(0), torch.ones(layout.num_trainable), rtol=0, atol=0.1)
-    torch.testing.assert_close(scale.denormalize(scale.normalize(networks)), networks, rtol=1e-6, atol=1e-6)
+    back = scale.denormalize(scale.normalize(networks))[:, : layout.num_trainable]
+    torch.testing.assert_close(back, networks[:, : layout.num_trainable], rtol=1e-6, atol=1e-6)
 
 
 def test_statistics_are_those_of_exchangeable_features():
