@@ -36,8 +36,14 @@ from zoo.networks.metrics import r2
 from ..rows import Row
 from .command import bench
 
-READ = ("test_error", "test_loss", "lr")
-SHOWN = {"test_error": "test accuracy", "test_loss": "test loss", "lr": "learning rate"}
+SHOWN = {
+    "test_error": "test accuracy",
+    "test_loss": "test loss",
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "rotation": "rotation",
+    "scale": "scale",
+}
 NUM_LEAVES = (15, 63)
 NUM_TREES = 400
 PENALTIES = np.logspace(-4, 4, 9)
@@ -108,7 +114,7 @@ class Rivals:
     """
 
     def __init__(self, zoos: Sequence[Zoo]) -> None:
-        self.quantities = [name for name in READ if all(name in {*z.spec.metric_names, *z.spec.columns} for z in zoos)]
+        self.quantities = [name for name in SHOWN if all(name in {*z.spec.metric_names, *z.spec.columns} for z in zoos)]
         train, val = (
             [np.concatenate(some) for some in zip(*(self.table(zoo, s)[:2] for zoo in zoos), strict=True)]
             for s in ("train", "val")
@@ -193,10 +199,11 @@ def best_of_rows(zoo: Zoo, pipe: ParameterPipeline, num_seeds: int) -> Iterator[
 
 
 def described(zoos: Sequence[Zoo]) -> str:
-    """Networks and learning rates of zoos, in words."""
-    hidden = ", ".join("-".join(map(str, zoo.task_config["hidden"])) for zoo in zoos)
-    rates = zoos[0].runs["lr"]
-    return f"digits, {hidden} units, learning rates {rates.min():.2g} to {rates.max():.2g}"
+    """Networks and what differs between the runs of zoos, in words."""
+    task, runs = zoos[0].task_config, zoos[0].runs
+    drawn = [f"{SHOWN[name]} {runs[name].min():.2g} to {runs[name].max():.2g}" for name in runs if name in SHOWN]
+    kind = "adapters" if "adapter" in task else ", ".join("-".join(map(str, zoo.task_config["hidden"])) for zoo in zoos)
+    return f"{task['name']}, {kind}; {', '.join(drawn)}"
 
 
 def row(question: str, setting: Mapping[str, str], reports: Sequence[Mapping], note: str) -> Row:
