@@ -28,6 +28,7 @@ from .command import bench
 QUESTION = "Does a generator of a large network do more than averages and noise?"
 NOISE_LEVELS = (0.01, 0.03, 0.1, 0.2)  # in units of each tensor's root mean square
 IMAGES_PER_PASS = 250
+SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def rows(pipeline: str, *, zoo: str, samples: int = 6, steps: int = 8) -> Iterat
     def generated(_: int) -> Tensor:
         return pipe(num_samples=1, num_inference_steps=steps, generator=rng).params[0]
 
-    everything = {"snapshots": (snapshots.__getitem__, len(snapshots)), "generated": (generated, samples)}
+    everything = {SNAPSHOTS: (snapshots.__getitem__, len(snapshots)), "generated": (generated, samples)}
     everything["mean of the snapshots"] = (lambda _: snapshots.mean, 1)
     everything |= {name: (make, samples) for name, make in controls(snapshots, rng).items()}
     for name, (make, count) in everything.items():
@@ -118,12 +119,12 @@ def row(name: str, snapshots: Snapshots, make: Callable[[int], Tensor], count: i
     predictions, offsets = [], []
     for index in range(count):
         params = make(index)
-        predictions.append(predicted(task, params))
+        predictions.append(snapshots.predictions[index] if name == SNAPSHOTS else predicted(task, params))
         offsets.append((params - snapshots.mean)[trained])
     answers, found, apart = targets(task), torch.stack(predictions), torch.stack(offsets)
     num_test = len(task.dataset.test)
     accuracy = 100 * (found == answers)[:, -num_test:].double().mean(1)
-    itself = torch.eye(count, dtype=torch.bool) if name == "snapshots" else torch.zeros(count, len(snapshots)).bool()
+    itself = torch.eye(count, dtype=torch.bool) if name == SNAPSHOTS else torch.zeros(count, len(snapshots)).bool()
     to_snapshots = torch.tensor([[(one - other[trained]).norm() for other in snapshots.deviations] for one in apart])
     overlap = wrong_prediction_iou(found, answers, snapshots.predictions)
     figures = {
