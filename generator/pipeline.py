@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from operator import index
 from pathlib import Path
 from types import MappingProxyType
@@ -30,12 +31,15 @@ from generator.model import transformer
 from generator.model.context import NetworkContext
 from generator.networks import GeneratedParams, Start, has_adapters, in_one_form, only_layout, read_start
 from generator.prompts.calibration import Calibration
+from generator.prompts.examples import Examples
+from generator.prompts.plausibility import loss_on_prompts, warn_of_unusual
 from generator.prompts.prompt import TASK_BITS, Prompt, PromptValue
 from generator.reading import reader as readers
 from generator.reading.choice import best_of as index_of_best
 from generator.sampler import NUM_TRAIN_TIMESTEPS, DDIMScheduler, Scheduler, sample_params
 from generator.tokens import normalizer as normalizers
 from generator.tokens.tokenizer import is_generated
+from zoo.ambient import torch_defaults
 from zoo.checkpoints.adapters import save_adapter
 from zoo.hub import SCHEME, UploadOptions, local_copy
 from zoo.networks.adapters import scale_of
@@ -63,6 +67,8 @@ class ParameterPipeline(DiffusionPipeline):
         tasks: of each of the normalizer's layouts, as `get_task` takes them; None for those that it cannot make.
         calibrations: of prompts of one metric, by mode ("start", "noise") for each of the normalizer's layouts;
             None to ask the model for the very values of a prompt.
+        usual_losses: that networks have at most on the examples of their own prompts, for each of the normalizer's
+            layouts, see `generator.prompts.plausibility`; None where that is not known.
         reader: reads networks from their weights; None for a pipeline that only makes them.
     """
 
@@ -78,12 +84,17 @@ class ParameterPipeline(DiffusionPipeline):
         task_bits_column: str | None = None,
         tasks: list[Any] | None = None,  # diffusers warns of types that it cannot check, as dict | None
         calibrations: list[dict[str, dict[str, Any]]] | None = None,
+        usual_losses: list[Any] | None = None,
         reader: readers.WeightReader | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(model=model, normalizer=normalizer, scheduler=scheduler, reader=reader)
         self.register_to_config(
-            splits=splits, task_bits_column=task_bits_column, tasks=tasks, calibrations=calibrations
+            splits=splits,
+            task_bits_column=task_bits_column,
+            tasks=tasks,
+            calibrations=calibrations,
+            usual_losses=usual_losses,
         )
         self.base: dict[str, Tensor] = {}
         self.model: transformer.RecurrentDiffusionTransformer
@@ -94,6 +105,7 @@ class ParameterPipeline(DiffusionPipeline):
         self._last: tuple[GeneratedParams, Task | None] | None = None
 
     @classmethod
+    @torch_defaults()
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ParameterPipeline:
         """Pipeline in the folder that `save_pretrained` wrote, or in the one that a training was given as `out`.
 
@@ -173,6 +185,7 @@ class ParameterPipeline(DiffusionPipeline):
         known = self.config["splits"]
         return None if known is None else SplitRule.from_dict(known)
 
+    @torch_defaults()
     @torch.no_grad()
     def __call__(
         self,
@@ -248,6 +261,8 @@ class ParameterPipeline(DiffusionPipeline):
             eta=eta,
             generator=generator,
         )
+        if asked.examples is not None and not bool(asked.asks_metric.any()):
+            self._check_fit(context, asked.examples, generated)
         if starts is not None:
             for slot in layout:
                 if not is_generated(slot):
@@ -311,14 +326,21 @@ class ParameterPipeline(DiffusionPipeline):
         is_ddim = isinstance(self.scheduler, DDIMScheduler)
         if is_ddim and number > _FEW_STEPS and NUM_TRAIN_TIMESTEPS % number:
             raise ValueError(f"above {_FEW_STEPS}, num_inference_steps must divide {NUM_TRAIN_TIMESTEPS}, got {number}")
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-            raise ValueError(f"guidance_scale must be a number from 0 up (1 for no guidance), got {guidance_scale}")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral sampling), got {eta}")
+        if not (isinstance(guidance_scale, Real) and 0 <= guidance_scale < math.inf):
+            raise ValueError(f"guidance_scale must be a number from 0 up (1 for no guidance), got {guidance_scale!r}")
+        if not (isinstance(eta, Real) and 0 <= eta <= 1):
+            raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral sampling), got {eta!r}")
         if eta and not is_ddim:
             raise ValueError(f"eta must be 0 for a generator trained with prediction='flow', got {eta}")
         if rng is not None and not isinstance(rng, torch.Generator):
             raise ValueError(f"generator must be a torch.Generator, got {rng!r}; use torch.Generator().manual_seed(0)")
+
+    def _check_fit(self, context: NetworkContext, examples: Examples, generated: Tensor) -> None:
+        """Warn of networks that do not fit the examples by which alone they were asked for."""
+        known = dict(zip(self.normalizer.layouts, self.config["usual_losses"] or (), strict=False))
+        usual = known.get(context.layout)
+        if usual is not None and context.task is not None:
+            warn_of_unusual(loss_on_prompts(context.task, generated, examples.to(generated.device)), usual)
 
     def _calibrated(self, prompt: Prompt, layout: ParamLayout, mode: str) -> Prompt:
         """What to ask the model for; a layout or a mode that it was not trained on is asked as it is."""

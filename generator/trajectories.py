@@ -15,6 +15,7 @@ from torch import Tensor
 from generator.networks import has_adapters, in_one_form
 from generator.prompts.prompt import MetricRange, is_lower_better
 from zoo.networks.layout import ParamLayout
+from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
 
 _DEFAULT_MEMORY_BUDGET: Final = 4 * 2**30
@@ -93,9 +94,12 @@ class Trajectories:
         chosen = chosen[counts[chosen] >= min_snapshots][:max_runs]
         if not len(chosen):
             sizes = ", ".join(f"{len(zoo.split(name))} {name}" for name in zoo.spec.splits.fractions)
+            num_diverged = int((zoo.status == RunStatus.DIVERGED).sum())
             raise ValueError(
                 f"split {split!r} of the zoo has no run with {min_snapshots} snapshots; runs that are there: {sizes}, "
-                f"of up to {int(counts.max(initial=0))} snapshots. A zoo of more runs has some in every split"
+                f"of up to {int(counts.max(initial=0))} snapshots"
+                + (f", beside {num_diverged} that diverged" if num_diverged else "")
+                + ". A zoo of more sound runs has some in every split"
             )
         size = len(chosen) * zoo.num_snapshots * zoo.layout.num_params * 4
         params = torch.from_numpy(zoo.params[chosen]) if size <= memory_budget else zoo

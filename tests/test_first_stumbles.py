@@ -69,6 +69,8 @@ def test_a_learning_rate_for_an_optimizer_without_one():
 def test_a_path_in_place_of_a_zoo_and_a_prompt_in_place_of_a_start(tmp_path):
     with pytest.raises(TypeError, match=r"as from Zoo.open\(path\), got 'out/zoo'"):
         train_generator("out/zoo", out=tmp_path)
+    with pytest.raises(TypeError, match="config must be a GeneratorConfig, got a dict"):
+        train_generator([], {"num_steps": 3}, out=tmp_path)
     with pytest.raises(ValueError, match=r"start must be a state dict, got .*pipe\(prompt=...\)"):
         read_start({"loss": 0.5}, [ParamLayout.of(MLP(4, (3,), 2))])
 

@@ -126,23 +126,13 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
         channels = self.num_drawn + int(use_start)
         if channels == 0 and (edge_widths or not examples):
             raise ValueError("a model needs a noisy input, a latent or a start, or examples; all are off")
-
         if num_corrections and (self.num_drawn or edge_widths or window or not examples):
             raise ValueError(
                 "num_corrections needs examples in prompts, diffusion=False, use_latent=False, and networks without "
                 "edges between units; set it to 0"
             )
 
-        self.prompt_encoder = PromptEncoder(self.ranges, num_task_bits)
-        self.example_kind, self.example_encoder, asked_width = None, None, self.prompt_encoder.width + 1
-        if examples is not None:
-            kind: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
-            }
-            num_features = kind.pop("num_features")
-            self.example_kind = ExampleKind(**kind)
-            self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width)
-            asked_width += 1 + width
+        asked_width = self._add_prompt_encoders(num_task_bits, examples, width)
         condition_width = asked_width + 2 * _NUM_TIME_FREQUENCIES * diffusion
         self.condition = nn.Sequential(nn.Linear(condition_width, width), nn.GELU(), nn.Linear(width, width))
 
@@ -170,22 +160,40 @@ class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[mi
             nn.init.normal_(cast("nn.Linear", self.decoders[key]).weight, std=_DRAWN_STD / math.sqrt(width))
         self.corrections = Corrections(node_widths, width, num_corrections) if num_corrections else None
         if edge_widths:
-            self.edge_condition = nn.Linear(width, edge_width)
-            self.edge_encoders = nn.ModuleDict(
-                {
-                    key: nn.Sequential(
-                        nn.Linear(channels * size, 2 * edge_width), nn.GELU(), nn.Linear(2 * edge_width, edge_width)
-                    )
-                    for key, size in edge_widths.items()
-                }
-            )
-            self.edge_decoder = EdgeDecoder(width, edge_width)
-            self.edge_outputs = nn.ModuleDict(
-                {key: zero_init(nn.Linear(2 * edge_width, size)) for key, size in edge_widths.items()}
-            )
+            self._add_edges(edge_widths, channels, edge_width, width)
             skips = torch.zeros(channels)
             skips[self.num_drawn :] = start_skip
             self.edge_skips = nn.ParameterDict({key: skips.clone() for key in edge_widths})
+
+    def _add_prompt_encoders(self, num_task_bits: int, examples: dict[str, Any] | None, width: int) -> int:
+        """What reads prompts and their examples; the number of features that it makes, with that of a start."""
+        self.prompt_encoder = PromptEncoder(self.ranges, num_task_bits)
+        self.example_kind, self.example_encoder, asked_width = None, None, self.prompt_encoder.width + 1
+        if examples is not None:
+            kind: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
+            }
+            num_features = kind.pop("num_features")
+            self.example_kind = ExampleKind(**kind)
+            self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width)
+            asked_width += 1 + width
+        return asked_width
+
+    def _add_edges(self, sizes: dict[str, int], channels: int, edge_width: int, width: int) -> None:
+        """What reads edges of `sizes` features in some channels, and writes them."""
+        self.edge_condition = nn.Linear(width, edge_width)
+        self.edge_encoders = nn.ModuleDict(
+            {
+                key: nn.Sequential(
+                    nn.Linear(channels * size, 2 * edge_width), nn.GELU(), nn.Linear(2 * edge_width, edge_width)
+                )
+                for key, size in sizes.items()
+            }
+        )
+        self.edge_decoder = EdgeDecoder(width, edge_width)
+        self.edge_outputs = nn.ModuleDict(
+            {key: zero_init(nn.Linear(2 * edge_width, size)) for key, size in sizes.items()}
+        )
 
     def forward(
         self,

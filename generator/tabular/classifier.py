@@ -6,7 +6,9 @@ Legend: n rows, D features, K classes.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence, Set
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +27,9 @@ from torch.nn import functional as F
 
 from generator.tabular.files import SHIPPED, load_tabular
 from generator.tabular.network import TabularMLP, standardisation
+from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
+from zoo.tasks.files.tables import hides_most
 
 _MAX_MEMBERS: Final = 4
 _LEARNING_RATE: Final = 1e-3
@@ -53,6 +57,11 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         encoder_: scikit-learn's transformer of columns.
     """
 
+    classes_: np.ndarray
+    module_: TabularMLP
+    encoder_: ColumnTransformer
+    _is_mixed: bool
+
     def __init__(
         self,
         *,
@@ -72,11 +81,13 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         self.device = device
         self.random_state = random_state
 
+    @torch_defaults()
     def fit(self, X: Any, y: Any) -> GeneratedClassifier:
         """Make the network of rows X (n, D) and their labels y (n,)."""
-        if self.max_rows < 2 or self.finetune_steps < 0:
+        if self.max_rows < 2 or self.finetune_steps < 0 or not isinstance(self.finetune_steps, Integral):
             raise ValueError(
-                f"max_rows must be at least 2 and finetune_steps at least 0, got {self.max_rows}, {self.finetune_steps}"
+                f"max_rows must be at least 2 and finetune_steps an integer from 0 up, got {self.max_rows}, "
+                f"{self.finetune_steps}"
             )
         categories = [i for i, dtype in enumerate(getattr(X, "dtypes", ())) if str(dtype) == "category"]
         X, y = validate_data(
@@ -91,6 +102,8 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         self._is_mixed = X.dtype.kind in "OU"
         encoded = self.encoder_.fit_transform(self._as_fitted(X))
         inputs = torch.as_tensor(np.asarray(encoded, dtype=np.float32), device=device)
+        if not inputs.isfinite().all():
+            raise ValueError("columns hold numbers beyond what can be standardised, about 1e150; scale them")
         labels = torch.as_tensor(codes, device=device)
         generator = load_tabular(self.weights or SHIPPED).to(device)
         scaling = standardisation(inputs[None])
@@ -103,6 +116,7 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
             self._finetune(inputs, labels)
         return self
 
+    @torch_defaults()
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, K) of the classes, in the order of `classes_`."""
         check_is_fitted(self)
@@ -156,7 +170,8 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
         optimizer = make(self.module_)
         for _ in range(self.finetune_steps):
             optimizer.zero_grad()
-            F.cross_entropy(self.module_(inputs), labels).backward()
+            with torch.enable_grad():
+                F.cross_entropy(self.module_(inputs), labels).backward()
             optimizer.step()
 
 
@@ -170,6 +185,12 @@ def _encoder(X: np.ndarray, categorical: Set[int]) -> ColumnTransformer:
         except (TypeError, ValueError) as error:
             kind = type(error)
             raise kind(f"column {i} holds neither numbers nor words; make numbers of dates: {error}") from None
+    if far := numbers[hides_most(X[:, numbers].astype(np.float64))].tolist():
+        warnings.warn(
+            f"a few numbers of columns {far} are so far from the others that these are nearly equal once standardised; "
+            "take logarithms, or put scikit-learn's QuantileTransformer before",
+            stacklevel=3,
+        )
     filled = SimpleImputer(add_indicator=True, keep_empty_features=True)
     return ColumnTransformer(
         [
@@ -186,10 +207,10 @@ def _with_plain_gaps(X: Any) -> Any:
 
 
 def _has_words(column: np.ndarray) -> bool:
-    if column.dtype.kind == "U":  # NumPy's text, into which words in one column turn the numbers of all
-        try:
-            column.astype(np.float64)
-        except ValueError:
-            return True
-        return False
-    return column.dtype.kind == "S" or (column.dtype == object and any(isinstance(value, str) for value in column))
+    """Whether a column holds text that is no number; words in one column of an array make text of all its numbers."""
+    texts = [value for value in column if isinstance(value, str | bytes)]
+    try:
+        np.array(texts).astype(np.float64)
+    except ValueError:
+        return True
+    return False

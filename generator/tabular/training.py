@@ -5,7 +5,6 @@ Legend: B tables, n rows, D features, K classes.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,17 +12,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from generator.tabular.model import TabularGenerator
-from generator.training.module import update_average
+from generator.training.averaging import AveragedTraining
 from zoo.devices import resolve_device
 from zoo.networks.initialization import derive_seed
 from zoo.settings import as_json, require_same
 from zoo.storage.durable import write_file, write_state
 from zoo.tasks.families.tabular_prior import TabularPrior
-from zoo.training.schedules import Schedule
 
 _RECORD: Final = "settings.json"
 _CHECKPOINT: Final = "last.pt"
@@ -95,28 +93,18 @@ def train_tabular(
         torch.manual_seed(config.seed)
         model = TabularGenerator(**config.model)
     model.to(place)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
-    parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
+    training = AveragedTraining(model, config)
+    parts: dict[str, Any] = {"model": model, "average": training.average, "optimizer": training.optimizer}
     first = _resume(out, config, parts, place)
-    schedule = Schedule("cosine", config.warmup_steps)
     for step in range(first, config.num_steps):
         loss = table_loss(model, config, step, place)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule.factor(step, config.num_steps)
-        optimizer.step()
-        update_average(average, model, step, config.average_decay)
+        training.take_step(step, loss)
         if (step + 1) % config.checkpoint_steps == 0 or step + 1 == config.num_steps:
             states = {name: part.state_dict() for name, part in parts.items()}
             write_state(out / _CHECKPOINT, {"step": step + 1, **states})
             if on_step:
                 on_step(step + 1, loss.item())
-    return average.to("cpu").eval()
+    return training.average.to("cpu").eval()
 
 
 def table_loss(model: TabularGenerator, config: TabularConfig, step: int, device: torch.device) -> Tensor:

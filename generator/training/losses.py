@@ -6,8 +6,10 @@ Legend: B pairs, P numbers of one network, V samples per pair (2 with the energy
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ from generator.sampler import corrected
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer
 from generator.tokens.windows import to_windows
 from generator.training.pairs import PairBatch
-from zoo.tasks.task import Task
+from zoo.tasks.task import Batch, Task
 
 
 def training_losses(
@@ -54,71 +56,32 @@ def training_losses(
         rng: noise, timesteps and examples are drawn from it, on the CPU.
         precision: autocast for the model alone; losses are computed in float32.
     """
-    device, size, options = batch.target.device, len(batch.target), model.config
+    size, options = len(batch.target), model.config
     num_samples = 2 if config.energy_score else 1
     clean = context.scale.normalize(batch.target)  # (B, P)
-    start = context.scale.normalize(batch.start) if options["use_start"] else None
-
-    def gaussians(copies: int) -> Tensor:
-        return torch.randn(copies * size, clean.shape[1], generator=rng).to(device, non_blocking=True)
 
     # What is drawn, on the CPU, so that it is the same on every device; nothing here waits for the device.
-    timestep = torch.rand(size, generator=rng).to(device, non_blocking=True)
-    gaussian = gaussians(1)
-    latent = gaussians(num_samples) if options["use_latent"] else None
+    timestep = torch.rand(size, generator=rng).to(clean.device, non_blocking=True)
+    gaussian = _gaussians(clean, rng)
+    latent = _gaussians(clean, rng, num_samples) if options["use_latent"] else None
     windows = _draw_windows(model, context, config, rng) if config.windows_per_step else None
     task = None if context.task is None else context.task.for_runs(batch.runs.tolist())
-    observed = None
     if batch.num_examples:
         batch = replace(batch, prompt=replace(batch.prompt, examples=_drawn_examples(task, batch, rng)))
-        observed = _observed(model, context, batch)
-    examples = of_start = None
+    observed = _observed(model, context, batch) if batch.num_examples else None
+    fingerprinted_on = None
     if options["num_fingerprints"]:
         assert context.task is not None
-        examples = context.task.draw_examples(NUM_EXAMPLES, rng)
-        of_start = None if options["noisy_as_start"] else context.fingerprints(batch.start, examples)
+        fingerprinted_on = context.task.draw_examples(NUM_EXAMPLES, rng)
 
-    def predict(noisy: Tensor, timestep: Tensor, latent: Tensor | None) -> Tensor:
-        fingerprints = of_start or {}
-        if examples is not None and of_start is None:
-            as_start = context.scale.denormalize(noisy[:size])
-            seen = torch.where(batch.has_start[:, None] > 0, batch.start, as_start)
-            fingerprints = context.fingerprints(seen, examples)
-        with precision:
-            reading = model.read(
-                context.tokenizer,
-                batch.prompt,
-                noisy=noisy[:size],
-                start=start,
-                has_start=batch.has_start,
-                fingerprints=fingerprints,
-                examples=observed,
-            )
-            answer = model(
-                context.tokenizer,
-                batch.prompt,
-                noisy=noisy if options["diffusion"] else None,
-                timestep=timestep if options["diffusion"] else None,
-                latent=latent,
-                reading=reading.repeat(len(noisy) // size),
-                windows=windows,
-            )
-            return corrected(model, context, batch.prompt, reading, answer)
-
-    # The noisy input: the target with noise, or what the model made of a noisier one.
-    signal, noise = signal_and_noise(config.prediction, timestep[:, None])
-    noisy = signal * clean + noise * gaussian
+    predict = _Predictor(model, context, batch, precision, windows, observed, fingerprinted_on)
+    noisy = _noised(config.prediction, clean, gaussian, timestep)
     if config.self_fed_share and float(torch.rand((), generator=rng)) < config.self_fed_share:
-        before = timestep + (1 - timestep) * torch.rand(size, generator=rng).to(device, non_blocking=True)
-        signal, noise = signal_and_noise(config.prediction, before[:, None])
-        noisier = signal * clean + noise * gaussian
-        with torch.no_grad():
-            guess = predict(noisier, before, gaussians(1) if options["use_latent"] else None).float()
-        noisy = deterministic_step(config.prediction, noisier, guess, before, timestep)
+        noisy = _self_fed(predict, config.prediction, clean, gaussian, timestep, rng=rng)
     noisy, timesteps = noisy.repeat(num_samples, 1), timestep.repeat(num_samples)
-
-    # The prediction, and what it is worth in parameter space and in function space.
     output = predict(noisy, timesteps, latent)
+
+    # What the prediction is worth in parameter space and in function space.
     wanted = prediction_target(config.prediction, clean, gaussian, timestep)
     if windows is not None:
         losses = {"params": _window_loss(output, wanted, context, windows)}
@@ -134,6 +97,93 @@ def training_losses(
         "function_energy": config.function_energy_weight,
     }
     return losses | {"total": torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()}
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """The model, given all of a batch but noise.
+
+    Attributes:
+        model, context, batch, precision: as for `training_losses`.
+        windows: (K,) numbers of those to denoise; None for all.
+        observed: the examples of the prompts; None for none.
+        fingerprinted_on: examples on which units of the start, or of the noisy network, are seen; None for no
+            fingerprints.
+    """
+
+    model: RecurrentDiffusionTransformer
+    context: NetworkContext
+    batch: PairBatch
+    precision: AbstractContextManager
+    windows: Tensor | None
+    observed: ObservedExamples | None
+    fingerprinted_on: Batch | None
+
+    def __call__(self, noisy: Tensor, timestep: Tensor, latent: Tensor | None) -> Tensor:
+        """Outputs (V * B, P), or windows of them, for noisy networks (V * B, P), which may stand for missing starts."""
+        model, tokenizer, prompt = self.model, self.context.tokenizer, self.batch.prompt
+        is_diffusion = model.config["diffusion"]
+        some = noisy[: len(self.batch.target)]
+        start = self.context.scale.normalize(self.batch.start) if model.config["use_start"] else None
+        fingerprints = self._fingerprints(some)
+        with self.precision:
+            reading = model.read(
+                tokenizer,
+                prompt,
+                noisy=some,
+                start=start,
+                has_start=self.batch.has_start,
+                fingerprints=fingerprints,
+                examples=self.observed,
+            )
+            answer = model(
+                tokenizer,
+                prompt,
+                noisy=noisy if is_diffusion else None,
+                timestep=timestep if is_diffusion else None,
+                latent=latent,
+                reading=reading.repeat(len(noisy) // len(some)),
+                windows=self.windows,
+            )
+            return corrected(model, self.context, prompt, reading, answer)
+
+    @cached_property
+    def _fingerprints_of_start(self) -> Mapping[str, Tensor]:
+        return self.context.fingerprints(self.batch.start, self.fingerprinted_on)
+
+    def _fingerprints(self, noisy: Tensor) -> Mapping[str, Tensor]:
+        """Of starts, or of noisy networks (B, P) that stand for missing ones."""
+        if self.fingerprinted_on is None:
+            return {}
+        if not self.model.config["noisy_as_start"]:
+            return self._fingerprints_of_start
+        as_start = self.context.scale.denormalize(noisy)
+        seen = torch.where(self.batch.has_start[:, None] > 0, self.batch.start, as_start)
+        return self.context.fingerprints(seen, self.fingerprinted_on)
+
+
+def _gaussians(clean: Tensor, rng: torch.Generator, copies: int = 1) -> Tensor:
+    """Standard normal numbers (copies * B, P), drawn on the CPU."""
+    size, num_params = clean.shape
+    return torch.randn(copies * size, num_params, generator=rng).to(clean.device, non_blocking=True)
+
+
+def _noised(prediction: str, clean: Tensor, gaussian: Tensor, timestep: Tensor) -> Tensor:
+    signal, noise = signal_and_noise(prediction, timestep[:, None])
+    return signal * clean + noise * gaussian
+
+
+def _self_fed(
+    predict: _Predictor, prediction: str, clean: Tensor, gaussian: Tensor, timestep: Tensor, *, rng: torch.Generator
+) -> Tensor:
+    """Noisy networks (B, P) at `timestep` as sampling would make them, from noisier ones."""
+    fraction = torch.rand(len(timestep), generator=rng).to(timestep.device, non_blocking=True)
+    before = timestep + (1 - timestep) * fraction
+    noisier = _noised(prediction, clean, gaussian, before)
+    latent = _gaussians(clean, rng) if predict.model.config["use_latent"] else None
+    with torch.no_grad():
+        guess = predict(noisier, before, latent).float()
+    return deterministic_step(prediction, noisier, guess, before, timestep)
 
 
 def _params_scores(output: Tensor, wanted: Tensor, context: NetworkContext, config: ObjectiveConfig) -> Tensor:

@@ -1,7 +1,6 @@
 """Training of the generator as a Lightning module: Muon on the blocks' matrices, AdamW for the rest, averaged weights.
 
-Source: Muon: Jordan et al. 2024, as in torch.optim.Muon; averaged weights: Karras et al. 2024 (arXiv 2312.02696)
-motivates a warm-up of the decay.
+Source: Muon: Jordan et al. 2024, as in torch.optim.Muon.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ from typing import Any, Final, cast
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from generator.model.context import NetworkContext
 from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer
+from generator.training.averaging import BETAS, update_average
 from generator.training.config import OptimizationConfig
 from generator.training.losses import training_losses
 from generator.training.pairs import PairBatch, PairConfig, batch_rng, numbered_batch
@@ -62,7 +62,7 @@ class GeneratorModule(lightning.LightningModule):
         config = self.optimization
         matrices, others = split_params(self.model, use_muon=config.muon_learning_rate > 0)
         optimizers: list[Optimizer] = [
-            torch.optim.AdamW(others, config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+            torch.optim.AdamW(others, config.learning_rate, betas=BETAS, weight_decay=config.weight_decay)
         ]
         if matrices:
             optimizers.append(
@@ -132,14 +132,6 @@ def split_params(model: nn.Module, *, use_muon: bool) -> tuple[list[nn.Parameter
         is_matrix = name.startswith("blocks.") and param.ndim == 2 and min(param.shape) >= _MIN_MUON_DIM
         (matrices if use_muon and is_matrix else others).append(param)
     return matrices, others
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    """Move averaged weights towards the model's, by at least a tenth of what is left at first, later by 1 - decay."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    mine: list[Tensor] = list(average.parameters())
-    torch._foreach_lerp_(mine, list(model.parameters()), weight)
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager:

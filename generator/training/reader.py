@@ -5,7 +5,6 @@ Legend: B networks, P numbers of one network, Q quantities, R runs, S snapshots.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from generator.prompts.prompt import log_floor
 from generator.reading.reader import WeightReader
 from generator.reading.statistics import weight_statistics
-from generator.training.module import update_average
+from generator.training.averaging import AveragedTraining
 from generator.training.pairs import batch_rng
 from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
@@ -28,7 +27,6 @@ from zoo.devices import resolve_device
 from zoo.networks.layout import ParamLayout
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
-from zoo.training.schedules import Schedule
 
 _NETWORKS_FOR_STATISTICS: Final = 4096
 _NETWORKS_PER_PASS: Final = 512
@@ -104,22 +102,13 @@ def train_reader(
     tasks = [None if task is None else task.to(place) for task in tasks]
     reader = _untrained(train, tasks, config)
     nn.Module.to(reader, place)
-    average = copy.deepcopy(reader).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        reader.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
-    schedule = Schedule("cosine", config.warmup_steps)
+    training = AveragedTraining(reader, config)
     for step in range(config.num_steps):
         which = step % len(zoos)
         params, values = train[which].draw(config.batch_size, batch_rng(config.seed, step))
         loss = reading_loss(reader, params.to(place), values, train[which].layout, tasks[which])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(reader.parameters(), config.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule.factor(step, config.num_steps)
-        optimizer.step()
-        update_average(average, reader, step, config.average_decay)
+        training.take_step(step, loss)
+    average = training.average
     average.interval.copy_(interval_scales(average, val, tasks, config.coverage))
     nn.Module.to(average, "cpu").eval()
     if out is not None:

@@ -24,8 +24,9 @@ from generator.training.inputs import tasks_of, training_runs, validation_starts
 from generator.training.module import GeneratorModule, PairDataModule
 from generator.training.resumption import begin_or_resume
 from generator.training.tasks import holding_out, with_splits
-from generator.training.validation import AlignmentSelection, calibrations
+from generator.training.validation import AlignmentSelection, calibrations, usual_losses
 from generator.trajectories import Trajectories
+from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
@@ -36,6 +37,7 @@ _MAX_NUMBERS: Final = 2**29  # numbers read for the statistics of one zoo
 _FROM_CONFIG: Final = {"max_epochs", "reload_dataloaders_every_n_epochs"}  # no options of the trainer's
 
 
+@torch_defaults()
 def train_generator(
     zoos: Zoo | Sequence[Zoo],
     config: GeneratorConfig | None = None,
@@ -64,6 +66,10 @@ def train_generator(
             there is no such device, or the trainer has no such option.
     """
     config = config or GeneratorConfig()
+    if not isinstance(config, GeneratorConfig):
+        raise TypeError(f"config must be a GeneratorConfig, got a {type(config).__name__}")
+    if not isinstance(out, str | Path):
+        raise TypeError(f"out must be the folder of the training, got {out!r}")
     zoos = [zoos] if isinstance(zoos, Zoo | str | Path) else list(zoos)
     if not zoos:
         raise ValueError("zoos must hold at least one zoo, got none")
@@ -103,6 +109,9 @@ def train_generator(
     if config.calibrate_prompts and validation:
         pipe.to(trainer.strategy.root_device)
         pipe.register_to_config(calibrations=calibrations(pipe, validation, config.pairs.modes))
+    if config.pairs.num_examples is not None and "noise" in config.pairs.modes:
+        pipe.to(trainer.strategy.root_device)
+        pipe.register_to_config(usual_losses=usual_losses(pipe, zoos, tasks))
     pipe.to("cpu")
     if trainer.is_global_zero:
         pipe.save_pretrained(Path(out) / PIPELINE_FOLDER)

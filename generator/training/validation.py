@@ -1,4 +1,4 @@
-"""What validation starts are for: they select the model, and calibrate its prompts.
+"""What validation runs are for: they select the model, calibrate its prompts, and show what is usual.
 
 Legend: N starts, K prompts.
 """
@@ -18,14 +18,19 @@ from generator.alignment import measure_alignment, prompt_grid
 from generator.model.context import NetworkContext
 from generator.pipeline import ParameterPipeline
 from generator.prompts.calibration import Calibration
-from generator.prompts.prompt import Prompt
+from generator.prompts.examples import Examples
+from generator.prompts.plausibility import FEWEST_TASKS, loss_on_prompts, usual_loss
+from generator.prompts.prompt import EXAMPLES, Prompt
 from generator.sampler import make_scheduler, sample_params
 from generator.training.module import GeneratorModule
 from generator.trajectories import Trajectories
+from zoo.networks.layout import ParamLayout
+from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
 _NUM_SELECTION_PROMPTS: Final = 8
 _NUM_CALIBRATION_PROMPTS: Final = 16
+_NUM_EXAMPLES: Final = 64
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,23 @@ def calibrations(
     """Calibrations of a trained pipeline by mode ("start", "noise"), for each of its layouts in turn."""
     by_layout = {one.seen.layout: {mode: asdict(_calibration(pipe, one, mode)) for mode in modes} for one in validation}
     return [by_layout[layout] for layout in pipe.normalizer.layouts]
+
+
+def usual_losses(pipe: ParameterPipeline, zoos: Sequence[Zoo], tasks: Sequence[Task | None]) -> list[float | None]:
+    """What losses networks have on their own prompts, tasks of validation runs, for each layout of a pipeline."""
+    by_layout: dict[ParamLayout, float | None] = {}
+    rng = torch.Generator().manual_seed(0)
+    for zoo, task in zip(zoos, tasks, strict=True):
+        runs = zoo.split("val").tolist() if "val" in zoo.spec.splits.fractions else []
+        if task is None or len(runs) < FEWEST_TASKS:
+            continue
+        bound = task.to(pipe.device).for_runs(runs)
+        chosen = torch.randint(len(bound.dataset.train), (len(runs), _NUM_EXAMPLES), generator=rng).to(pipe.device)
+        shown = tuple(bound.batch(chosen, len(runs))[:2])
+        made = pipe(prompt={EXAMPLES: shown}, num_samples=len(runs), layout=zoo.layout, task=bound, generator=rng)
+        examples = Examples.read(shown, pipe.model.example_kind, len(runs)).to(pipe.device)
+        by_layout[zoo.layout] = usual_loss(loss_on_prompts(bound, made.params, examples))
+    return [by_layout.get(layout) for layout in pipe.normalizer.layouts]
 
 
 def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, mode: str) -> Calibration:

@@ -207,12 +207,12 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 returned = closure()
-        told = self._told(returned if loss is None else loss)
         pending = [entry for group in self.param_groups for entry in gradients_of(group)]
         self._num_idle_in_a_row = 0 if pending else self._num_idle_in_a_row + 1
         if not pending:
             self._remarks.of_no_gradients(self._num_idle_in_a_row)
             return returned
+        told = self._told(returned if loss is None else loss)
         largest = largest_entries([entry.grad for entry in pending])
         if any(entry.sharding is not None for entry in pending):
             if getattr(self.pretrained.rule, "mixes_tensors", False):

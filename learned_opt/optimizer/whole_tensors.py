@@ -18,6 +18,7 @@ from learned_opt.optimizer.gradients import Pending, spec_in
 from learned_opt.optimizer.low_precision import REMAINDER, loses_updates, portions, to_float32, write_back
 from learned_opt.rules.rule import RuleState, StepCount, UpdateRule, update_active
 from learned_opt.rules.tensor_specs import matrix_view
+from zoo.ambient import torch_defaults
 
 
 def complete_state(entry: Pending, rule: UpdateRule, *, kahan_sum: bool) -> None:
@@ -58,6 +59,7 @@ def check_state(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Any
                     )
 
 
+@torch_defaults()
 def update_whole(
     rule: UpdateRule,
     theta_on: Callable[[torch.device], Tensor],

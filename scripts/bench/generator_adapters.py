@@ -33,6 +33,7 @@ from .generator_table import PACKAGES
 QUESTION = __doc__.splitlines()[0]
 FEW = 8
 FURTHER = ((1e-3, 20), (3e-3, 20), (3e-3, 60), (1e-2, 60))  # the same, after the pass
+LONGER = (2e-2, 1600)  # of experiment=zoo_lora_images, chosen on validation images
 TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
 NEIGHBOURS = (2, 4, 8)
 MULTI_TASK_STEPS = 800
@@ -79,7 +80,8 @@ def rows(*generators: str, zoo: str, rank: str = "", no_controls: bool = False) 
             figures={name: statistics.fmean(some) for name, some in figures.items()},
             spread={name: (min(some), max(some)) for name, some in figures.items()} if len(values) > 1 else {},
             note=f"{len(test.runs)} tasks never seen, {NUM_EXAMPLES} examples of each. Generators of "
-            "experiment=generator_adapters; mean and range where there are several seeds, else one.",
+            "experiment=generator_adapters, those without corrections of its earlier form (num_corrections=0, "
+            "params_weight=0.05); mean and range where there are several seeds, else one.",
         )
 
     for method, networks in () if no_controls else controls(adapters, test, val, shared):
@@ -114,6 +116,7 @@ def controls(zoo: Zoo, test: Tasks, val: Tasks, shared: Tensor) -> Iterator[tupl
     yield "base alone", torch.zeros_like(test.own)
     yield "one adapter for all tasks", shared.expand(len(test.runs), -1)
     yield "own adapter, all examples", test.own
+    yield "own adapter, all examples, Adam {:g}, {} steps".format(*LONGER), trained(test, *LONGER)
     yield "nearest adapter of the zoo, by the examples", nearest(test, train, 1)
     best = max(NEIGHBOURS, key=lambda count: val.accuracy(nearest(val, train, count), "val"))
     yield f"mean of the {best} nearest", nearest(test, train, best)
@@ -156,6 +159,15 @@ def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor
     count = len(tasks.runs)
     params = tasks.task.init_runs(range(count)) if start is None else start.expand(count, -1)
     return minimized(lambda params: tasks.task.loss(params, tasks.shown).sum(), params, rate, steps)
+
+
+def trained(tasks: Tasks, rate: float, steps: int) -> Tensor:
+    """Adapters (N, P) trained on all examples of their tasks, 32 in each step."""
+    rng = torch.Generator().manual_seed(0)
+    start = tasks.task.init_runs(range(len(tasks.runs)))
+    return minimized(
+        lambda params: tasks.task.loss(params, tasks.task.draw_examples(32, rng)).sum(), start, rate, steps
+    )
 
 
 def minimized(loss: Callable[[Tensor], Tensor], params: Tensor, rate: float, steps: int) -> Tensor:

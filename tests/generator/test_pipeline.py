@@ -9,6 +9,7 @@ from generator.model.transformer import RecurrentDiffusionTransformer, model_wid
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
+from tests.ambient import AMBIENTS
 from zoo.networks.architectures import CNN, MLP
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.tasks.registry import get_task
@@ -131,6 +132,8 @@ def test_wrong_requests_are_refused(pipe):
         ({"num_samples": 2.0}, "must be an integer"),
         ({"guidance_scale": math.nan}, "guidance_scale must be"),
         ({"guidance_scale": -1.0}, "guidance_scale must be"),
+        ({"guidance_scale": "2"}, "guidance_scale must be"),
+        ({"eta": None}, "eta must be"),
         ({"eta": 1.5}, "eta must be"),
         ({"generator": 0}, "torch.Generator"),
         ({"prompt": 0.2}, "by metric"),
@@ -231,3 +234,15 @@ def test_saving_keeps_everything_and_pickles_nothing(pipe, tmp_path):
     suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert suffixes == {".json", ".safetensors"}
     assert loaded.scheduler.config.clip_sample is False
+
+
+@pytest.mark.parametrize("name", AMBIENTS)
+def test_networks_are_the_same_whatever_a_program_has_set_for_torch(pipe, tmp_path, name):
+    def sampled(pipeline):
+        return pipeline(num_samples=2, num_inference_steps=3, generator=torch.Generator().manual_seed(0)).params
+
+    expected = sampled(pipe)
+    with AMBIENTS[name]():
+        assert torch.equal(sampled(pipe), expected)
+        pipe.save_pretrained(tmp_path)
+        torch.testing.assert_close(sampled(ParameterPipeline.from_pretrained(tmp_path)), expected)

@@ -1,5 +1,6 @@
 """A generator of adapters, prompted by examples, from its training to a folder for PEFT."""
 
+import warnings
 from dataclasses import replace
 
 import lightning
@@ -10,6 +11,7 @@ from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.model.objectives import ObjectiveConfig, product_distance, product_sizes
 from generator.networks import in_one_form
 from generator.pipeline import ParameterPipeline
+from generator.prompts.plausibility import FEWEST_LABELLED
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import MADE_UP_RUNS, PairConfig, batch_rng, draw_pairs
 from generator.training.train import train_generator
@@ -89,6 +91,22 @@ def test_examples_metrics_and_labels_can_each_be_left_out(pipe, layout, examples
     prompts = [None, {"loss": 1.0}, {"examples": examples}, {"examples": (examples[0], None)}]
     networks = torch.cat([pipe(prompt=prompt, layout=layout).params for prompt in prompts])
     assert torch.pdist(networks).min() > 1e-3
+
+
+def test_answers_that_do_not_fit_their_prompt_are_warned_of(pipe, layout):
+    assert pipe.config["usual_losses"] == [None, None]  # zoos without validation runs
+    inputs, targets, _ = adapter_task().for_members([5]).batch(torch.arange(FEWEST_LABELLED), 1)
+    examples = (inputs[0], targets[0])
+    made = pipe(prompt={"examples": examples}, layout=layout).params
+    loss = adapter_task().objective.loss(adapter_task().predict(made, inputs), targets).item()
+    pipe.register_to_config(usual_losses=[loss - 0.01] * 2)
+    with pytest.warns(UserWarning, match="1 of 1 generated networks have a loss"):
+        pipe(prompt={"examples": examples}, layout=layout)
+    pipe.register_to_config(usual_losses=[loss + 0.01] * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(prompt={"examples": examples}, layout=layout)
+    pipe.register_to_config(usual_losses=[None, None])
 
 
 def test_one_model_makes_adapters_of_every_rank(pipe, examples):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from learned_opt import MlpRule, MuLO, NormalizedRule, Pretrained
+from learned_opt.rules.velo import VeloRule
 
 
 def untrained(rule=None) -> Pretrained:
@@ -71,7 +72,9 @@ def test_lightning_module(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_lightning_skips_a_batch_and_unfreezes_a_backbone(tmp_path):
+@pytest.mark.parametrize("rule", [NormalizedRule(), VeloRule(lstm=8, bank=4)], ids=["mulo-norm", "velo"])
+def test_lightning_skips_a_batch_and_unfreezes_a_backbone(tmp_path, rule):
+    """And tells a rule that reads it the loss."""
     import lightning
     from lightning.pytorch.callbacks import BackboneFinetuning
 
@@ -90,7 +93,7 @@ def test_lightning_skips_a_batch_and_unfreezes_a_backbone(tmp_path):
             return loss
 
         def configure_optimizers(self):
-            return MuLO(self.head, untrained(), num_training_steps=24)
+            return MuLO(self.head, untrained(rule), num_training_steps=24)
 
     module = Module()
     before = module.backbone[0].weight.detach().clone()

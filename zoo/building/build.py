@@ -18,6 +18,7 @@ from typing import Final, Unpack, cast
 import numpy as np
 import torch
 
+from zoo.ambient import torch_defaults
 from zoo.building.block_size import fitting_block_size
 from zoo.building.execution import with_execution
 from zoo.building.executors import Executor, InProcess
@@ -61,6 +62,7 @@ class Progress:
     num_blocks: int
 
 
+@torch_defaults()
 def build_zoo(
     path: str | os.PathLike,
     task: Task,
@@ -105,6 +107,13 @@ def build_zoo(
         )
     if any(slot.dtype == "float64" for slot in task.layout):
         warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=2)
+    decays = isinstance(plan.optimizer, Mapping) and plan.optimizer.get("weight_decay")
+    if task.unused and decays:
+        warnings.warn(
+            f"the loss is no function of {list(task.unused[:5])}, which optimizers of torch leave as they are; here "
+            "weight decay shrinks them, too",
+            stacklevel=2,
+        )
     search = None if plan.search is None else checked_search(plan)
     if search is not None and not isinstance(executor, InProcess):
         raise ValueError("a search builds one block after the other, in this process: leave out executor")
@@ -211,6 +220,7 @@ class BlockBuilder:
     path: Path
     plan: BuildPlan
 
+    @torch_defaults()
     def __call__(self, block: int) -> BlockReport | None:
         """Train, evaluate and commit a block; None if it is committed already, or another process has it."""
         started = time.perf_counter()

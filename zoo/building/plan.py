@@ -6,6 +6,7 @@ Legend: R runs, N runs of one block, S snapshots, P numbers of one network.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -143,8 +144,8 @@ class BuildPlan:
         check_snapshot_steps(self.steps, self.num_steps)
         check_precision(self.precision, self.task.device)
         check_accumulate(self.accumulate, self.minibatch_size, self.task)
-        if not isinstance(self.max_loss, int | float) or not self.max_loss > 0:
-            raise ValueError(f"max_loss must be a number above 0, got {self.max_loss!r}")
+        if not isinstance(self.max_loss, int | float) or not 0 < self.max_loss < math.inf:
+            raise ValueError(f"max_loss must be a finite number above 0, got {self.max_loss!r}")
         if not isinstance(self.shared_batches, bool):
             raise ValueError(f"shared_batches must be true or false, got {self.shared_batches!r}")
         if draw(self.init_scale, [0], "init_scale") < 0:
@@ -167,9 +168,9 @@ class BuildPlan:
         """(S,) training steps at which snapshots are taken."""
         if self.snapshot_steps is None:
             return quadratic_steps(self.num_steps, self.num_snapshots)
-        if not isinstance(self.snapshot_steps, str):
+        if isinstance(self.snapshot_steps, Sequence) and not isinstance(self.snapshot_steps, str):
             return tuple(self.snapshot_steps)
-        count = re.fullmatch(r"last_epoch\((\d+)\)", self.snapshot_steps)
+        count = re.fullmatch(r"last_epoch\((\d+)\)", str(self.snapshot_steps))
         if not count:
             raise ValueError(f"snapshot_steps must be steps or such as 'last_epoch(50)', got {self.snapshot_steps!r}")
         return last_epoch_steps(self.num_steps, len(self.task.dataset.train) // self.minibatch_size, int(count[1]))

@@ -144,6 +144,10 @@ class _Source:
             )
         for slot in self.layout:
             got = next(tensors[name].dtype for name in (slot.name, *slot.aliases) if name in tensors)
+            if slot.kind == "param" and not got.is_floating_point:
+                raise CheckpointError(
+                    f"{path}: the parameter {slot.name!r} is {got}, as of a quantised model; save what it stands for"
+                )
             if got != slot.torch_dtype:
                 raise CheckpointError(f"{path}: {slot.name!r} is {got}, in the zoo's layout it is {slot.dtype}")
         self._check_values(path, exact)

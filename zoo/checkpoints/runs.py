@@ -11,7 +11,7 @@ beside them, and so are the databases of G.pt, each of which holds one run or se
 
 Steps come from tables and JSON files (see `zoo.checkpoints.tables`), from what frameworks note, or from names: the
 number after `step`, `iter`, `checkpoint` or `epoch`, the first of these words that all of a run have, else the last
-number; `init` is step 0, and so is a run's only snapshot whose step is not known.
+number, if names are alike before it; `init` is step 0, and so is a run's only snapshot whose step is not known.
 
 Hidden files, among them the `._` files of macOS, and what a training keeps beside its weights (optimizer.pt,
 scheduler.pt, training_args.bin and the like) are no checkpoints. Whatever else looks like weights and is not taken is
@@ -42,11 +42,12 @@ _NO_WEIGHTS: Final = re.compile(
 _SHARD: Final = re.compile(r"-\d+-of-\d+\.")
 _SHARDED: Final = ("", "pytorch_model_fsdp_0")  # where DCP's metadata stand: the latter is accelerate's
 _FOREIGN_SUFFIXES: Final = (".distcp", ".gguf", ".h5", ".mdb", ".msgpack", ".npz", ".onnx", ".pickle", ".pkl")
+_NUMBER: Final = r"(\d+(?:\.\d+)?[km](?![a-z\d])|\d+)"  # 1500 or 1.5k
 _STEP_WORDS: Final = tuple(
-    re.compile(rf"(?:{word})s?[-_=]?(\d+)", re.I) for word in ("step", "iter|iteration", "checkpoint|ckpt", "epoch")
+    re.compile(rf"(?:{word})s?[-_=]?{_NUMBER}", re.I) for word in ("step", "iter|iteration", "checkpoint|ckpt", "epoch")
 )
 _TRIAL_CHECKPOINT: Final = re.compile(r"checkpoint_?\d+")
-_LAST_NUMBER: Final = re.compile(r"(\d+)(?!.*\d)")
+_LAST_NUMBER: Final = re.compile(rf"{_NUMBER}(?!.*\d)", re.I)
 _FINAL: Final = re.compile(r"(?:^|[-_.])(?:last|latest|final|best)(?:$|[-_.])", re.I)
 _INITIAL: Final = re.compile(r"(?:^|[-_.])init(?:ial)?(?:$|[-_.])", re.I)
 
@@ -285,9 +286,15 @@ class _Search:
         steps: dict[Path, int | None] = dict.fromkeys(initial, 0)
         numbered = [member for member in files if member not in steps and member not in final]
         for pattern in (*_STEP_WORDS, _LAST_NUMBER):
-            values = [int(found[-1]) for member in numbered if (found := pattern.findall(member.name))]
+            matches = [hits[-1] for member in numbered if (hits := [*pattern.finditer(member.name)])]
+            values = [_number(match[1]) for match in matches]
+            series = {_without_steps(match.string[: match.start()]) for match in matches}
+            if pattern is _LAST_NUMBER and len(series) > 1:
+                continue
             if len(values) == len(numbered) == len({*values, *steps.values()}) - len(steps):
                 steps |= dict(zip(numbered, values, strict=True))
+                if len(series) > 1:
+                    self.remark(f"names in {entry} differ in more than their steps; give each run a folder of its own")
                 break
         else:
             if len(files) > 1:
@@ -298,7 +305,7 @@ class _Search:
         for member in final:
             step = _trainer_step(member)
             if step is None and (found := _STEP_WORDS[0].findall(member.name)):
-                step = int(found[-1])
+                step = _number(found[-1])
             if step is None and len(files) == 1:
                 step = 0
             if step is None or step in steps.values():
@@ -343,6 +350,12 @@ def _check_steps(run: str, snapshots: Sequence[SnapshotFile]) -> None:
     taken = [snapshot.inner_step for snapshot in snapshots]
     if len(set(taken)) < len(taken):
         raise CheckpointError(f"snapshots of {run} must have different inner steps, got {taken}")
+
+
+def _number(text: str) -> int:
+    """1500 of "1500" and of "1.5k"."""
+    factor = {"k": 1_000, "m": 1_000_000}.get(text[-1].lower())
+    return int(text) if factor is None else round(float(text[:-1]) * factor)
 
 
 def _without_steps(name: str) -> str:

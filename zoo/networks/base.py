@@ -22,7 +22,7 @@ _NUM_PASSES: Final = 4  # forward passes in training mode after which a buffer c
 def shared_names(module: nn.Module, other: nn.Module, inputs: Tensor) -> set[str]:
     """Names of the tensors that all networks of a module share: frozen parameters, and buffers that stay constant.
 
-    A buffer is constant if forward passes in training mode leave it as it is, and the seed does not matter to it.
+    A buffer is constant if forward passes in training mode do not write to it, and the seed does not matter to it.
 
     Args:
         module, other: the module as it is built under two seeds; their buffers may change.
@@ -32,6 +32,7 @@ def shared_names(module: nn.Module, other: nn.Module, inputs: Tensor) -> set[str
         ValueError: if frozen parameters depend on the seed, so that no base would be common to all networks.
     """
     before = {name: tensor.clone() for name, tensor in module.named_buffers()}
+    unwritten = {name: (tensor, tensor._version) for name, tensor in module.named_buffers()}
     frozen = {name: param for name, param in module.named_parameters() if not param.requires_grad}
     theirs = other.state_dict()
     saved = theirs.keys()
@@ -48,6 +49,7 @@ def shared_names(module: nn.Module, other: nn.Module, inputs: Tensor) -> set[str
         name
         for name, tensor in module.named_buffers()
         if name in saved and _same(tensor, before[name]) and _same(before[name], theirs[name])
+        if tensor is unwritten[name][0] and tensor._version == unwritten[name][1]
     }
     return constant | frozen.keys()
 

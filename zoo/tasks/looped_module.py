@@ -33,6 +33,8 @@ class LoopedModule:
         self._module = networks.module().to(device)
         named = dict(self._module.named_parameters())
         self._params = [named[slot.name] for slot in networks.layout if slot.kind == "param"]
+        shared = {name for slot in networks.layout.base or () for name in (slot.name, *slot.aliases)}
+        self._constant = {name: value.clone() for name, value in self._module.named_buffers() if name in shared}
 
     def base(self) -> dict[str, Tensor]:
         return self._networks.base_of(self._module)
@@ -66,7 +68,6 @@ class LoopedModule:
         self._module.train(training)
         for i in range(len(params)):
             self._module.load_state_dict(self._networks.layout.unflatten(params[i].detach()), strict=False)
-            self._versions = [param._version for param in self._params]
             own = inputs[i] if inputs.ndim > self._networks.input_ndim else inputs
             if self._channels_last and own.ndim == 4:
                 own = own.contiguous(memory_format=torch.channels_last)
@@ -77,18 +78,31 @@ class LoopedModule:
 
     @torch.no_grad()
     def _read_back(self, network: Tensor) -> None:
-        """Write to a network (P,) what a forward pass changed: buffers, and parameters (embeddings of max_norm)."""
-        changed = {id(p) for p, seen in zip(self._params, self._versions, strict=True) if p._version != seen}
+        """Write to a network (P,) what a forward pass may have changed: buffers, and parameters by `.data` or max_norm.
+
+        Raises:
+            ValueError: if it has changed what all networks share.
+        """
         state = self._module.state_dict(keep_vars=True)
         for slot in self._networks.layout:
-            if slot.kind == "buffer" or id(state[slot.name]) in changed:
-                network[slot.span] = state[slot.name].flatten().to(network.dtype)
+            network[slot.span] = state[slot.name].flatten().to(network.dtype)
+        for name, value in self._constant.items():
+            if not torch.equal(state[name], value):
+                raise ValueError(
+                    f"buffer {name!r} stayed as it is when the module was tried, and so is shared by all runs, but "
+                    "training changes it now; let every forward pass in training write to it"
+                )
+
+    def unused(self) -> list[str]:
+        """Names of trainable parameters of which the last loss was no function."""
+        slots = (slot for slot in self._networks.layout if slot.kind == "param")
+        return [slot.name for slot, param in zip(slots, self._params, strict=True) if param.grad is None]
 
     def gradient(self, value: Tensor, output_grad: Tensor | None = None) -> Tensor:
         """Gradient (T,) of a value by the parameters of the network that the module holds."""
         self._module.zero_grad()
         value.backward(output_grad)
-        grads = [param.grad if param.grad is not None else torch.zeros_like(param) for param in self._params]
+        grads = [torch.zeros_like(param) if param.grad is None else param.grad.to_dense() for param in self._params]
         return torch.cat([grad.flatten() for grad in grads])
 
 

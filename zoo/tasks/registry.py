@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from zoo.ambient import torch_defaults
 from zoo.networks.adapters import adapt
 from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.networks.base import hash_of
@@ -38,6 +39,7 @@ TASK_NAMES: Final = (*DATASETS, *FAMILIES)
 OWN: Final = "own"
 
 
+@torch_defaults()
 def get_task(
     name: str,
     *,

@@ -29,6 +29,8 @@ def check_classes(outputs: Tensor, targets: Tensor, num_classes: int, ignored: i
             hint = "; use labels.squeeze(-1)"
         elif targets.shape[1:] == outputs.shape[1:]:
             hint = "; use labels.argmax(-1) if they are one-hot"
+        elif targets.shape[1:] == outputs.shape[2:] and num_classes == outputs.shape[1]:
+            hint = "; return outputs.movedim(1, -1), classes last"
         raise ValueError(
             f"expected labels (n{_dims(outputs.shape[1:-1])}) for outputs (n{_dims(outputs.shape[1:])}), "
             f"got (n{_dims(targets.shape[1:])}){hint}"

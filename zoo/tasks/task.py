@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.ambient import BuiltIn, torch_defaults
 from zoo.networks.base import hash_of
 from zoo.networks.counter_rng import streams_of
 from zoo.networks.initialization import Initializer, scale_matrices
@@ -56,6 +57,7 @@ class Task:
         layout: of what training changes of the networks; `layout.base` is of what they share.
         backend: what runs them.
         flaw: why populations would not be what their seeds and parameters say, in words; None for a sound module.
+        unused: trainable parameters of which the loss is no function.
         is_random: whether a training step draws random numbers: the module's, or those of augmentations.
 
     Args:
@@ -76,6 +78,7 @@ class Task:
     max_train_evaluated = 2048
     plays_episodes = False
 
+    @torch_defaults(dtype=None)
     def __init__(
         self,
         name: str,
@@ -103,10 +106,10 @@ class Task:
         self.parametrization = parametrization
         self.config = dict(config or {})
         try:
-            trial = self._tried_on(build)
+            trial = self._tried_on(BuiltIn(torch.get_default_dtype(), build))
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
-        self.backend, slow, self.flaw, self._module_is_random = trial
+        self.backend, slow, self.flaw, self._module_is_random, self.unused = trial
         self.is_random = self._module_is_random or bool(dataset.augmentations)
         if slow:
             warnings.warn(f"task {name!r} runs its networks one after another, which is slow: {slow}", stacklevel=2)
@@ -190,6 +193,7 @@ class Task:
         """Hash of the base, by which zoos know it; empty if there is none."""
         return hash_of(self.base)
 
+    @torch_defaults(dtype=None)
     def make_model(self) -> nn.Module:
         """One freshly initialised module, on the CPU."""
         model = self._networks.build()
@@ -200,6 +204,7 @@ class Task:
         seeds = torch.randint(2**62, (n,), generator=rng, device=rng.device)
         return self.init_runs(seeds.tolist())
 
+    @torch_defaults()
     def init_runs(self, seeds: Sequence[int], scales: Tensor | float = 1.0) -> Tensor:
         """Parameters (N, P): row i is what `make_model` gives under `torch.manual_seed(seeds[i])`.
 
@@ -317,6 +322,7 @@ class Task:
         self.layout.check_vector(params)
         return self.backend.loss_and_grad(params, *batch)
 
+    @torch_defaults()
     @torch.no_grad()
     def evaluate(self, params: Tensor, split: str = "test", memory_budget: int | None = None) -> dict[str, Tensor]:
         """Loss and error (N,) over a whole split; of "train" over at most 2,048 examples, always the same.

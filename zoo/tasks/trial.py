@@ -57,12 +57,14 @@ class Trial(NamedTuple):
         slow: why that is slow, in words; None if it is not.
         flaw: why runs would not follow from their seeds and parameters, in words; None if they do.
         is_random: whether the module draws random numbers in training.
+        unused: trainable parameters of which the loss is no function, as torch's optimizers would leave them.
     """
 
     backend: Backend
     slow: str | None = None
     flaw: str | None = None
     is_random: bool = False
+    unused: tuple[str, ...] = ()
 
 
 def checked_module(build: Callable[[], nn.Module]) -> nn.Module:
@@ -70,6 +72,8 @@ def checked_module(build: Callable[[], nn.Module]) -> nn.Module:
     module = seeded_module(build, 0)
     if not isinstance(module, nn.Module):
         raise ValueError(f"build must return a module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError("build must return the module itself, got one compiled by torch.jit; leave that out")
     trained = {id(param) for param in module.parameters() if param.requires_grad}
     if (again := seeded_module(build, 0)) is module or not trained.isdisjoint(map(id, again.parameters())):
         raise ValueError("build must make a new module each time it is called, got the same trained parameters twice")
@@ -176,6 +180,7 @@ def try_module(networks: Networks, batches: Sequence[tuple[Tensor, Tensor, Tenso
             is_random = _num_draws(networks, inputs, stream) > 0
             flaw = _why_runs_would_differ(networks, inputs, stream)
             expected = _behaviour(looped, networks.layout, params, batches, trains=flaw is None)
+            unused = tuple(looped.unused()) if flaw is None else ()
             if is_random and flaw is None:
                 torch.rand(())  # moves the global generator, of which nothing may depend
                 again = _behaviour(looped, networks.layout, params, batches, trains=True)
@@ -187,21 +192,25 @@ def try_module(networks: Networks, batches: Sequence[tuple[Tensor, Tensor, Tenso
         except Exception as error:  # modules may run into anything
             raise ValueError(f"the module cannot be trained: {first_line(error)}") from error
         if networks.layout.is_large:
-            return Trial(looped, None, flaw, is_random)
+            return Trial(looped, None, flaw, is_random, unused)
         try:
             vmapped = VmappedModule(networks, inputs.device, is_random=is_random)
             found = _behaviour(vmapped, networks.layout, params, batches, trains=flaw is None)
             different = _different(found, expected)
+            replaced = _replaced_buffers(networks, inputs, stream)
             wrong = f"torch.func gives another {different[0]} than the module" if different else None
+            wrong = (
+                f"torch.func loses what the module puts in place of its buffer {replaced[0]!r}" if replaced else wrong
+            )
         except Exception as error:  # in torch.func, too
             wrong = f"torch.func cannot run the module ({first_line(error)})"
     if wrong:
-        return Trial(looped, wrong, flaw, is_random)
+        return Trial(looped, wrong, flaw, is_random, unused)
     operators = {match[1]: None for warning in caught if (match := _SLOW_OPERATOR.search(str(warning.message)))}
     slow = f"torch.func has no batched form of {', '.join(operators)}" if operators else None
     if slow:
         warnings.filterwarnings("ignore", _SLOW_OPERATOR.pattern)  # the task says it, once
-    return Trial(vmapped, slow, flaw, is_random)
+    return Trial(vmapped, slow, flaw, is_random, unused)
 
 
 def _num_draws(networks: Networks, inputs: Tensor, stream: Tensor) -> int:
@@ -210,6 +219,15 @@ def _num_draws(networks: Networks, inputs: Tensor, stream: Tensor) -> int:
     with mode, torch.no_grad():
         networks.module().to(inputs.device).train()(inputs)
     return mode.rng.num_calls
+
+
+@torch.no_grad()
+def _replaced_buffers(networks: Networks, inputs: Tensor, stream: Tensor) -> list[str]:
+    """Names of persistent buffers that a forward pass of training does not write to, but exchanges for others."""
+    module = networks.module().to(inputs.device).train()
+    before = module.state_dict(keep_vars=True)
+    _output(module, inputs, stream)
+    return [name for name, value in module.state_dict(keep_vars=True).items() if value is not before[name]]
 
 
 def _why_runs_would_differ(networks: Networks, inputs: Tensor, stream: Tensor) -> str | None:

@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from generator import GeneratedClassifier
+from tests.ambient import AMBIENTS
 
 
 @parametrize_with_checks([GeneratedClassifier(device="cpu")])
@@ -169,3 +170,28 @@ def test_bad_input_is_refused_in_words():
         GeneratedClassifier(max_rows=0, device="cpu").fit(np.eye(4), [0, 1, 0, 1])
     with pytest.raises(ValueError, match="is no safetensors file"):
         GeneratedClassifier(weights=__file__, device="cpu").fit(np.eye(4), [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("name", AMBIENTS)
+def test_answers_are_the_same_whatever_a_program_has_set_for_torch(name):
+    X, y = load_iris(return_X_y=True)
+    model = GeneratedClassifier(device="cpu", finetune_steps=1)
+    expected = model.fit(X[::3], y[::3]).predict_proba(X)
+    with AMBIENTS[name]():
+        assert np.array_equal(model.fit(X[::3], y[::3]).predict_proba(X), expected)
+
+
+def test_numbers_as_text_are_numbers():
+    X, y = load_iris(return_X_y=True)
+    answers = [GeneratedClassifier(device="cpu").fit(x, y).predict_proba(x) for x in (X, pd.DataFrame(X).astype(str))]
+    np.testing.assert_allclose(*answers, atol=1e-6)
+
+
+def test_numbers_that_hide_the_others_are_said():
+    X, y = load_iris(return_X_y=True)
+    with pytest.warns(UserWarning, match=r"numbers of columns \[2\] are so far from the others"):
+        GeneratedClassifier(device="cpu").fit(np.vstack((X, [5, 3, 1e6, 1])), [*y, 0])
+    with pytest.raises(ValueError, match="beyond what can be standardised"), np.errstate(all="ignore"):
+        GeneratedClassifier(device="cpu").fit(X * 1e200, y)
+    with pytest.raises(ValueError, match=r"finetune_steps an integer from 0 up, got 1024, 2\.5"):
+        GeneratedClassifier(finetune_steps=2.5).fit(X, y)

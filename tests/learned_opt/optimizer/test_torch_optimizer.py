@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from learned_opt import LearnedOptimizer, MlpRule, MuLO, NormalizedRule, Pretrai
 from learned_opt.optimizer.torch_optimizer import RECOMMENDED, NonFiniteGradientError, ThetaMismatchError
 from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.kernels.native_mlp import is_available
+from tests.ambient import AMBIENTS
 
 RULES = {"mulo": MlpRule(8), "mulo-norm": NormalizedRule(), "celo2": Celo2Rule()}
 
@@ -158,6 +160,18 @@ def test_lr_scheduler_scales_the_update(name):
         moved.append([p - q for p, q in zip(model.parameters(), start.parameters(), strict=True)])
     for whole, half in zip(*moved, strict=True):
         torch.testing.assert_close(whole, 2 * half, rtol=1e-3, atol=1e-6)
+
+
+@every_rule
+@pytest.mark.parametrize("ambient", ["autocast", "another device by default"])
+def test_a_step_is_the_same_whatever_a_program_has_set_for_torch(name, ambient):
+    models = [make_model(), make_model()]
+    for model, setting in zip(models, (nullcontext, AMBIENTS[ambient]), strict=True):
+        optimizer = MuLO(model, pretrained(name), num_training_steps=9)
+        loss_of(model, 0).backward()
+        with setting():
+            optimizer.step()
+    assert equal(*models)
 
 
 @every_rule

@@ -8,6 +8,7 @@ import torch
 from learned_opt import MlpRule, NormalizedRule
 from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.population import PopulationOptimizer
+from learned_opt.rules.velo import VeloRule
 from tests.devices import other_device
 from tests.pretended_graph import pretended_graphs
 from zoo.networks.architectures import MLP
@@ -18,7 +19,12 @@ from zoo.training.schedules import Schedule
 
 LAYOUT = ParamLayout.of(MLP(6, (5, 7), 3))
 RULES = {"normalized": NormalizedRule(), "mlp": MlpRule(4)}
-RECORDED = {"normalized": NormalizedRule(), "mlp": MlpRule(4, native=False), "celo2": Celo2Rule()}  # C is the CPU's
+RECORDED = {
+    "normalized": NormalizedRule(),
+    "mlp": MlpRule(4, native=False),  # C is the CPU's
+    "celo2": Celo2Rule(),
+    "velo": VeloRule(lstm=8, bank=4),
+}
 REFERENCES = {"normalized": NormalizedRule(reference=True), "mlp": MlpRule(4, reference=True)}
 
 

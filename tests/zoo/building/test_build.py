@@ -224,7 +224,7 @@ def test_keyword_arguments_are_the_fields_of_a_plan():
         ({"snapshot_steps": [0, 1000]}, "snapshot_steps must be integers that increase"),
         ({"snapshot_steps": []}, "snapshot_steps must be integers that increase"),
         ({"snapshot_steps": None, "num_snapshots": 1}, "num_snapshots"),
-        ({"max_loss": -1.0}, "max_loss must be a number above 0"),
+        ({"max_loss": -1.0}, "max_loss must be a finite number above 0"),
         ({"init_scale": "large"}, "init_scale must be a number or one of .* got 'large'"),
         ({"init_scale": -1.0}, "init_scale must not be negative"),
         ({"shared_batches": "maybe"}, "shared_batches must be true or false, got 'maybe'"),
@@ -480,3 +480,21 @@ def double_module():
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).double()
     module.register_forward_pre_hook(lambda _, args: (args[0].double(),))
     return module
+
+
+def test_weight_decay_of_what_no_loss_depends_on_is_said(tmp_path):
+    class HasUnused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.unused = nn.Linear(64, 10), nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x.flatten(1))
+
+    task = Task("own", get_task("digits").dataset, HasUnused, "cross_entropy")
+    options = {"num_runs": 1, "num_steps": 1}
+    with pytest.warns(UserWarning, match=r"\['unused.weight', 'unused.bias'\].*weight decay shrinks them"):
+        build_zoo(tmp_path / "zoo", task, optimizer={"name": "adam", "lr": 0.01, "weight_decay": 0.1}, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_zoo(tmp_path / "undecayed", task, **options)

@@ -263,6 +263,8 @@ def damaged(state, how):
         state["layers.0.weight"] = torch.zeros(5, 4)
     elif how == "dtype":
         state["layers.0.weight"] = state["layers.0.weight"].half()
+    elif how == "quantised":
+        state["layers.0.weight"] = (10 * state["layers.0.weight"]).to(torch.int8)
     elif how == "infinite":
         state["layers.0.weight"] = state["layers.0.weight"] / 0
     return state
@@ -275,6 +277,7 @@ def damaged(state, how):
         ("extra", "unexpected 'stray'"),
         ("misshapen", r"'layers\.0\.weight' must be \(3, 4\), got \(5, 4\)"),
         ("dtype", r"is torch\.float16, in the zoo's layout it is float32"),
+        ("quantised", r"parameter 'layers\.0\.weight' is torch\.int8, as of a quantised model"),
         ("infinite", r"infinities or NaN in \['layers\.0\.weight'\]"),
     ],
 )

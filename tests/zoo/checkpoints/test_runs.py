@@ -57,6 +57,8 @@ def test_names_without_numbers_are_numbered_and_that_is_said(tmp_path):
         {"epoch=3-val_loss=0.25.ckpt": 3, "epoch=4-val_loss=0.125.ckpt": 4},
         {"init.pt": 0, "iter5.pt": 5, "iter10.pt": 10},
         {"net.3.pt": 3, "net.12.pt": 12},
+        {"500.pt": 500, "1.5k.pt": 1500, "2M.pt": 2_000_000},
+        {"step500.pt": 500, "step1k.pt": 1000},
         {"checkpoint_1.pth.tar": 1, "checkpoint_2.pth.tar": 2},
         {"1.pt": 1, "2.pt": 2, "last.pt": None},
         {"epoch=1-step=100.ckpt": 100, "last.ckpt": None, "best-step=100.ckpt": None, "final-step=250.ckpt": 250},
@@ -69,6 +71,22 @@ def test_steps_are_the_numbers_that_the_names_say(tmp_path, names):
     assert {snapshot.path.name: snapshot.inner_step for snapshot in run.snapshots} == known
     assert len(remarks) == len(names) - len(known)
     assert all(any(name in remark for remark in remarks) for name in names.keys() - known.keys())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["1_loss0.9.pt", "2_loss0.5.pt", "3_loss0.7.pt"], ["a1b2c3.pt", "d4e5f1.pt"], ["2024-1-31.pt", "2024-2-7.pt"]],
+)
+def test_numbers_that_are_no_steps_are_not_taken_for_them(tmp_path, names):
+    touch(tmp_path / "run", *names)
+    (run,), remarks = find_runs([tmp_path / "run"])
+    assert [snapshot.path.name for snapshot in run.snapshots] == names
+    assert "numbered in their order" in " ".join(remarks)
+
+
+def test_names_of_several_runs_in_one_folder_are_said(tmp_path):
+    touch(tmp_path / "run", "seed1_epoch8.pt", "seed2_epoch9.pt")
+    assert "differ in more than their steps; give each run a folder" in " ".join(find_runs([tmp_path / "run"]).remarks)
 
 
 def test_a_run_may_hold_its_final_model_beside_its_checkpoints(tmp_path):

@@ -168,7 +168,46 @@ class Logits(nn.Module):
         return {"logits": self.head(x.flatten(1)), "hidden": x}
 
 
+class Clipped(nn.Module):
+    """Whose weights never leave a range, however the module keeps them in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        self.head.weight.data.clamp_(-0.13, 0.13)  # hardly wider than weights are at first
+        return self.head(x.flatten(1))
+
+
+class Seldom(nn.Module):
+    """Counts examples of confident predictions, of which there are none before it is trained."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.head, self.count = nn.Linear(64, 10), count
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        x = self.head(x.flatten(1))
+        if self.training:
+            self.count(self, (x.detach().softmax(-1) > 0.3).sum())
+        return x
+
+
+def add_in_place(module, number):
+    module.seen += number
+
+
+def put_in_place(module, number):
+    module.seen = module.seen + number
+
+
 TRAINABLE = {
+    "weights clipped": ("digits", Clipped, LoopedModule),
+    "sparse gradients": ("tokens", lambda: Embedded(sparse=True), LoopedModule),
+    "seldom counted": ("digits", lambda: Seldom(add_in_place), VmappedModule),
+    "seldom counted anew": ("digits", lambda: Seldom(put_in_place), LoopedModule),
     "batch norm": ("digits", lambda: with_layer(nn.BatchNorm1d(8)), VmappedModule),
     "cumulative batch norm": ("digits", lambda: with_layer(nn.BatchNorm1d(8, momentum=None)), LoopedModule),
     "rnn": ("sequences", lambda: Recurrent(nn.RNN), LoopedModule),
@@ -236,6 +275,17 @@ def test_populations_do_what_the_module_does_in_a_plain_loop(name):
             outputs = outputs["logits"] if isinstance(outputs, dict) else outputs
             evaluated = task.evaluate(last.params, "val")["loss"][i]
             torch.testing.assert_close(evaluated, F.cross_entropy(outputs, task.dataset.val.targets))
+
+
+def count_if_any(module, number):
+    if number > 0:
+        module.seen += number
+
+
+def test_what_runs_share_and_training_changes_late_is_refused():
+    task = make_task("digits", lambda: Seldom(count_if_any))
+    with pytest.raises(ValueError, match=r"buffer 'seen' stayed as it is when the module was tried.*changes it now"):
+        list(train_population(task, Sgd(lr=0.3), SEEDS, num_steps=20))
 
 
 def test_own_architectures_run_as_they_always_do():
@@ -464,6 +514,7 @@ def frozen(*parts):
     return module
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("data", "build", "message"),
     [
@@ -472,6 +523,11 @@ def frozen(*parts):
         ("digits", lambda: frozen(3), r"frozen parameters differ from seed to seed, .*: \['3.weight', '3.bias'\]"),
         ("digits", lambda: frozen(1, 3), "all parameters of the module are frozen"),
         ("digits", lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "'1.weight', .* have no size"),
+        (
+            "digits",
+            lambda: torch.jit.trace(nn.Linear(8, 10), torch.ones(2, 8)),
+            "compiled by torch.jit; leave that out",
+        ),
         ("digits", lambda: nn.Linear(3, 10), r"cannot be run on inputs float32 \(n, 1, 8, 8\)"),
         ("digits", nn.Flatten, "no parameters that could be trained"),
         ("digits", lambda: with_layer(NotANumber()), "outputs are NaN or infinite"),

@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
-_LARGE_INPUTS: Final = 30.0
+from zoo.tasks.files.examples import warn_of_large_inputs
+
 _FEW_VALUES: Final = 20
-_ROWS_LOOKED_AT: Final = 4096
 _TWO_ARRAYS = ("x", "y")
 _SIX_ARRAYS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
 
@@ -123,10 +123,7 @@ def _standard_dtype(name: str, array: np.ndarray) -> np.ndarray:
 def _say_what_is_unusual(named: dict[str, np.ndarray], what: str) -> None:
     """Warn of inputs and targets that are taken as they are, and often meant otherwise."""
     inputs, targets = (next(array for name, array in named.items() if name.startswith(letter)) for letter in "xy")
-    size = float(np.sqrt(np.mean(np.square(inputs[:_ROWS_LOOKED_AT], dtype=np.float64))))
-    if size > _LARGE_INPUTS:
-        said = f"inputs of {size:.3g} root mean square, where networks begin with inputs of about 1"
-        warnings.warn(f"{what} has {said}: standardise them, and divide pixels of one byte by 255", stacklevel=3)
+    warn_of_large_inputs(inputs, what)
     if targets.dtype.kind == "f" and len(values := np.unique(targets)) <= _FEW_VALUES and (values % 1 == 0).all():
         said = f"targets of only {len(values)} values, all whole, as real numbers, which is a regression"
         warnings.warn(f"{what} has {said}: save them as integers if they are classes", stacklevel=3)

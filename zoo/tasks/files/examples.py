@@ -27,6 +27,7 @@ FOLDER_NAMES: Final = {"train": 0, "val": 1, "valid": 1, "validation": 1, "dev":
 _SHARE: Final = 0.15  # of all examples for validation; the same again for test
 _IN_MEMORY: Final = 512 * 2**20  # bytes; larger arrays are mapped files
 _ROWS_AT_ONCE: Final = 4096
+_LARGE_INPUTS: Final = 30.0
 
 
 def places(contents: Iterable[bytes | memoryview]) -> NDArray[np.float64]:
@@ -73,6 +74,14 @@ def warn_of_leaks(place: np.ndarray, split: np.ndarray, what: str) -> None:
     num_leaked = int(np.isin(place[split != 0], place[split == 0]).sum())
     if num_leaked:
         warnings.warn(f"{what}: {num_leaked:,} examples of val and test are in train, too", stacklevel=2)
+
+
+def warn_of_large_inputs(inputs: np.ndarray, what: str) -> None:
+    """Say that inputs (n, ...) are far larger than those that networks begin with."""
+    size = float(np.sqrt(np.mean(np.square(inputs[:_ROWS_AT_ONCE], dtype=np.float64))))
+    if size > _LARGE_INPUTS:
+        said = f"inputs of {size:.3g} root mean square, where networks begin with inputs of about 1"
+        warnings.warn(f"{what} has {said}: standardise them, and divide pixels of one byte by 255", stacklevel=3)
 
 
 def split_examples(
@@ -149,12 +158,18 @@ def split_folders(folder: Path) -> list[tuple[int, Path]]:
 
     Raises:
         FileNotFoundError: if there is no such folder.
+        ValueError: if folders of splits stand beside others.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}")
-    inside = subfolders(folder)
-    declares = {entry.name for entry in inside} <= FOLDER_NAMES.keys() and "train" in {entry.name for entry in inside}
-    return [(FOLDER_NAMES[entry.name], entry) for entry in inside] if declares else [(0, folder)]
+    inside = {entry: FOLDER_NAMES.get(entry.name.lower()) for entry in subfolders(folder)}
+    declared = [(split, entry) for entry, split in inside.items() if split is not None]
+    if {0} < {split for split, _ in declared} and len(declared) < len(inside):
+        others = [entry.name for entry, split in inside.items() if split is None]
+        raise ValueError(
+            f"{folder}: expected folders of splits (train, val, test) or none of them, got them beside {others}"
+        )
+    return declared if len(declared) == len(inside) and 0 in inside.values() else [(0, folder)]
 
 
 def _taken(inputs: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -70,6 +70,8 @@ def decode(images: Sequence[Path | Image], size: int | None, grayscale: bool, na
         """(height, width, C), or what went wrong."""
         try:
             with nullcontext(image) if isinstance(image, pillow.Image) else pillow.open(image) as opened:
+                if opened.mode.startswith(("I", "F")):
+                    return ValueError(f"its pixels are of mode {opened.mode}, not of one byte; scale them to 0 ... 255")
                 upright = ImageOps.exif_transpose(opened).convert(mode)
                 fitted = upright if size is None else ImageOps.fit(upright, (size, size), pillow.Resampling.BILINEAR)
                 return np.asarray(fitted).reshape(fitted.height, fitted.width, channels)

@@ -42,6 +42,8 @@ def read_labelled_text(
         ValueError: for fewer than two classes, and a class whose text is shorter than a window in some split.
     """
     names = list(classes) if classes is not None else [entry.name for entry in subfolders(folder)]
+    if isinstance(classes, str) or len(set(names)) < len(names):
+        raise ValueError(f"{folder}: classes must be names of different subfolders, got {classes!r}")
     if len(names) < 2:
         raise ValueError(f"{folder}: expected two classes or more, each a subfolder, got {names}")
     if missing := [name for name in names if not (folder / name).is_dir()]:

@@ -13,7 +13,14 @@ import numpy as np
 
 from zoo.lazy import needs
 from zoo.tasks.files.columns import column
-from zoo.tasks.files.examples import FOLDER_NAMES, Splits, complete_splits, row_places, split_examples
+from zoo.tasks.files.examples import (
+    FOLDER_NAMES,
+    Splits,
+    complete_splits,
+    row_places,
+    split_examples,
+    warn_of_large_inputs,
+)
 from zoo.tasks.files.images import decode
 from zoo.tasks.files.tables import TableColumns, encode_table, encode_targets, standardised
 from zoo.tasks.files.text import BYTES, document_windows
@@ -66,6 +73,9 @@ def encode_rows(
         ValueError: for columns and splits that there are not, and values that are none of these.
     """
     parts = data if isinstance(data, Mapping) else {"train": data}
+    parts = {name: _records(part) for name, part in parts.items()}
+    if streamed := [part for part in parts.values() if not hasattr(part, "__len__")]:
+        raise ValueError(f"{what}: expected rows with a length, got {type(streamed[0]).__name__}; list(...) makes them")
     unknown = sorted(set(parts) - FOLDER_NAMES.keys())
     if unknown or "train" not in parts:
         raise ValueError(f"{what}: expected splits train, validation and test, got {list(parts)}")
@@ -87,9 +97,19 @@ def encode_rows(
     if hasattr(first, "convert"):  # an image of pillow
         values = decode([row[names[0]] for row in rows], size, grayscale, [f"row {i}" for i in range(len(rows))])
     else:
-        values = np.stack([np.asarray(row[names[0]]) for row in rows])
+        arrays = [np.asarray(row[names[0]]) for row in rows]
+        if len(shapes := {array.shape for array in arrays}) > 1:
+            raise ValueError(f"{what}: expected arrays of one shape in {names[0]!r}, got {sorted(shapes)[:4]}")
+        values = np.stack(arrays)
         values = values if values.dtype == np.uint8 else values.astype(np.float32)
+        if values.dtype != np.uint8:
+            warn_of_large_inputs(values, what)
     targets, classes = encode_targets({target: labels}, [target], None, what)
     split = complete_splits(declared, row_places(values), what)
     targets = standardised(targets, split == 0) if classes is None else targets
     return split_examples(values, targets, split, classes, what), len(classes or ())
+
+
+def _records(rows: Any) -> Rows:
+    """Rows of a frame of pandas, and others as they are."""
+    return rows.to_dict("records") if hasattr(rows, "iloc") else rows

@@ -19,6 +19,7 @@ from zoo.tasks.files.examples import FOLDER_NAMES, SPLIT_NAMES, Splits, complete
 _MAX_CATEGORIES: Final = 100
 _MAX_CLASSES: Final = 1000
 _FEW_ROWS: Final = 20  # up to here as many words as rows mean nothing
+_FAR: Final = 10.0  # deviation of a column over the range of its middle half
 _FEW_NUMBERS: Final = 10  # up to here words of digits may be categories
 _PLAIN_NUMBER: Final = re.compile(r"[-+]?\d*\.?\d*(e[-+]?\d+)?", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"[-+]?[$€£]?\s?\d[\d.,' ]*\s?%?")  # as people write it
@@ -76,6 +77,7 @@ def encode_table(
     codes = [_codes(columns[name], name, name in kinds.categorical, what) for name in names]
     _say_what_counts_rows({name: columns[name] for name in names}, what)
     _say_missing({name: columns[name] for name in names}, what)
+    _say_what_is_far({name: code for name, code in zip(names, codes, strict=True) if code.ndim == 1}, what)
     raw = np.concatenate([code if code.ndim == 2 else code[:, None] for code in codes], 1)  # (n, F)
     sides = np.zeros(len(raw), np.int64) if declared is None else np.array(declared)
     if kinds.split is not None:
@@ -132,6 +134,13 @@ def standardised(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # a column without any value
         mean, std = np.nanmean(values[chosen], 0), np.nanstd(values[chosen], 0)
     return np.nan_to_num((values - mean) / np.where(std > 0, std, 1)).astype(np.float32)
+
+
+def hides_most(values: np.ndarray) -> np.ndarray:
+    """(K,) bool: which columns (n, K) have a few numbers so far off that standardised all others are nearly equal."""
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning), np.errstate(all="ignore"):
+        low, high = np.nanquantile(values, (0.25, 0.75), axis=0)
+        return (high > low) & (np.nanstd(values, axis=0) > _FAR * (high - low))
 
 
 def fit_table(
@@ -207,6 +216,16 @@ def _say_what_counts_rows(columns: Columns, what: str) -> None:
                 "leave it out with features=[...]",
                 stacklevel=2,
             )
+
+
+def _say_what_is_far(columns: Columns, what: str) -> None:
+    names = [name for name, column in columns.items() if hides_most(column[:, None])[0]]
+    if names:
+        warnings.warn(
+            f"{what}: a few numbers of {names} are so far from the others that these are nearly equal once the column "
+            "is standardised; take logarithms, or correct what is wrong",
+            stacklevel=2,
+        )
 
 
 def _say_missing(columns: Columns, what: str) -> None:

@@ -48,6 +48,23 @@ def test_declared_splits_and_scaling(tmp_path):
     torch.testing.assert_close(task.dataset.test.inputs.mean().item(), 0.5, atol=0.05, rtol=0)
 
 
+def test_folders_of_splits_in_capitals_are_none_of_classes_and_stand_alone(tmp_path):
+    for split in ("Train", "Test"):
+        write(tmp_path / "pets" / split, seed=len(split))
+    data = get_dataset("image_folder", path=tmp_path / "pets")
+    assert (data.num_classes, len(data.test), len(data.train) + len(data.val)) == (2, 48, 48)
+    write(tmp_path / "pets" / "annotations")
+    with pytest.raises(ValueError, match=r"folders of splits .* or none of them, got them beside \['annotations'\]"):
+        get_dataset("image_folder", path=tmp_path / "pets")
+
+
+def test_pixels_of_two_bytes_are_refused_rather_than_cut_to_one(tmp_path):
+    folder = write(tmp_path / "scans")
+    Image.fromarray(np.full((5, 4), 3000, np.uint16)).save(folder / "cat" / "0.png")
+    with pytest.raises(ValueError, match=r"1 of 48 images cannot be read.*mode I;16, not of one byte"):
+        get_dataset("image_folder", path=folder)
+
+
 def test_copies_of_an_image_share_a_split(tmp_path):
     folder = write(tmp_path / "pets")
     for name in ("cat", "dog"):

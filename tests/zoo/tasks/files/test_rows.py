@@ -85,3 +85,14 @@ def test_saved_folders_are_read_by_the_library(tmp_path, monkeypatch):
 def test_what_does_not_fit_is_refused(data, options, message):
     with pytest.raises(ValueError, match=message):
         from_rows(data, **{"inputs": "image", "target": "label"} | options)
+
+
+def test_pixels_as_lists_are_not_known_to_be_pixels_and_that_is_said():
+    rows = [{"pixels": RNG.randint(0, 256, (4, 4)).tolist(), "label": i % 2} for i in range(40)]
+    with pytest.warns(UserWarning, match="root mean square.*divide pixels of one byte by 255"):
+        data = from_rows(rows, "pixels", "label")
+    assert data.train.inputs.max() > 1
+    with pytest.raises(ValueError, match=r"expected arrays of one shape in 'pixels', got \[\(2,\), \(4, 4\)\]"):
+        from_rows([*rows, {"pixels": [1, 2], "label": 0}], "pixels", "label")
+    with pytest.raises(ValueError, match=r"expected rows with a length, got list_iterator; list\(...\) makes them"):
+        from_rows({"train": iter(rows)}, "pixels", "label")

@@ -110,6 +110,13 @@ def test_columns_that_cannot_be_used_are_named(tmp_path, options, message):
         get_dataset("table", path=file, **options)
 
 
+def test_numbers_that_hide_the_others_are_said(tmp_path):
+    price = [str(i % 7) for i in range(29)] + ["1e9"]
+    file = write(tmp_path / "table.csv", 30, price=price, kind=["a", "b"] * 15)
+    with pytest.warns(UserWarning, match=r"a few numbers of \['price'\] are so far from the others"):
+        get_dataset("table", path=file, target="kind", features=["size", "price"])
+
+
 @pytest.mark.parametrize("odd", ["unknown", "0,5", "$3.00", "12%", "1'000"])
 def test_numbers_as_people_write_them_do_not_become_words(tmp_path, odd):
     size = [odd if i == 7 else f"{i}.5" for i in range(30)]

@@ -1,0 +1,71 @@
+"""Training of a model whose weights are averaged: AdamW, a rate that rises and falls, clipped gradients.
+
+Source: averaged weights: Karras et al. 2024 (arXiv 2312.02696) motivates a warm-up of the decay.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Final, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.training.schedules import Schedule
+
+BETAS: Final = (0.9, 0.98)
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class AveragingSettings(Protocol):
+    """What a config must say; see `ReaderConfig`."""
+
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def clip_norm(self) -> float: ...
+    @property
+    def average_decay(self) -> float: ...
+
+
+class AveragedTraining(Generic[Model]):
+    """A model in training, and the average of its weights, which is the result.
+
+    Args:
+        model: on its device.
+        settings: of the training.
+    """
+
+    def __init__(self, model: Model, settings: AveragingSettings) -> None:
+        self.model = model
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay
+        )
+        self._settings = settings
+        self._schedule = Schedule("cosine", settings.warmup_steps)
+
+    def take_step(self, step: int, loss: Tensor) -> None:
+        """Step number `step`, down the gradient of a loss."""
+        settings = self._settings
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * self._schedule.factor(step, settings.num_steps)
+        self.optimizer.step()
+        update_average(self.average, self.model, step, settings.average_decay)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """Move averaged weights towards the model's, by at least a tenth of what is left at first, later by 1 - decay."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    mine: list[Tensor] = list(average.parameters())
+    torch._foreach_lerp_(mine, list(model.parameters()), weight)

@@ -1,0 +1,54 @@
+"""Zoos are what they are, whatever a program has set for all of torch."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.ambient import AMBIENTS, default_dtype
+from zoo import Task, build_zoo, get_task
+from zoo.ambient import torch_defaults
+from zoo.tasks.dataset import Dataset, Split
+
+OPTIONS = {"num_runs": 2, "num_steps": 6, "num_snapshots": 2, "batch_size": 16, "evaluated_splits": ["val"]}
+CNN = {"architecture": "cnn", "channels": (2,)}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """A zoo as built under torch's own defaults."""
+    return build_zoo(tmp_path_factory.mktemp("zoo"), get_task("digits", **CNN), **OPTIONS)
+
+
+@pytest.mark.parametrize("name", AMBIENTS)
+def test_a_zoo_is_the_same(tmp_path, expected, name):
+    with AMBIENTS[name]():
+        task = get_task("digits", **CNN)
+        built = build_zoo(tmp_path / "zoo", task, **OPTIONS)
+        model = task.make_model()
+    assert np.array_equal(built.params[:], expected.params[:])
+    assert np.array_equal(built.metric("val_loss"), expected.metric("val_loss"))
+    assert {(param.dtype, param.device.type) for param in model.parameters()} == {(torch.float32, "cpu")}
+
+
+@pytest.mark.filterwarnings("ignore:networks are trained in float64")
+def test_modules_of_ones_own_keep_the_dtype_that_they_were_made_in(tmp_path):
+    with default_dtype(torch.float64):
+        inputs = torch.randn(30, 4)
+        splits = (Split(part, (part.sum(1) > 0).long()) for part in inputs.split(10))
+        task = Task("own", Dataset("own", *splits, 2), lambda: nn.Linear(4, 2), "cross_entropy")
+        before = task.make_model()
+    assert {param.dtype for param in (*before.parameters(), *task.make_model().parameters())} == {torch.float64}
+    assert build_zoo(tmp_path / "zoo", task, num_runs=1, num_steps=2, batch_size=5).verify() == []
+
+
+def test_a_training_inside_does_not_see_weights_of_before_their_updates():
+    """Autocast keeps what it has cast until the outermost one ends, though weights change."""
+    weight, x = nn.Parameter(torch.ones(2, 2)), torch.ones(1, 2)
+    with torch.autocast("cpu", torch.bfloat16), torch_defaults():
+        with torch.autocast("cpu", torch.bfloat16):
+            before = x @ weight
+        weight.data.zero_()
+        with torch.autocast("cpu", torch.bfloat16):
+            after = x @ weight
+    assert (before[0, 0].item(), after[0, 0].item()) == (2, 0)
