@@ -207,7 +207,7 @@ def best_of_rows(zoo: Zoo, pipe: ParameterPipeline, num_seeds: int) -> Iterator[
                 setting={"prompts": "lowest" if len(asked) == 1 else f"all {len(asked)}", "best_of": count},
                 figures={name: statistics.fmean(values) for name, values in figures.items()},
                 spread={name: (min(values), max(values)) for name, values in figures.items()},
-                seeds=range(num_seeds),
+                seeds=tuple(range(num_seeds)),
                 note=f"{NUM_ASKED} networks from noise a prompt and seed of the noise; one generator and reader.",
             )
 
