@@ -90,6 +90,9 @@ NOT_LOADED = {  # by statements that one process runs in this order, so that eac
     "from learned_opt import MuLO, NormalizedRule, load_pretrained": HEAVY,
     "from zoo import get_task, train_population; from zoo.networks import parametrization, symmetry": HEAVY,
     "from zoo import Zoo": [name for name in HEAVY if name != "zarr"],
+    "from zoo import build_zoo, import_checkpoints": [
+        "zoo.checkpoints.distributed", *(name for name in HEAVY if name != "zarr"),
+    ],
     "from generator import ParameterPipeline": [
         "lightning", "sklearn", "generator.evaluation", "generator.training",
     ],

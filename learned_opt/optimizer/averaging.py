@@ -65,11 +65,11 @@ def update_averages(
 
 @torch.no_grad()
 def show_averages(params: Sequence[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> None:
-    """Put averages into the parameters that have one, whose numbers are kept."""
+    """Put averages into the parameters that have one, whose numbers are kept unless some are kept already."""
     for param in params:
         state = states.get(param, {})
         if AVERAGE in state:
-            state[ITERATE] = param.detach().clone()
+            state.setdefault(ITERATE, param.detach().clone())
             _local(param.detach()).copy_(_local(state[AVERAGE]))
 
 
@@ -80,6 +80,15 @@ def show_iterates(params: Sequence[Tensor], states: Mapping[Tensor, dict[str, An
         state = states.get(param, {})
         if ITERATE in state:
             _local(param.detach()).copy_(_local(state.pop(ITERATE)))
+
+
+@torch.no_grad()
+def holds_averages(params: Sequence[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> bool:
+    """Whether the parameters are what `show_averages` puts into them."""
+    averaged = [param for param in params if AVERAGE in states.get(param, {})]
+    return bool(averaged) and all(
+        torch.equal(_local(param.detach()), _local(states[param][AVERAGE]).to(param.dtype)) for param in averaged
+    )
 
 
 def _exact(param: Tensor, remainder: Tensor | None) -> Tensor:

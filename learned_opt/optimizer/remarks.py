@@ -65,6 +65,15 @@ class Remarks:
                 "stays as it is; only lr is cycled. cycle_momentum=False says so",
             )
 
+    def of_modes(self) -> None:
+        """A model that was saved in eval mode, loaded with an optimizer that was not."""
+        self._say(
+            "modes",
+            "the model holds averages, as it was saved after optimizer.eval(), but the optimizer was saved after "
+            "optimizer.train(), so that what was trained is in neither; training goes on from the averages. Save both "
+            "in the same mode",
+        )
+
     def is_said(self, topic: str) -> bool:
         return topic in self._said
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learned_opt.optimizer.averaging import show_averages, show_iterates, update_averages
+from learned_opt.optimizer.averaging import holds_averages, show_averages, show_iterates, update_averages
 from learned_opt.optimizer.checks import check_options, check_param, checked_horizon
 from learned_opt.optimizer.counters import COUNTERS, advance, counted, read_counters
 from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
@@ -107,6 +107,8 @@ class LearnedOptimizer(Optimizer):
         self._num_idle_in_a_row = 0
         self._bad: tuple[list[str], Tensor] | None = None  # matrices of the last step that may have been skipped
         self._loading: Mapping[str, Any] | None = None
+        if average is None and horizon is None:
+            average = self.default_average
         if isinstance(params, nn.Module):
             groups = groups_of_model(params, roles, depth, weight_decay)
         elif roles is not None:
@@ -123,15 +125,21 @@ class LearnedOptimizer(Optimizer):
                 stacklevel=2,
             )
 
+    default_average: float | None = None  # where there is no horizon
+    _is_loaded = False  # and has not been used since
+
     @property
     def num_training_steps(self) -> int | None:
-        """Horizon T; it may be changed at any time."""
+        """Horizon T; it may be changed at any time. Where it is taken away, an average begins if one is the default."""
         return self.param_groups[0]["num_training_steps"]
 
     @num_training_steps.setter
     def num_training_steps(self, value: float | None) -> None:
+        horizon = checked_horizon(value)
         for group in self.param_groups:
-            group["num_training_steps"] = checked_horizon(value)
+            group["num_training_steps"] = horizon
+            if horizon is None and group["average"] is None:
+                group["average"] = self.default_average
         self._remarks.forget("horizon")
 
     @property
@@ -203,6 +211,7 @@ class LearnedOptimizer(Optimizer):
         first = self.param_groups[0]
         if not first["train_mode"]:
             raise RuntimeError("the model holds averaged weights; call optimizer.train() before training goes on")
+        self._report_modes()
         returned = None
         if closure is not None:
             with torch.enable_grad():
@@ -273,7 +282,7 @@ class LearnedOptimizer(Optimizer):
         self._report_skips()
         with read_counters(self.param_groups):
             groups = [dict(group) for group in self.param_groups]
-        own = ("pretrained", "nonfinite", "kahan_sum", "_remarks", "_loading", "_num_idle_in_a_row")
+        own = ("pretrained", "nonfinite", "kahan_sum", "_remarks", "_loading", "_is_loaded", "_num_idle_in_a_row")
         fresh: dict[str, Any] = {"_thetas": {}, "_bad": None, "_num_skipped_in_a_row": int(self._num_skipped_in_a_row)}
         return {
             **super().__getstate__(),
@@ -291,6 +300,7 @@ class LearnedOptimizer(Optimizer):
             check_state(state["param_groups"], state["state"], self.pretrained.rule)
             for tensors in state["state"].values():  # kernels take dense ones alone; others may have been saved
                 tensors.update({key: value.contiguous() for key, value in tensors.items()})
+            self._is_loaded = True
         super().__setstate__(state)
         self._most_steps = self.inner_step
 
@@ -335,16 +345,20 @@ class LearnedOptimizer(Optimizer):
         return self._thetas[device]
 
     def _set_mode(self, *, is_training: bool) -> bool:
-        """Whether that changes what the model holds."""
-        group = self.param_groups[0]
-        if group["average"] is None or group["train_mode"] == is_training:
-            return False
+        """Whether there are averages, so that there is something to show."""
+        self._report_modes()
         for group in self.param_groups:
-            group["train_mode"] = is_training
-        return True
+            group["train_mode"] = is_training or group["average"] is None
+        return self.param_groups[0]["average"] is not None
 
     def _all_params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
+
+    def _report_modes(self) -> None:
+        is_mixed = self._is_loaded and self.param_groups[0]["train_mode"] and self.inner_step > 1
+        self._is_loaded = False
+        if is_mixed and holds_averages(self._all_params(), self.state):
+            self._remarks.of_modes()
 
     def _report_skips(self) -> None:
         self._remarks.of_skips(int(self._num_skipped_in_a_row), self._bad_names())
@@ -375,6 +389,8 @@ class MuLO(LearnedOptimizer):
         options: as of `LearnedOptimizer`.
     """
 
+    default_average = AVERAGE_POWER
+
     def __init__(
         self,
         params: Params,
@@ -384,8 +400,6 @@ class MuLO(LearnedOptimizer):
         average: float | None = None,
         **options: Any,
     ) -> None:
-        if average is None and checked_horizon(num_training_steps) is None:
-            average = AVERAGE_POWER
         super().__init__(
             params, theta or RECOMMENDED, num_training_steps=num_training_steps, average=average, **options
         )

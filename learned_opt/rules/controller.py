@@ -31,6 +31,10 @@ LOG_STEP_RANGE: Final = (-4.0, 3.0)
 LOG_SIZE_RANGE: Final = (-5.0, 4.0)
 NESTEROV_RANGE: Final = (-4.0, 4.0)
 INPUT_LIMIT: Final = 3.0
+CHANGE_LIMIT: Final = 0.3  # of a matrix by one update, to its RMS or, if that is more, that of a usual start
+GROWTH_LIMIT: Final = 2.5  # of a matrix, to a usual start: that of He et al. has 2.45
+GROWTH_POWER: Final = 6.0  # by which steps fall where weights beyond this limit and their gradients both grow
+DISAGREEMENT: Final = 0.06  # at which growth is no matter, as it is for `log_step` to shorten steps
 INITIAL_STEPS: Final = 5  # after which the initial gradient scale is fixed
 
 MEMORY_RANGE: Final = (-1.5, 2.5)  # of the logarithm of how much longer than its scalar says the momentum lasts
@@ -241,8 +245,11 @@ def control(
             )
     statistics = statistics._replace(log_step=log_step.clamp(*LOG_STEP_RANGE))
     schedule = (1 - fraction) ** scalars["schedule_power"]
+    weight = signals.weight_square.sqrt()
+    growth = _growth(statistics, weight / (GROWTH_LIMIT * known.usual_weight))
+    size = schedule * (base + log_size.clamp(*LOG_SIZE_RANGE) - GROWTH_POWER * growth).exp()
     return statistics, Controls(
-        size=schedule * (base + log_size.clamp(*LOG_SIZE_RANGE)).exp(),
+        size=torch.minimum(size, CHANGE_LIMIT * torch.maximum(weight, known.usual_weight)),
         nesterov=nesterov,
         decay_unit=scalars["rate"] * schedule,
         learned_decay=scalars["weight_decay"] * (scalars["decay_horizon"] * log_horizon).exp(),
@@ -258,12 +265,14 @@ class _Static(NamedTuple):
     log_depth: Tensor  # log(L / 2)
     depth_input: Tensor  # log((L + 1) / 3)
     has_embedding: Tensor  # () whether the network looks up any
+    usual_weight: Tensor  # RMS of matrices as torch begins them: 1 / sqrt(3 fan_in); else infinite
 
 
 @lru_cache(maxsize=1024)  # what a recorded step reads must not be thrown away
 def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
     role = torch.tensor([PARAM_ROLES.index(spec.role) for spec in specs])
     width = torch.tensor([max(1, spec.width) for spec in specs]).float()
+    fan_in = torch.tensor([max(1, spec.fan_in) for spec in specs]).float()
     depth = torch.tensor([max(1, spec.depth) for spec in specs]).float()
     is_matrix = torch.tensor([spec.role in MATRIX_ROLES for spec in specs]).float()
     columns = _Static(
@@ -273,6 +282,7 @@ def _static(specs: tuple[TensorSpec, ...], device: torch.device) -> _Static:
         (depth / REFERENCE_DEPTH).log(),
         ((depth + 1) / (REFERENCE_DEPTH + 1)).log(),
         torch.tensor(any(spec.reads_tokens for spec in specs)).float(),
+        torch.where(is_matrix > 0, (3 * fan_in).rsqrt(), math.inf),
     )
     return _Static(*(column.to(device, non_blocking=True) for column in columns))
 
@@ -291,6 +301,15 @@ def _log_base(scalars: Scalars, known: _Static, log_horizon: Tensor) -> Tensor:
 def _relaxed_share(scalars: Scalars, num_steps: Tensor) -> Tensor:
     """Share of log_step that an update forgets."""
     return (scalars["relaxation"] / num_steps).clamp(max=1.0)
+
+
+def _growth(statistics: Statistics, weights: Tensor) -> Tensor:
+    """How far weights and gradients have both grown without disagreement, a logarithm: the sign of steps so long that
+    noise drives them, to which agreement is blind."""
+    gradients = _half_log_ratio(statistics.recent_square, statistics.initial_square).clamp(min=0)
+    return torch.minimum(weights.clamp(min=1).log(), gradients) * (1 + statistics.usual_agreement / DISAGREEMENT).clamp(
+        0, 1
+    )
 
 
 def _remember(scalars: Scalars, statistics: Statistics, signals: Signals, num_steps: Tensor) -> Statistics:

@@ -8,8 +8,16 @@ With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms 
     rho       = log(rms of recent gradients / rms of all gradients)          gradients that shrink ask for smaller steps
     agreement = cosine(g, m / sqrt(v)), m and v before this gradient          while gradients agree, steps grow
     log_step <- log_step + r/T (o2 - log_step) + kappa (T/400)^k (agreement - target),  within [-4, 3]
-    W <- W - lr (1 - t/T)^p (exp(base + clamp(gamma rho + log_step + o1, -5, 4)) u + rate decay (T/400)^d W)
+    size = (1 - t/T)^p exp(base + clamp(gamma rho + log_step + o1, -5, 4))
+    W <- W - lr (min(size / grown^6, .3 max(rms(W), start)) u + (1 - t/T)^p rate decay (T/400)^d W)
+    log grown = max(0, log min(rms(W) / (2.5 start), rms of recent gradients / rms of the first five))
+                  clamp(1 + usual agreement / .06, 0, 1)
     base      = log rate + a log(T/400) + b log(L/2) + c[role] + 1/2 log(32/width) [matrices]
+
+Steps of matrices have two limits, beside what torch begins them with, start = (3 fan_in)^-1/2, that are seldom reached
+where networks begin as usual and minibatches are not tiny. No update changes one by more than .3 of itself: what suits
+a layer of many inputs kills kernels of few channels. And where weights and gradients have both grown without
+disagreement, which is how runs at batch size 1 begin to diverge, steps fall. The others have start = infinity.
 
 Only matrices decay by themselves; what the user asks for, 0 included, goes before that. What agreement has done to
 log_step is forgotten over T / r steps: while steps are too long at first it shortens them, and it leaves the end of a
@@ -81,6 +89,7 @@ DEVICE_CHUNK_NUMEL: Final = 2**22  # so many that starting kernels matters littl
 MIN_LARGE_SIZE: Final = 256  # smaller side of a matrix from which on bfloat16 and Gram matrices save time
 
 _TINY: Final = 1e-24
+_NO_GRADIENT: Final = 1e-15  # norm of a gradient whose squares underflow: nothing is known of its angle
 
 
 class NormalizedRule(TensorwiseRule):
@@ -272,7 +281,7 @@ def signals_of(sums: Tensor, numels: Sequence[int]) -> Signals:
     """Signals from the sums (N, R, 6) over each tensor of g^2, g n, n^2, m^2, v, W^2; n is the normalised momentum."""
     numel = constant(tuple(map(float, numels)), sums.device)
     grad, dot, normalised, momentum, square, param = sums.unbind(2)
-    agreement = dot / (grad.sqrt() * normalised.sqrt()).clamp(min=1e-30)
+    agreement = dot / ((grad.sqrt() + _NO_GRADIENT) * normalised.sqrt() + _TINY)
     share = momentum / numel / (square / numel + 1e-30)
     return Signals(grad / numel, agreement, share, param / numel)
 

@@ -1,6 +1,6 @@
 """Are learned optimizers better than tuned ones on other people's code and kinds of task?
 
-    python -m scripts.bench.optimizers_outside [--panels dev outside] [--seeds 0 1 2] [--record]
+    python -m scripts.bench.optimizers_outside [--panels dev fragile outside] [--seeds 0 1 2] [--record]
 
 Trains every task of the panel (see `scripts.studies.optimizers.outside.tasks`) by hand-made optimizers, each swept
 until its best learning rate is inside the grid, and by the learned ones as they are; AdamW with its cosine is tuned for

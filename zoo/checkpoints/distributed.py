@@ -16,9 +16,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, Metadata
 from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
 
-from zoo.checkpoints.tensors import CheckpointError, StateDict
+from zoo.checkpoints.tensors import METADATA, CheckpointError, StateDict
 
-METADATA: Final = ".metadata"
 _MODEL_KEYS: Final = ("state_dict", "model_state_dict", "model", "app")
 _CLASSES: Final = {
     "torch.distributed.checkpoint.metadata": {

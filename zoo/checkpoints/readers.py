@@ -6,10 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from zoo.checkpoints.distributed import METADATA, read_distributed
 from zoo.checkpoints.flat_databases import read_flat
 from zoo.checkpoints.runs import SnapshotFile
-from zoo.checkpoints.tensors import StateDict, read_tensors
+from zoo.checkpoints.tensors import METADATA, StateDict, read_tensors
 from zoo.networks.layout import ParamLayout
 
 
@@ -30,5 +29,7 @@ def read_snapshot(
     if snapshot.key:
         return StateDict(read_flat(path.parent, snapshot.key, model), ())
     if path.name == METADATA:
+        from zoo.checkpoints.distributed import read_distributed  # imports torch's distributed tensors, and sympy
+
         return read_distributed(path.parent, state_key)
     return read_tensors(path, state_key)

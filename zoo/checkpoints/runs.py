@@ -27,11 +27,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from zoo.checkpoints.distributed import METADATA
 from zoo.checkpoints.flat_databases import DATABASE, is_flat_database, runs_of_database
 from zoo.checkpoints.records import Record, checkpoints_of_lightning, is_trial, record_of
 from zoo.checkpoints.tables import Known, Row, Table, json_object
-from zoo.checkpoints.tensors import INDEX_SUFFIX, SUFFIXES, CheckpointError, natural_key
+from zoo.checkpoints.tensors import INDEX_SUFFIX, METADATA, SUFFIXES, CheckpointError, natural_key
 from zoo.hub import SCHEME, local_copy, repository_of
 from zoo.settings import Json
 

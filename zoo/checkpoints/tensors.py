@@ -16,6 +16,7 @@ from torch import Tensor
 
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 INDEX_SUFFIX: Final = ".index.json"
+METADATA: Final = ".metadata"  # of a checkpoint that is cut into pieces
 _STATE_KEYS: Final = ("state_dict", "model_state_dict", "model")
 
 

@@ -56,7 +56,9 @@ def greedy_soup(networks: Tensor, evaluate: Callable[[Tensor], Tensor]) -> Soup:
     Source: Wortsman et al. 2022 (arXiv 2203.05482), Algorithm 1.
     """
     losses = evaluate(networks)
-    first, *others = losses.argsort(stable=True).tolist()
+    if losses.shape != networks.shape[:1] or losses.isnan().all():
+        raise ValueError(f"evaluate must give a loss for each of {len(networks)} networks, got {losses.tolist()}")
+    first, *others = losses.argsort(stable=True).tolist()  # NaN come last
     members, total, best = [first], networks[first], losses[first]
     for candidate in others:
         wider = total + networks[candidate]

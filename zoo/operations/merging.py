@@ -13,12 +13,14 @@ def task_vectors(networks: Tensor, base: Tensor) -> Tensor:
     """What training added (N, P) to a base (P,).
 
     Raises:
-        ValueError: if the base is not one network of the same size.
+        ValueError: if the base is not one network of the same size, or numbers are not finite.
     """
     if networks.ndim != 2 or base.shape != networks.shape[1:]:
         got = f"{tuple(networks.shape)} and {tuple(base.shape)}"
         raise ValueError(f"networks must be (N, P) and their base (P,), got {got}")
-    return networks - base
+    vectors = networks - base
+    _check_finite(vectors)
+    return vectors
 
 
 def task_arithmetic(networks: Tensor, base: Tensor, scale: float = 0.4) -> Tensor:
@@ -87,5 +89,12 @@ def keep_largest(vector: Tensor, density: float) -> Tensor:
     """A vector (P,) whose entries are 0 except the share `density` of largest magnitude, at least one."""
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], got {density}")
+    _check_finite(vector)
     kept = vector.abs().topk(max(1, round(density * len(vector)))).indices
     return torch.zeros_like(vector).index_copy(0, kept, vector[kept])
+
+
+def _check_finite(vectors: Tensor) -> None:
+    """Raise ValueError for NaN, which has no sign to agree and no size to be kept, and for infinity."""
+    if not vectors.isfinite().all():
+        raise ValueError("networks and their base must be finite, got NaN or infinity; did a training diverge?")

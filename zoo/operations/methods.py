@@ -65,6 +65,8 @@ def combine(
     if unknown := sorted(settings.keys() - known):
         raise ValueError(f"{method} has no settings {unknown}; it takes {sorted(known)}")
     trained, weights = apply(_Given(networks, base, evaluate, seed), **settings)
+    if not trained.isfinite().all():
+        raise ValueError(f"{method} with {settings or 'these networks'} gives NaN or infinity")
     if method == "teleport":
         return Combined(trained, [])
     buffers, remarks = _combined_buffers(networks.layout, networks.params, weights)

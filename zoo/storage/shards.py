@@ -15,7 +15,7 @@ Legend: G runs of one block, S snapshots, P numbers of one network.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from zarr.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 _ABSENT: Final = np.uint64(2**64 - 1)
+_PORTION_NBYTES: Final = 2**26  # written at once
 _CRC_NBYTES: Final = 4
 # CRC32C of any message followed by its own CRC32C
 _CRC_RESIDUE: Final = 0x48674BC7
@@ -182,7 +183,7 @@ def shard_key(block: int) -> str:
 
 
 def shard_parts(stored: np.ndarray, present: np.ndarray, shape: ShardShape) -> Iterator[np.ndarray]:
-    """Bytes of a shard, one run after the other and the index last.
+    """Bytes of a shard, one run after the other and the index last, in portions that bound the memory.
 
     Args:
         stored: (g, S, P) of the stored dtype, g <= G.
@@ -192,16 +193,24 @@ def shard_parts(stored: np.ndarray, present: np.ndarray, shape: ShardShape) -> I
     index = np.full((shape.num_runs, shape.num_snapshots, 2), _ABSENT, "<u8")
     offset = 0
     for run, kept in enumerate(present):
-        rows = np.ascontiguousarray(stored[run][kept]).view(np.uint8)  # (kept, row_nbytes)
-        chunks = np.empty((len(rows), shape.chunk_nbytes), np.uint8)
-        chunks[:, :-_CRC_NBYTES] = rows
-        checksums = np.array([google_crc32c.value(row) for row in rows], "<u4")
-        chunks[:, -_CRC_NBYTES:] = checksums.view(np.uint8).reshape(-1, _CRC_NBYTES)
-        index[run, kept, 0] = offset + shape.chunk_nbytes * np.arange(len(rows))
-        index[run, kept, 1] = shape.chunk_nbytes
-        offset += chunks.size
-        yield chunks.reshape(-1)
+        for some in portions(kept, shape.chunk_nbytes):
+            rows = stored[run][some].view(np.uint8)  # (some, row_nbytes)
+            chunks = np.empty((len(rows), shape.chunk_nbytes), np.uint8)
+            chunks[:, :-_CRC_NBYTES] = rows
+            checksums = np.array([google_crc32c.value(row) for row in rows], "<u4")
+            chunks[:, -_CRC_NBYTES:] = checksums.view(np.uint8).reshape(-1, _CRC_NBYTES)
+            index[run, some, 0] = offset + shape.chunk_nbytes * np.arange(len(rows))
+            index[run, some, 1] = shape.chunk_nbytes
+            offset += chunks.size
+            yield chunks.reshape(-1)
     yield from checked(index)
+
+
+def portions(kept: np.ndarray, nbytes: int) -> Iterator[np.ndarray]:
+    """Indices of the snapshots of a run that are kept (S,) bool, of at most 64 MiB at once if each takes `nbytes`."""
+    places = np.flatnonzero(kept)
+    size = max(1, _PORTION_NBYTES // nbytes)
+    return (places[start : start + size] for start in range(0, len(places), size))
 
 
 def checked(values: np.ndarray) -> Iterator[np.ndarray]:
@@ -224,10 +233,13 @@ def run_checksums(stored: np.ndarray, present: np.ndarray, others: list[np.ndarr
     """
     result = np.empty(len(stored), np.uint32)
     for run, kept in enumerate(present):
-        value = 0
-        for snapshot in np.flatnonzero(kept):
-            value = google_crc32c.extend(value, stored[run, snapshot].view(np.uint8))
-        for values in others:
-            value = google_crc32c.extend(value, values[run].tobytes())
-        result[run] = value
+        networks = (stored[run, snapshot] for snapshot in np.flatnonzero(kept))
+        result[run] = extended(extended(0, networks), (values[run] for values in others))
     return result
+
+
+def extended(checksum: int, arrays: Iterable[np.ndarray]) -> int:
+    """CRC32C of what has that checksum and the bytes of some arrays after it."""
+    for values in arrays:
+        checksum = google_crc32c.extend(checksum, np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return checksum

@@ -17,7 +17,7 @@ from zarr.storage import MemoryStore
 from zoo.storage.base import BaseError, base_arrays, read_base
 from zoo.storage.precision import is_finite
 from zoo.storage.schema import Json, RunStatus, ZooSpec, array_metadata, attributes_checksum, block_name, small_arrays
-from zoo.storage.shards import Shard, ShardError, Shards, run_checksums
+from zoo.storage.shards import Shard, ShardError, Shards, extended, portions
 
 _NOT_BUILT: Final = "build again into the same path to finish"
 
@@ -135,23 +135,28 @@ def _check_block(arrays: Mapping[str, zarr.Array], spec: ZooSpec, shards: Shards
 def _check_runs(shard: Shard, spec: ZooSpec, block: int, values: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     """Findings of each run of a block whose files can all be read."""
     snapshots, params = spec.shape[1:]
-    stored = np.empty((1, snapshots, params), spec.stored_dtype)
+    at_once = list(portions(np.ones(snapshots, bool), params * spec.stored_dtype.itemsize))
+    stored = np.empty((len(at_once[0]), params), spec.stored_dtype)
     target = stored.view(np.uint8).reshape(-1).data
-    places = np.arange(snapshots)
     repair = repair_of(spec)
     for local, run in enumerate(spec.block_runs(block)):
         name = f"run {run} of {block_name(spec, block)}"
         status = int(values["runs/status"][local])
-        present = np.ones(snapshots, bool)
-        present[shard.copy_rows(local * snapshots + places, places, target)] = False
-        own = [array[local : local + 1] for key, array in values.items() if key != "runs/checksum"]
+        present, are_finite, checksum = np.zeros(snapshots, bool), True, 0
+        for some in at_once:
+            absent = shard.copy_rows(local * snapshots + some, np.arange(len(some)), target)
+            here = np.delete(np.arange(len(some)), absent)
+            present[some[here]] = True
+            are_finite &= bool(is_finite(stored[here], spec.dtype).all())
+            checksum = extended(checksum, stored[here])
+        checksum = extended(checksum, (array[local] for key, array in values.items() if key != "runs/checksum"))
         if status not in set(RunStatus) - {RunStatus.EMPTY}:
             yield Finding(block, "array", f"{name}: status {status} is not possible; {repair}")
         elif not np.array_equal(present, values["inner_step"][local] >= 0):
             yield Finding(block, "shard", f"{name}: snapshots in the shard are not those of inner_step; {repair}")
-        elif run_checksums(stored, present[None], own)[0] != values["runs/checksum"][local]:
+        elif checksum != values["runs/checksum"][local]:
             yield Finding(block, "checksum", f"{name}: its numbers are not those that were committed; {repair}")
-        elif status != RunStatus.DIVERGED and not is_finite(stored[0, present], spec.dtype).all():
+        elif status != RunStatus.DIVERGED and not are_finite:
             yield Finding(block, "not finite", f"{name}: NaN or infinite parameters in a complete run; {repair}")
 
 

@@ -36,7 +36,7 @@ from zoo.storage.schema import (
     fill_value,
     small_arrays,
 )
-from zoo.storage.shards import ShardShape, checked, run_checksums, shard_key, shard_parts
+from zoo.storage.shards import ShardShape, checked, portions, run_checksums, shard_key, shard_parts
 
 _LOCKS: Final = Path("runs/status/claims")  # a name of the format
 
@@ -284,8 +284,9 @@ class ZooWriter:
             raise ValueError(f"block {block}: params must have shape {shape} (runs, snapshots, P), got {params.shape}")
         stored = to_stored(params, spec.dtype)
         for local in np.flatnonzero(status != RunStatus.DIVERGED):
-            if not is_finite(stored[local][present[local]], spec.dtype).all():
-                overflow = np.isfinite(params[local][present[local]]).all()
+            some_at_once = list(portions(present[local], 4 * params.shape[2]))
+            if not all(is_finite(stored[local][some], spec.dtype).all() for some in some_at_once):
+                overflow = all(np.isfinite(params[local][some]).all() for some in some_at_once)
                 cause = f"too large for {spec.dtype}" if overflow else "not finite"
                 run = self.block_runs(block)[local]
                 hint = "; store the zoo as float32 or bfloat16" if overflow else ""

@@ -131,3 +131,52 @@ def test_batch_norm_gets_the_statistics_of_the_averages():
 def test_bad_powers_are_refused(average):
     with pytest.raises(ValueError, match="average must be"):
         MuLO(make_model(), average=average)
+
+
+def test_a_horizon_that_is_taken_away_leaves_an_average():
+    model = make_model()
+    optimizer = MuLO(model, num_training_steps=10)
+    train(model, optimizer, range(3))
+    optimizer.num_training_steps = None
+    before = weights(model)
+    train(model, optimizer, [3])
+    power, iterates = optimizer.param_groups[0]["average"], weights(model)
+    optimizer.eval()
+    for average, start, end in zip(weights(model), before, iterates, strict=True):
+        torch.testing.assert_close(average, start + (power + 1) / (3 + 1 + power) * (end - start))
+
+
+@pytest.mark.parametrize("first", ["model", "optimizer"])
+def test_a_model_saved_in_train_mode_fits_an_optimizer_saved_in_eval_mode(first):
+    model, again = make_model(), make_model()
+    optimizer, resumed = make(model), make(again)
+    train(model, optimizer, range(5))
+    iterates = copy.deepcopy(model.state_dict())
+    optimizer.eval()
+    for loads in ("model", "optimizer") if first == "model" else ("optimizer", "model"):
+        if loads == "model":
+            again.load_state_dict(iterates)
+        else:
+            resumed.load_state_dict(optimizer.state_dict())
+    resumed.eval()
+    assert_equal(weights(again), weights(model))
+    resumed.train()
+    assert_equal(weights(again), list(iterates.values()))
+
+
+@pytest.mark.parametrize("call", [lambda net, one: train(net, one, [5]), lambda net, one: one.train()])
+def test_a_model_saved_in_eval_mode_is_noticed(call, recwarn):
+    """The weights that training would go on from are in neither file."""
+    model, again = make_model(), make_model()
+    optimizer, resumed = make(model), make(again)
+    train(model, optimizer, range(5))
+    iterates, saved = copy.deepcopy(model.state_dict()), optimizer.state_dict()
+    again.load_state_dict(iterates)
+    resumed.load_state_dict(saved)
+    call(again, resumed)
+    assert not [warning for warning in recwarn if "holds averages" in str(warning.message)]
+    optimizer.eval()
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(saved)
+    with pytest.warns(UserWarning, match="training goes on from the averages"):
+        call(again, resumed)

@@ -115,6 +115,11 @@ class PerTensorRule:
         size = (1 - f) ** s["schedule_power"] * math.exp(
             base + max(-5.0, min(4.0, s["noise_power"] * rho + self.log_step + float(out[0])))
         )
+        if role in ("input", "hidden", "output"):
+            weight, start = float((self.param**2).mean()) ** 0.5, (3 * self.spec.fan_in) ** -0.5
+            grown = max(1.0, min(weight / (2.5 * start), math.sqrt(self.fast / self.initial)))
+            size /= grown ** (6 * max(0.0, min(1.0, 1 + self.usual / 0.06)))
+            size = min(size, 0.3 * max(weight, start))
         self.log_step = max(-4.0, min(3.0, self.log_step + s["relaxation"] / horizon * float(out[1])))
         nesterov = min(1.0, s["nesterov"] * math.exp(max(-4.0, min(4.0, float(out[2])))))
         d = (self.m + nesterov * (g - self.m)) / (self.v + 1e-24).sqrt()
@@ -149,19 +154,44 @@ def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference, of
     network = theta[len(controller.SCALARS) :][: controller.NUM_FEEDBACK].clone()
     network[45:] += theta[controller.embedding_offset()] if offset else 0.0  # one of SPECS is an embedding
     rng = torch.Generator().manual_seed(0)
-    params = [torch.randn(1, *spec.shape, generator=rng) for spec in SPECS]
+    sizes = [0.1, 2.0, 0.3, *[1.0] * 6]  # with steps that both limits change
+    params = [size * torch.randn(1, *s.shape, generator=rng) for size, s in zip(sizes, SPECS, strict=True)]
     options = {"horizon": horizon, "second": second}
     plain = [PerTensorRule(SCALARS, network, s, p[0].clone(), **options) for s, p in zip(SPECS, params, strict=True)]
     state = rule.init_state(specs, params)
     with torch.no_grad():
         for inner_step in range(100):
             means = [0.5 * p + torch.randn(p.shape, generator=rng) for p in params]
-            grads = [0.01 * 0.98**inner_step * mean for mean in means]
+            grads = [0.01 * math.exp(math.sin(inner_step / 15)) * mean for mean in means]
             for single, grad in zip(plain, grads, strict=True):
                 single.update(grad[0])
             rule.update(theta, specs, params, grads, state, inner_step=inner_step, num_steps=horizon)
     for single, param in zip(plain, params, strict=True):
         torch.testing.assert_close(param[0], single.param, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0])
+def test_no_update_changes_a_matrix_by_more_than_a_share_of_itself_or_of_a_usual_start(scale):
+    rule, rng, theta = NormalizedRule(), torch.Generator().manual_seed(0), meta_trained_like()
+    theta[controller.SCALAR_NAMES.index("rate")] = 5.0  # 148 times the usual one
+    specs = [spec for spec in SPECS if spec.role in ("input", "hidden", "output")]
+    params = [scale * torch.randn(1, *spec.shape, generator=rng) for spec in specs]
+    before = [param.clone() for param in params]
+    grads = [torch.randn(param.shape, generator=rng) for param in params]
+    options = {"inner_step": 0, "num_steps": None, "weight_decay": [0.0] * len(specs)}
+    rule.update(theta, specs, params, grads, rule.init_state(specs, params), **options)
+    for spec, old, new in zip(specs, before, params, strict=True):
+        usual = (3 * spec.fan_in) ** -0.5
+        change = (new - old).square().mean().sqrt()
+        torch.testing.assert_close(change, 0.3 * old.square().mean().sqrt().clamp(min=usual), rtol=1e-3, atol=0)
+
+
+def test_the_angle_to_momentum_is_one_even_where_squares_underflow():
+    """Single examples that a network is sure of have gradients whose squares are zero in float32."""
+    grad, last = 1e-23 * torch.ones(1, 1, 4), torch.tensor([[[3.0, -1.0, 2.0, -2.0]]])
+    sums = torch.stack([normalized.square_sum(grad), (grad * last).sum(2), normalized.square_sum(last)], dim=2)
+    signals = normalized.signals_of(torch.cat([sums, sums], dim=2), [4])
+    assert abs(float(signals.agreement)) <= 1
 
 
 def test_the_numbers_for_embeddings_change_nothing_without_one():

@@ -34,6 +34,12 @@ def test_the_soup_keeps_what_does_not_harm():
     torch.testing.assert_close(soup.params, networks[:2].mean(0))
 
 
+def test_a_soup_of_networks_without_a_loss_is_refused(networks):
+    for losses in (torch.full((len(networks),), torch.nan), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="evaluate must give a loss for each of"):
+            greedy_soup(networks, lambda _, losses=losses: losses)
+
+
 def test_a_soup_is_never_worse_than_its_best_network(networks):
     def losses(params):
         return (params - 0.3).square().sum(1)

@@ -1,9 +1,11 @@
 """Each method against its formula, written out number by number in plain Python."""
 
+import math
+
 import pytest
 import torch
 
-from zoo.operations import dare, drop_and_rescale, task_arithmetic, task_vectors, ties
+from zoo.operations import compress, dare, drop_and_rescale, task_arithmetic, task_vectors, ties
 
 
 @pytest.fixture
@@ -84,6 +86,8 @@ def test_dropping_keeps_the_expectation():
         (lambda n, b: dare(n, b, torch.Generator(), drop_rate=1.0), r"drop_rate must be in \[0, 1\)"),
         (lambda n, b: task_vectors(n, b[:3]), r"networks must be \(N, P\) and their base \(P,\), got"),
         (lambda n, b: task_vectors(n[0], b), r"networks must be \(N, P\)"),
+        (lambda n, b: ties(n.index_fill(1, torch.tensor(1), math.nan), b), "must be finite, got NaN or infinity"),
+        (lambda n, b: compress((n[0] - b) / 0), "must be finite"),
     ],
 )
 def test_bad_input_is_named(networks, base, call, message):

@@ -103,6 +103,8 @@ def test_drops_repeat_from_the_seed_and_a_base_is_needed(with_buffers, method):
     one, same, other = (combine(with_buffers, method, base=base, seed=seed).params for seed in (3, 3, 4))
     assert torch.equal(one, same)
     assert torch.equal(one, other) == (method != "dare")
+    with pytest.raises(ValueError, match=rf"{method} with \{{'scale': nan\}} gives NaN or infinity"):
+        combine(with_buffers, method, base=base, scale=float("nan"))
     for wrong in (None, with_buffers):
         with pytest.raises(ValueError, match=f"{method} needs base=..., the one network"):
             combine(with_buffers, method, base=wrong)

@@ -5,15 +5,19 @@ import random
 import resource
 import signal
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 import zoo.storage.durable
+import zoo.storage.shards
+from zoo.networks.layout import ParamLayout
 from zoo.settings import SettingsMismatchError
 from zoo.storage.locks import LockLostError
-from zoo.storage.schema import RunStatus, ZooFormatError
+from zoo.storage.schema import RunStatus, ZooFormatError, ZooSpec
 from zoo.storage.writer import ZooWriteError, ZooWriter
 from zoo.storage.zoo import Zoo
 
@@ -376,3 +380,27 @@ def test_an_extension_that_was_cut_short_is_finished(tmp_path, toy):
     zoo = toy.fill(tmp_path / "zoo")
     assert zoo.verify() == []
     assert np.array_equal(zoo.params[:], toy.params(toy.spec()))
+
+
+def test_memory_is_bounded_by_a_portion_and_bytes_are_those_of_one(tmp_path, monkeypatch):
+    spec = ZooSpec(
+        layout=ParamLayout.of(torch.nn.Linear(1249, 100)),
+        num_runs=2,
+        snapshot_steps=range(20),
+        block_size=2,
+        metric_names=(),
+    )
+    params = np.random.default_rng(0).normal(size=spec.shape).astype(np.float32)  # 20 MB
+    steps, status = np.tile(np.arange(20), (2, 1)), np.full(2, RunStatus.COMPLETE)
+    content, peaks = [], []
+    for nbytes in (2**26, 2**19):
+        monkeypatch.setattr(zoo.storage.shards, "_PORTION_NBYTES", nbytes)
+        writer = ZooWriter.create(tmp_path / str(nbytes), spec)
+        tracemalloc.start()
+        writer.write_block(0, params, steps, {}, {"seed": np.arange(2)}, status)
+        assert Zoo.open(writer.path).verify() == []
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        content.append((writer.path / "params/c/0/0/0").read_bytes())
+    assert content[0] == content[1]
+    assert peaks[1] < params.nbytes / 2 < peaks[0]

@@ -262,3 +262,41 @@ def conv3d() -> nn.Module:
         nn.Flatten(),
         nn.Linear(16 * 5 * 4 * 4, 4),
     )
+
+
+def conv3d_pooled(num_classes: int) -> nn.Module:
+    """Two plain 3-D convolutions, each with pooling."""
+    return nn.Sequential(
+        nn.Conv3d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool3d(2),
+        nn.Conv3d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool3d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 8, num_classes),
+    )
+
+
+def conv3d_to_image() -> nn.Module:
+    """Plain 3-D convolutions from four images of 8 x 8 to one."""
+    return nn.Sequential(
+        nn.Conv3d(1, 12, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv3d(12, 12, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv3d(12, 1, (4, 3, 3), padding=(0, 1, 1)),
+        nn.Flatten(1, 2),
+    )
+
+
+def conv1d() -> nn.Module:
+    """Two plain 1-D convolutions over forty points."""
+    return nn.Sequential(
+        nn.Conv1d(1, 12, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv1d(12, 24, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24 * 10, 10),
+    )

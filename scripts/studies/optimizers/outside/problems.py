@@ -32,9 +32,7 @@ class Problem(NamedTuple):
     model: nn.Module
     loss: Callable[[torch.Generator], Tensor]
     num_measured: int = 24  # minibatches on which a loss is measured
-    measured: Callable[[torch.Generator], Tensor] | None = (
-        None  # another loss to be judged by, such as on held-out data
-    )
+    measured: Callable[[torch.Generator], Tensor] | None = None  # to be judged by instead, such as on held-out data
 
 
 def classification(
@@ -44,10 +42,10 @@ def classification(
     batch_size: int = 32,
     view: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Problem:
-    model, (inputs, targets) = make_model(), _data(data)
+    model, (inputs, targets) = make_model(), data_of(data)
 
     def loss(rng: torch.Generator) -> Tensor:
-        x, y = _minibatch(rng, batch_size, view(inputs), targets)
+        x, y = minibatch(rng, batch_size, view(inputs), targets)
         return F.cross_entropy(model(x), y)
 
     return Problem(model, loss, num_measured=max(24, 512 // batch_size))
@@ -56,20 +54,20 @@ def classification(
 def language(make_model: Callable[[], nn.Module], text: Callable[[], Tensor] | None = None) -> Problem:
     """Next-byte prediction by a model of transformers."""
     model = make_model()
-    tokens = text() if text else _data("python_source", context=48)[0]
+    tokens = text() if text else data_of("python_source", context=48)[0]
 
     def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 8, tokens)
+        (x,) = minibatch(rng, 8, tokens)
         return model(input_ids=x, labels=x).loss
 
     return Problem(model, loss)
 
 
 def masked_language() -> Problem:
-    model, tokens = models.bert(), _data("python_source", context=48)[0]
+    model, tokens = models.bert(), data_of("python_source", context=48)[0]
 
     def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 8, tokens)
+        (x,) = minibatch(rng, 8, tokens)
         is_hidden = torch.rand(x.shape, generator=rng) < 0.15
         return model(input_ids=x.masked_fill(is_hidden, 0), labels=x.masked_fill(~is_hidden, -100)).loss
 
@@ -78,28 +76,28 @@ def masked_language() -> Problem:
 
 def reversal() -> Problem:
     """Sequence to sequence: bytes in reversed order."""
-    model, tokens = models.t5(), _data("python_source", context=24)[0]
+    model, tokens = models.t5(), data_of("python_source", context=24)[0]
 
     def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 8, tokens)
+        (x,) = minibatch(rng, 8, tokens)
         return model(input_ids=x, labels=x.flip(1)).loss
 
     return Problem(model, loss)
 
 
 def recurrent_language() -> Problem:
-    model, (inputs, targets) = models.LSTMLanguageModel(), _data("python_source", context=48)
+    model, (inputs, targets) = models.LSTMLanguageModel(), data_of("python_source", context=48)
 
     def loss(rng: torch.Generator) -> Tensor:
-        x, y = _minibatch(rng, 16, inputs, targets)
+        x, y = minibatch(rng, 16, inputs, targets)
         return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
 
     return Problem(model, loss)
 
 
-def point_denoising() -> Problem:
+def point_denoising(start: nn.Module | None = None) -> Problem:
     """Noise of points on a spiral, predicted from the noisy point and the time."""
-    model = models.TimeMLP(2, 64)
+    model = start or models.TimeMLP(2, 64)
 
     def loss(rng: torch.Generator) -> Tensor:
         angle = 3 * math.pi * torch.rand(128, 1, generator=rng).sqrt()
@@ -111,10 +109,10 @@ def point_denoising() -> Problem:
 
 
 def image_denoising() -> Problem:
-    model, images = models.UNet(16), _data("digits")[0].view(-1, 1, 8, 8)
+    model, images = models.UNet(16), data_of("digits")[0].view(-1, 1, 8, 8)
 
     def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 32, images)
+        (x,) = minibatch(rng, 32, images)
         level = torch.rand(len(x), 1, 1, 1, generator=rng)
         noise = torch.randn(x.shape, generator=rng)
         return F.mse_loss(model((1 - level) * x + level * noise, level), noise)
@@ -132,12 +130,12 @@ def smooth_regression() -> Problem:
 
 def image_as_function() -> Problem:
     """Grey values of one image from coordinates, by a network of sines."""
-    model, image = models.Siren(2, 48), _data("mnist5k")[0][7].flatten().unsqueeze(1)
+    model, image = models.Siren(2, 48), data_of("mnist5k")[0][7].flatten().unsqueeze(1)
     line = torch.linspace(-1, 1, 28)
     places = torch.cartesian_prod(line, line)
 
     def loss(rng: torch.Generator) -> Tensor:
-        x, y = _minibatch(rng, 256, places, image)
+        x, y = minibatch(rng, 256, places, image)
         return F.mse_loss(model(x), y)
 
     return Problem(model, loss)
@@ -170,10 +168,10 @@ def oscillator() -> Problem:
 
 
 def autoencoding(make_model: Callable[[], nn.Module], data: str, *, view: Callable[[Tensor], Tensor]) -> Problem:
-    model, inputs = make_model(), view(_data(data)[0])
+    model, inputs = make_model(), view(data_of(data)[0])
 
     def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 32, inputs)
+        (x,) = minibatch(rng, 32, inputs)
         return F.mse_loss(model(x), x)
 
     return Problem(model, loss)
@@ -184,7 +182,7 @@ def variational() -> Problem:
     images = images / images.max()
 
     def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 64, images)
+        (x,) = minibatch(rng, 64, images)
         logits, mean, log_var = model(x, rng)
         divergence = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1)
         return (F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1) + divergence).mean()
@@ -194,10 +192,10 @@ def variational() -> Problem:
 
 def contrastive() -> Problem:
     """Two noisy views of each image must find one another (InfoNCE)."""
-    model, images = MLP(64, (64, 64), 16), _data("digits")[0].flatten(1)
+    model, images = MLP(64, (64, 64), 16), data_of("digits")[0].flatten(1)
 
     def loss(rng: torch.Generator) -> Tensor:
-        (x,) = _minibatch(rng, 64, images)
+        (x,) = minibatch(rng, 64, images)
         one, two = (F.normalize(model(x + 0.7 * torch.randn(x.shape, generator=rng)), dim=1) for _ in range(2))
         return F.cross_entropy(5 * one @ two.T, torch.arange(len(x)))
 
@@ -212,7 +210,7 @@ def factorisation() -> Problem:
     ratings = truth[rows, columns] + 0.3 * torch.randn(6000, generator=rng)
 
     def loss(rng: torch.Generator) -> Tensor:
-        row, column, rating = _minibatch(rng, 128, rows, columns, ratings)
+        row, column, rating = minibatch(rng, 128, rows, columns, ratings)
         return F.mse_loss(model(row, column), rating)
 
     return Problem(model, loss)
@@ -229,7 +227,7 @@ def table_regression() -> Problem:
     model = nn.Sequential(first, nn.LayerNorm(64), second, nn.Linear(64, 1))
 
     def loss(rng: torch.Generator) -> Tensor:
-        inputs, targets = _minibatch(rng, 32, x, y)
+        inputs, targets = minibatch(rng, 32, x, y)
         return F.mse_loss(model(inputs), targets)
 
     return Problem(model, loss)
@@ -245,7 +243,7 @@ def table_classification() -> Problem:
     model = nn.Linear(30, 2)
 
     def loss(rng: torch.Generator) -> Tensor:
-        inputs, targets = _minibatch(rng, 32, x, y)
+        inputs, targets = minibatch(rng, 32, x, y)
         return F.cross_entropy(model(inputs), targets)
 
     return Problem(model, loss)
@@ -269,21 +267,21 @@ def moving_squares() -> Problem:
 
 def tuned_language(adapt: Callable[[nn.Module], nn.Module]) -> Problem:
     """A language model of source code goes on with prose."""
-    start = _start(_LANGUAGE_START)
-    return language(lambda: adapt(models.copied(start)), _prose)
+    start = trained_before(_LANGUAGE_START)
+    return language(lambda: adapt(models.copied(start)), prose)
 
 
 def tuned_images(*, head_only: bool) -> Problem:
     """A network for MNIST goes on with the digits of scikit-learn, enlarged and rotated by a quarter."""
-    model = models.copied(_start(_IMAGE_START))
+    model = models.copied(trained_before(_IMAGE_START))
     if head_only:
         model.requires_grad_(False)
     model.fc = nn.Linear(model.fc.in_features, 10)
-    images, targets = _data("digits")
+    images, targets = data_of("digits")
     images = F.interpolate(images.view(-1, 1, 8, 8), size=(28, 28), mode="bilinear").rot90(1, (2, 3))
 
     def loss(rng: torch.Generator) -> Tensor:
-        x, y = _minibatch(rng, 32, images, targets)
+        x, y = minibatch(rng, 32, images, targets)
         return F.cross_entropy(model(x), y)
 
     return Problem(model, loss)
@@ -294,14 +292,14 @@ _IMAGE_START: Final = partial(classification, models.resnet)
 
 
 @lru_cache(maxsize=8)
-def _data(name: str, **options: int) -> tuple[Tensor, Tensor]:
+def data_of(name: str, **options: int) -> tuple[Tensor, Tensor]:
     """Training inputs, standardised unless they are bytes, and targets."""
     split = get_dataset(name, **options).train
     inputs = split.inputs
     return ((inputs - inputs.mean()) / inputs.std() if inputs.is_floating_point() else inputs), split.targets
 
 
-def _minibatch(rng: torch.Generator, size: int, *tensors: Tensor) -> list[Tensor]:
+def minibatch(rng: torch.Generator, size: int, *tensors: Tensor) -> list[Tensor]:
     chosen = torch.randint(len(tensors[0]), (size,), generator=rng)
     return [tensor[chosen] for tensor in tensors]
 
@@ -316,25 +314,25 @@ def _derivative(y: Tensor, x: Tensor) -> Tensor:
     return slope
 
 
-@lru_cache(maxsize=4)
-def _start(make: Callable[[], Problem]) -> nn.Module:
+@lru_cache(maxsize=8)
+def trained_before(make: Callable[[], Problem]) -> nn.Module:
     """The model after AdamW + cosine, where a fine-tuning begins: one for all seeds and optimizers, who copy it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, loss, _ = make()
-        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+        problem = make()
+        optimizer = torch.optim.AdamW(problem.model.parameters(), 3e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _NUM_PRETRAINING_STEPS)
         rng = torch.Generator().manual_seed(0)
         for _ in range(_NUM_PRETRAINING_STEPS):
             optimizer.zero_grad()
-            loss(rng).backward()
+            problem.loss(rng).backward()
             optimizer.step()
             schedule.step()
-        return model
+        return problem.model
 
 
 @lru_cache(maxsize=1)
-def _prose() -> Tensor:
+def prose() -> Tensor:
     """Bytes (sequences, 48) of the descriptions that come with scikit-learn's data sets."""
     from sklearn import datasets
 

@@ -19,6 +19,7 @@ import torch
 from torch.optim import Optimizer
 
 from zoo.settings import digest
+from zoo.storage.durable import write_file
 
 from .methods import RATE_STEP, OutsideMethod
 from .problems import Problem
@@ -133,7 +134,7 @@ class Trainings:
         if not self.train_missing:
             return None
         run = train(task, method, rate, num_steps, seed)
-        path.write_text(json.dumps(asdict(run) | settings))
+        write_file(path, [json.dumps(asdict(run) | settings).encode()])
         return run
 
     def sweep(self, task: OutsideTask, method: OutsideMethod, num_steps: int) -> Swept | None:
