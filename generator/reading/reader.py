@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from generator.networks import Start, in_one_form, read_start
 from generator.reading.statistics import QUANTILES, described_slots, weight_statistics
+from zoo.ambient import torch_defaults
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
@@ -107,6 +108,7 @@ class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.interval: Tensor
         self._tasks: dict[ParamLayout, Task | None] = {}
 
+    @torch_defaults()
     @torch.no_grad()
     def read(self, networks: Start, *, layout: ParamLayout | None = None, task: Task | None = None) -> WeightReading:
         """Read networks.

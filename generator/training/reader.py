@@ -23,6 +23,7 @@ from generator.training.averaging import AveragedTraining
 from generator.training.pairs import batch_rng
 from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
+from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
 from zoo.networks.layout import ParamLayout
 from zoo.storage.zoo import Zoo
@@ -71,6 +72,7 @@ class ReaderConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
+@torch_defaults()
 def train_reader(
     zoos: Zoo | Sequence[Zoo],
     config: ReaderConfig | None = None,

@@ -24,24 +24,21 @@ from zoo import Zoo
 from zoo.tasks.task import Batch
 
 from ..rows import Row
+from .command import bench
 from .generator_adapters import Tasks, generated
 from .generator_table import PACKAGES
-from .record import arguments, publish
 
 Prompt = tuple[Tensor, Tensor]
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("folders", nargs="+", metavar="FOLDER")
-    parser.add_argument("--zoo", required=True)
-    options = parser.parse_args()
-    publish("examples", rows(options.folders, Zoo.open(options.zoo)), options, packages=PACKAGES)
+def rows(*folders: str, zoo: str) -> Iterator[Row]:
+    """What tells spoilt prompts.
 
-
-def rows(folders: list[str], zoo: Zoo) -> Iterator[Row]:
-    tasks = Tasks(zoo, "test")
+    Args:
+        folders: outputs of trainings
+        zoo: of adapters
+    """
+    tasks = Tasks(Zoo.open(zoo), "test")
     prompts = spoilt(tasks.shown)
     found = []
     for folder in folders:
@@ -104,4 +101,4 @@ def area(clean: Tensor, other: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    bench("examples", rows, packages=PACKAGES, num_threads=1)

@@ -115,7 +115,7 @@ def unseen_tables(axes: Axes, data: Mapping[str, Any]) -> None:
         values = [100 * data["accuracy"][name][method] for name in names]
         axes.plot(values, range(len(names)), marker, color=colour, markersize=size, alpha=0.85, label=method)
     axes.set_ylim(-0.5, len(names) - 0.5)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_xlabel("test accuracy, %")
 
 

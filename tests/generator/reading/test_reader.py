@@ -10,6 +10,7 @@ from generator.reading.choice import best_of
 from generator.reading.reader import WeightReading
 from generator.reading.statistics import weight_statistics
 from generator.training.reader import ReaderConfig
+from tests.ambient import AMBIENTS
 from tests.generator.test_pipeline import make_pipeline
 from zoo.building.build import build_zoo
 from zoo.networks import symmetry
@@ -71,6 +72,14 @@ def test_any_form_of_a_network_is_read_and_other_widths_with_their_task(zoo, rea
         reader.read(wider.make_model())
     with pytest.raises(LayoutMismatchError, match="knows networks of the tensors"):
         reader.read(MLP(64, (4, 4), 10), layout=ParamLayout.of(MLP(64, (4, 4), 10)))
+
+
+@pytest.mark.parametrize("name", AMBIENTS)
+def test_readings_are_the_same_whatever_a_program_has_set_for_torch(zoo, reader, name):
+    params = zoo.read([(0, -1), (1, 0)])
+    expected = reader.read(params).values["val_loss"]
+    with AMBIENTS[name]():
+        assert torch.equal(reader.read(params).values["val_loss"], expected)
 
 
 def test_statistics_are_those_of_numpy():

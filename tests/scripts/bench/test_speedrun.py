@@ -45,9 +45,11 @@ def test_a_target_out_of_reach_is_said():
 def test_a_contestant_of_ones_own_gets_a_row(tmp_path, monkeypatch):
     monkeypatch.setitem(speedrun.COURSES, "0.5M", Course(8, 1, 2, num_steps=16, target=4.6, bound=0.02))
     options = {"contestants": ["mine"], "make": f"{__name__}:my_optimizer", "rates": [3e-3], "folder": f"{tmp_path}"}
-    (row,) = speedrun.rows(**options, device="cpu")
+    sweep, row = speedrun.rows(**options, device="cpu")
+    assert sweep.figures["rates tried"] >= 1
     assert row.setting == {"optimizer": "mine"}
     assert row.figures["validation loss"] < 4.6 - 0.02 / 3**0.5
     assert row.figures["steps"] % STRIDE == 0
     monkeypatch.setattr("scripts.studies.optimizers.outside.training.train", None)  # all is kept in the folder
-    assert list(speedrun.rows(**options, device="cpu")) == [row]
+    assert list(speedrun.rows(**options, device="cpu")) == [sweep, row]
+    assert list(speedrun.rows(**options, device="cpu", sweep_only=True)) == [sweep]
