@@ -6,7 +6,7 @@
 
 Inputs: zoos of one architecture, whose widths may differ. Outputs in `out`: the reader, which
 `WeightReader.from_pretrained` and `read_params` take, the resolved config, and `summary.json` with R² and the share of
-intervals that hold the true value, on test runs. Two CPU-minutes on a digits zoo; a training that is interrupted is
+intervals that hold the true value, on test runs. A CPU-minute on a digits zoo; a training that is interrupted is
 begun anew.
 """
 

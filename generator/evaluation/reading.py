@@ -18,8 +18,10 @@ def reading_report(reader: WeightReader, zoo: Zoo, split: str = "test") -> dict[
     """By quantity that the zoo records: R² of what is read, and the share of intervals that hold the true value.
 
     "finals" is R² over the last networks of the runs alone, which are much more alike. Losses and positive
-    hyperparameters count by their logarithms.
+    hyperparameters count by their logarithms. Empty for a split without runs.
     """
+    if not len(zoo.split(split)):
+        return {}
     known = [name for name in reader.quantities if name in {*zoo.spec.metric_names, *zoo.spec.columns}]
     runs = Labelled.of(zoo, split, known)
     rows, snapshots = runs.everything()

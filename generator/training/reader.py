@@ -55,7 +55,7 @@ class ReaderConfig:
     num_inputs: int = 128
     width: int = 256
     coverage: float = 0.9
-    num_steps: int = 3000
+    num_steps: int = 1500
     batch_size: int = 256
     learning_rate: float = 2e-3
     warmup_steps: int = 50

@@ -10,7 +10,6 @@ core.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,11 +23,12 @@ from zoo.networks.metrics import mean_over_pairs, wrong_prediction_iou
 from zoo.tasks.task import Task
 
 from ..rows import Row
-from .record import arguments, publish
+from .command import bench
 
 QUESTION = "Does a generator of a large network do more than averages and noise?"
 NOISE_LEVELS = (0.01, 0.03, 0.1, 0.2)  # in units of each tensor's root mean square
 IMAGES_PER_PASS = 250
+SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,25 @@ class Snapshots:
         return self.mean + self.deviations[index]
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("pipeline")
-    parser.add_argument("--zoo", required=True)
-    parser.add_argument("--samples", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=8, help="denoising steps")
-    options = parser.parse_args()
-    publish("large", rows(options), options, packages=("torch", "timm", "diffusers"))
+def rows(pipeline: str, *, zoo: str, samples: int = 6, steps: int = 8) -> Iterator[Row]:
+    """Samples of a generator, the snapshots of its run, and what averages and noise make of these.
 
-
-def rows(options: argparse.Namespace) -> Iterator[Row]:
-    snapshots = Snapshots.of(Zoo.open(options.zoo))
+    Args:
+        pipeline: output of `scripts.train_generator`.
+        zoo: that it was trained on.
+        samples: networks of each kind.
+        steps: of denoising.
+    """
+    snapshots = Snapshots.of(Zoo.open(zoo))
     rng = torch.Generator().manual_seed(0)
-    pipe = ParameterPipeline.from_pretrained(options.pipeline)
+    pipe = ParameterPipeline.from_pretrained(pipeline)
 
     def generated(_: int) -> Tensor:
-        return pipe(num_samples=1, num_inference_steps=options.steps, generator=rng).params[0]
+        return pipe(num_samples=1, num_inference_steps=steps, generator=rng).params[0]
 
-    everything = {"snapshots": (snapshots.__getitem__, len(snapshots)), "generated": (generated, options.samples)}
+    everything = {SNAPSHOTS: (snapshots.__getitem__, len(snapshots)), "generated": (generated, samples)}
     everything["mean of the snapshots"] = (lambda _: snapshots.mean, 1)
-    everything |= {name: (make, options.samples) for name, make in controls(snapshots, rng).items()}
+    everything |= {name: (make, samples) for name, make in controls(snapshots, rng).items()}
     for name, (make, count) in everything.items():
         yield row(name, snapshots, make, count)
 
@@ -122,12 +119,12 @@ def row(name: str, snapshots: Snapshots, make: Callable[[int], Tensor], count: i
     predictions, offsets = [], []
     for index in range(count):
         params = make(index)
-        predictions.append(predicted(task, params))
+        predictions.append(snapshots.predictions[index] if name == SNAPSHOTS else predicted(task, params))
         offsets.append((params - snapshots.mean)[trained])
     answers, found, apart = targets(task), torch.stack(predictions), torch.stack(offsets)
     num_test = len(task.dataset.test)
     accuracy = 100 * (found == answers)[:, -num_test:].double().mean(1)
-    itself = torch.eye(count, dtype=torch.bool) if name == "snapshots" else torch.zeros(count, len(snapshots)).bool()
+    itself = torch.eye(count, dtype=torch.bool) if name == SNAPSHOTS else torch.zeros(count, len(snapshots)).bool()
     to_snapshots = torch.tensor([[(one - other[trained]).norm() for other in snapshots.deviations] for one in apart])
     overlap = wrong_prediction_iou(found, answers, snapshots.predictions)
     figures = {
@@ -162,4 +159,4 @@ def predicted(task: Task, params: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    bench("large", rows, packages=("torch", "timm", "diffusers"), num_threads=1)

@@ -12,17 +12,19 @@ many by what the pipeline's reader says of them. Two to six CPU-minutes a seed.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from generator import ParameterPipeline, prompt_grid, train_reader
@@ -35,34 +37,60 @@ from zoo import Zoo
 from zoo.networks.metrics import r2
 
 from ..rows import Row
-from .record import arguments, publish
+from .command import bench
 
-READ = ("test_error", "test_loss", "lr")
-SHOWN = {"test_error": "test accuracy", "test_loss": "test loss", "lr": "learning rate"}
+SHOWN = {
+    "test_error": "test accuracy",
+    "test_loss": "test loss",
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "rotation": "rotation",
+    "scale": "scale",
+}
 NUM_LEAVES = (15, 63)
 NUM_TREES = 400
 PENALTIES = np.logspace(-4, 4, 9)
 PACKAGES = ("torch", "numpy", "scikit-learn")
 CANDIDATES = (1, 8)
-NUM_ASKED = 128
+NUM_ASKED = 32
+Report = Mapping[str, Mapping[str, float]]
+Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
+Reports = Callable[[Sequence[Zoo]], list[list[Report]]]  # of zoos, for each seed
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.set_defaults(num_threads=1)
-    parser.add_argument("question", choices=("runs", "widths", "best-of"))
-    parser.add_argument("zoos", help="zoos to train on, separated by commas")
-    parser.add_argument("--unseen", default="", help="zoos of other widths")
-    parser.add_argument("--pipeline", help="of a generator with a reader")
-    parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
-    kinds = {"runs": run_rows, "widths": width_rows, "best-of": best_of_rows}
-    publish("reading", kinds[options.question](options), options, packages=PACKAGES)
+def rows(
+    question: str,
+    zoos: str,
+    *,
+    unseen: str = "",
+    readers: tuple[str, ...] = ("learned", "statistics", "boosting", "ridge"),
+    pipeline: str = "",
+    seeds: int = 3,
+) -> Iterator[Row]:
+    """What is asked.
+
+    Args:
+        question: runs, widths or best-of.
+        zoos: to train on, separated by commas.
+        unseen: zoos of other widths.
+        readers: that are compared; learned ones with inputs and on statistics alone, and rivals.
+        pipeline: folder of a generator with a reader.
+        seeds: of readers, or of the noise from which networks are made.
+    """
+    some = [Zoo.open(path) for path in zoos.split(",")]
+    if question == "runs":
+        yield from run_rows(some, methods(some, readers, seeds))
+    elif question == "widths":
+        others = [Zoo.open(path) for path in unseen.split(",")]
+        yield from width_rows(some, others, methods(some, readers, seeds))
+    elif question == "best-of":
+        yield from best_of_rows(some[0], ParameterPipeline.from_pretrained(pipeline), seeds)
+    else:
+        raise ValueError(f"question must be runs, widths or best-of, got {question!r}")
 
 
-def run_rows(options: argparse.Namespace) -> Iterator[Row]:
-    zoos = opened(options.zoos)
-    for method, reports in methods(zoos, options.seeds):
+def run_rows(zoos: Sequence[Zoo], compared: Iterable[tuple[str, Reports]]) -> Iterator[Row]:
+    for method, reports in compared:
         yield row(
             "How well are networks of runs never seen read from their weights? R²",
             {"runs": described(zoos), "reader": method},
@@ -72,9 +100,8 @@ def run_rows(options: argparse.Namespace) -> Iterator[Row]:
         )
 
 
-def width_rows(options: argparse.Namespace) -> Iterator[Row]:
-    zoos, unseen = opened(options.zoos), opened(options.unseen)
-    for method, reports in methods(zoos, options.seeds):
+def width_rows(zoos: Sequence[Zoo], unseen: Sequence[Zoo], compared: Iterable[tuple[str, Reports]]) -> Iterator[Row]:
+    for method, reports in compared:
         for zoo, of_seeds in zip(unseen, zip(*reports(unseen), strict=True), strict=True):
             yield row(
                 "How well are networks of widths never seen read? R²",
@@ -84,14 +111,18 @@ def width_rows(options: argparse.Namespace) -> Iterator[Row]:
             )
 
 
-def methods(zoos: Sequence[Zoo], num_seeds: int) -> Iterator[tuple[str, object]]:
-    """Readers by name, each as a function from zoos to reports (seeds, zoos) as `reading_report` has them."""
-    for name, config in {"learned": ReaderConfig(), "learned, statistics alone": ReaderConfig(num_inputs=0)}.items():
+def methods(zoos: Sequence[Zoo], names: Sequence[str], num_seeds: int) -> Iterator[tuple[str, Reports]]:
+    """Readers of zoos by name."""
+    learned = {
+        "learned": ("learned", ReaderConfig()),
+        "statistics": ("learned, statistics alone", ReaderConfig(num_inputs=0)),
+    }
+    for name, config in (learned[name] for name in names if name in learned):
         readers = [train_reader(zoos, replace(config, seed=seed)) for seed in range(num_seeds)]
         yield name, lambda some, readers=readers: [[reading_report(one, zoo) for zoo in some] for one in readers]
-    rivals = Rivals(zoos)
-    for name in ("gradient boosting", "ridge"):
-        yield f"{name} on statistics", lambda some, name=name: [[rivals.report(name, zoo) for zoo in some]]
+    for name, fit in ((name, FITS[name]) for name in names if name in FITS):
+        rivals = Rivals(zoos, fit)
+        yield f"{name} on statistics", lambda some, rivals=rivals: [[rivals.report(zoo) for zoo in some]]
 
 
 class Rivals:
@@ -99,20 +130,16 @@ class Rivals:
 
     Args:
         zoos: to train on.
+        fit: makes a model of training inputs and targets, and those to choose its settings on.
     """
 
-    def __init__(self, zoos: Sequence[Zoo]) -> None:
-        self.quantities = [name for name in READ if all(name in {*z.spec.metric_names, *z.spec.columns} for z in zoos)]
+    def __init__(self, zoos: Sequence[Zoo], fit: Fit) -> None:
+        self.quantities = [name for name in SHOWN if all(name in {*z.spec.metric_names, *z.spec.columns} for z in zoos)]
         train, val = (
             [np.concatenate(some) for some in zip(*(self.table(zoo, s)[:2] for zoo in zoos), strict=True)]
             for s in ("train", "val")
         )
-        self.models: dict[str, list] = {"gradient boosting": [], "ridge": []}
-        for column in range(len(self.quantities)):
-            y, y_val = train[1][:, column], val[1][:, column]
-            self.models["gradient boosting"].append(boosted(train[0], y, val[0], y_val))
-            scale = train[0].std(0) + 1e-9
-            self.models["ridge"].append(Scaled(RidgeCV(PENALTIES).fit(train[0] / scale, y), scale))
+        self.models = [fit(train[0], y, val[0], y_val) for y, y_val in zip(train[1].T, val[1].T, strict=True)]
 
     def table(self, zoo: Zoo, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Statistics (B, S), quantities (B, Q) on readers' scales, and whether a network is its run's last one (B,)."""
@@ -123,24 +150,14 @@ class Rivals:
         is_last = snapshots == runs.runs.counts[rows] - 1
         return weight_statistics(zoo.layout, params).numpy(), known, is_last.numpy()
 
-    def report(self, name: str, zoo: Zoo) -> dict[str, dict[str, float]]:
+    def report(self, zoo: Zoo) -> dict[str, dict[str, float]]:
         inputs, known, is_last = self.table(zoo, "test")
         found = {}
-        for column, (quantity, model) in enumerate(zip(self.quantities, self.models[name], strict=True)):
+        for column, (quantity, model) in enumerate(zip(self.quantities, self.models, strict=True)):
             read, true = torch.from_numpy(model.predict(inputs)), torch.from_numpy(known[:, column])
             finals = torch.from_numpy(is_last)
             found[quantity] = {"r2": r2(read, true).item(), "finals": r2(read[finals], true[finals]).item()}
         return found
-
-
-class Scaled:
-    """A linear model of columns that are divided by their scale."""
-
-    def __init__(self, model: RidgeCV, scale: np.ndarray) -> None:
-        self.model, self.scale = model, scale
-
-    def predict(self, inputs: np.ndarray) -> np.ndarray:
-        return self.model.predict(inputs / self.scale)
 
 
 def scaled(name: str, values: Tensor) -> Tensor:
@@ -159,14 +176,22 @@ def boosted(inputs: np.ndarray, y: np.ndarray, held: np.ndarray, y_held: np.ndar
     return HistGradientBoostingRegressor(learning_rate=0.08, max_iter=count, max_leaf_nodes=leaves).fit(inputs, y)
 
 
-def best_of_rows(options: argparse.Namespace) -> Iterator[Row]:
-    (zoo,) = opened(options.zoos)
-    pipe, task = ParameterPipeline.from_pretrained(options.pipeline), task_of(zoo)
+def ridge(inputs: np.ndarray, y: np.ndarray, held: np.ndarray, y_held: np.ndarray) -> Pipeline:
+    """Of standardised statistics, with the penalty that is best on validation runs."""
+    models = [make_pipeline(StandardScaler(), Ridge(penalty)).fit(inputs, y) for penalty in PENALTIES]
+    return min(models, key=lambda model: float(np.square(model.predict(held) - y_held).mean()))
+
+
+FITS: dict[str, Fit] = {"boosting": boosted, "ridge": ridge}
+
+
+def best_of_rows(zoo: Zoo, pipe: ParameterPipeline, num_seeds: int) -> Iterator[Row]:
+    task = task_of(zoo)
     prompts = prompt_grid(Trajectories.from_zoo(zoo, "train", ("val_loss",)), "val_loss")
     for count in CANDIDATES:
         for asked in (prompts[[0]], prompts):
             figures = defaultdict(list)
-            for seed in range(options.seeds):
+            for seed in range(num_seeds):
                 rng = torch.Generator().manual_seed(seed)
                 prompt = {"loss": asked.repeat_interleave(NUM_ASKED)}
                 with warnings.catch_warnings():
@@ -182,20 +207,17 @@ def best_of_rows(options: argparse.Namespace) -> Iterator[Row]:
                 setting={"prompts": "lowest" if len(asked) == 1 else f"all {len(asked)}", "best_of": count},
                 figures={name: statistics.fmean(values) for name, values in figures.items()},
                 spread={name: (min(values), max(values)) for name, values in figures.items()},
-                seeds=range(options.seeds),
+                seeds=tuple(range(num_seeds)),
                 note=f"{NUM_ASKED} networks from noise a prompt and seed of the noise; one generator and reader.",
             )
 
 
-def opened(paths: str) -> list[Zoo]:
-    return [Zoo.open(path) for path in paths.split(",")]
-
-
 def described(zoos: Sequence[Zoo]) -> str:
-    """Networks and learning rates of zoos, in words."""
-    hidden = ", ".join("-".join(map(str, zoo.task_config["hidden"])) for zoo in zoos)
-    rates = zoos[0].runs["lr"]
-    return f"digits, {hidden} units, learning rates {rates.min():.2g} to {rates.max():.2g}"
+    """Networks and what differs between the runs of zoos, in words."""
+    task, runs = zoos[0].task_config, zoos[0].runs
+    drawn = [f"{SHOWN[name]} {runs[name].min():.2g} to {runs[name].max():.2g}" for name in runs if name in SHOWN]
+    kind = "adapters" if "adapter" in task else ", ".join("-".join(map(str, zoo.task_config["hidden"])) for zoo in zoos)
+    return f"{task['name']}, {kind}; {', '.join(drawn)}"
 
 
 def row(question: str, setting: Mapping[str, str], reports: Sequence[Mapping], note: str) -> Row:
@@ -216,4 +238,4 @@ def row(question: str, setting: Mapping[str, str], reports: Sequence[Mapping], n
 
 
 if __name__ == "__main__":
-    main()
+    bench("reading", rows, packages=PACKAGES, num_threads=1)

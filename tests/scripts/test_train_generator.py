@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from generator import ParameterPipeline
-from scripts import cli, sample_params, train_generator
+from scripts import cli, read_params, sample_params, train_generator, train_reader
 from zoo.building.build import build_zoo
 from zoo.tasks.registry import get_task
 
@@ -47,6 +47,30 @@ def test_a_generator_is_trained_sampled_and_loaded(zoo, tmp_path):
     assert all(torch.isfinite(value).all() for value in load_file(sample).values())
     with pytest.raises(ValueError, match="not trained on metric 'train_error'"):
         sample_params.main(compose("sample_params", *options, "prompt.train_error=0.2"))
+
+
+def test_a_reader_is_trained_reads_files_and_chooses_samples(zoo, tmp_path):
+    generator, reader, sample = tmp_path / "generator", tmp_path / "reader", tmp_path / "x.safetensors"
+    settings = [*SMALL, *STEPS, *COUNTS[1:], *QUIET, "num_starts=0"]
+    train_generator.main(compose("train_generator", f"zoo={zoo}", f"out={generator}", *settings))
+    small = ["training.num_steps=4", "training.num_inputs=4", "training.width=8", "device=cpu"]
+    train_reader.main(compose("train_reader", f"zoo={zoo}", f"out={reader}", f"pipeline={generator}", *small))
+    options = ["prompt.loss=2.25", "best_of=2", "num_samples=2", "num_inference_steps=2"]
+    sample_params.main(compose("sample_params", f"pipeline={generator}", f"out={sample}", *options))
+    assert json.loads((tmp_path / "x-sample" / "summary.json").read_text())["files"] == [
+        f"x_{i}.safetensors" for i in (0, 1)
+    ]
+
+    out, networks = tmp_path / "read", f"params=[{tmp_path / 'x_0.safetensors'},{tmp_path / 'x_1.safetensors'}]"
+    read_params.main(compose("read_params", f"reader={reader}", networks, f"zoo={zoo}", f"out={out}"))
+    for read in json.loads((out / "summary.json").read_text()).values():
+        value, low, high = read["val_loss"]
+        assert 0 < low < value < high
+        assert len(read["nearest_runs"]) == 3
+    junk = tmp_path / "junk.safetensors"
+    junk.write_text("no network")
+    with pytest.raises(ValueError, match="must be safetensors files"):
+        read_params.main(compose("read_params", f"reader={reader}", f"params={junk}", f"out={out}"))
 
 
 def test_a_generator_that_looks_at_functions_is_sampled_with_its_zoo(zoo, tmp_path):

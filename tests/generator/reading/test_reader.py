@@ -141,3 +141,12 @@ def test_the_nearest_run_of_a_network_is_its_own(zoo):
     assert found.index[:, 0].tolist() == [3, 8]
     assert (found.distances[:, 0] < 1e-4).all()
     assert (found.distances[:, 1] > 0.1).all()
+
+
+def test_another_device_learns_and_reads_the_same(zoo, device):
+    config = ReaderConfig(num_steps=3, num_inputs=4, width=8, batch_size=8)
+    here, there = (train_reader(zoo, config, device=place) for place in ("cpu", device))
+    params = zoo.read([(0, -1), (1, 0)])
+    read, moved = here.read(params), there.to(device).read(params)
+    for name in here.quantities:
+        torch.testing.assert_close(moved.values[name].cpu(), read.values[name], rtol=1e-3, atol=1e-4)

@@ -133,6 +133,17 @@ def test_normalisation_is_inverted_and_copies_counters(layout, kind):
     torch.testing.assert_close(scale.denormalize(scale.normalize(networks)), networks, rtol=1e-4, atol=1e-5)
 
 
+def test_numbers_that_hardly_differ_are_told_apart_by_statistics_of_their_own(layout):
+    networks = random_networks(layout, 1) + 1e-5 * random_networks(layout, 50)
+    normalizer = ParamNormalizer.fit("chunk", [layout], [networks], chunk_width=7, statistics_per_number=True)
+    scale = normalizer.scale(normalizer.make_tokenizer(layout))
+    trained = scale.normalize(networks)[:, : layout.num_trainable]
+    torch.testing.assert_close(trained.mean(0), torch.zeros(layout.num_trainable), rtol=0, atol=0.05)
+    torch.testing.assert_close(trained.std(0), torch.ones(layout.num_trainable), rtol=0, atol=0.1)
+    back = scale.denormalize(scale.normalize(networks))[:, : layout.num_trainable]
+    torch.testing.assert_close(back, networks[:, : layout.num_trainable], rtol=1e-6, atol=1e-6)
+
+
 def test_statistics_are_those_of_exchangeable_features():
     layout = ParamLayout.of(MLP(8, (6,), 3))
     networks = torch.randn(40, layout.num_params) * 3 + 1
