@@ -17,6 +17,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -166,14 +167,14 @@ def scaled(name: str, values: Tensor) -> Tensor:
 
 def boosted(inputs: np.ndarray, y: np.ndarray, held: np.ndarray, y_held: np.ndarray) -> HistGradientBoostingRegressor:
     """The best on validation runs, among numbers of leaves and of trees."""
+    make = partial(HistGradientBoostingRegressor, learning_rate=0.08, random_state=0)
     scores = {}
     for leaves in NUM_LEAVES:
-        model = HistGradientBoostingRegressor(learning_rate=0.08, max_iter=NUM_TREES, max_leaf_nodes=leaves)
-        model.fit(inputs, y)
+        model = make(max_iter=NUM_TREES, max_leaf_nodes=leaves).fit(inputs, y)
         for count, predicted in enumerate(model.staged_predict(held), start=1):
             scores[leaves, count] = float(np.square(predicted - y_held).mean())
     leaves, count = min(scores, key=scores.__getitem__)
-    return HistGradientBoostingRegressor(learning_rate=0.08, max_iter=count, max_leaf_nodes=leaves).fit(inputs, y)
+    return make(max_iter=count, max_leaf_nodes=leaves).fit(inputs, y)
 
 
 def ridge(inputs: np.ndarray, y: np.ndarray, held: np.ndarray, y_held: np.ndarray) -> Pipeline:
