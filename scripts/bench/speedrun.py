@@ -154,9 +154,10 @@ def _known(names: Sequence[str]) -> list[OutsideMethod]:
     ours = learned()[0]
     tuned = replace(ours, name=f"{ours.name}, tuned", rates=(RATE_STEP**-1, 1.0, RATE_STEP))
     known = [*(method for method in outside_rivals() if method.name in RIVALS), ours, tuned]
-    if unknown := sorted(set(names) - {method.name for method in known}):
-        raise ValueError(f"contestants are {[method.name for method in known]}, got {unknown}; one of your own needs --make")
-    return [method for method in known if method.name in (names or [method.name])]
+    known_names = [method.name for method in known]
+    if unknown := sorted(set(names) - set(known_names)):
+        raise ValueError(f"contestants are {known_names}, got {unknown}; one of your own needs --make")
+    return [method for method in known if method.name in (names or known_names)]
 
 
 def fewest_steps(course: Course, losses: Callable[[int], list[float]]) -> int:
