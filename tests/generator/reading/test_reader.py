@@ -68,7 +68,7 @@ def test_any_form_of_a_network_is_read_and_other_widths_with_their_task(zoo, rea
     wider = get_task("digits", hidden=(7,))
     read = reader.read(wider.make_model(), task=wider)
     assert all(read.low[name] <= read.values[name] <= read.high[name] for name in reader.quantities)
-    assert (reader.read(zoo.params[:, -1]).low["val_error"] >= 0).all()
+    assert (reader.read(torch.from_numpy(zoo.params[:, -1])).low["val_error"] >= 0).all()
     with pytest.raises(ValueError, match="pass task=get_task"):
         reader.read(wider.make_model())
     with pytest.raises(LayoutMismatchError, match="knows networks of the tensors"):
