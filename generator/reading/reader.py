@@ -164,10 +164,11 @@ class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _in_units(self, standardised: Tensor) -> dict[str, Tensor]:
         columns = (standardised * self.quantity_std + self.quantity_mean).float().unbind(1)
-        return {
+        values = {
             name: column.exp() - floor if is_log else column
             for name, is_log, floor, column in zip(self.quantities, self.is_log, self.floors, columns, strict=True)
         }
+        return {name: value.clamp(min=0) if name.endswith("_error") else value for name, value in values.items()}
 
     def _task(self, layout: ParamLayout) -> Task | None:
         """The recorded task of a layout, if there is one."""

@@ -20,6 +20,7 @@ from generator.prompts.prompt import log_floor
 from generator.reading.reader import WeightReader, told_outputs
 from generator.reading.statistics import weight_statistics
 from generator.training.averaging import AveragedTraining
+from generator.training.inputs import opened
 from generator.training.pairs import batch_rng
 from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
@@ -93,10 +94,11 @@ def train_reader(
         device: "auto", "cpu", "cuda" ...
 
     Raises:
+        TypeError: for zoos that are not open.
         ValueError: if a zoo has no runs to train or to validate on, or does not record a quantity, or has no task.
         LayoutMismatchError: if the zoos are of different architectures.
     """
-    config, zoos = config or ReaderConfig(), [zoos] if isinstance(zoos, Zoo) else list(zoos)
+    config, zoos = config or ReaderConfig(), opened(zoos)
     place = resolve_device(device)
     if not zoos:
         raise ValueError("a reader learns from at least one zoo, got none")

@@ -70,6 +70,7 @@ def test_any_form_of_a_network_is_read_and_other_widths_with_their_task(zoo, rea
     wider = get_task("digits", hidden=(7,))
     read = reader.read(wider.make_model(), task=wider)
     assert all(read.low[name] <= read.values[name] <= read.high[name] for name in reader.quantities)
+    assert (reader.read(torch.from_numpy(zoo.params[:, -1])).low["val_error"] >= 0).all()
     with pytest.raises(ValueError, match="pass task=get_task"):
         reader.read(wider.make_model())
     with pytest.raises(LayoutMismatchError, match="knows networks of the tensors"):
@@ -118,6 +119,8 @@ def test_statistics_are_those_of_numpy():
 def test_bad_input_is_refused(zoo, small_zoo):
     with pytest.raises(ValueError, match=r"does not record \['speed'\]"):
         train_reader(zoo, ReaderConfig(quantities=["speed"]), device="cpu")
+    with pytest.raises(TypeError, match=r"zoos must be open, as from Zoo.open"):
+        train_reader("zoo")
     with pytest.raises(ValueError, match="coverage must be between 0 and 1, got 2"):
         ReaderConfig(coverage=2)
     with pytest.raises(ValueError, match="no run with 1 snapshots"):
