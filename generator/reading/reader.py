@@ -112,13 +112,13 @@ class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self._tasks: dict[ParamLayout, Task | None] = {}
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> WeightReader:
+    def from_pretrained(cls, folder: str | os.PathLike, **kwargs: Any) -> WeightReader:  # type: ignore[override]
         """The reader in a folder that `save_pretrained` or `train_reader` wrote; nothing is ever downloaded.
 
         Raises:
             FileNotFoundError: if there is none.
         """
-        folder = Path(pretrained_model_name_or_path)
+        folder = Path(folder)
         if not (folder / cls.config_name).exists():
             raise FileNotFoundError(f"no reader ({cls.config_name}) in {folder}: give the `out` of a train_reader")
         return super().from_pretrained(str(folder), **kwargs)
