@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from generator.tokens.normalizer import ParamNormalizer
     from generator.training.config import GeneratorConfig, OptimizationConfig
     from generator.training.pairs import PairConfig
-    from generator.training.reader import train_reader
+    from generator.training.reader import ReaderConfig, train_reader
     from generator.training.train import train_generator
 else:
     __getattr__, __dir__ = lazy_surface(__name__)
@@ -44,6 +44,7 @@ __all__ = [
     "ParamNormalizer",
     "ParameterPipeline",
     "PipelineSampler",
+    "ReaderConfig",
     "RecurrentDiffusionTransformer",
     "Testbed",
     "WeightReader",

@@ -232,7 +232,8 @@ class ParameterPipeline(DiffusionPipeline):
             LayoutMismatchError: if the start is of another architecture.
         """
         self._check_sampling(num_inference_steps, guidance_scale, eta, generator)
-        if as_count("best_of", best_of) > 1:
+        best_of = as_count("best_of", best_of)
+        if best_of > 1:
             self._require_reader()
         layout, starts = self._starts(start, layout, task)
         context = self._context(layout, task)
@@ -248,28 +249,30 @@ class ParameterPipeline(DiffusionPipeline):
             kind=self.model.example_kind,
         )
         asked.warn_outside(self.model.ranges)
+        asked = asked.clamped(self.model.ranges)
         repeated = torch.arange(size).repeat_interleave(best_of)
         starts = None if starts is None else starts.expand(size, -1)[repeated.to(starts.device)]
         generated = sample_params(
             self.model,
             context,
             self.scheduler,
-            self._calibrated(asked.clamped(self.model.ranges), layout, "noise" if start is None else "start")[repeated],
+            self._calibrated(asked, layout, "noise" if start is None else "start")[repeated],
             start=starts,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             eta=eta,
             generator=generator,
         )
-        if asked.examples is not None and not bool(asked.asks_metric.any()):
-            self._check_fit(context, asked.examples, generated)
         if starts is not None:
             for slot in layout:
                 if not is_generated(slot):
                     generated[:, slot.span] = starts[:, slot.span].to(generated.device)
         if best_of > 1:
             read = self.read(generated, layout=layout, task=context.task)
-            generated = generated[index_of_best(self._require_reader(), read, asked, self.metrics)]
+            best = index_of_best(self._require_reader(), read, asked, self.metrics)
+            generated = generated[best.to(generated.device)]
+        if asked.examples is not None and not bool(asked.asks_metric.any()):
+            self._check_fit(context, asked.examples, generated)
         self._last = GeneratedParams(generated, layout), context.task
         return self._last[0]
 

@@ -12,9 +12,7 @@ minutes of one core.
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -36,8 +34,6 @@ def main(config: DictConfig) -> None:
     from zoo.tracking import make_tracker
 
     keep_freed_memory()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")  # hints on workers and checkpoints
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     paths = list(config.zoo) if isinstance(config.zoo, ListConfig) else [config.zoo]

@@ -29,7 +29,12 @@ _LOGGERS: Final[Mapping[str, Callable[[Path, str], tuple[str, dict[str, Any]]]]]
     "wandb": lambda folder, run: ("WandbLogger", {"save_dir": folder, "name": run, "project": PROJECT}),
     "mlflow": lambda folder, run: (
         "MLFlowLogger",
-        {"save_dir": str(folder / "mlruns"), "run_name": run, "experiment_name": PROJECT},
+        {
+            "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}",
+            "artifact_location": str(folder.absolute() / "mlruns"),
+            "run_name": run,
+            "experiment_name": PROJECT,
+        },
     ),
 }
 TRACKERS: Final = (*_LOGGERS, "trackio")
@@ -50,8 +55,8 @@ def make_tracker(name: str, folder: str | os.PathLike, *, run: str | None = None
 
     Args:
         name: csv, tensorboard, trackio, wandb or mlflow. The first three never leave this machine, wandb stays on it
-            with WANDB_MODE=offline, mlflow writes to MLFLOW_TRACKING_URI, or below the folder if that is not set.
-            trackio keeps its runs where it always does (TRACKIO_DIR); `trackio show` shows them.
+            with WANDB_MODE=offline, mlflow writes to MLFLOW_TRACKING_URI or, if that is not set, to mlflow.db in the
+            folder. trackio keeps its runs where it always does (TRACKIO_DIR); `trackio show` shows them.
         folder: where the others write.
         run: what the run is called where runs are listed; by default like the folder.
 

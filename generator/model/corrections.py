@@ -48,12 +48,12 @@ class Corrections(nn.Module):
         Of the gradient the direction counts: it is brought to one size in each block of each network.
         """
         dtype = self.place.dtype
-        values, slopes = tokenizer.encode(answer.to(dtype)), tokenizer.encode(gradient.to(dtype))
+        values, slopes = tokenizer.encode(answer.to(dtype)), tokenizer.encode(gradient.float())
         told: list[Tensor] = [self.place[number]] * len(tokenizer.groups)
         for block in tokenizer.node_blocks:
             slope = slopes[block.name]
             size = slope.square().mean((1, 2), keepdim=True).sqrt()
-            seen = torch.cat((values[block.name], slope / (size + _MIN_SIZE)), dim=-1)
+            seen = torch.cat((values[block.name], (slope / (size + _MIN_SIZE)).to(dtype)), dim=-1)
             told[block.groups[0]] = told[block.groups[0]] + self.encoders[block.key](seen)
         return told
 

@@ -98,6 +98,7 @@ class ExampleEncoder(nn.Module):
 
     def forward(self, examples: ObservedExamples) -> Tensor:
         features, labels, is_given = examples
+        features, labels = features.to(self.place.dtype), labels.to(self.place.dtype)
         z = F.gelu(self.features(features) + self.label(labels))  # (B, E, d)
         share = torch.cat((labels.to(z.dtype), self.part(z).softmax(-1)), dim=2)  # (B, E, K + M)
         count = share.sum(1)[..., None]  # (B, K + M, 1)

@@ -157,9 +157,11 @@ def product_distance(layout: ParamLayout, sizes: Mapping[str, float]) -> Distanc
 
 
 def product_sizes(layout: ParamLayout, params: Tensor) -> dict[str, float]:
-    """Mean squared norm of the products B A of adapters (B, P), by group name."""
+    """Mean squared norm of the products B A of adapters (B, P), by group name; 1 where all are zero."""
     groups = low_rank.linear_groups(layout)
-    return {group.name: _squared_norm(*low_rank.factors(layout, group, params)).mean().item() for group in groups}
+    return {
+        group.name: _squared_norm(*low_rank.factors(layout, group, params)).mean().item() or 1.0 for group in groups
+    }
 
 
 def _squared_norm(up: Tensor, down: Tensor) -> Tensor:

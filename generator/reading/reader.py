@@ -17,8 +17,10 @@ Legend: B networks, P numbers of one network, I learned inputs, K outputs, S sta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -30,6 +32,7 @@ from generator.networks import Start, in_one_form, read_start
 from generator.reading.statistics import QUANTILES, described_slots, weight_statistics
 from zoo.ambient import torch_defaults
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
+from zoo.tasks.objectives import Probabilistic
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 
@@ -108,6 +111,18 @@ class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.interval: Tensor
         self._tasks: dict[ParamLayout, Task | None] = {}
 
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, **kwargs: Any) -> WeightReader:  # type: ignore[override]
+        """The reader in a folder that `save_pretrained` or `train_reader` wrote; nothing is ever downloaded.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        folder = Path(folder)
+        if not (folder / cls.config_name).exists():
+            raise FileNotFoundError(f"no reader ({cls.config_name}) in {folder}: give the `out` of a train_reader")
+        return super().from_pretrained(str(folder), **kwargs)
+
     @torch_defaults()
     @torch.no_grad()
     def read(self, networks: Start, *, layout: ParamLayout | None = None, task: Task | None = None) -> WeightReading:
@@ -127,7 +142,7 @@ class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
         params = in_one_form(layout, params).to(self.device)
         task = self._task(layout) if task is None else task.to(self.device)
         parts = [self(some, layout, task) for some in params.split(_NETWORKS_PER_PASS)]
-        expected, spread = (torch.cat(part) for part in zip(*parts, strict=True))  # (B, Q)
+        expected, spread = (torch.cat(part).float() for part in zip(*parts, strict=True))  # (B, Q)
         half = self.interval * spread
         return WeightReading(*map(self._in_units, (expected, expected - half, expected + half)))
 
@@ -142,14 +157,13 @@ class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 f"{[slot.name for slot in described_slots(layout)]}"
             )
         statistics = (weight_statistics(layout, params) - self.statistics_mean) / self.statistics_std
-        hidden = self.of_statistics(statistics)
+        hidden = self.of_statistics(statistics.to(self.dtype))
         if self.inputs is not None:
             if task is None:
                 raise ValueError(
                     "the reader runs networks, and has recorded no task for these; pass task=get_task(...)"
                 )
-            outputs = task.predict(params, self.inputs)  # (B, I, ..., K)
-            hidden = hidden + self.of_outputs(outputs.log_softmax(-1).flatten(1))
+            hidden = hidden + self.of_outputs(told_outputs(task, params.to(self.dtype), self.inputs).flatten(1))
         expected, spread = self.head(hidden).chunk(2, dim=1)
         return expected, nn.functional.softplus(spread) + _MIN_SPREAD
 
@@ -163,11 +177,12 @@ class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return (torch.stack(columns, 1).to(self.device) - self.quantity_mean) / self.quantity_std
 
     def _in_units(self, standardised: Tensor) -> dict[str, Tensor]:
-        columns = (standardised * self.quantity_std + self.quantity_mean).unbind(1)
-        return {
+        columns = (standardised * self.quantity_std + self.quantity_mean).float().unbind(1)
+        values = {
             name: column.exp() - floor if is_log else column
             for name, is_log, floor, column in zip(self.quantities, self.is_log, self.floors, columns, strict=True)
         }
+        return {name: value.clamp(min=0) if name.endswith("_error") else value for name, value in values.items()}
 
     def _task(self, layout: ParamLayout) -> Task | None:
         """The recorded task of a layout, if there is one."""
@@ -177,3 +192,12 @@ class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
             self._tasks[layout] = None if options is None else get_task(**options)
         task = self._tasks[layout]
         return None if task is None else task.to(self.device)
+
+
+def told_outputs(task: Task, params: Tensor, inputs: Tensor) -> Tensor:
+    """What networks (B, P) say of inputs (I, ...): log-probabilities where they mean such, else outputs (B, I, ..., K).
+
+    Those of a single output would all be zero if it were taken for the only class.
+    """
+    outputs, objective = task.predict(params, inputs), task.objective
+    return objective.log_probs(outputs) if isinstance(objective, Probabilistic) else outputs

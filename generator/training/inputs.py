@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,21 @@ from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
 from zoo.tasks.families.family_task import FamilyTask
 from zoo.tasks.task import Task
+
+
+def opened(zoos: Zoo | Sequence[Zoo]) -> list[Zoo]:
+    """One zoo or several as a list.
+
+    Raises:
+        ValueError: if there is none.
+        TypeError: for paths and whatever else is no open zoo.
+    """
+    zoos = [zoos] if isinstance(zoos, Zoo | str | Path) else list(zoos)
+    if not zoos:
+        raise ValueError("zoos must hold at least one zoo, got none")
+    if unopened := [zoo for zoo in zoos if not isinstance(zoo, Zoo)]:
+        raise TypeError(f"zoos must be open, as from Zoo.open(path), got {unopened[0]!r}")
+    return zoos
 
 
 def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: GeneratorConfig) -> list[Task | None]:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from generator.prompts.prompt import log_floor
-from generator.reading.reader import WeightReader
+from generator.reading.reader import WeightReader, told_outputs
 from generator.reading.statistics import weight_statistics
 from generator.training.averaging import AveragedTraining
+from generator.training.inputs import opened
 from generator.training.pairs import batch_rng
 from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
@@ -93,11 +94,14 @@ def train_reader(
         device: "auto", "cpu", "cuda" ...
 
     Raises:
+        TypeError: for zoos that are not open.
         ValueError: if a zoo has no runs to train or to validate on, or does not record a quantity, or has no task.
         LayoutMismatchError: if the zoos are of different architectures.
     """
-    config, zoos = config or ReaderConfig(), [zoos] if isinstance(zoos, Zoo) else list(zoos)
+    config, zoos = config or ReaderConfig(), opened(zoos)
     place = resolve_device(device)
+    if not zoos:
+        raise ValueError("a reader learns from at least one zoo, got none")
     quantities = config.quantities or known_quantities(zoos)
     train, val = ([Labelled.of(zoo, split, quantities) for zoo in zoos] for split in ("train", "val"))
     tasks = [None] * len(zoos) if not config.num_inputs else list(tasks or map(task_of, zoos))
@@ -234,7 +238,7 @@ def _untrained(train: Sequence[Labelled], tasks: Sequence[Task | None], config: 
             input_shape=None if tasks[0] is None else list(examples.shape[1:]),
             num_outputs=0
             if tasks[0] is None
-            else tasks[0].predict(drawn[0][0][:1].to(examples.device), examples[:1]).numel(),
+            else told_outputs(tasks[0], drawn[0][0][:1].to(examples.device), examples[:1]).numel(),
             num_inputs=config.num_inputs,
             width=config.width,
             coverage=config.coverage,

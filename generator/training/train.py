@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +23,7 @@ from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
 from generator.training.config import GeneratorConfig, OptimizationConfig
-from generator.training.inputs import tasks_of, training_runs, validation_starts
+from generator.training.inputs import opened, tasks_of, training_runs, validation_starts
 from generator.training.module import GeneratorModule, PairDataModule
 from generator.training.resumption import begin_or_resume
 from generator.training.tasks import holding_out, with_splits
@@ -70,11 +73,7 @@ def train_generator(
         raise TypeError(f"config must be a GeneratorConfig, got a {type(config).__name__}")
     if not isinstance(out, str | Path):
         raise TypeError(f"out must be the folder of the training, got {out!r}")
-    zoos = [zoos] if isinstance(zoos, Zoo | str | Path) else list(zoos)
-    if not zoos:
-        raise ValueError("zoos must hold at least one zoo, got none")
-    if unopened := [zoo for zoo in zoos if not isinstance(zoo, Zoo)]:
-        raise TypeError(f"zoos must be open, as from Zoo.open(path), got {unopened[0]!r}")
+    zoos = opened(zoos)
     # What is trained on, and what the model is selected on.
     place = resolve_device(device)
     splits = holding_out(zoos, config.num_held_out) if config.num_held_out else None
@@ -90,8 +89,9 @@ def train_generator(
     data = PairDataModule(runs, config.pairs, config.optimization)
     selection = AlignmentSelection(validation, config.objective.prediction, config.pairs.modes)
     callbacks = [selection, keep_last_checkpoint(out)] if validation else [keep_last_checkpoint(out)]
-    trainer = make_trainer(config.optimization, out, callbacks, device=device, options=trainer_options or {})
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+    with lightning_without_hints():
+        trainer = make_trainer(config.optimization, out, callbacks, device=device, options=trainer_options or {})
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
 
     # The pipeline of the best weights.
     best = module.averaged
@@ -116,6 +116,20 @@ def train_generator(
     if trainer.is_global_zero:
         pipe.save_pretrained(Path(out) / PIPELINE_FOLDER)
     return pipe
+
+
+@contextmanager
+def lightning_without_hints() -> Iterator[None]:
+    """What Lightning says of devices, workers, checkpoints and other products is not shown; its errors are raised."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(max(level, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def assemble(

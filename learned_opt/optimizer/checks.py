@@ -54,7 +54,7 @@ def checked_horizon(value: Any) -> int | None:
     if value is None:
         return None
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if number == math.inf:

@@ -38,8 +38,12 @@ class Remarks:
             )
 
     def of_small_lr(self, groups: Iterable[Mapping[str, Any]]) -> None:
-        """Learning rates as other optimizers need them; those on a device are not looked at."""
-        lr = max((group["lr"] for group in groups if not isinstance(group["lr"], Tensor)), default=0)
+        """Learning rates as other optimizers need them; those on a device are not looked at.
+
+        What a scheduler begins with or rises to counts: a long warm-up and the end of a run are small, too.
+        """
+        rates = [group[key] for group in groups for key in ("lr", "initial_lr", "max_lr") if key in group]
+        lr = max((rate for rate in rates if not isinstance(rate, Tensor)), default=0)
         if 0 < lr < _SMALL_LR:
             self._say(
                 "lr",

@@ -66,8 +66,8 @@ class LearnedOptimizer(Optimizer):
         weight_decay: decoupled, in units of the rule's base step; default the learned decay of the rule, 0 is none.
             Given a model, biases and norms are in a second group without it.
         maximize: ascend instead of descend.
-        nonfinite: what to do with infinite or NaN gradients: "skip" the whole step and count it in
-            `num_skipped_steps`, or "raise", for which each step waits for the device.
+        nonfinite: what to do with infinite or NaN gradients, or such a loss where the rule reads it: "skip" the whole
+            step and count it in `num_skipped_steps`, or "raise", for which each step waits for the device.
         average: p of an average of the weights over about the last 1 / (p + 1) of the run, for runs without a horizon;
             None for none. `eval()` puts it into the model and `train()` takes it out again; both do nothing without.
         kahan_sum: keep what rounding takes from parameters in half precision (two bytes for each number) and add it
@@ -219,10 +219,14 @@ class LearnedOptimizer(Optimizer):
         pending = [entry for group in self.param_groups for entry in gradients_of(group)]
         self._num_idle_in_a_row = 0 if pending else self._num_idle_in_a_row + 1
         if not pending:
-            self._remarks.of_no_gradients(self._num_idle_in_a_row)
+            if any(param.requires_grad for param in self._all_params()):  # else it is frozen, and meant to be
+                self._remarks.of_no_gradients(self._num_idle_in_a_row)
             return returned
         told = self._told(returned if loss is None else loss)
         largest = largest_entries([entry.grad for entry in pending])
+        if "loss" in told:  # what is not finite would stay in the rule's averages
+            is_told = told["loss"].isfinite().to(largest.device, non_blocking=largest.device.type != "cpu")
+            largest = largest.masked_fill(~is_told, torch.nan)
         if any(entry.sharding is not None for entry in pending):
             if getattr(self.pretrained.rule, "mixes_tensors", False):
                 raise ValueError(

@@ -106,7 +106,7 @@ def load_pretrained(source: Source) -> Pretrained:
         HubError: if the repository cannot be fetched.
         ThetaFileError: if the file is damaged, of a newer version or of another kind.
     """
-    if isinstance(source, tuple | list):
+    if isinstance(source, tuple | list) and source and all(isinstance(part, str | Path) for part in source):
         return load_theta(*(_located(part) for part in source))
     if not isinstance(source, str | Path):
         raise TypeError(
@@ -153,6 +153,9 @@ def load_theta(path: str | Path, *others: str | Path) -> Pretrained:
     tensors, metadata = _read(path)
     for other in others:
         tensors |= _read(Path(other))[0]
+    if others and not is_pylo(tensors):
+        files = [file.name for file in map(Path, (path, *others))]
+        raise ThetaFileError(f"several files are one theta only of PyLO's VeLO, (RNN_FILE, MLP_FILE), got {files}")
     if is_pylo(tensors):
         rule, theta = rule_and_theta(tensors)
         return Pretrained(rule, theta, path.stem, {"origin": "PyLO"})

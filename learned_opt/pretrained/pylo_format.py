@@ -94,7 +94,9 @@ def _velo(tensors: Mapping[str, Tensor]) -> tuple[UpdateRule, Tensor]:
     names = [*layers, "lstm_init_state.0", "lstm_init_state.1", *_VELO_BANK]
     if absent := [name for name in names if name not in tensors]:
         raise ValueError(f"VeLORNN and VeLOMLP must have the tensors {names}, these are missing: {absent}")
-    bank, hidden, _ = tensors["input_weights_"].shape
+    if (weights := tensors["input_weights_"]).ndim != 3:
+        raise ValueError(f"input_weights_ of a VeLOMLP must have the shape (K, H, 30), got {tuple(weights.shape)}")
+    bank, hidden, _ = weights.shape
     rule = VeloRule(hidden, tensors["lstm_init_state.0"].numel(), bank)
     networks = torch.cat([tensors[name].flatten(1) for name in _VELO_BANK], dim=1)  # (K, numbers of one)
     parts = [tensors[name].flatten() for name in names if name not in _VELO_BANK]

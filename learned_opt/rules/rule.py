@@ -193,7 +193,8 @@ class TensorwiseRule(UpdateRule, ABC):
             return
         count = len(params)
         if loss is not None:
-            loss = loss.detach().to(params[used[0]].device, torch.float32, non_blocking=True).expand(len(params[0]))
+            device = params[used[0]].device
+            loss = loss.detach().to(device, torch.float32, non_blocking=device.type != "cpu").expand(len(params[0]))
         lrs, decays, masks = per_tensor(lr, count), per_tensor(weight_decay, count), per_tensor(active, count)
         tensors = [
             TensorUpdate(

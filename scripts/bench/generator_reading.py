@@ -74,7 +74,7 @@ def rows(
         question: runs, widths or best-of.
         zoos: to train on, separated by commas.
         unseen: zoos of other widths.
-        readers: that are compared; learned ones with inputs and on statistics alone, and rivals.
+        readers: of learned (with inputs), statistics (learned, without them), boosting and ridge; all by default.
         pipeline: folder of a generator with a reader.
         seeds: of readers, or of the noise from which networks are made.
     """

@@ -1,6 +1,6 @@
 """How many steps does an optimizer need to train a small GPT to a fixed validation loss?
 
-    python -m scripts.bench.speedrun [--size 0.5M] [--contestants Muon ...] [--record]
+    python -m scripts.bench.speedrun [--size 0.5M] [--contestants 'Muon .8' ...] [--record]
     python -m scripts.bench.speedrun --contestants mine --make my_module:make_optimizer --rates 1e-3 3.2e-3 1e-2
 
 Network, text (the bytes of Python's standard library), batch and, for each seed, initial weights and minibatches are
@@ -154,7 +154,10 @@ def _known(names: Sequence[str]) -> list[OutsideMethod]:
     ours = learned()[0]
     tuned = replace(ours, name=f"{ours.name}, tuned", rates=(RATE_STEP**-1, 1.0, RATE_STEP))
     known = [*(method for method in outside_rivals() if method.name in RIVALS), ours, tuned]
-    return [method for method in known if method.name in (names or [method.name])]
+    known_names = [method.name for method in known]
+    if unknown := sorted(set(names) - set(known_names)):
+        raise ValueError(f"contestants are {known_names}, got {unknown}; one of your own needs --make")
+    return [method for method in known if method.name in (names or known_names)]
 
 
 def fewest_steps(course: Course, losses: Callable[[int], list[float]]) -> int:

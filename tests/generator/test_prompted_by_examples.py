@@ -7,6 +7,7 @@ import lightning
 import pytest
 import torch
 
+from generator import WeightReader
 from generator.evaluation.unseen_tasks import unseen_tasks_report
 from generator.model.objectives import ObjectiveConfig, product_distance, product_sizes
 from generator.networks import in_one_form
@@ -106,6 +107,11 @@ def test_answers_that_do_not_fit_their_prompt_are_warned_of(pipe, layout):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe(prompt={"examples": examples}, layout=layout)
+    pipe.register_to_config(usual_losses=[loss - 0.01] * 2)
+    pipe.reader = WeightReader([layout.to_json()], {"val_loss": 0.001})
+    with pytest.warns(UserWarning, match="2 of 2 generated networks have a loss"):
+        pipe(prompt={"examples": examples}, layout=layout, num_samples=2, best_of=3)
+    pipe.reader = None
     pipe.register_to_config(usual_losses=[None, None])
 
 
@@ -192,6 +198,7 @@ def test_the_distance_of_adapters_is_that_of_their_products():
     torch.testing.assert_close(ours.double().square(), theirs.square() / len(ones), rtol=1e-4, atol=1e-4)
     same = low_rank.apply(layout, first, low_rank.sample(layout, 5, rng))
     assert product_distance(layout, ones)(first, same).max() < 0.02
+    assert product_distance(layout, product_sizes(layout, 0 * first))(first, second).isfinite().all()
     expected = low_rank.inner_products(layout, first).diagonal().mean().item()
     assert sum(product_sizes(layout, first).values()) == pytest.approx(expected, rel=1e-4)
 

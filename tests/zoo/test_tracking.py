@@ -62,6 +62,16 @@ def test_trackio_keeps_them_on_this_machine(tmp_path, task, monkeypatch):
     np.testing.assert_allclose([row[2] for row in rows], expected, rtol=1e-6)
 
 
+def test_mlflow_keeps_them_in_a_database_of_the_folder(tmp_path, task, monkeypatch):
+    pytest.importorskip("mlflow", reason="needs mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    expected = build_with(make_tracker("mlflow", tmp_path), task, tmp_path)
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        rows = connection.execute("select step, value from metrics where key = 'val_loss' order by step").fetchall()
+    assert [step for step, _ in rows] == [1, 2]
+    np.testing.assert_allclose([value for _, value in rows], expected, rtol=1e-6)
+
+
 def test_what_is_unknown_or_not_installed_is_said_in_words(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"logger must be one of csv, .*trackio, got 'tensorbord'"):
         make_tracker("tensorbord", tmp_path)

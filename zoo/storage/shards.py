@@ -209,7 +209,7 @@ def shard_parts(stored: np.ndarray, present: np.ndarray, shape: ShardShape) -> I
 def portions(kept: np.ndarray, nbytes: int) -> Iterator[np.ndarray]:
     """Indices of the snapshots of a run that are kept (S,) bool, of at most 64 MiB at once if each takes `nbytes`."""
     places = np.flatnonzero(kept)
-    size = max(1, _PORTION_NBYTES // nbytes)
+    size = max(1, _PORTION_NBYTES // max(1, nbytes))
     return (places[start : start + size] for start in range(0, len(places), size))
 
 

@@ -7,6 +7,7 @@ from generator.model.corrections import Corrections, gradient_on_examples
 from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
 from generator.prompts.examples import NO_LABEL, Examples
 from generator.tokens.tokenizer import NeuronTokenizer
+from tests.generator.test_pipeline import make_pipeline
 from zoo import get_task
 
 KIND = {"shape": (1, 8, 8), "num_symbols": 0, "num_classes": 10, "num_features": 64}
@@ -52,6 +53,16 @@ def test_the_size_of_the_gradient_tells_nothing_and_the_first_change_is_none(tas
     for first, second in zip(small, large, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
     assert not corrections.change(tokenizer, torch.randn(3, sum(group.size for group in tokenizer.groups), 8)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_answers_in_half_precision_are_the_same_but_for_rounding(task, dtype):
+    inputs, targets, _ = task.batch(torch.arange(6), 1)
+    for labels in (targets, torch.full_like(targets, NO_LABEL)):
+        pipe = make_pipeline(task.layout, examples=KIND, num_corrections=2, **ONE_PASS)
+        exact = pipe(prompt={"examples": (inputs, labels)}, task=task).params
+        other = pipe.to(dtype)(prompt={"examples": (inputs, labels)}, task=task).params
+        assert (other - exact).norm() < 0.01 * exact.norm()
 
 
 @pytest.mark.parametrize("options", [{"diffusion": True}, {"use_latent": True}, {"window": 4}])

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from generator.evaluation.neighbours import nearest_runs
 from generator.evaluation.reading import reading_report
 from generator.prompts.prompt import Prompt
 from generator.reading.choice import best_of
-from generator.reading.reader import WeightReading
+from generator.reading.reader import WeightReading, told_outputs
 from generator.reading.statistics import weight_statistics
 from generator.training.reader import ReaderConfig
 from tests.ambient import AMBIENTS
@@ -68,6 +70,7 @@ def test_any_form_of_a_network_is_read_and_other_widths_with_their_task(zoo, rea
     wider = get_task("digits", hidden=(7,))
     read = reader.read(wider.make_model(), task=wider)
     assert all(read.low[name] <= read.values[name] <= read.high[name] for name in reader.quantities)
+    assert (reader.read(torch.from_numpy(zoo.params[:, -1])).low["val_error"] >= 0).all()
     with pytest.raises(ValueError, match="pass task=get_task"):
         reader.read(wider.make_model())
     with pytest.raises(LayoutMismatchError, match="knows networks of the tensors"):
@@ -80,6 +83,26 @@ def test_readings_are_the_same_whatever_a_program_has_set_for_torch(zoo, reader,
     expected = reader.read(params).values["val_loss"]
     with AMBIENTS[name]():
         assert torch.equal(reader.read(params).values["val_loss"], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_read_the_same_but_for_rounding(zoo, reader, dtype):
+    params = zoo.read([(0, -1), (1, 0)])
+    expected, other = reader.read(params), copy.deepcopy(reader).to(dtype).read(params)
+    for name, values in expected.values.items():
+        torch.testing.assert_close(other.values[name], values, rtol=0.1, atol=0.05)
+
+
+def test_outputs_that_are_no_classes_are_read_as_they_are(tmp_path):
+    inputs = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    np.savez(tmp_path / "numbers.npz", x=inputs, y=inputs[:, :1])
+    np.savez(tmp_path / "halves.npz", x=inputs, y=(inputs[:, 0] > 0).long())
+    tasks = [get_task("arrays", path=str(tmp_path / "numbers.npz"), hidden=(4,))]
+    tasks += [get_task("arrays", path=str(tmp_path / "halves.npz"), hidden=(4,), objective="binary_cross_entropy")]
+    for task, num_outputs in zip(tasks, (1, 2), strict=True):
+        told = told_outputs(task, task.init(torch.Generator().manual_seed(0), 2), inputs)
+        assert told.shape == (2, 64, num_outputs)
+        assert (told[0] - told[1]).abs().mean() > 0.01
 
 
 def test_statistics_are_those_of_numpy():
@@ -96,6 +119,10 @@ def test_statistics_are_those_of_numpy():
 def test_bad_input_is_refused(zoo, small_zoo):
     with pytest.raises(ValueError, match=r"does not record \['speed'\]"):
         train_reader(zoo, ReaderConfig(quantities=["speed"]), device="cpu")
+    with pytest.raises(TypeError, match=r"zoos must be open, as from Zoo.open"):
+        train_reader("zoo")
+    with pytest.raises(FileNotFoundError, match="no reader"):  # and not a model of the hub that has this name
+        WeightReader.from_pretrained("nothing")
     with pytest.raises(ValueError, match="coverage must be between 0 and 1, got 2"):
         ReaderConfig(coverage=2)
     with pytest.raises(ValueError, match="no run with 1 snapshots"):

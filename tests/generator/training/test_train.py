@@ -1,4 +1,5 @@
 import json
+import logging
 
 import lightning
 import pytest
@@ -11,7 +12,7 @@ from generator.sampler import make_scheduler
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.module import GeneratorModule, PairDataModule, split_params
 from generator.training.pairs import PairConfig, batch_rng, draw_pairs, numbered_batch
-from generator.training.train import assemble, keep_last_checkpoint, make_trainer
+from generator.training.train import assemble, keep_last_checkpoint, lightning_without_hints, make_trainer
 from generator.trajectories import Trajectories
 from zoo.tasks.registry import get_task
 
@@ -185,3 +186,11 @@ def test_the_trainer_takes_a_logger_and_callbacks_of_the_user(tasks, tmp_path):
 def test_options_of_the_trainer_that_do_not_fit_are_refused(tmp_path, device, options, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(OptimizationConfig(), tmp_path, [], device=device, options=options)
+
+
+def test_hints_of_lightning_are_off_during_a_training_alone():
+    log = logging.getLogger("lightning.pytorch")
+    before = log.level
+    with lightning_without_hints():
+        assert not log.isEnabledFor(logging.INFO)
+    assert log.level == before

@@ -54,3 +54,16 @@ def test_rates_of_other_optimizers_in_groups_and_in_schedules():
     with pytest.warns(UserWarning, match="training hardly moves") as said:
         train(model, optimizer, LATE_STEP + 2, schedule)
     assert len(said) == 1
+
+
+def test_long_warm_ups_ends_of_runs_and_frozen_models_are_no_remark():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for factor in (lambda step: step / 10_000, lambda step: max(0.01, 1 - step / LATE_STEP)):
+            model = make_model()
+            optimizer = MuLO(model, num_training_steps=2 * LATE_STEP)
+            train(model, optimizer, LATE_STEP + 2, torch.optim.lr_scheduler.LambdaLR(optimizer, factor))
+        model.requires_grad_(False)
+        optimizer.zero_grad()
+        for _ in range(NUM_IN_A_ROW + 1):
+            optimizer.step()

@@ -396,7 +396,7 @@ def test_bad_input_is_refused():
         MuLO(model, theta, lr=-1.0)
     with pytest.raises(ValueError, match="weight_decay must be"):
         MuLO([{"params": [model[0].bias], "weight_decay": -1.0}], theta)
-    for horizon in (0, -3, 2.5, float("nan"), "long", True):
+    for horizon in (0, -3, 2.5, float("nan"), "long", "100", True):
         with pytest.raises(ValueError, match="num_training_steps must be"):
             MuLO(model, theta, num_training_steps=horizon)
     for options in ({"lr": "0.1"}, {"lr": None}, {"lr": float("inf")}, {"weight_decay": "0"}, {"average": False}):

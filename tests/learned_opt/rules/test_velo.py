@@ -261,3 +261,24 @@ def test_tensors_hear_of_each_other_and_not_of_those_without_a_gradient():
 
     assert not torch.equal(updated(1.0), updated(30.0))
     assert torch.equal(updated(1.0, active=False), updated(30.0, active=False))
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_skips_its_step(loss):
+    rule = VeloRule(lstm=8, bank=4)
+    model = nn.Linear(3, 2)
+    optimizer = LearnedOptimizer(model, Pretrained(rule, rule.init_theta(torch.Generator())), num_training_steps=9)
+    for told in (1.0, loss, 0.9):
+        before = model.weight.detach().clone()
+        optimizer.zero_grad()
+        model(torch.ones(4, 3)).square().mean().backward()
+        optimizer.step(loss=told)
+        assert torch.equal(model.weight, before) == (told is loss)
+    assert model.weight.isfinite().all()
+    assert (optimizer.inner_step, optimizer.num_skipped_steps) == (2, 1)
+
+
+def test_files_that_are_no_pair_are_refused():
+    for pair in (("mulo-norm", "mulo"), (), (1, 2)):
+        with pytest.raises((ValueError, TypeError), match=r"several files are one theta only|theta must be a name"):
+            load_pretrained(pair)
