@@ -27,4 +27,4 @@ for name, method in methods.items():
 model = GeneratedClassifier(device="cpu").fit(X, y)
 rows = torch.tensor(model.encoder_.transform(X), dtype=torch.float32)
 print(model.module_)
-print(torch.export.export(model.module_, (rows,)).module()(rows[:1].expand_as(rows))[0].softmax(-1))
+print(torch.export.export(model.module_, (rows,)).module()(rows[:1].expand_as(rows))[0].softmax(-1).tolist())

@@ -17,8 +17,10 @@ Legend: B networks, P numbers of one network, I learned inputs, K outputs, S sta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -108,6 +110,18 @@ class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.quantity_std: Tensor
         self.interval: Tensor
         self._tasks: dict[ParamLayout, Task | None] = {}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, **kwargs: Any) -> WeightReader:  # type: ignore[override]
+        """The reader in a folder that `save_pretrained` or `train_reader` wrote; nothing is ever downloaded.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        folder = Path(folder)
+        if not (folder / cls.config_name).exists():
+            raise FileNotFoundError(f"no reader ({cls.config_name}) in {folder}: give the `out` of a train_reader")
+        return super().from_pretrained(str(folder), **kwargs)
 
     @torch_defaults()
     @torch.no_grad()
