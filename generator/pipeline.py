@@ -285,7 +285,11 @@ class ParameterPipeline(DiffusionPipeline):
             ValueError: if the pipeline has no reader.
             LayoutMismatchError: if the networks are of another architecture.
         """
-        return self._require_reader().read(networks, layout=layout, task=task)
+        reader = self._require_reader()
+        layout, params = read_start(networks, reader.layouts, layout or (None if task is None else task.layout))
+        if task is None and has_adapters(layout):  # whose base is part of the pipeline, not of the reader
+            task = self._recorded_task(layout)
+        return reader.read(params, layout=layout, task=task)
 
     def _require_reader(self) -> readers.WeightReader:
         if self.reader is None:

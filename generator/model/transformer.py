@@ -23,6 +23,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from generator.from_folder import FromFolder
 from generator.model.corrections import Corrections
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
 from generator.model.examples import ExampleEncoder, ObservedExamples
@@ -62,7 +63,7 @@ class Reading:
         return Reading([*map(repeated, self.tokens)], start, repeated(self.asked), repeated(self.examples))
 
 
-class RecurrentDiffusionTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Predicts the normalised parameters (B, P) of a network, whole or in windows.
 
     Args:

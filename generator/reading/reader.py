@@ -17,10 +17,8 @@ Legend: B networks, P numbers of one network, I learned inputs, K outputs, S sta
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -28,6 +26,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from generator.from_folder import FromFolder
 from generator.networks import Start, in_one_form, read_start
 from generator.reading.statistics import QUANTILES, described_slots, weight_statistics
 from zoo.ambient import torch_defaults
@@ -54,7 +53,7 @@ class WeightReading:
     high: dict[str, Tensor]
 
 
-class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class WeightReader(FromFolder, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Reads quantities of networks of some layouts.
 
     Args:
@@ -110,18 +109,6 @@ class WeightReader(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.quantity_std: Tensor
         self.interval: Tensor
         self._tasks: dict[ParamLayout, Task | None] = {}
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, **kwargs: Any) -> WeightReader:  # type: ignore[override]
-        """The reader in a folder that `save_pretrained` or `train_reader` wrote; nothing is ever downloaded.
-
-        Raises:
-            FileNotFoundError: if there is none.
-        """
-        folder = Path(folder)
-        if not (folder / cls.config_name).exists():
-            raise FileNotFoundError(f"no reader ({cls.config_name}) in {folder}: give the `out` of a train_reader")
-        return super().from_pretrained(str(folder), **kwargs)
 
     @torch_defaults()
     @torch.no_grad()

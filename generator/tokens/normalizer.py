@@ -18,6 +18,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from generator.from_folder import FromFolder
 from generator.tokens.tokenizer import ParamTokenizer, is_generated, make_tokenizer
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 
@@ -57,7 +58,7 @@ class Scale:
         return Scale(self.mean.to(device), self.std.to(device), is_log)
 
 
-class ParamNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class ParamNormalizer(FromFolder, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The layouts that a generator knows, how it cuts them into tokens, and the statistics fitted on training runs.
 
     Build it with `ParamNormalizer.fit`; `save_pretrained` and `from_pretrained` keep it beside the model.

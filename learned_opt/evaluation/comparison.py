@@ -25,6 +25,7 @@ from torch import Tensor
 from learned_opt.evaluation.rivals import Method, TorchPopulation
 from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training.objective import cap_loss, final_loss
+from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
 from zoo.settings import digest
 from zoo.training.inner_step import InnerStep
@@ -85,6 +86,7 @@ def joined(results: Sequence[Result]) -> Result:
     return Result(**{name: list(chain.from_iterable(entry[name] for entry in fields)) for name in fields[0]})
 
 
+@torch_defaults()
 def train(task: EvaluationTask, method: Method, *, num_seeds: int = 3, device: torch.device | str = "cpu") -> Result:
     """Train H x S networks of a task by a method."""
     device = torch.device(device)

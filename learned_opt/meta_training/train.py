@@ -19,6 +19,7 @@ from torch import Tensor
 from learned_opt.meta_training.devices import Devices
 from learned_opt.meta_training.estimators import GradientEstimator
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizer, ThetaOptimizerConfig
+from zoo.ambient import torch_defaults
 from zoo.networks.initialization import derive_seed
 from zoo.settings import Json, as_json, installed_software, require_same, warn_of_other_software
 from zoo.storage.durable import write_state
@@ -73,6 +74,7 @@ class MetaTrainResult:
 Progress = Callable[[int, MetaTrainHistory], object]
 
 
+@torch_defaults()
 def meta_train(
     estimator: GradientEstimator,
     theta: Tensor,

@@ -108,7 +108,9 @@ def test_answers_that_do_not_fit_their_prompt_are_warned_of(pipe, layout):
         warnings.simplefilter("error")
         pipe(prompt={"examples": examples}, layout=layout)
     pipe.register_to_config(usual_losses=[loss - 0.01] * 2)
-    pipe.reader = WeightReader([layout.to_json()], {"val_loss": 0.001})
+    shown = {"input_shape": (1, 8, 8), "num_outputs": 10, "num_inputs": 4}
+    pipe.reader = WeightReader([layout.to_json()], {"val_loss": 0.001}, **shown)
+    assert pipe.read(made, layout=layout).values["val_loss"].isfinite().all(), "on the base of the pipeline"
     with pytest.warns(UserWarning, match="2 of 2 generated networks have a loss"):
         pipe(prompt={"examples": examples}, layout=layout, num_samples=2, best_of=3)
     pipe.reader = None

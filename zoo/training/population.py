@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.ambient import torch_defaults
 from zoo.networks.counter_rng import at, streams_of
 from zoo.settings import Json, require_same
 from zoo.storage.durable import write_state
@@ -84,6 +85,7 @@ def last_epoch_steps(num_steps: int, steps_per_epoch: int, num_snapshots: int) -
     return tuple(num_steps - length + round((k + 1) * length / num_snapshots) for k in range(num_snapshots))
 
 
+@torch_defaults()
 def train_population(
     task: Task,
     optimizer: InnerOptimizer,
@@ -276,6 +278,7 @@ class _Training:
             self._batches = (indices[rows] for indices in batches)
         self._steps = self._recorded()
 
+    @torch_defaults()
     def _run(self, until: int) -> None:
         with products_in(self._precision):
             while self.inner_step < until:

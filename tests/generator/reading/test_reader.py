@@ -121,8 +121,6 @@ def test_bad_input_is_refused(zoo, small_zoo):
         train_reader(zoo, ReaderConfig(quantities=["speed"]), device="cpu")
     with pytest.raises(TypeError, match=r"zoos must be open, as from Zoo.open"):
         train_reader("zoo")
-    with pytest.raises(FileNotFoundError, match="no reader"):  # and not a model of the hub that has this name
-        WeightReader.from_pretrained("nothing")
     with pytest.raises(ValueError, match="coverage must be between 0 and 1, got 2"):
         ReaderConfig(coverage=2)
     with pytest.raises(ValueError, match="no run with 1 snapshots"):

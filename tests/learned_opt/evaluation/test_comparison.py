@@ -36,6 +36,12 @@ def method(name: str, rates: tuple[float, ...] = (1e-3, 1e-2)) -> Method:
     return next(m for m in rivals(rates) if m.name == name)
 
 
+def test_autocast_around_it_changes_no_comparison() -> None:
+    expected = train(small_task(), method("AdamW cosine"), num_seeds=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert train(small_task(), method("AdamW cosine"), num_seeds=1).mean_loss == expected.mean_loss
+
+
 def test_batched_muon_is_torchs() -> None:
     model = MLP(6, (5, 7), 3)
     layout = ParamLayout.of(model)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.ambient import AMBIENTS
 from zoo.building.hyperparameters import make_optimizer
 from zoo.networks.initialization import run_seed
 from zoo.tasks.registry import get_task
@@ -33,6 +34,14 @@ def test_repeats_bit_for_bit(shared_batches):
         assert a.inner_step == b.inner_step
         assert torch.equal(a.params, b.params)
         assert a.alive.all()
+
+
+@pytest.mark.parametrize("name", AMBIENTS)
+def test_a_population_is_the_same_whatever_a_program_has_set_for_torch(name):
+    expected, optimizer = train()[-1].params, Adam(lr=0.01)
+    with AMBIENTS[name]():
+        params = train(optimizer=optimizer)[-1].params
+    assert torch.equal(params, expected)
 
 
 @pytest.mark.parametrize("shared_batches", [True, False])
