@@ -49,7 +49,7 @@ def test_stages_on_another_device_find_what_those_of_the_cpu_find(demo_folder, c
     assert there["zoo"]["final_test_accuracy"] == here["zoo"]["final_test_accuracy"]
     for stage in ("prompting", "optimizer", "join"):
         found, expected = (numbers_of(stages[stage]) for stages in (there, here))
-        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        assert found == pytest.approx(expected, rel=1e-3, abs=5e-3)  # an answer of 810 may flip
 
 
 def numbers_of(summary, prefix=""):
