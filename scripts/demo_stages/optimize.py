@@ -102,6 +102,8 @@ def train(task: Task, make: MakeOptimizer, config: DictConfig, *, seed: int) -> 
         losses.append(loss.detach())
     values = torch.stack(losses).double().cpu().numpy()
     pieces = np.array_split(values, min(NUM_CURVE_POINTS, num_steps))
+    if isinstance(optimizer, MuLO):
+        optimizer.eval()  # where it does not know the end of the run, averaged weights are what to keep
     params = task.layout.flatten(model)[None]
     val, test = (task.evaluate(params, split)["error"].item() for split in ("val", "test"))
     return Trained([float(piece.mean()) for piece in pieces], float(values.mean()), val, test)
