@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from generator.tabular.model import TabularGenerator
-from generator.training.averaging import AveragedTraining
+from generator.training.averaging import AveragedTraining, AveragedTrainingConfig
 from zoo.devices import resolve_device
 from zoo.networks.initialization import derive_seed
 from zoo.settings import as_json, require_same
@@ -29,21 +29,16 @@ _MAX_TABLES: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class TabularConfig:
-    """How a generator for tables is trained.
+class TabularConfig(AveragedTrainingConfig):
+    """How a generator for tables is trained; see `AveragedTrainingConfig` for what is not named here.
 
     Attributes:
-        num_steps: batches in all.
         rows_per_batch: rows of the tables of a batch together, of which there are fewer the longer they are.
         min_rows, max_rows: of a table that is learned from; a batch's number is log-uniform between them.
         num_queries: further rows of each table, on which the loss is.
         max_features, max_classes: each batch draws one of either, up to which its tables have.
-        learning_rate: of AdamW; rises over `warmup_steps`, then follows a cosine to 0.
-        weight_decay, clip_norm: of AdamW, and of the gradient's norm.
-        average_decay: of the averaged weights, which are the result.
         checkpoint_steps: steps between checkpoints.
         model: options of TabularGenerator.
-        seed: of weights and tables.
     """
 
     num_steps: int = 4000
@@ -53,14 +48,8 @@ class TabularConfig:
     num_queries: int = 64
     max_features: tuple[int, ...] = (6, 12, 20)
     max_classes: tuple[int, ...] = (2, 4, 10)
-    learning_rate: float = 2e-3
-    warmup_steps: int = 50
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    average_decay: float = 0.998
     checkpoint_steps: int = 250
     model: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_rows <= self.max_rows <= self.rows_per_batch:

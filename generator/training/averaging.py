@@ -6,7 +6,8 @@ Source: averaged weights: Karras et al. 2024 (arXiv 2312.02696) motivates a warm
 from __future__ import annotations
 
 import copy
-from typing import Final, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +18,25 @@ BETAS: Final = (0.9, 0.98)
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class AveragingSettings(Protocol):
-    """What a config must say; see `ReaderConfig`."""
+@dataclass(frozen=True, kw_only=True)
+class AveragedTrainingConfig:
+    """What every such training is told.
 
-    @property
-    def num_steps(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def clip_norm(self) -> float: ...
-    @property
-    def average_decay(self) -> float: ...
+    Attributes:
+        num_steps: batches in all.
+        learning_rate: of AdamW; rises over `warmup_steps`, then follows a cosine to 0.
+        weight_decay, clip_norm: of AdamW, and of the gradient's norm.
+        average_decay: of the averaged weights, which are the result.
+        seed: of weights and data.
+    """
+
+    num_steps: int
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    average_decay: float = 0.998
+    seed: int = 0
 
 
 class AveragedTraining(Generic[Model]):
@@ -42,7 +47,7 @@ class AveragedTraining(Generic[Model]):
         settings: of the training.
     """
 
-    def __init__(self, model: Model, settings: AveragingSettings) -> None:
+    def __init__(self, model: Model, settings: AveragedTrainingConfig) -> None:
         self.model = model
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from generator.prompts.prompt import log_floor
 from generator.reading.reader import WeightReader, told_outputs
 from generator.reading.statistics import weight_statistics
-from generator.training.averaging import AveragedTraining
+from generator.training.averaging import AveragedTraining, AveragedTrainingConfig
 from generator.training.inputs import opened
 from generator.training.pairs import batch_rng
 from generator.training.tasks import task_of
@@ -36,20 +36,15 @@ _MIN_STD: Final = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaderConfig:
-    """How a reader is trained.
+class ReaderConfig(AveragedTrainingConfig):
+    """How a reader is trained; see `AveragedTrainingConfig` for what is not named here.
 
     Attributes:
         quantities: metrics and columns of the runs to read; None for all that the zoos record and that vary.
         num_inputs: that the reader learns, and runs networks on; 0 for a reader of statistics alone.
         width: of its hidden layers.
         coverage: share of intervals that hold the true value.
-        num_steps: batches in all.
         batch_size: networks of a batch, each of a random run and snapshot.
-        learning_rate: of AdamW; rises over `warmup_steps`, then follows a cosine to 0.
-        weight_decay, clip_norm: of AdamW, and of the gradient's norm.
-        average_decay: of the averaged weights, which are the result.
-        seed: of weights and batches.
     """
 
     quantities: Sequence[str] | None = None
@@ -58,12 +53,6 @@ class ReaderConfig:
     coverage: float = 0.9
     num_steps: int = 1500
     batch_size: int = 256
-    learning_rate: float = 2e-3
-    warmup_steps: int = 50
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    average_decay: float = 0.998
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
