@@ -1,5 +1,6 @@
 # make demo: the three jobs on real data, and a page that shows them; run again, it resumes, or shows what is finished.
 # make test: the default suite. Both set up .venv first, once. OUT and SEED are the demo's folder and seed.
+# make figures: the two figures of the README, as the demo draws them.
 # make docs: the documentation as a site in out/site; its search needs a server.
 # PYTHON makes .venv: the first of these versions that runs (a shim may not) and can make environments.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14; do \
@@ -9,11 +10,14 @@ SEED ?= 0
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint docs setup
+.PHONY: demo figures test test-slow lint docs setup
 .DEFAULT_GOAL := test
 
 demo: setup
 	@$(BIN)/python -m scripts.demo "out='$(OUT)'" seed=$(SEED)
+
+figures: demo
+	cp '$(OUT)'/figures/prompts.svg '$(OUT)'/figures/optimizers.svg docs/
 
 test: setup
 	$(BIN)/python -m pytest -q
