@@ -89,7 +89,7 @@ def rows(
 
 
 def measured(testbed: Testbed, learned: Tensor, sampler: Sampler, number: int, seed: int) -> dict[str, float]:
-    """Figures of a sampler's networks against the training runs of a testbed, and against the span of networks (N, P)."""
+    """Figures of a sampler's networks against a testbed's training runs, and against the span of networks (N, P)."""
     number = min(number, len(testbed.unseen))
     asked = torch.full((number,), testbed.floor)
     params = sampler(None, {METRIC: asked}, torch.Generator().manual_seed(seed)).cpu()
