@@ -34,7 +34,7 @@ from .command import bench
 from .generator_table import PACKAGES
 
 Method = Callable[[Tensor, Tensor, Tensor], Tensor]  # networks (N, P), their losses (N,), what is asked (N,) -> (N, P)
-_NUM_ASKED = 8  # values by which a method is calibrated
+_NUM_ASKED = 12  # values by which a method is calibrated
 
 
 def rows(
