@@ -84,8 +84,9 @@ class Examples:
         """Examples as people give them: (inputs, targets), (inputs, None), inputs, or a text.
 
         Args:
-            value: str or bytes of a text, of whose windows the next symbols are the targets; or inputs (E, ...) for all prompts or (B, E, ...), each as the data set has it or flat; targets (E, ...)
-                or (B, E, ...), NO_LABEL where there is none; tensors, arrays or lists.
+            value: str or bytes of a text, of whose windows the next symbols are the targets; or inputs (E, ...) for all
+                prompts or (B, E, ...), each as the data set has it or flat, and targets (E, ...) or (B, E, ...),
+                NO_LABEL where there is none; tensors, arrays or lists.
             kind: that the generator was trained on; None if on none.
             batch_size: B.
 
@@ -139,7 +140,7 @@ class Examples:
 
 
 def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None] | bytes:
-    """What `Examples.read` takes, of a file: x.npz with arrays `inputs` and perhaps `targets`, x.csv of numbers, or x.txt.
+    """What `Examples.read` takes of a file: x.npz with arrays `inputs` and perhaps `targets`, x.csv of numbers, x.txt.
 
     The first line of a table names its columns; one called `target` holds the classes, all others are inputs, in order.
 
@@ -167,7 +168,7 @@ def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None] | bytes:
 def _windows(text: str | bytes, kind: ExampleKind) -> tuple[np.ndarray, np.ndarray]:
     """Windows (E, L) of a text, and the symbols (E, L) that come next."""
     if not kind.num_symbols:
-        raise ValueError(f"examples must be inputs of shape {kind.shape}, got a text; the generator was trained on none")
+        raise ValueError(f"examples must be inputs of shape {kind.shape}, got a text; none was trained on")
     text = text.encode() if isinstance(text, str) else text
     needed = FEWEST * kind.shape[0] + 1
     if len(text) < needed:

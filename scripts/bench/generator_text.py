@@ -2,10 +2,10 @@
 
     python -m scripts.bench.generator_text NAME=FOLDER,FOLDER,... [NAME=...] --zoo out/zoos/text_adapters [--record]
 
-Each folder is the output of one `scripts.train_generator experiment=generator_text`; the folders of a name differ in the
-seed alone. The domains are those of the zoo's test runs, of which neither the base nor the generator has seen a byte. A
-prompt is 64 windows of 64 bytes from the first 80% of a domain's text, and losses are on the last 10%. Settings of the
-controls are chosen on the domains of the validation runs. Five minutes of one core.
+Each folder is the output of one `scripts.train_generator experiment=generator_text`; the folders of a name differ in
+the seed alone. The domains are those of the zoo's test runs, of which neither the base nor the generator has seen a
+byte. A prompt is 64 windows of 64 bytes from the first 80% of a domain's text, and losses are on the last 10%. Settings
+of the controls are chosen on the domains of the validation runs. Five minutes of one core.
 """
 
 from __future__ import annotations
@@ -126,8 +126,9 @@ def multi_task_adapter(zoo: Zoo) -> Tensor:
 def ranked(tasks: Tasks, train: Tensor) -> Tensor:
     """Numbers (N, M) of the training adapters (M, P), those of the lowest loss on the text of each domain first."""
     task = tasks.task
+    scores = task.objective.loss
     texts = zip(tasks.shown.inputs, tasks.shown.targets, strict=True)
-    return torch.stack([task.objective.loss(task.predict(train, inputs), targets).argsort() for inputs, targets in texts])
+    return torch.stack([scores(task.predict(train, inputs), targets).argsort() for inputs, targets in texts])
 
 
 def means(tasks: Tasks, adapters: Tensor) -> Tensor:
