@@ -8,6 +8,7 @@ from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import PairConfig
 from generator.training.train import train_generator
 from zoo import build_zoo, get_task
+from zoo.networks.randomness import seeded_module
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
 MODEL = {"width": 16, "num_blocks": 1, "num_heads": 2, "diffusion": False, "use_start": False, "use_latent": False}
@@ -20,9 +21,8 @@ def task(tmp_path_factory):
         (folder / f"{name}.txt").write_text(f"{name} is not {name.upper()}. " * 20)
     options = {"path": str(folder), "context": 6, "num_windows": 16, "min_bytes": 160}
     options |= {"width": 8, "num_blocks": 1, "num_heads": 2}
-    with torch.random.fork_rng():
-        base = get_task("text_domains", **options).make_model()
-    return get_task("text_domains", **options, adapter={"base": base.state_dict(), "rank": 2, "targets": "down"})
+    base = seeded_module(get_task("text_domains", **options).make_model, 0).state_dict()
+    return get_task("text_domains", **options, adapter={"base": base, "rank": 2, "targets": "down"})
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def pipe(task, tmp_path_factory):
     config = GeneratorConfig(
         num_validation_starts=0,
         metrics=(),
-        model={**MODEL, "num_corrections": 2, "correction_rate": 0.3},
+        model={**MODEL, "num_corrections": 2, "correction_rate": 0.05},
         pairs=PairConfig(batch_size=2, start_share=0.0, num_examples=(4, 6)),
         objective=ObjectiveConfig(
             params_weight=0.0,
@@ -52,10 +52,10 @@ def test_what_is_generated_follows_from_the_text_and_fits_it(pipe, task):
     made = pipe(prompt={"examples": text}, task=task).params
     assert torch.equal(made, pipe(prompt={"examples": text.encode()}, task=task).params)
     other = pipe(prompt={"examples": "G, says G, is g! " * 10}, task=task).params
-    assert not torch.allclose(made, other, atol=1e-3)
+    assert not torch.allclose(made, other, atol=1e-4)
     windows = torch.tensor([*text.encode()[:49]]).unfold(0, 7, 6)
     losses = task.objective.loss(task.predict(torch.cat((made, other)), windows[:, :-1]), windows[:, 1:])
-    assert losses[0] < losses[1], "steps were taken along the gradient on the text"
+    assert losses[0] < losses[1] - 1e-4, "steps were taken along the gradient on the text"
 
 
 def test_another_kind_of_prompt_is_refused(pipe, task):
