@@ -11,7 +11,7 @@ of the controls are chosen on the domains of the validation runs. Five minutes o
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,18 +19,18 @@ from torch import Tensor
 from generator import ParameterPipeline
 from generator.training.tasks import task_of
 from zoo import Zoo
-from zoo.networks import low_rank
 from zoo.tasks.task import Batch
 
 from ..rows import Row
 from .command import bench
-from .generator_adapters import Tasks, generated, minimized
+from .generator_adapters import Tasks, generated, means, minimized, ranked
 from .generator_table import PACKAGES
 
 QUESTION = str(__doc__).splitlines()[0]
 FEW = 16
-TUNINGS = ((1e-3, 10), (3e-3, 10), (3e-3, 30), (1e-2, 10))  # learning rate and steps
-NEIGHBOURS = (4, 16)
+TUNINGS = ((3e-3, 10), (3e-3, 30), (1e-2, 10))  # learning rate and steps
+FURTHER = ((1e-3, 5), (1e-3, 20))  # the same, after the pass
+NEIGHBOURS = (1, 4, 16)
 MULTI_TASK = (1e-2, 200)
 
 
@@ -69,7 +69,7 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
         for kind, prompt in prompts(test.shown).items():
             yield row(f"{name}: {kind}", [generated(pipe, prompt, test) for pipe in pipes])
         starts = {tasks: [generated(pipe, tasks.shown[:2], tasks) for pipe in pipes] for tasks in (test, val)}
-        rate, steps = chosen(val, starts[val])
+        rate, steps = chosen(val, starts[val], FURTHER)
         networks = [tuned(test, rate, steps, start) for start in starts[test]]
         yield row(f"{name}: 4 kB of text, then tuned on it: Adam {rate:g}, {steps} steps", networks)
 
@@ -81,12 +81,12 @@ def controls(zoo: Zoo, test: Tasks, val: Tasks) -> Iterator[tuple[str, Tensor]]:
     yield "base alone", torch.zeros_like(test.own)
     yield "one adapter for all domains", shared.expand(len(test.runs), -1)
     yield "own adapter, all text of the domain", test.own
-    of_test, of_val = (ranked(tasks, train) for tasks in (test, val))
-    yield "nearest adapter of the zoo, by the text", train[of_test[:, 0]]
-    count = min(NEIGHBOURS, key=lambda count: losses(val, means(val, train[of_val[:, :count]]), "val").mean().item())
-    yield f"mean of the {count} nearest", means(test, train[of_test[:, :count]])
+    order = ranked(test, train)
+    for count in NEIGHBOURS:
+        name = f"mean of the {count} nearest adapters" if count > 1 else "nearest adapter of the zoo, by the text"
+        yield name, means(test, train[order[:, :count]])
     for name, start in {"": None, ", from the one for all": shared}.items():
-        rate, steps = chosen(val, [start])
+        rate, steps = chosen(val, [start], TUNINGS)
         yield f"tuned on the text{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, start)
 
 
@@ -106,13 +106,13 @@ def losses(tasks: Tasks, params: Tensor, split: str = "test") -> Tensor:
     return tasks.task.evaluate(params, split)["loss"]
 
 
-def chosen(val: Tasks, starts: list[Tensor | None]) -> tuple[float, int]:
+def chosen(val: Tasks, starts: Sequence[Tensor | None], settings: Sequence[tuple[float, int]]) -> tuple[float, int]:
     """Learning rate and steps that are best, on average over starts, on the later text of the validation domains."""
 
     def loss(setting: tuple[float, int]) -> float:
         return statistics.fmean(losses(val, tuned(val, *setting, start), "val").mean().item() for start in starts)
 
-    return min(TUNINGS, key=loss)
+    return min(settings, key=loss)
 
 
 def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor:
@@ -132,20 +132,6 @@ def multi_task_adapter(zoo: Zoo) -> Tensor:
         return bound.loss(params.expand(16, -1), bound.draw_examples(8, rng)).mean()
 
     return minimized(loss, task.init(rng, 1), *MULTI_TASK)
-
-
-@torch.no_grad()
-def ranked(tasks: Tasks, train: Tensor) -> Tensor:
-    """Numbers (N, M) of the training adapters (M, P), those of the lowest loss on the text of each domain first."""
-    task = tasks.task
-    scores = task.objective.loss
-    texts = zip(tasks.shown.inputs, tasks.shown.targets, strict=True)
-    return torch.stack([scores(task.predict(train, inputs), targets).argsort() for inputs, targets in texts])
-
-
-def means(tasks: Tasks, adapters: Tensor) -> Tensor:
-    """Means (N, P) of adapters (N, count, P) of each domain."""
-    return torch.stack([low_rank.mean(tasks.task.layout, some) for some in adapters])
 
 
 if __name__ == "__main__":
