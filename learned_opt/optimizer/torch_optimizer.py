@@ -29,6 +29,7 @@ from learned_opt.optimizer.remarks import LATE_STEP, Remarks
 from learned_opt.optimizer.whole_tensors import check_state, complete_state, update_whole
 from learned_opt.pretrained.files import Pretrained, Source, load_pretrained
 from learned_opt.rules.rule import reads_loss
+from zoo.devices import sent
 
 RECOMMENDED: Final = "mulo-norm"
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
@@ -226,8 +227,7 @@ class LearnedOptimizer(Optimizer):
         told = self._told(returned if loss is None else loss)
         largest = largest_entries([entry.grad for entry in pending])
         if "loss" in told:  # what is not finite would stay in the rule's averages
-            is_told = told["loss"].isfinite().to(largest.device, non_blocking=largest.device.type != "cpu")
-            largest = largest.masked_fill(~is_told, torch.nan)
+            largest = largest.masked_fill(~sent(told["loss"].isfinite(), largest.device), torch.nan)
         if any(entry.sharding is not None for entry in pending):
             if getattr(self.pretrained.rule, "mixes_tensors", False):
                 raise ValueError(
@@ -346,7 +346,7 @@ class LearnedOptimizer(Optimizer):
     def _theta_on(self, device: torch.device) -> Tensor:
         """The meta-parameters, copied to a device once."""
         if device not in self._thetas:
-            self._thetas[device] = self.pretrained.theta.to(device, non_blocking=True)
+            self._thetas[device] = sent(self.pretrained.theta, device)
         return self._thetas[device]
 
     def _set_mode(self, *, is_training: bool) -> bool:
