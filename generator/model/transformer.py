@@ -24,7 +24,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from generator.from_folder import FromFolder
-from generator.model.corrections import Corrections
+from generator.model.corrections import Corrections, direction_of
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
 from generator.model.examples import ExampleEncoder, ObservedExamples
 from generator.model.recurrence import GatedLinearRecurrence
@@ -90,6 +90,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         window: chunk tokens attend within windows of this many; 0 for attention over the whole network.
         num_corrections: times that a one-pass regressor looks at what its answer makes of the prompt's examples, and
             answers again (`generator.model.corrections`); for networks without edges between units, such as adapters.
+        correction_rate: at first, of the step along the gradient that a correction takes besides; 0 for none.
     """
 
     __module__ = "generator"  # what saved pipelines name: the public surface, not this file
@@ -119,6 +120,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         drawn_blocks: Sequence[str] = (),
         window: int = 0,
         num_corrections: int = 0,
+        correction_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.ranges = {name: MetricRange(*bounds) for name, bounds in sorted(metrics.items())}
@@ -159,7 +161,9 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         self.decoders = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in node_widths.items()})
         for key in drawn_blocks:
             nn.init.normal_(cast("nn.Linear", self.decoders[key]).weight, std=_DRAWN_STD / math.sqrt(width))
-        self.corrections = Corrections(node_widths, width, num_corrections) if num_corrections else None
+        self.corrections = None
+        if num_corrections:
+            self.corrections = Corrections(node_widths, width, num_corrections, correction_rate)
         if edge_widths:
             self._add_edges(edge_widths, channels, edge_width, width)
             skips = torch.zeros(channels)
@@ -320,10 +324,11 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             gradient: (B, P) of the loss on the examples of the prompts, by the answer.
         """
         assert self.corrections is not None
-        told = self.corrections.read(tokenizer, number, answer, gradient)
+        direction = direction_of(tokenizer, gradient)
+        told = self.corrections.read(tokenizer, number, answer, direction)
         tokens = [part + more for part, more in zip(reading.tokens, told, strict=True)]
         x = self._through_blocks(tokens, reading, self.condition(reading.asked))
-        return answer + self.corrections.change(tokenizer, x)
+        return answer + self.corrections.change(tokenizer, x, direction)
 
     def _asked(self, prompt: Prompt, is_known: Tensor, examples: ObservedExamples | None) -> tuple[Tensor, Tensor]:
         """Features (B, c) of what is asked, and tokens (B, Q, d) of the examples; zeros for those not given."""

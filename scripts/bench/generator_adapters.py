@@ -2,13 +2,15 @@
 
     python -m scripts.bench.generator_adapters NAME=FOLDER,FOLDER,... [NAME=...] --zoo out/zoos/lora_images [--record]
     python -m scripts.bench.generator_adapters NAME=... --zoo out/zoos/lora_images_rank6 --rank 6 --no-controls ...
+    python -m scripts.bench.generator_adapters NAME=... --zoo out/zoos/lora_images_cnn --base "a CNN" ...
 
 Each folder is the output of one `scripts.train_generator experiment=generator_adapters`; the folders of a name differ
 in the seed alone. The tasks are those of the zoo's test runs, the examples of prompts training examples of theirs, and
 accuracy is on their test examples. *Recovered* is (accuracy - multi-task) / (own - multi-task), where the multi-task
 adapter is one for all training tasks, and own adapters are the zoo's, trained on all examples of their task. Settings
 of the controls are chosen on the tasks of the validation runs. With --rank the zoo, and its multi-task adapter, are of
-that rank, and prompts of 64 examples alone are asked. About four minutes of one core.
+that rank, and prompts of 64 examples alone are asked; with --base the table is one of its own. About four minutes of
+one core.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from .generator_table import PACKAGES
 QUESTION = __doc__.splitlines()[0]
 FEW = 8
 FURTHER = ((1e-3, 20), (3e-3, 20), (3e-3, 60), (1e-2, 60))  # the same, after the pass
-LONGER = (2e-2, 1600)  # of experiment=zoo_lora_images, chosen on validation images
+LONGER = 4  # times the steps of the zoo's adapters, and a rate that is best of these times theirs
+LONGER_RATES = (1, 2)
 TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
 NEIGHBOURS = (2, 4, 8)
 MULTI_TASK_STEPS = 800
@@ -57,12 +60,13 @@ class Tasks:
         return 1 - self.task.evaluate(params, split)["error"].mean().item()
 
 
-def rows(*generators: str, zoo: str, rank: str = "", no_controls: bool = False) -> Iterator[Row]:
+def rows(*generators: str, zoo: str, base: str = "", rank: str = "", no_controls: bool = False) -> Iterator[Row]:
     """Controls, then generators.
 
     Args:
         generators: NAME=FOLDER,FOLDER,...
         zoo: of adapters
+        base: what they adapt, for a table of its own, such as "a CNN"
         rank: of the zoo, for a row of its own: one that the generators were not trained on
         no_controls: the rows of the generators alone
     """
@@ -75,13 +79,12 @@ def rows(*generators: str, zoo: str, rank: str = "", no_controls: bool = False) 
         recovered = [(value - scale[0]) / (scale[1] - scale[0]) for value in values]
         figures = {"accuracy, %": [100 * value for value in values], "recovered": recovered}
         return Row(
-            question=QUESTION,
+            question=QUESTION.replace("adapters", f"adapters of {base}") if base else QUESTION,
             setting={"method": method},
             figures={name: statistics.fmean(some) for name, some in figures.items()},
             spread={name: (min(some), max(some)) for name, some in figures.items()} if len(values) > 1 else {},
             note=f"{len(test.runs)} tasks never seen, {NUM_EXAMPLES} examples of each. Generators of "
-            "experiment=generator_adapters, those without corrections of its earlier form (num_corrections=0, "
-            "params_weight=0.05); mean and range where there are several seeds, else one.",
+            "experiment=generator_adapters; mean and range where there are several seeds, else one.",
         )
 
     for method, networks in () if no_controls else controls(adapters, test, val, shared):
@@ -116,10 +119,14 @@ def controls(zoo: Zoo, test: Tasks, val: Tasks, shared: Tensor) -> Iterator[tupl
     yield "base alone", torch.zeros_like(test.own)
     yield "one adapter for all tasks", shared.expand(len(test.runs), -1)
     yield "own adapter, all examples", test.own
-    yield "own adapter, all examples, Adam {:g}, {} steps".format(*LONGER), trained(test, *LONGER)
-    yield "nearest adapter of the zoo, by the examples", nearest(test, train, 1)
-    best = max(NEIGHBOURS, key=lambda count: val.accuracy(nearest(val, train, count), "val"))
-    yield f"mean of the {best} nearest", nearest(test, train, best)
+    steps = zoo.attributes["extra"]["training"]["num_steps"]
+    rates = [factor * zoo.attributes["optimizer"]["lr"] for factor in LONGER_RATES]
+    rate = max(rates, key=lambda rate: val.accuracy(trained(val, rate, steps), "val"))
+    yield f"own adapter, all examples, Adam {rate:g}, {LONGER * steps} steps", trained(test, rate, LONGER * steps)
+    of_test, of_val = ranked(test, train), ranked(val, train)
+    yield "nearest adapter of the zoo, by the examples", train[of_test[:, 0]]
+    best = max(NEIGHBOURS, key=lambda count: val.accuracy(means(val, train[of_val[:, :count]]), "val"))
+    yield f"mean of the {best} nearest", means(test, train[of_test[:, :best]])
     for name, start in {"": None, ", from the one for all": shared}.items():
         rate, steps = max(TUNINGS, key=lambda setting: val.accuracy(tuned(val, *setting, start), "val"))
         yield f"tuned on the examples{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, start)
@@ -183,16 +190,19 @@ def minimized(loss: Callable[[Tensor], Tensor], params: Tensor, rate: float, ste
     return params.detach()
 
 
-def nearest(tasks: Tasks, train: Tensor, count: int) -> Tensor:
-    """Means (N, P) of the `count` training adapters that have the lowest loss on the examples of each task."""
+@torch.no_grad()
+def ranked(tasks: Tasks, train: Tensor) -> Tensor:
+    """Numbers (N, M) of the training adapters (M, P), those of the lowest loss on the examples of each task first."""
     task: Task = tasks.task
-    found = []
-    for inputs, targets in zip(tasks.shown.inputs, tasks.shown.targets, strict=True):
-        with torch.no_grad():
-            loss = task.objective.loss(task.predict(train, inputs), targets)
-        some = train[loss.topk(count, largest=False).indices]
-        found.append(some[0] if count == 1 else low_rank.mean(task.layout, some))
-    return torch.stack(found)
+    examples = zip(tasks.shown.inputs, tasks.shown.targets, strict=True)
+    return torch.stack(
+        [task.objective.loss(task.predict(train, inputs), targets).argsort() for inputs, targets in examples]
+    )
+
+
+def means(tasks: Tasks, adapters: Tensor) -> Tensor:
+    """Means (N, P) of adapters (N, count, P) of each task."""
+    return torch.stack([low_rank.mean(tasks.task.layout, some) for some in adapters])
 
 
 if __name__ == "__main__":
