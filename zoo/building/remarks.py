@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from zoo.building.plan import DEFAULT_BATCH_SIZE, BuildPlan
-from zoo.building.search import BlockSearch
+from zoo.building.search import Search
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
 
@@ -34,7 +34,7 @@ def remark_on_plan(plan: BuildPlan) -> None:
         )
 
 
-def remark_on_search(search: BlockSearch | None, plan: BuildPlan, num_blocks: int) -> None:
+def remark_on_search(search: Search | None, plan: BuildPlan, num_blocks: int) -> None:
     """Of a search that has but one block to learn from."""
     learns = search is not None and search.sampler != "random"
     if learns and num_blocks == 1 < plan.num_runs:
