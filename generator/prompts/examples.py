@@ -183,7 +183,7 @@ def _tensor(values: object, what: str) -> Tensor:
     except ValueError:
         raise ValueError(f"{what} must be of one length, got sequences of several") from None
     if array.dtype.kind not in "biuf":
-        odd = next((one for one in array.flat if not isinstance(one, int | float | np.number)), array.dtype)
+        odd = next((one for one in array.ravel().tolist() if not isinstance(one, int | float)), array.dtype)
         hint = f"; {NO_LABEL} is a target that is not known" if what == "targets" else ""
         raise ValueError(f"{what} must be numbers, got {odd!r}{hint}")
     return torch.as_tensor(array)
