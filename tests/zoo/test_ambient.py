@@ -37,11 +37,11 @@ def test_a_zoo_is_the_same(tmp_path, expected, name):
 
 @pytest.mark.parametrize("name", AMBIENTS)
 def test_an_optimizer_of_populations_makes_the_same_step(name):
-    layout, results = ParamLayout.of(nn.Linear(3, 2)), []
+    layout, rates, results = ParamLayout.of(nn.Linear(3, 2)), torch.tensor([0.1, 0.2]), []
     for ambient in (nullcontext, AMBIENTS[name]):
         params, grads = torch.ones(2, 8), torch.ones(2, 8)
         with ambient():
-            optimizer = Adam(lr=torch.tensor([0.1, 0.2], device="cpu"), weight_decay=0.1)
+            optimizer = Adam(lr=rates, weight_decay=0.1)
             optimizer.update(layout, params, grads, optimizer.init_state(layout, params), inner_step=3, num_steps=9)
         results.append(params.clone())
     assert torch.equal(*results)
