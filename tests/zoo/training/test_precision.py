@@ -65,11 +65,15 @@ def test_float32_is_what_it_was_and_flags_are_put_back():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_program_may_have_set_tf32_by_the_newer_of_two_ways(precision, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
-    with products_in(precision):
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+def test_a_program_may_have_set_tf32_by_the_newer_of_two_ways(precision):
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "tf32"
+    try:
+        with products_in(precision):
+            assert products.fp32_precision == "tf32"
+        assert products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = before
 
 
 def test_precisions_that_there_are_not_are_refused():
