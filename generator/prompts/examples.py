@@ -98,8 +98,8 @@ class Examples:
         value = _windows(value, kind) if isinstance(value, str | bytes) else value
         inputs, targets = value if isinstance(value, tuple | list) and len(value) == 2 else (value, None)
         try:
-            inputs = _tensor(inputs)
-            labels = None if targets is None else _tensor(targets).double()
+            inputs = _tensor(inputs, "inputs")
+            labels = None if targets is None else _tensor(targets, "targets").double()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"examples must be (inputs, targets) or (inputs, None): {error}") from None
         inputs = _shaped(inputs, kind, batch_size)
@@ -190,9 +190,19 @@ def _check_scale(inputs: Tensor, low: float, high: float) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def _tensor(values: object) -> Tensor:
-    """A tensor, or what NumPy makes an array of: frames, lists of arrays."""
-    return values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
+def _tensor(values: object, what: str) -> Tensor:
+    """A tensor, or what NumPy makes an array of numbers of: frames, lists of arrays."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        array = np.array(values)
+    except ValueError:
+        raise ValueError(f"{what} must be of one length, got sequences of several") from None
+    if array.dtype.kind not in "biuf":
+        odd = next((one for one in array.ravel().tolist() if not isinstance(one, int | float)), array.dtype)
+        hint = f"; {NO_LABEL} is a target that is not known" if what == "targets" else ""
+        raise ValueError(f"{what} must be numbers, got {odd!r}{hint}")
+    return torch.as_tensor(array)
 
 
 def _shaped(inputs: Tensor, kind: ExampleKind, batch_size: int) -> Tensor:

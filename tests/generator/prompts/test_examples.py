@@ -47,6 +47,9 @@ def test_examples_may_lack_labels(value):
         ((INPUTS * torch.nan, TARGETS), "must be finite"),
         ((INPUTS.double() * 1e39, TARGETS), "must be finite in float32"),
         ("words", "must be"),
+        ((INPUTS, [None, 1, 1, 1, 1, 1]), "targets must be numbers, got None; -1 is a target that is not known"),
+        ((INPUTS, list("abcdef")), "targets must be numbers, got 'a'"),
+        (([[1, 2], [3]], None), "inputs must be of one length"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_line(value, message):
