@@ -11,7 +11,7 @@ of the controls are chosen on the domains of the validation runs. Five minutes o
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from .generator_table import PACKAGES
 QUESTION = str(__doc__).splitlines()[0]
 FEW = 16
 TUNINGS = ((3e-3, 10), (3e-3, 30), (1e-2, 10))  # learning rate and steps
+FURTHER = ((1e-3, 20), (3e-3, 30))  # the same, after the pass
 NEIGHBOURS = (1, 4, 16)
 MULTI_TASK = (1e-2, 200)
 
@@ -67,6 +68,10 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
         for kind, prompt in prompts(test.shown).items():
             yield row(f"{name}: {kind}", [generated(pipe, prompt, test) for pipe in pipes])
+        of_val, of_test = ([generated(pipe, tasks.shown[:2], tasks) for pipe in pipes] for tasks in (val, test))
+        rate, steps = chosen(val, of_val, FURTHER)
+        networks = [tuned(test, rate, steps, start) for start in of_test]
+        yield row(f"{name}: 4 kB of text, then tuned on it: Adam {rate:g}, {steps} steps", networks)
 
 
 def controls(zoo: Zoo, test: Tasks, val: Tasks) -> Iterator[tuple[str, Tensor]]:
@@ -81,7 +86,7 @@ def controls(zoo: Zoo, test: Tasks, val: Tasks) -> Iterator[tuple[str, Tensor]]:
         name = f"mean of the {count} nearest adapters" if count > 1 else "nearest adapter of the zoo, by the text"
         yield name, means(test, train[order[:, :count]])
     for name, start in {"": None, ", from the one for all": shared}.items():
-        rate, steps = chosen(val, start)
+        rate, steps = chosen(val, [start], TUNINGS)
         yield f"tuned on the text{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, start)
 
 
@@ -101,13 +106,17 @@ def losses(tasks: Tasks, params: Tensor, split: str = "test") -> Tensor:
     return tasks.task.evaluate(params, split)["loss"]
 
 
-def chosen(val: Tasks, start: Tensor | None) -> tuple[float, int]:
-    """Learning rate and steps from a start that are best on the later text of the validation domains."""
-    return min(TUNINGS, key=lambda setting: losses(val, tuned(val, *setting, start), "val").mean().item())
+def chosen(val: Tasks, starts: Sequence[Tensor | None], settings: Sequence[tuple[float, int]]) -> tuple[float, int]:
+    """Learning rate and steps that are best, on average over starts, on the later text of the validation domains."""
+
+    def loss(setting: tuple[float, int]) -> float:
+        return statistics.fmean(losses(val, tuned(val, *setting, start), "val").mean().item() for start in starts)
+
+    return min(settings, key=loss)
 
 
 def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor:
-    """Adapters (N, P) tuned on the text of the prompts, from their initialisation or a start (1, P)."""
+    """Adapters (N, P) tuned on the text of the prompts, from their initialisation, or starts (N, P) or (1, P)."""
     count, task = len(tasks.runs), tasks.task
     params = task.init_runs(range(count)) if start is None else start.expand(count, -1)
     return minimized(lambda params: task.loss(params, tasks.shown).sum(), params, rate, steps)
