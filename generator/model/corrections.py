@@ -1,9 +1,9 @@
 """Corrections: the model looks at what its answer makes of the prompt's examples, and answers again.
 
-A network that was generated in one pass is run on the examples of its prompt, and the gradient of its loss on them is
-given back to the model, as features of the tokens beside the answer itself. The model's blocks are run again and what
-comes out is added to the answer. So a correction is the step of a learned optimizer that sees the examples, too. Where
-examples have no labels there is no gradient, and the second look is at the answer alone.
+The network that was predicted, in one pass or in a step of diffusion, is run on the examples of its prompt, and the
+gradient of its loss on them is given back to the model, as features of the tokens beside the answer itself. The model's
+blocks are run again and what comes out is added to the answer. So a correction is the step of a learned optimizer that
+sees the examples, too. Where examples have no labels there is no gradient, and the second look is at the answer alone.
 
 Source: Marino et al. 2018, iterative amortized inference (arXiv 1807.09356), section 3.2; gradients as inputs:
 Andrychowicz et al. 2016 (arXiv 1606.04474).

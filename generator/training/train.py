@@ -140,9 +140,10 @@ def assemble(
     The model's initial weights follow from the seed of the optimization.
     """
     prediction, are_adapters = config.objective.prediction, any(has_adapters(one.layout) for one in runs)
-    if prediction != "sample" and are_adapters:
+    if prediction != "sample" and (are_adapters or config.model.get("num_corrections")):
         raise ValueError(
-            f"adapters are compared by products: use prediction='sample', not {config.objective.prediction!r}"
+            "adapters are compared by products, and corrections run the networks that are predicted: use "
+            f"prediction='sample', not {prediction!r}"
         )
     rng = torch.Generator().manual_seed(config.optimization.seed)
     samples = [

@@ -9,6 +9,7 @@ import torch
 
 from generator import WeightReader
 from generator.evaluation.unseen_tasks import unseen_tasks_report
+from generator.model.context import NetworkContext
 from generator.model.objectives import ObjectiveConfig, product_distance, product_sizes
 from generator.networks import in_one_form
 from generator.pipeline import ParameterPipeline
@@ -168,6 +169,24 @@ def test_made_up_tasks_have_runs_of_their_own_and_no_target(zoos):
     assert is_best.any()
     for i in is_best.nonzero()[:, 0].tolist():
         assert torch.equal(batch.target[i], ends[int(batch.runs[i])][0])
+
+
+def test_each_prompt_of_a_batch_has_examples_of_its_own(tmp_path, monkeypatch):
+    task, seen = get_task("digits_subset", hidden=(2,)), []
+    zoo = build_zoo(tmp_path / "zoo", task, num_runs=8, num_steps=2, num_snapshots=2)
+
+    def observed(context, examples, kind, **options):
+        seen.append(examples)
+        return observe(context, examples, kind, **options)
+
+    observe = NetworkContext.observed
+    monkeypatch.setattr(NetworkContext, "observed", observed)
+    train_generator(zoo, make_config(), out=tmp_path / "out", trainer_options=QUIET)
+    drawn = [examples for examples in seen if len(examples.inputs) == PAIRS["batch_size"]]
+    assert len(drawn) == 6
+    for examples in drawn:
+        first, second = examples.inputs[:2].flatten(2)
+        assert not any(torch.equal(first[i], second[i]) for i in range(len(first)))
 
 
 def test_tasks_are_made_up_only_by_families_without_end(tmp_path):
