@@ -21,7 +21,7 @@ from generator.model.objectives import signal_and_noise
 from generator.model.transformer import Reading, RecurrentDiffusionTransformer
 from generator.prompts.prompt import Prompt
 
-_NETWORKS_PER_PASS: Final = 256
+NETWORKS_PER_PASS: Final = 256
 NUM_TRAIN_TIMESTEPS: Final = 5040  # divisible by most numbers of sampling steps, which DDIM's spacing assumes
 Scheduler = DDIMScheduler | FlowMatchEulerDiscreteScheduler
 
@@ -72,7 +72,7 @@ def sample_params(
         eta: 0 for the deterministic sampler, 1 for ancestral sampling (DDIM only).
         generator: random numbers.
     """
-    if len(prompt) > _NETWORKS_PER_PASS:
+    if len(prompt) > NETWORKS_PER_PASS:
         parts = [
             sample_params(
                 model,
@@ -85,11 +85,11 @@ def sample_params(
                 eta=eta,
                 generator=generator,
             )
-            for chosen in torch.arange(len(prompt)).split(_NETWORKS_PER_PASS)
+            for chosen in torch.arange(len(prompt)).split(NETWORKS_PER_PASS)
         ]
         return torch.cat(parts)
 
-    predict = _Predictor.of(model, context, prompt, start, guidance_scale=guidance_scale, rng=generator)
+    predict = Predictor.of(model, context, prompt, start, guidance_scale=guidance_scale, rng=generator)
     if not model.config["diffusion"]:
         return context.generated(predict(None, 0.0))
     noise = randn_tensor((len(prompt), context.layout.num_params), generator=generator, device=context.device)
@@ -100,7 +100,7 @@ def sample_params(
 
 
 @dataclass(frozen=True)
-class _Predictor:
+class Predictor:
     """What the model makes of noisy networks.
 
     Attributes:
@@ -127,7 +127,7 @@ class _Predictor:
         *,
         guidance_scale: float,
         rng: torch.Generator | None,
-    ) -> _Predictor:
+    ) -> Predictor:
         """For prompts (B) and starts (B, P), as `sample_params` takes them."""
         prompt = prompt.to(context.device)
         prompts = [prompt] if guidance_scale == 1 else [prompt, prompt.empty()]
@@ -180,7 +180,7 @@ class _Predictor:
         return outputs[0] if len(outputs) == 1 else outputs[1].lerp(outputs[0], self.guidance_scale)
 
 
-def _by_ddim(predict: _Predictor, scheduler: DDIMScheduler, values: Tensor, num_steps: int, eta: float) -> Tensor:
+def _by_ddim(predict: Predictor, scheduler: DDIMScheduler, values: Tensor, num_steps: int, eta: float) -> Tensor:
     scheduler.set_timesteps(num_steps, device=values.device)
     for timestep in scheduler.timesteps:
         output, step = predict(values, (float(timestep) + 1) / NUM_TRAIN_TIMESTEPS), cast("int", timestep)
@@ -188,7 +188,7 @@ def _by_ddim(predict: _Predictor, scheduler: DDIMScheduler, values: Tensor, num_
     return values
 
 
-def _by_flow(predict: _Predictor, scheduler: FlowMatchEulerDiscreteScheduler, values: Tensor, num_steps: int) -> Tensor:
+def _by_flow(predict: Predictor, scheduler: FlowMatchEulerDiscreteScheduler, values: Tensor, num_steps: int) -> Tensor:
     scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / num_steps, num_steps).tolist(), device=values.device)
     for timestep in scheduler.timesteps:
         output = predict(values, float(timestep) / NUM_TRAIN_TIMESTEPS)

@@ -5,8 +5,11 @@ gradient of its loss on them is given back to the model, as features of the toke
 blocks are run again and what comes out is added to the answer. So a correction is the step of a learned optimizer that
 sees the examples, too. Where examples have no labels there is no gradient, and the second look is at the answer alone.
 
+What comes out is free or, with a rate, also a step along the gradient, whose rate the model gives for every number:
+where examples hold more than a token can, as those of a text do, the step does not have to pass through one.
+
 Source: Marino et al. 2018, iterative amortized inference (arXiv 1807.09356), section 3.2; gradients as inputs:
-Andrychowicz et al. 2016 (arXiv 1606.04474).
+Andrychowicz et al. 2016 (arXiv 1606.04474); learned rates of every number: Li et al. 2017 (arXiv 1707.09835).
 
 Legend: B networks, P numbers of one network, E examples of a prompt, n units of a group, d token width.
 """
@@ -34,36 +37,47 @@ class Corrections(nn.Module):
         node_widths: features per node by block key.
         width: d.
         count: of corrections; each is told which it is.
+        rate: at first, of the steps along the gradient, in normalised units; 0 for no such steps.
     """
 
-    def __init__(self, node_widths: Mapping[str, int], width: int, count: int) -> None:
+    def __init__(self, node_widths: Mapping[str, int], width: int, count: int, rate: float = 0.0) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict({key: nn.Linear(2 * size, width) for key, size in node_widths.items()})
         self.decoders = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in node_widths.items()})
         self.place = nn.Parameter(torch.zeros(count, width))
+        sizes = node_widths if rate else {}
+        self.rates = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in sizes.items()})
+        for layer in self.rates.values():
+            nn.init.constant_(layer.bias, rate)  # type: ignore[arg-type]
 
-    def read(self, tokenizer: ParamTokenizer, number: int, answer: Tensor, gradient: Tensor) -> list[Tensor]:
-        """(B, n, d) for each group: what tokens are told of an answer (B, P) and of the gradient (B, P) there.
-
-        Of the gradient the direction counts: it is brought to one size in each block of each network.
-        """
+    def read(
+        self, tokenizer: ParamTokenizer, number: int, answer: Tensor, direction: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """(B, n, d) for each group: what tokens are told of an answer (B, P) and of the direction of the gradient."""
         dtype = self.place.dtype
-        values, slopes = tokenizer.encode(answer.to(dtype)), tokenizer.encode(gradient.float())
+        values = tokenizer.encode(answer.to(dtype))
         told: list[Tensor] = [self.place[number]] * len(tokenizer.groups)
         for block in tokenizer.node_blocks:
-            slope = slopes[block.name]
-            size = slope.square().mean((1, 2), keepdim=True).sqrt()
-            seen = torch.cat((values[block.name], (slope / (size + _MIN_SIZE)).to(dtype)), dim=-1)
+            seen = torch.cat((values[block.name], direction[block.name].to(dtype)), dim=-1)
             told[block.groups[0]] = told[block.groups[0]] + self.encoders[block.key](seen)
         return told
 
-    def change(self, tokenizer: ParamTokenizer, x: Tensor) -> Tensor:
+    def change(self, tokenizer: ParamTokenizer, x: Tensor, direction: Mapping[str, Tensor]) -> Tensor:
         """What is added to the answer, (B, P), from the tokens (B, n, d) of all groups."""
-        output = {
-            block.name: self.decoders[block.key](x[:, tokenizer.spans[block.groups[0]]]).float()
-            for block in tokenizer.node_blocks
-        }
+        output = {}
+        for block in tokenizer.node_blocks:
+            tokens = x[:, tokenizer.spans[block.groups[0]]]
+            output[block.name] = self.decoders[block.key](tokens).float()
+            if self.rates:
+                output[block.name] = output[block.name] - self.rates[block.key](tokens).float() * direction[block.name]
         return tokenizer.decode(output)
+
+
+def direction_of(tokenizer: ParamTokenizer, gradient: Tensor) -> dict[str, Tensor]:
+    """The gradient (B, P) by block, (B, n, size) brought to a mean square of one in each block of each network."""
+    slopes = tokenizer.encode(gradient.float())
+    scales = {name: slope.square().mean((1, 2), keepdim=True).sqrt() + _MIN_SIZE for name, slope in slopes.items()}
+    return {name: slope / scales[name] for name, slope in slopes.items()}
 
 
 def gradient_on_examples(task: Task, params: Tensor, examples: Examples) -> Tensor:

@@ -45,7 +45,8 @@ class ObjectiveConfig:
         function_weight: of the function-space loss; 0 switches it off (the setting of G.pt).
         function_examples: E, drawn afresh for every step; in tasks of control, random states.
         function_episodes: played in tasks of control at every step.
-        function_split: "train", or "train_val" to draw from both; never the test split.
+        function_split: "train", "val", or "train_val" to draw from both; never the test split. "val" where training
+            examples overlap, as windows of a text do: a network is to be good beyond the examples of its prompt.
         function_energy_weight: of the energy score on outputs.
         self_fed_share: of the steps in which the model is given what it would meet in sampling, its own noisier
             prediction brought one step on, instead of the noisy target; against the drift of small errors over steps.
@@ -67,8 +68,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, got {self.prediction!r}")
-        if self.function_split not in ("train", "train_val"):
-            raise ValueError(f"function_split must be 'train' or 'train_val', got {self.function_split!r}")
+        if self.function_split not in ("train", "val", "train_val"):
+            raise ValueError(f"function_split must be 'train', 'val' or 'train_val', got {self.function_split!r}")
         if self.function_energy_weight and not self.energy_score:
             raise ValueError("function_energy_weight needs energy_score=True: it scores two samples per target")
         if self.self_fed_share and self.prediction != "sample":
@@ -83,7 +84,7 @@ class ObjectiveConfig:
     @property
     def function_splits(self) -> tuple[str, ...]:
         """Splits of the task from which examples are drawn."""
-        return ("train", "val") if self.function_split == "train_val" else ("train",)
+        return tuple(self.function_split.split("_"))
 
     @property
     def uses_functions(self) -> bool:

@@ -24,7 +24,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from generator.from_folder import FromFolder
-from generator.model.corrections import Corrections
+from generator.model.corrections import Corrections, direction_of
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
 from generator.model.examples import ExampleEncoder, ObservedExamples
 from generator.model.recurrence import GatedLinearRecurrence
@@ -91,6 +91,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         num_corrections: times that the model looks at what its answer makes of the prompt's examples, and answers again
             (`generator.model.corrections`); for networks without edges between units, such as adapters and MLPs of one
             hidden layer.
+        correction_rate: at first, of the step along the gradient that a correction takes besides; 0 for none.
     """
 
     __module__ = "generator"  # what saved pipelines name: the public surface, not this file
@@ -120,6 +121,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         drawn_blocks: Sequence[str] = (),
         window: int = 0,
         num_corrections: int = 0,
+        correction_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.ranges = {name: MetricRange(*bounds) for name, bounds in sorted(metrics.items())}
@@ -160,7 +162,9 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         self.decoders = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in node_widths.items()})
         for key in drawn_blocks:
             nn.init.normal_(cast("nn.Linear", self.decoders[key]).weight, std=_DRAWN_STD / math.sqrt(width))
-        self.corrections = Corrections(node_widths, width, num_corrections) if num_corrections else None
+        self.corrections = None
+        if num_corrections:
+            self.corrections = Corrections(node_widths, width, num_corrections, correction_rate)
         if edge_widths:
             self._add_edges(edge_widths, channels, edge_width, width)
             skips = torch.zeros(channels)
@@ -323,10 +327,11 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             timestep: (B,) of the noisy networks to which a diffusion model answered.
         """
         assert self.corrections is not None
-        told = self.corrections.read(tokenizer, number, answer, gradient)
+        direction = direction_of(tokenizer, gradient)
+        told = self.corrections.read(tokenizer, number, answer, direction)
         tokens = [part + more for part, more in zip(reading.tokens, told, strict=True)]
         x = self._through_blocks(tokens, reading, self._condition(reading, timestep))
-        return answer + self.corrections.change(tokenizer, x)
+        return answer + self.corrections.change(tokenizer, x, direction)
 
     def _condition(self, reading: Reading, timestep: Tensor | None) -> Tensor:
         """Features (B, d) of what is asked and, in a diffusion model, of the noise time (B,)."""

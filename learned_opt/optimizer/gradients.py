@@ -43,6 +43,11 @@ class Pending:
         return self.param.shape[0] if self.is_stack else 1
 
     @property
+    def numel(self) -> int:
+        """Numbers of the parameter, of a shard those of the whole: the same on every rank."""
+        return self.num_matrices * math.prod(self.spec.shape)
+
+    @property
     def is_stack(self) -> bool:
         """Whether the parameter has a dim for the N matrices."""
         return self.axes.startswith("e")

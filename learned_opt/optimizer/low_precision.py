@@ -35,11 +35,11 @@ def portions(pending: Sequence[Pending]) -> Iterator[list[Pending]]:
     for entry in pending:
         if not entry.is_copied:
             continue
-        if portion and numel + entry.param.numel() > MAX_PORTION_NUMEL:
+        if portion and numel + entry.numel > MAX_PORTION_NUMEL:
             yield portion
             portion, numel = [], 0
         portion.append(entry)
-        numel += entry.param.numel()
+        numel += entry.numel
     if portion:
         yield portion
 

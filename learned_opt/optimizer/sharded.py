@@ -1,20 +1,23 @@
-"""Sharded parameters (DTensor of FSDP2 and tensor parallelism): each tensor is updated whole, by one rank.
+"""Sharded parameters (DTensor of FSDP2 and tensor parallelism): by shards where sums suffice, else whole, by one rank.
 
-A rule must see whole matrices: it orthogonalises them, and its statistics are those of all their numbers. So the ranks
-that hold shards of the same tensors divide these tensors among themselves. Each gathers its share, a bounded batch at a
-time, runs the rule on it as one process would, and sends every rank its shard of the result. Any rule and any of its
-kernels gives the numbers of one process, and no rank does the work of another. Parameters, momenta and second moments
-stay sharded between steps; the few statistics of a tensor are the same on every rank.
+What a rule `updates_shards` of (of "mulo-norm" embeddings, biases and norms) each rank updates where it lies: only the
+sums that the rule takes over tensors travel, those of all tensors in one message. All else must be seen whole, as
+matrices that are orthogonalised. The ranks that hold shards of the same tensors divide these among themselves. Each
+gathers its share, a bounded batch at a time, runs the rule on it as one process would, and sends every rank its shard
+of the result. Any rule and any of its kernels gives the numbers of one process, and no rank does the work of another.
+Parameters, momenta and second moments stay sharded between steps; the few statistics of a tensor are the same on every
+rank.
 
-With P sharded parameters on R ranks each sends and receives about 7 P / R numbers in a step of "mulo-norm" (parameter,
-gradient and two moments there, all but the gradient back), where FSDP itself moves about 3 P.
+With P numbers in matrices on R ranks each rank sends and receives about 7 P / R of them in a step of "mulo-norm"
+(parameter, gradient and two moments there, all but the gradient back), where FSDP itself moves about 3 P.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, cast
 
 import torch
@@ -25,6 +28,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from learned_opt.optimizer.averaging import AVERAGE
 from learned_opt.optimizer.gradients import Pending
 from learned_opt.optimizer.sharding import Sharding, sharded_gradient
+from learned_opt.rules.rule import TensorwiseRule, UpdateRule
 from learned_opt.rules.tensor_specs import matrix_view
 
 MAX_SHARE_NUMEL: Final = 2**22  # numbers of the parameters that a rank gathers at once, unless one tensor has more
@@ -74,26 +78,59 @@ def largest_over_ranks(pending: Sequence[Pending], largest: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def update_sharded(pending: Sequence[Pending], update: Callable[[list[Pending]], None]) -> None:
+def update_sharded(pending: Sequence[Pending], rule: UpdateRule, update: Callable[..., None]) -> None:
     """Update parameters that are DTensors, and their state.
 
     Args:
         pending: of this step, the same on every rank.
-        update: changes parameters and state of tensors that are whole.
+        rule: that is run.
+        update: changes parameters and state of tensors that are whole, or, given a `total`, shards.
     """
     together: dict[tuple[dist.ProcessGroup, torch.device], list[Pending]] = defaultdict(list)
+    alike: dict[tuple[dist.ProcessGroup, torch.device, Hashable], list[Pending]] = defaultdict(list)
     replicated = []
     for entry in pending:
         group = _sharding(entry).group
         if group is None:
             replicated.append(replace(entry, param=_local(entry.param), sharding=None))
+        elif isinstance(rule, TensorwiseRule) and rule.updates_shards(entry.spec) and not entry.is_stack:
+            alike[group, entry.param.device, (_sharding(entry).placements, entry.axes)].append(entry)
         else:
             together[group, entry.param.device].append(entry)
     if replicated:
         update(replicated)
+    for (group, *_), entries in alike.items():
+        _update_shards(group, entries, update)
     for (group, _), entries in together.items():
         for batch in shares(entries, group.size()):
             _update_batch(group, batch, update)
+
+
+def _update_shards(group: dist.ProcessGroup, entries: Sequence[Pending], update: Callable[..., None]) -> None:
+    """Update this rank's shards of tensors that are divided alike."""
+    shards = [
+        replace(
+            entry,
+            param=_local(entry.param),
+            state={kind: _local(x) if isinstance(x, DTensor) else x for kind, x in entry.state.items()},
+            sharding=None,
+        )
+        for entry in entries
+    ]
+    update(shards, total=partial(_total, group))
+    for entry, shard in zip(entries, shards, strict=True):
+        for kind, new in shard.state.items():  # the rule may have put new tensors there
+            if isinstance(old := entry.state[kind], DTensor):
+                _local(old).copy_(new)
+            else:
+                entry.state[kind] = new
+
+
+def _total(group: dist.ProcessGroup, sums: Tensor) -> Tensor:
+    """Sums over all shards, added in the order of ranks: replicas of a model find the same bits."""
+    gathered = sums.new_empty(group.size() * sums.numel())
+    dist.all_gather_into_tensor(gathered, sums.flatten(), group)
+    return gathered.view(group.size(), *sums.shape).sum(0)
 
 
 def shares(entries: Sequence[Pending], num_ranks: int) -> Iterator[list[tuple[int, Pending]]]:
@@ -114,9 +151,7 @@ def shares(entries: Sequence[Pending], num_ranks: int) -> Iterator[list[tuple[in
     yield batch
 
 
-def _update_batch(
-    group: dist.ProcessGroup, batch: Sequence[tuple[int, Pending]], update: Callable[[list[Pending]], None]
-) -> None:
+def _update_batch(group: dist.ProcessGroup, batch: Sequence[tuple[int, Pending]], update: Callable[..., None]) -> None:
     """Gather the tensors of a batch at their owners, update them there, and send the shards back."""
     ranks = range(group.size())
     owned = [[entry for owner, entry in batch if owner == rank] for rank in ranks]

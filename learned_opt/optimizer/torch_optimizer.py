@@ -54,7 +54,8 @@ class LearnedOptimizer(Optimizer):
     and a warning that all steps are skipped, come when they are asked for or the state is saved.
 
     Parameters may be sharded (DTensor: FSDP2, HSDP, tensor parallelism): give the model after `fully_shard`. Every rank
-    updates its share of the tensors, whole, and keeps its shards of momenta and second moments (see `sharded`).
+    updates its share of the matrices, whole, and its shards of all else, and keeps its shards of momenta and second
+    moments (see `sharded`).
 
     Args:
         params: a model, whose tensors' roles are inferred (see `zoo.networks.roles`); or parameters, named parameters
@@ -253,7 +254,7 @@ class LearnedOptimizer(Optimizer):
         if sharded := [entry for entry in pending if entry.sharding is not None]:
             from learned_opt.optimizer.sharded import update_sharded
 
-            update_sharded(sharded, update)
+            update_sharded(sharded, rule, update)
         is_update = known(has_gradient.any())
         if (power := first["average"]) is not None:
             update_averages(self._all_params(), self.state, power=power, inner_step=inner_step, by=is_update)

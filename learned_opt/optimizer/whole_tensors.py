@@ -1,4 +1,4 @@
-"""A rule on whole tensors: their state to begin with, and one update of parameters and state.
+"""A rule on whole tensors, or shards as if they were: their state to begin with, one update of parameters and state.
 
 Legend: N matrices of a stack, 1 for every other tensor.
 """
@@ -16,7 +16,7 @@ from learned_opt.optimizer.averaging import AVERAGE, new_average
 from learned_opt.optimizer.checks import is_sharded
 from learned_opt.optimizer.gradients import Pending, spec_in
 from learned_opt.optimizer.low_precision import REMAINDER, loses_updates, portions, to_float32, write_back
-from learned_opt.rules.rule import RuleState, StepCount, UpdateRule, update_active
+from learned_opt.rules.rule import RuleState, StepCount, Total, UpdateRule, update_active
 from learned_opt.rules.tensor_specs import matrix_view
 from zoo.ambient import torch_defaults
 
@@ -67,18 +67,21 @@ def update_whole(
     *,
     inner_step: StepCount,
     num_steps: int | None,
-    told: Mapping[str, Tensor],
+    told: Mapping[str, Any],
+    total: Total | None = None,
 ) -> None:
     """Update parameters and their state.
 
     Args:
         rule: that is run.
         theta_on: its meta-parameters on a device.
-        pending: whole tensors, with their state.
+        pending: whole tensors, with their state; or shards.
         inner_step: updates made before.
         num_steps: horizon, None for none.
         told: what else the rule is told of the step.
+        total: where these are shards: sums over them to sums over whole tensors, on all ranks in the same order.
     """
+    told = told if total is None else {**told, "total": total}
     together: dict[tuple[torch.device, int], list[Pending]] = defaultdict(list)
     for entry in pending:
         together[entry.param.device, entry.num_matrices].append(entry)
@@ -87,7 +90,7 @@ def update_whole(
             _update_together(rule, theta_on(device), portion, inner_step=inner_step, num_steps=num_steps, **told)
 
 
-def _update_together(rule: UpdateRule, theta: Tensor, pending: Sequence[Pending], **clock: StepCount | None) -> None:
+def _update_together(rule: UpdateRule, theta: Tensor, pending: Sequence[Pending], **told: Any) -> None:
     """Run the rule on tensors of one device that are equally many matrices, as one model."""
     parts = [matrix_view(entry.param.detach(), entry.axes) for entry in pending]
     lost = [entry.state.get(REMAINDER) for entry in pending]  # by rounding
@@ -107,7 +110,7 @@ def _update_together(rule: UpdateRule, theta: Tensor, pending: Sequence[Pending]
         grads=[(-entry.grad if entry.group["maximize"] else entry.grad).to(torch.float32) for entry in pending],
         state=state,
         active=[entry.active for entry in pending],
-        **clock,
+        **told,
         lr=[entry.lr for entry in pending],
         weight_decay=[entry.group["weight_decay"] for entry in pending],
     )

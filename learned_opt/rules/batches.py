@@ -34,6 +34,10 @@ class Chunk:
             return torch.stack(parts, dim=1)
         return (parts[0] if self.rows is None else parts[0][:, self.rows]).unsqueeze(1)
 
+    def params(self) -> list[Tensor]:
+        """Views of the K parameters."""
+        return [tensor.param if self.rows is None else tensor.param[:, self.rows] for tensor in self.tensors]
+
     def part_of(self, stack: Tensor) -> Tensor:
         """View of this chunk's place in a stack (N, K, *shape) of the whole batch."""
         part = stack[:, self.place]
@@ -65,7 +69,7 @@ def batches(tensors: Sequence[TensorUpdate], max_numel: int) -> list[list[Tensor
     return [
         group[start : start + count]
         for group in alike.values()
-        for count in [max(1, max_numel // group[0].param.numel())]
+        for count in [max(1, max_numel // max(1, group[0].param.numel()))]
         for start in range(0, len(group), count)
     ]
 
@@ -73,7 +77,7 @@ def batches(tensors: Sequence[TensorUpdate], max_numel: int) -> list[list[Tensor
 def chunks(batch: Sequence[TensorUpdate], max_numel: int) -> Iterator[list[Chunk]]:
     """Chunks of a batch; those that are slices of one tensor in one list."""
     first = batch[0].param
-    count = max(1, max_numel // first.numel())
+    count = max(1, max_numel // max(1, first.numel()))  # of a shard there may be nothing
     for start in range(0, len(batch), count):
         tensors = batch[start : start + count]
         place = slice(start, start + len(tensors))

@@ -151,6 +151,9 @@ class NormalizedRule(TensorwiseRule):
         state["statistics"] = [p.new_zeros(p.shape[0], count, dtype=torch.float32) for p in params]
         return state
 
+    def updates_shards(self, spec: TensorSpec) -> bool:
+        return spec.role not in MATRIX_ROLES and not self.reference
+
     def update_tensors(
         self, theta: Tensor, tensors: Sequence[TensorUpdate], *, inner_step: StepCount, num_steps: StepCount | None
     ) -> None:
@@ -161,21 +164,28 @@ class NormalizedRule(TensorwiseRule):
         per_chunk, per_batch = (sys.maxsize, 1) if self.reference else numel_at_once(theta.device)
         parts = [(batch, list(chunks(batch, per_chunk))) for batch in batches(tensors, per_batch)]
         tensors = [tensor for batch, _ in parts for tensor in batch]
+        total = tensors[0].total or (lambda sums: sums)
         sums = [sum_of([self._accumulate(scalars, chunk) for chunk in slices]) for _, some in parts for slices in some]
         statistics, controls = control(
             scalars,
             layer,
             specs=[tensor.spec for tensor in tensors],
             statistics=Statistics(*torch.stack([tensor.state["statistics"] for tensor in tensors], dim=1).unbind(2)),
-            signals=signals_of(torch.cat(sums, dim=1), [tensor.param[0].numel() for tensor in tensors]),
+            signals=signals_of(total(torch.cat(sums, dim=1)), [tensor.numel for tensor in tensors]),
             horizon=horizon_of(inner_step, num_steps, like=tensors[0].param),
         )
         self._remember(tensors, torch.stack([column for column in statistics if column is not None], dim=2))
-        start = 0
-        for batch, some in parts:
-            own = slice(start, start := start + len(batch))
-            part = controls._replace(size=controls.size[:, own], nesterov=controls.nesterov[:, own])
-            self._apply(scalars, part, batch, [chunk for slices in some for chunk in slices])
+        counts = [len(batch) for batch, _ in parts]
+        columns = zip(controls.size.split(counts, dim=1), controls.nesterov.split(counts, dim=1), strict=True)
+        own = [controls._replace(size=size, nesterov=nesterov) for size, nesterov in columns]
+        squares = [
+            direction_squares(some, part.nesterov) if is_found_twice(batch[0], some[0][0]) else None
+            for (batch, some), part in zip(parts, own, strict=True)
+        ]
+        if tensors[0].total is not None:
+            squares = [*total(torch.cat([x for x in squares if x is not None], dim=1)).split(counts, dim=1)]
+        for (batch, some), part, known in zip(parts, own, squares, strict=True):
+            self._apply(scalars, part, batch, [chunk for slices in some for chunk in slices], known)
 
     def _accumulate(self, scalars: Scalars, chunk: Chunk) -> Tensor:
         """Update momentum and second moment; what is seen of the gradient, summed: (N, K, 6), see `signals_of`."""
@@ -212,20 +222,31 @@ class NormalizedRule(TensorwiseRule):
             tensor.state["statistics"] = row
 
     def _apply(
-        self, scalars: Scalars, controls: Controls, batch: Sequence[TensorUpdate], parts: Sequence[Chunk]
+        self,
+        scalars: Scalars,
+        controls: Controls,
+        batch: Sequence[TensorUpdate],
+        parts: Sequence[Chunk],
+        squares: Tensor | None,
     ) -> None:
-        """Change the parameters of a batch, whose own columns `controls` has of what it has per tensor."""
+        """Change the parameters of a batch.
+
+        Args:
+            scalars: of the rule.
+            controls: of what it has per tensor, the columns of this batch.
+            batch: K tensors.
+            parts: the chunks of it.
+            squares: (N, K) square sums of directions that are found again, chunk by chunk; None to find them here.
+        """
         spec, lr, asked = batch[0].spec, batch[0].lr, batch[0].weight_decay
         is_matrix = spec.role in MATRIX_ROLES
-        is_sliced = not is_matrix and parts[0].rows is not None  # found twice, as there may be no room to keep it
-        if is_sliced:
-            squares = sum_of([square_sum(direction_of(chunk, controls.nesterov)) for chunk in parts])
-        else:
+        is_found = squares is None
+        if squares is None:
             update = self._directions(batch, parts, controls.nesterov)  # (N, K, *shape)
             if is_matrix:
                 update = orthogonal_mix(update, scalars[f"mix_{spec.role}"], exact=self.reference)
             squares = square_sum(update)
-        size = lr * controls.size * (squares / batch[0].param[0].numel() + _TINY).rsqrt()
+        size = lr * controls.size * (squares / batch[0].numel + _TINY).rsqrt()
         decay = (controls.learned_decay if is_matrix else 0.0) if asked is None else asked
         kept = (1 - lr * controls.decay_unit * decay).expand(-1, len(batch))
         if batch[0].active is not None:
@@ -234,12 +255,13 @@ class NormalizedRule(TensorwiseRule):
         if self.reference:
             whole = batch[0].param.unsqueeze(1) * per_row(kept, update) - update * per_row(size, update)
             batch[0].param = whole.squeeze(1)
-        elif is_sliced:
-            for chunk in parts:
-                update = direction_of(chunk, controls.nesterov)
-                step_([batch[0].param[:, chunk.rows]], update, size, kept if asked else None)
-        else:
+        elif is_found:
             step_([tensor.param for tensor in batch], update, size, kept if is_matrix or asked else None)
+        else:
+            for chunk in parts:
+                update = direction_of(chunk, controls.nesterov[:, chunk.place])
+                shrink = kept[:, chunk.place] if asked else None
+                step_(chunk.params(), update, size[:, chunk.place], shrink)
 
     def _directions(self, batch: Sequence[TensorUpdate], parts: Sequence[Chunk], nesterov: Tensor) -> Tensor:
         """(N, K, *shape): the momentum with some of the newest gradient, over the root of the second moment."""
@@ -256,6 +278,18 @@ def direction_of(chunk: Chunk, nesterov: Tensor, out: Tensor | None = None) -> T
     """Direction (N, K, *shape) of a chunk, not normalised."""
     momentum, square, grad = chunk.state("momentum"), chunk.state("square"), chunk.grad()
     return torch.lerp(momentum, grad, per_row(nesterov, grad), out=out).mul_((square + _TINY).rsqrt_())
+
+
+def is_found_twice(tensor: TensorUpdate, chunk: Chunk) -> bool:
+    """Whether directions are found once to sum their squares and once more to be applied: where they have slices, and
+    no room to be kept, or are shards, whose sums wait for those of others."""
+    return tensor.spec.role not in MATRIX_ROLES and (chunk.rows is not None or tensor.total is not None)
+
+
+def direction_squares(parts: Sequence[Sequence[Chunk]], nesterov: Tensor) -> Tensor:
+    """Square sums (N, K) of the directions of a batch."""
+    squares = [[square_sum(direction_of(chunk, nesterov[:, chunk.place])) for chunk in slices] for slices in parts]
+    return torch.cat([sum_of(of_slices) for of_slices in squares], dim=1)
 
 
 def step_(params: list[Tensor], update: Tensor, size: Tensor, kept: Tensor | None) -> None:

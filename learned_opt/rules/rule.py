@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -22,6 +22,7 @@ from zoo.training.schedules import StepCount
 
 RuleState = dict[str, list[Tensor]]  # name -> one tensor (N, ...) for each of the R tensors
 RuleOption = int | float | str | bool
+Total = Callable[[Tensor], Tensor]  # sums over shards of tensors -> sums over the whole tensors
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,12 @@ class TensorUpdate:
     weight_decay: float | None
     active: Tensor | None  # (N,) bool
     loss: Tensor | None = None  # (N,) float32, before the update
+    total: Total | None = None  # of a shard; None where `param` is all of the tensor
+
+    @property
+    def numel(self) -> int:
+        """Numbers of one network's whole tensor."""
+        return math.prod(self.spec.shape)
 
     def grad(self) -> Tensor:
         """(N, *shape) gradient, zero for inactive networks; a temporary where there can be any."""
@@ -160,11 +167,18 @@ class TensorwiseRule(UpdateRule, ABC):
     uses_loss: ClassVar[bool] = False
     mixes_tensors: ClassVar[bool] = False
 
+    def updates_shards(self, spec: TensorSpec) -> bool:
+        """Whether an update needs no more of the tensor than sums, so that ranks can each update their shard of it.
+
+        Such a rule sends what it sums over a tensor through `TensorUpdate.total`, on all ranks in the same order.
+        """
+        return False
+
     @abstractmethod
     def update_tensors(
         self, theta: Tensor, tensors: Sequence[TensorUpdate], *, inner_step: StepCount, num_steps: StepCount | None
     ) -> None:
-        """Update the tensors, at least one and none empty, under meta-parameters (N, M)."""
+        """Update the tensors, at least one and none empty but for shards, under meta-parameters (N, M)."""
 
     def update(
         self,
@@ -180,6 +194,7 @@ class TensorwiseRule(UpdateRule, ABC):
         weight_decay: Sequence[float | None] | float | None = None,
         active: Sequence[Tensor | None] | None = None,
         loss: Tensor | None = None,
+        total: Total | None = None,
     ) -> None:
         """Change `params` and `state`, see `UpdateRule.update`.
 
@@ -187,8 +202,9 @@ class TensorwiseRule(UpdateRule, ABC):
             active: for each tensor None, or which of its N networks have a gradient, (N,) bool. Parameters and state of
                 the others stay as they are, whatever their gradients hold.
             loss: (N,), or () of all networks, before the update; for a rule that `uses_loss`.
+            total: where params, grads and large state are shards of tensors that the rule `updates_shards` of.
         """
-        used = [i for i, param in enumerate(params) if param.numel()]
+        used = [i for i, param in enumerate(params) if math.prod(specs[i].shape) * len(param)]
         if not used:
             return
         count = len(params)
@@ -206,6 +222,7 @@ class TensorwiseRule(UpdateRule, ABC):
                 decays[i],
                 masks[i],
                 loss,
+                total,
             )
             for i in used
         ]

@@ -1,15 +1,16 @@
-"""What are adapters, or whole networks, worth that were generated from a few examples of a task never seen?
+"""What are adapters worth that were generated from a few examples of a task never seen?
 
     python -m scripts.bench.generator_adapters NAME=FOLDER,FOLDER,... [NAME=...] --zoo out/zoos/lora_images [--record]
     python -m scripts.bench.generator_adapters NAME=... --zoo out/zoos/lora_images_rank6 --rank 6 --no-controls ...
-    python -m scripts.bench.generator_adapters NAME=... --zoo out/zoos/subset_examples [--record]
+    python -m scripts.bench.generator_adapters NAME=... --zoo out/zoos/lora_images_cnn --base "a CNN" ...
 
-Each folder is the output of one `scripts.train_generator experiment=generator_adapters` (generator_subset_examples);
-the folders of a name differ in the seed alone. The tasks are those of the zoo's test runs, the examples of prompts
-training examples of theirs, and accuracy is on their test examples. *Recovered* is (accuracy - multi-task) / (own -
-multi-task), where the multi-task network is one for all training tasks, and own networks are the zoo's, trained on all
-examples of their task. Settings of the controls are chosen on the tasks of the validation runs. With --rank the zoo,
-and its multi-task adapter, are of that rank, and prompts of 64 examples alone are asked. Four minutes of one core.
+Each folder is the output of one `scripts.train_generator experiment=generator_adapters`; the folders of a name differ
+in the seed alone. The tasks are those of the zoo's test runs, the examples of prompts training examples of theirs, and
+accuracy is on their test examples. *Recovered* is (accuracy - multi-task) / (own - multi-task), where the multi-task
+adapter is one for all training tasks, and own adapters are the zoo's, trained on all examples of their task. Settings
+of the controls are chosen on the tasks of the validation runs. With --rank the zoo, and its multi-task adapter, are of
+that rank, and prompts of 64 examples alone are asked; with --base the table is one of its own. About four minutes of
+one core.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from generator import ParameterPipeline
 from generator.evaluation.unseen_tasks import NUM_EXAMPLES, shown_examples
-from generator.networks import has_adapters
 from generator.training.tasks import task_of
 from zoo import Zoo
 from zoo.networks import low_rank
@@ -32,12 +32,12 @@ from ..rows import Row
 from .command import bench
 from .generator_table import PACKAGES
 
-QUESTION = "What are {} worth that were generated from a few examples of a task never seen?"
-FEW = (16, 8)
+QUESTION = __doc__.splitlines()[0]
+FEW = 8
 FURTHER = ((1e-3, 20), (3e-3, 20), (3e-3, 60), (1e-2, 60))  # the same, after the pass
-LONGER = (2e-2, 1600)  # of experiment=zoo_lora_images, chosen on validation images
+LONGER = 4  # times the steps of the zoo's adapters, and a rate that is best of these times theirs
+LONGER_RATES = (1, 2)
 TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
-DECAYS = (0.0, 0.1, 1.0)  # of AdamW's weights, for whole networks
 NEIGHBOURS = (2, 4, 8)
 MULTI_TASK_STEPS = 800
 
@@ -60,40 +60,38 @@ class Tasks:
         return 1 - self.task.evaluate(params, split)["error"].mean().item()
 
 
-def rows(*generators: str, zoo: str, rank: str = "", no_controls: bool = False) -> Iterator[Row]:
+def rows(*generators: str, zoo: str, base: str = "", rank: str = "", no_controls: bool = False) -> Iterator[Row]:
     """Controls, then generators.
 
     Args:
         generators: NAME=FOLDER,FOLDER,...
-        zoo: of adapters, or of whole networks
+        zoo: of adapters
+        base: what they adapt, for a table of its own, such as "a CNN"
         rank: of the zoo, for a row of its own: one that the generators were not trained on
         no_controls: the rows of the generators alone
     """
-    opened = Zoo.open(zoo)
-    kind, experiment = (
-        ("adapters", "generator_adapters") if has_adapters(opened.layout) else ("networks", "generator_subset_examples")
-    )
-    test, val = Tasks(opened, "test"), Tasks(opened, "val")
-    shared = multi_task_network(opened)
+    adapters = Zoo.open(zoo)
+    test, val = Tasks(adapters, "test"), Tasks(adapters, "val")
+    shared = multi_task_adapter(adapters)
     scale = test.accuracy(shared.expand(len(test.runs), -1)), test.accuracy(test.own)
 
     def row(method: str, values: list[float]) -> Row:
         recovered = [(value - scale[0]) / (scale[1] - scale[0]) for value in values]
         figures = {"accuracy, %": [100 * value for value in values], "recovered": recovered}
         return Row(
-            question=QUESTION.format(kind),
+            question=QUESTION.replace("adapters", f"adapters of {base}") if base else QUESTION,
             setting={"method": method},
             figures={name: statistics.fmean(some) for name, some in figures.items()},
             spread={name: (min(some), max(some)) for name, some in figures.items()} if len(values) > 1 else {},
-            note=f"{len(test.runs)} {kind} for tasks never seen, {NUM_EXAMPLES} examples of each. Generators of "
-            f"experiment={experiment}; mean and range where there are several seeds, else one.",
+            note=f"{len(test.runs)} tasks never seen, {NUM_EXAMPLES} examples of each. Generators of "
+            "experiment=generator_adapters; mean and range where there are several seeds, else one.",
         )
 
-    for method, networks in () if no_controls else controls(opened, test, val, shared):
+    for method, networks in () if no_controls else controls(adapters, test, val, shared):
         yield row(method, [test.accuracy(networks)])
     for name, folders in (argument.split("=", maxsplit=1) for argument in generators):
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
-        asked = prompts(test.shown, kind)
+        asked = prompts(test.shown)
         first = next(iter(asked))
         if rank:
             of_rank = f"{name}, adapters of rank {rank}, never trained: {first}, {len(test.runs)} of the tasks"
@@ -105,49 +103,44 @@ def rows(*generators: str, zoo: str, rank: str = "", no_controls: bool = False) 
 
 
 def finetuned(pipes: Sequence[ParameterPipeline], test: Tasks, val: Tasks, name: str) -> tuple[str, list[float]]:
-    """A row of generated networks that were tuned on the examples of their prompts, as is best on validation tasks."""
+    """A row of generated adapters that were tuned on the examples of their prompts, as is best on validation tasks."""
 
     def accuracy(tasks: Tasks, split: str, rate: float, steps: int) -> list[float]:
         starts = (generated(pipe, (tasks.shown.inputs, tasks.shown.targets), tasks) for pipe in pipes)
-        return [tasks.accuracy(tuned(tasks, (rate, steps, 0.0), start), split) for start in starts]
+        return [tasks.accuracy(tuned(tasks, rate, steps, start), split) for start in starts]
 
     rate, steps = max(FURTHER, key=lambda setting: statistics.fmean(accuracy(val, "val", *setting)))
     return f"{name}, then tuned on them: Adam {rate:g}, {steps} steps", accuracy(test, "test", rate, steps)
 
 
 def controls(zoo: Zoo, test: Tasks, val: Tasks, shared: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Networks (N, P) for the test tasks by method; `shared` (1, P) is the one for all tasks."""
+    """Adapters (N, P) for the test tasks by method; `shared` (1, P) is the one for all tasks."""
     train = torch.from_numpy(zoo.params[zoo.split("train")][:, -1])
-    are_adapters = has_adapters(zoo.layout)
-    kind, decays, starts = "network", DECAYS, {"": None}
-    if are_adapters:
-        kind, decays, starts = "adapter", DECAYS[:1], {"": None, ", from the one for all": shared}
-        yield "base alone", torch.zeros_like(test.own)
-    yield f"one {kind} for all tasks", shared.expand(len(test.runs), -1)
-    yield f"own {kind}, all examples", test.own
-    if are_adapters:
-        yield "own adapter, all examples, Adam {:g}, {} steps".format(*LONGER), trained(test, *LONGER)
-    yield f"nearest {kind} of the zoo, by the examples", nearest(test, train, 1)
-    if are_adapters:
-        best = max(NEIGHBOURS, key=lambda count: val.accuracy(nearest(val, train, count), "val"))
-        yield f"mean of the {best} nearest", nearest(test, train, best)
-    settings = [(rate, steps, decay) for rate, steps in TUNINGS for decay in decays]
-    for name, start in starts.items():
-        chosen = max(settings, key=lambda setting: val.accuracy(tuned(val, setting, start), "val"))
-        rate, steps, decay = chosen
-        how = f"AdamW {rate:g}, {steps} steps, decay {decay:g}"
-        yield f"tuned on the examples{name}: {how}", tuned(test, chosen, start)
+    yield "base alone", torch.zeros_like(test.own)
+    yield "one adapter for all tasks", shared.expand(len(test.runs), -1)
+    yield "own adapter, all examples", test.own
+    steps = zoo.attributes["extra"]["training"]["num_steps"]
+    rates = [factor * zoo.attributes["optimizer"]["lr"] for factor in LONGER_RATES]
+    rate = max(rates, key=lambda rate: val.accuracy(trained(val, rate, steps), "val"))
+    yield f"own adapter, all examples, Adam {rate:g}, {LONGER * steps} steps", trained(test, rate, LONGER * steps)
+    of_test, of_val = ranked(test, train), ranked(val, train)
+    yield "nearest adapter of the zoo, by the examples", train[of_test[:, 0]]
+    best = max(NEIGHBOURS, key=lambda count: val.accuracy(means(val, train[of_val[:, :count]]), "val"))
+    yield f"mean of the {best} nearest", means(test, train[of_test[:, :best]])
+    for name, start in {"": None, ", from the one for all": shared}.items():
+        rate, steps = max(TUNINGS, key=lambda setting: val.accuracy(tuned(val, *setting, start), "val"))
+        yield f"tuned on the examples{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, start)
 
 
-def prompts(shown: Batch, kind: str) -> dict[str, tuple[Tensor, Tensor | None]]:
+def prompts(shown: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Examples of each task as (inputs, targets), in the ways in which they are shown."""
     inputs, targets, _ = shown
-    asked: dict[str, tuple[Tensor, Tensor | None]] = {f"{NUM_EXAMPLES} examples": (inputs, targets)}
-    asked |= {f"{few} examples": (inputs[:, :few], targets[:, :few]) for few in FEW}
-    if kind == "adapters":  # what whole networks are for is told by labels alone
-        asked["without labels"] = (inputs, None)
-    other = len(inputs) // 3  # neighbours may be alike
-    return asked | {"of another task": (inputs.roll(other, 0), targets.roll(other, 0))}
+    return {
+        f"{NUM_EXAMPLES} examples": (inputs, targets),
+        f"{FEW} examples": (inputs[:, :FEW], targets[:, :FEW]),
+        "without labels": (inputs, None),
+        "of another task": (inputs.roll(1, 0), targets.roll(1, 0)),
+    }
 
 
 def generated(pipe: ParameterPipeline, examples: tuple[Tensor, Tensor | None], tasks: Tasks) -> Tensor:
@@ -155,8 +148,8 @@ def generated(pipe: ParameterPipeline, examples: tuple[Tensor, Tensor | None], t
     return pipe(prompt={"examples": examples}, num_samples=len(tasks.runs), task=tasks.task, generator=rng).params
 
 
-def multi_task_network(zoo: Zoo) -> Tensor:
-    """One network (1, P), trained on the tasks of all training runs, 16 at a time."""
+def multi_task_adapter(zoo: Zoo) -> Tensor:
+    """One adapter (1, P), trained on the tasks of all training runs, 16 at a time."""
     task, runs = task_of(zoo), torch.from_numpy(zoo.split("train"))
     rng = torch.Generator().manual_seed(0)
     params = task.init(rng, 1)
@@ -168,14 +161,11 @@ def multi_task_network(zoo: Zoo) -> Tensor:
     return minimized(loss, params, 1e-2, MULTI_TASK_STEPS)
 
 
-def tuned(tasks: Tasks, setting: tuple[float, int, float], start: Tensor | None) -> Tensor:
-    """Networks (N, P) tuned on the examples of the prompts, from their initialisation, or starts (N, P) or (1, P).
-
-    The setting is learning rate, steps and weight decay of AdamW.
-    """
+def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor:
+    """Adapters (N, P) tuned on the examples of the prompts, from their initialisation, or starts (N, P) or (1, P)."""
     count = len(tasks.runs)
     params = tasks.task.init_runs(range(count)) if start is None else start.expand(count, -1)
-    return minimized(lambda params: tasks.task.loss(params, tasks.shown).sum(), params, *setting)
+    return minimized(lambda params: tasks.task.loss(params, tasks.shown).sum(), params, rate, steps)
 
 
 def trained(tasks: Tasks, rate: float, steps: int) -> Tensor:
@@ -200,16 +190,19 @@ def minimized(loss: Callable[[Tensor], Tensor], params: Tensor, rate: float, ste
     return params.detach()
 
 
-def nearest(tasks: Tasks, train: Tensor, count: int) -> Tensor:
-    """Means (N, P) of the `count` training networks that have the lowest loss on the examples of each task."""
+@torch.no_grad()
+def ranked(tasks: Tasks, train: Tensor) -> Tensor:
+    """Numbers (N, M) of the training adapters (M, P), those of the lowest loss on the examples of each task first."""
     task: Task = tasks.task
-    found = []
-    for inputs, targets in zip(tasks.shown.inputs, tasks.shown.targets, strict=True):
-        with torch.no_grad():
-            loss = task.objective.loss(task.predict(train, inputs), targets)
-        some = train[loss.topk(count, largest=False).indices]
-        found.append(some[0] if count == 1 else low_rank.mean(task.layout, some))
-    return torch.stack(found)
+    examples = zip(tasks.shown.inputs, tasks.shown.targets, strict=True)
+    return torch.stack(
+        [task.objective.loss(task.predict(train, inputs), targets).argsort() for inputs, targets in examples]
+    )
+
+
+def means(tasks: Tasks, adapters: Tensor) -> Tensor:
+    """Means (N, P) of adapters (N, count, P) of each task."""
+    return torch.stack([low_rank.mean(tasks.task.layout, some) for some in adapters])
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ def test_a_generator_is_trained_sampled_and_loaded(zoo, tmp_path):
     start = f"start={tmp_path / 'x_0.safetensors'}"
     sample_params.main(compose("sample_params", *options, "prompt.loss=2.25", start))
     assert all(torch.isfinite(value).all() for value in load_file(sample).values())
+    edit = [f"edit={tmp_path / 'x_0.safetensors'}", "own_loss=2.25"]
+    sample_params.main(compose("sample_params", *options, "prompt.loss=2.25", *edit))
+    for name, value in load_file(tmp_path / "x_0.safetensors").items():
+        torch.testing.assert_close(load_file(sample)[name], value, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="not trained on metric 'train_error'"):
         sample_params.main(compose("sample_params", *options, "prompt.train_error=0.2"))
 

@@ -2,7 +2,8 @@
 
 Adapted layers keep the names of their tensors and add `lora_A` and `lora_B` (PEFT's `lora_embedding_A` and `_B` in
 embeddings), so the state dict of the network without adapters is that of the base. Many networks with adapters on one
-base hold its memory once; in a population the base is one matrix product for all of them.
+base hold its memory once; in a population the base is one matrix product for all of them. BatchNorm that is frozen
+normalises by the base's statistics in training, too, so that an adapter is its factors and nothing else.
 
 Legend: I inputs, O outputs and R rank of an adapted layer.
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,30 @@ _KINDS: Final[Mapping[type[nn.Module], type[LowRank]]] = {
 }
 
 
+class FrozenNorm(nn.Module):
+    """BatchNorm that stays in evaluation mode, so that its running statistics are constants of the base."""
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+
+class FrozenNorm1d(FrozenNorm, nn.BatchNorm1d): ...
+
+
+class FrozenNorm2d(FrozenNorm, nn.BatchNorm2d): ...
+
+
+class FrozenNorm3d(FrozenNorm, nn.BatchNorm3d): ...
+
+
+_NORMS: Final[Mapping[type[nn.Module], type[FrozenNorm]]] = {
+    nn.BatchNorm1d: FrozenNorm1d,
+    nn.BatchNorm2d: FrozenNorm2d,
+    nn.BatchNorm3d: FrozenNorm3d,
+}
+_PLAIN: Final = {made: plain for plain, made in (*_KINDS.items(), *_NORMS.items())}
+
+
 def adapt(
     base: nn.Module,
     *,
@@ -129,6 +154,9 @@ def adapt(
     for part in adapted.modules():  # tied parameters stay tied
         for name, param in part._parameters.items():
             part._parameters[name] = trained.get(id(param), param)
+        if type(part) in _NORMS and not any(param.requires_grad for param in part.parameters()):
+            part.__class__ = _NORMS[type(part)]
+            part.eval()
     return adapted
 
 
@@ -141,7 +169,7 @@ def merge(adapted: nn.Module) -> nn.Module:
             part.weight = nn.Parameter((weight + part.delta()).detach(), requires_grad=weight.requires_grad)
             for name in part.names:
                 delattr(part, name)
-            part.__class__ = next(plain for plain, kind in _KINDS.items() if type(part) is kind)  # type: ignore[assignment]
+        part.__class__ = _PLAIN.get(type(part), type(part))
     return merged
 
 

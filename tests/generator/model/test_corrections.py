@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from generator.model.context import NetworkContext
-from generator.model.corrections import Corrections, gradient_on_examples
+from generator.model.corrections import Corrections, direction_of, gradient_on_examples
 from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
 from generator.prompts.examples import NO_LABEL, Examples
 from generator.prompts.prompt import Prompt
@@ -50,14 +50,20 @@ def test_without_labels_or_examples_there_is_no_gradient(task, params):
         assert not gradient_on_examples(task, params, examples).any()
 
 
-def test_the_size_of_the_gradient_tells_nothing_and_the_first_change_is_none(task, params):
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_the_first_change_is_a_step_along_the_gradient_whose_size_tells_nothing(task, params, rate):
     tokenizer = NeuronTokenizer(task.layout)
-    corrections = Corrections(model_widths([tokenizer])[0], 8, 2)
+    corrections = Corrections(model_widths([tokenizer])[0], 8, 2, rate)
     gradient = torch.randn(params.shape, generator=torch.Generator().manual_seed(1))
-    small, large = (corrections.read(tokenizer, 0, params, scale * gradient) for scale in (0.1, 10.0))
-    for first, second in zip(small, large, strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
-    assert not corrections.change(tokenizer, torch.randn(3, sum(group.size for group in tokenizer.groups), 8)).any()
+    tokens = torch.randn(3, sum(group.size for group in tokenizer.groups), 8)
+    changes = [corrections.change(tokenizer, tokens, direction_of(tokenizer, size * gradient)) for size in (0.1, 10.0)]
+    torch.testing.assert_close(changes[0], changes[1], rtol=1e-4, atol=1e-5)
+    if not rate:
+        assert not changes[0].any()
+    for block in tokenizer.node_blocks:
+        step, slope = (tokenizer.encode(values)[block.name] for values in (changes[0], gradient))
+        assert (step * slope <= 0).all()
+        torch.testing.assert_close(step.square().mean((1, 2)).sqrt(), torch.full((3,), rate), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

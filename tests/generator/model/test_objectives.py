@@ -166,7 +166,7 @@ def test_every_kind_of_network_can_be_trained_on(options, kind):
     assert any(param.grad.abs().max() > 0 for param in model.parameters() if param.grad is not None)
 
 
-@pytest.mark.parametrize("split", ["train", "train_val"])
+@pytest.mark.parametrize("split", ["train", "val", "train_val"])
 def test_examples_come_from_the_splits_that_are_named_and_never_from_test(task, split):
     config = ObjectiveConfig(function_split=split)
     drawn = task.draw_examples(500, batch_rng(0, 0), config.function_splits).inputs.flatten(1)

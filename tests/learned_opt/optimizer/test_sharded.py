@@ -3,10 +3,12 @@
 import copy
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -220,6 +222,43 @@ def state_is_sharded_as_the_parameters_are(rank: int, path: Path) -> None:
     total = torch.tensor(num_bytes)
     dist.all_reduce(total)
     assert total == 8 * sum(p.numel() for p in model.parameters())
+
+
+@contextmanager
+def counted_messages() -> Iterator[list[int]]:
+    """Bytes that this rank receives in each collective of an optimizer step."""
+    sizes: list[int] = []
+
+    def counted(call, output, *args, **kwargs):
+        sizes.append(output.nbytes)
+        return call(output, *args, **kwargs)
+
+    with ExitStack() as stack:
+        for name in ("all_to_all_single", "all_gather_into_tensor", "all_reduce"):
+            stack.enter_context(patch.object(dist, name, partial(counted, getattr(dist, name))))
+        yield sizes
+
+
+@check
+def only_sums_travel_of_what_is_not_orthogonalised(rank: int, path: Path) -> None:
+    """Of a large embedding and many vectors, in as many messages as there are of one vector."""
+    from torch.distributed.fsdp import fully_shard
+
+    received = []
+    for tables in (1, 2):
+        torch.manual_seed(0)
+        model = fully_shard(
+            nn.Sequential(*(part for _ in range(tables) for part in (nn.Embedding(3001, 8), nn.LayerNorm(5))))
+        )
+        optimizer = make("mulo-norm", model)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        with counted_messages() as sizes:
+            optimizer.step()
+        received.append(sizes)
+    assert len(received[0]) == len(received[1]) == 3  # largest entries, and two of sums
+    assert max(sum(sizes) for sizes in received) < 1000
 
 
 @check

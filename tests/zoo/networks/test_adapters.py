@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from zoo.networks.adapters import LowRank, adapt, merge
-from zoo.networks.architectures import MLP, ByteTransformer
+from zoo.networks.architectures import CNN, MLP, ByteTransformer
 from zoo.networks.layout import ParamLayout
 
 
@@ -42,6 +42,20 @@ def test_adapters_train_as_in_a_plain_loop_and_the_base_does_not():
         assert torch.equal(value, before[name])
     torch.testing.assert_close(merge(adapted)(x), adapted(x))
     assert not any(isinstance(part, LowRank) for part in merge(adapted).modules())
+
+
+def test_frozen_batch_norm_keeps_the_statistics_of_its_base():
+    base = CNN(1, (4, 6), 3)
+    x = torch.randn(20, 1, 8, 8)
+    base.train()(x)
+    adapted = adapt(base, rank=2, train="norms.1.*").train()
+    before = {name: value.clone() for name, value in adapted.named_buffers()}
+    adapted(x)
+    changed = {name for name, value in adapted.named_buffers() if not torch.equal(value, before[name])}
+    assert changed == {f"norms.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    frozen = adapt(base, rank=2)
+    torch.testing.assert_close(frozen.train()(x), base.eval()(x), rtol=0, atol=0)
+    assert [type(norm) for norm in merge(frozen).norms] == [nn.BatchNorm2d, nn.BatchNorm2d]
 
 
 def test_scales_follow_alpha_and_rank():

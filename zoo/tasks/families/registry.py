@@ -59,6 +59,7 @@ def text_domains(
     num_windows: int | None = None,
     pooled: bool = False,
     min_bytes: int = 8192,
+    split_fractions: Mapping[str, float] | None = None,
     pattern: str = "*",
 ) -> TextDomains:
     """The next byte of one domain's text; see `zoo.tasks.families.text_domains`.
@@ -66,7 +67,7 @@ def text_domains(
     Args:
         path: folder whose subfolders and files are the domains; None for the modules and packages of the interpreter's
             standard library, in 128 symbols.
-        context, num_windows, pooled, min_bytes: as for TextDomains.
+        context, num_windows, pooled, min_bytes, split_fractions: as for TextDomains.
         pattern: of the names of files that are read.
     """
     root = source_root() if path is None else Path(path)
@@ -91,6 +92,7 @@ def text_domains(
         vocabulary=BYTE_VOCABULARY if path is None else BYTES,
         pooled=pooled,
         min_bytes=min_bytes,
+        split_fractions=split_fractions,
         name="text_domains" if path is None else str(path),
     )
 

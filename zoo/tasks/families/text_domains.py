@@ -55,6 +55,7 @@ class TextDomains:
         vocabulary: int = 256,
         pooled: bool = False,
         min_bytes: int = 8192,
+        split_fractions: Mapping[str, float] | None = None,
         name: str = "text_domains",
     ) -> None:
         if num_windows is None:
@@ -80,7 +81,8 @@ class TextDomains:
         self.context, self.pooled = context, pooled
         digests = [hashlib.sha256(one.encode()).digest() for one in self.names]
         self.domains = torch.tensor([int.from_bytes(digest[:8], "big") >> 1 for digest in digests])
-        is_train = SplitRule().members("train", self.domains.numpy())
+        rule = SplitRule(split_fractions) if split_fractions else SplitRule()
+        is_train = rule.members("train", self.domains.numpy())
         order = sorted(range(len(self.names)), key=lambda i: not is_train[i])  # what is pooled is in one piece
         self._texts = {}
         for side, split in enumerate(SPLIT_NAMES):

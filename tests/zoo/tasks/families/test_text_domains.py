@@ -4,6 +4,7 @@ import inspect
 import pytest
 import torch
 
+from zoo.storage.splits import SplitRule
 from zoo.tasks.families.family import members_of
 from zoo.tasks.families.text_domains import TextDomains
 from zoo.tasks.registry import get_task
@@ -43,11 +44,14 @@ def test_another_domain_moves_none_to_another_split():
         assert before == after - {"bb"}
 
 
-def test_pooled_text_is_that_of_the_training_members_alone():
+@pytest.mark.parametrize("fractions", [None, {"train": 0.6, "test": 0.4}])
+def test_pooled_text_is_that_of_the_training_members_alone(fractions):
     texts = {f"domain{i}": f"<{i}>".encode() * 100 for i in range(60)}
-    family = domains(texts, pooled=True, num_windows=2000)
-    held_out = [family.names[i] for split in ("val", "test") for i in members_of(family, split)]
-    assert held_out
+    family = domains(texts, pooled=True, num_windows=2000, split_fractions=fractions)
+    rule = SplitRule(fractions) if fractions else SplitRule()
+    train = {family.names[i] for i in members_of(family, "train", rule=rule)}
+    held_out = set(family.names) - train
+    assert len(held_out) > (15 if fractions else 0)
     text = words(family.bind(torch.tensor([0])).examples(torch.arange(2000)).inputs)
     for name in family.names:
         assert (f"<{name.removeprefix('domain')}>".encode() in text) == (name not in held_out)
