@@ -6,6 +6,7 @@ Legend: B networks, P numbers of one network.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import torch
@@ -204,11 +205,12 @@ def observed_examples(
     if prompt.examples is None:
         return None
     assert model.example_kind is not None
+    observed = partial(context.observed, prompt.examples, model.example_kind, references=model.reference_networks)
     if not model.config["use_start"]:
-        return context.observed(prompt.examples, model.example_kind)
+        return observed()
     has_start = torch.full((len(prompt),), float(start is not None), device=context.device)
     start = torch.zeros(len(prompt), context.layout.num_params, device=context.device) if start is None else start
-    return context.observed(prompt.examples, model.example_kind, start=start, has_start=has_start)
+    return observed(start=start, has_start=has_start)
 
 
 def corrected(

@@ -72,6 +72,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         metrics: (low, high) of each metric that can be prompted, as seen in training.
         num_task_bits: length of a task's bit mask; 0 for none.
         examples: fields of the ExampleKind that a prompt can hold, and `num_features` of each; None for no examples.
+        references: how many networks, and of how many numbers, are run on examples beside; none of them by default.
         num_fingerprints: functional features per unit of the start; 0 for none.
         fingerprint_scale: factor on fingerprints, which at 1 are faint beside what tokens hold else.
         noisy_as_start: whether, where there is no start, the noisy network takes its place, fingerprints included.
@@ -105,6 +106,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         *,
         num_task_bits: int = 0,
         examples: dict[str, Any] | None = None,
+        references: Sequence[int] = (),
         num_fingerprints: int = 0,
         fingerprint_scale: float = 1.0,
         noisy_as_start: bool = False,
@@ -137,6 +139,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             )
 
         asked_width = self._add_prompt_encoders(num_task_bits, examples, width)
+        self.register_buffer("reference_networks", torch.zeros(*references) if references else None)
         condition_width = asked_width + 2 * _NUM_TIME_FREQUENCIES * diffusion
         self.condition = nn.Sequential(nn.Linear(condition_width, width), nn.GELU(), nn.Linear(width, width))
 
