@@ -24,7 +24,7 @@ def adapters_on(base, rank=2):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_of_each_adapted_layer_the_mean_over_places_is_seen(base):
+def test_of_each_adapted_layer_it_is_seen_what_is_usual_over_places(base):
     task, network = adapters_on(base)
     inputs = task.dataset.train.inputs[:6].unflatten(0, (2, 3))
     seen: list[torch.Tensor] = []
@@ -32,6 +32,10 @@ def test_of_each_adapted_layer_the_mean_over_places_is_seen(base):
         if f"{name}.lora_A" in task.layout.names:
             layer.register_forward_hook(lambda layer, _, out: seen.append(out))
     network(inputs.flatten(0, 1))
-    pooled = {2: lambda out: out, 3: lambda out: out.mean(1), 4: lambda out: out.mean((2, 3))}
+    pooled = {
+        2: lambda out: out,
+        3: lambda out: out.mean(1),
+        4: lambda out: torch.cat((out.mean((2, 3)), out.flatten(2).std(2, correction=0)), dim=1),
+    }
     expected = torch.cat([pooled[out.ndim](out) for out in seen], dim=1)
     torch.testing.assert_close(FrozenBase(task)(inputs), expected.unflatten(0, (2, 3)))
