@@ -39,7 +39,7 @@ LONGER = 4  # times the steps of the zoo's adapters, and a rate that is best of 
 LONGER_RATES = (1, 2)
 TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
 NEIGHBOURS = (2, 4, 8)
-MULTI_TASK_STEPS = 800
+MULTI_TASK_RATES, MULTI_TASK_STEPS = (1e-3, 3e-3, 1e-2), 800
 
 
 class Tasks:
@@ -72,7 +72,8 @@ def rows(*generators: str, zoo: str, base: str = "", rank: str = "", no_controls
     """
     adapters = Zoo.open(zoo)
     test, val = Tasks(adapters, "test"), Tasks(adapters, "val")
-    shared = multi_task_adapter(adapters)
+    candidates = [multi_task_adapter(adapters, rate) for rate in MULTI_TASK_RATES]
+    shared = max(candidates, key=lambda one: val.accuracy(one.expand(len(val.runs), -1), "val"))
     scale = test.accuracy(shared.expand(len(test.runs), -1)), test.accuracy(test.own)
 
     def row(method: str, values: list[float]) -> Row:
@@ -148,7 +149,7 @@ def generated(pipe: ParameterPipeline, examples: tuple[Tensor, Tensor | None], t
     return pipe(prompt={"examples": examples}, num_samples=len(tasks.runs), task=tasks.task, generator=rng).params
 
 
-def multi_task_adapter(zoo: Zoo) -> Tensor:
+def multi_task_adapter(zoo: Zoo, rate: float) -> Tensor:
     """One adapter (1, P), trained on the tasks of all training runs, 16 at a time."""
     task, runs = task_of(zoo), torch.from_numpy(zoo.split("train"))
     rng = torch.Generator().manual_seed(0)
@@ -158,7 +159,7 @@ def multi_task_adapter(zoo: Zoo) -> Tensor:
         bound = task.for_runs(runs[torch.randint(len(runs), (16,), generator=rng)].tolist())
         return bound.loss(params.expand(16, -1), bound.draw_examples(32, rng)).mean()
 
-    return minimized(loss, params, 1e-2, MULTI_TASK_STEPS)
+    return minimized(loss, params, rate, MULTI_TASK_STEPS)
 
 
 def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor:
