@@ -13,7 +13,7 @@ from torch import Tensor
 
 LOSS_CAP: Final = 20.0  # nats; an untrained classifier of ten classes has 2.3
 END_SHARE: Final = 0.05  # the last part of a training, over which its final loss is averaged
-END_FLOOR: Final = 0.001  # nats; below it a loss hardly counts as better
+END_FLOOR: Final = 0.001  # nats, of classifiers
 ERROR_FLOOR: Final = 0.01
 
 
@@ -23,7 +23,7 @@ Objective = Callable[[Tensor, Generalisation], Tensor]  # capped training losses
 
 @dataclass(frozen=True, kw_only=True)
 class LogLossObjective:
-    """log(mean loss) + a log(final loss + .001) + b log(validation loss + .001) + c log(validation error + .01).
+    """log(mean loss) + a log(final loss + d) + b log(validation loss + d) + c log(validation error + .01).
 
     Logarithms make all tasks count equally. The mean rewards speed, the end a decay, the validation split restraint: a
     rule that sees training losses alone learns to fit noisy labels, and one that sees only the loss of the validation
@@ -33,18 +33,20 @@ class LogLossObjective:
         end_weight: a.
         validation_weight: b.
         error_weight: c.
+        floor: d, in nats or squared units, below which a loss hardly counts as better.
     """
 
     end_weight: float = 0.1
     validation_weight: float = 0.0
     error_weight: float = 0.0
+    floor: float = END_FLOOR
 
     def __call__(self, losses: Tensor, generalisation: Generalisation) -> Tensor:
         """(N,) of capped training losses (T, N); the validation split is looked at only if it has a weight."""
-        objective = losses.mean(0).log() + self.end_weight * (final_loss(losses) + END_FLOOR).log()
+        objective = losses.mean(0).log() + self.end_weight * (final_loss(losses) + self.floor).log()
         if self.validation_weight or self.error_weight:
             loss, error = generalisation()
-            objective = objective + self.validation_weight * (loss + END_FLOOR).log()
+            objective = objective + self.validation_weight * (loss + self.floor).log()
             objective = objective + self.error_weight * (error + ERROR_FLOOR).log()
         return objective
 

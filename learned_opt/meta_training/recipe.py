@@ -27,7 +27,7 @@ from learned_opt.meta_training.train import MetaTrainConfig, MetaTrainHistory, M
 from learned_opt.meta_training.truncated_step import LogUniformHorizon, TruncatedStep
 from learned_opt.meta_training.validation import Validation, validation_tasks
 from learned_opt.pretrained.files import load_pretrained
-from learned_opt.rules.controller import embedding_offset, encode_scalars, gradient_weights
+from learned_opt.rules.controller import embedding_offset, encoded_scalars, gradient_weights
 from learned_opt.rules.normalized import NormalizedRule
 from learned_opt.rules.registry import get_rule
 from learned_opt.rules.rule import RuleOption, UpdateRule
@@ -86,9 +86,9 @@ class MetaTrainStage:
         estimator: how the meta-gradient is estimated, and on what.
         training: length and theta optimizer; its seed is replaced by one derived from the run's.
         objective: meta-loss of full unrolls and of validation.
-        start: scalars of the normalised rule from which the stage begins, by name; default what the stage before left.
-        start_from: name of meta-parameters in the package, or a file, from which the stage begins; what this rule has
-            more of (they must be its leading part) begins as the rule does.
+        start: scalars of the normalised rule, by name, that replace those with which the stage would begin.
+        start_from: name of meta-parameters in the package, or a file, from which the stage begins, default what the
+            stage before left; what this rule has more of (they must be its leading part) begins as the rule does.
         static_inputs: keep the weights of the controller's inputs that depend on gradients at zero, the control that
             shows what these inputs are worth.
         kept_share: of the way from the theta that the stage began with to the one that it found. Less than 1 keeps more
@@ -166,10 +166,10 @@ def run_recipe(
     results: list[TrainedStage] = []
     for stage in stages:
         rule = stage.make_rule()
-        previous = encode_scalars(stage.start) if stage.start else theta
-        if stage.start_from:
-            previous = load_pretrained(stage.start_from).theta
+        previous = load_pretrained(stage.start_from).theta if stage.start_from else theta
         theta = initial_theta(rule, derive_seed(seed, stage.name, "theta"), previous)
+        for index, value in encoded_scalars(stage.start).items():
+            theta[index] = value
         if stage.static_inputs:
             theta[gradient_weights()] = 0.0
         training = replace(stage.training, seed=derive_seed(seed, stage.name))

@@ -194,10 +194,21 @@ def encode_scalars(values: Mapping[str, float]) -> Tensor:
     Raises:
         ValueError: for a name that is no scalar of the rule.
     """
-    unknown = set(values) - set(SCALAR_NAMES)
-    if unknown:
+    theta = torch.zeros(len(SCALARS))
+    for index, value in encoded_scalars(values).items():
+        theta[index] = value
+    return theta
+
+
+def encoded_scalars(values: Mapping[str, float]) -> dict[int, float]:
+    """Places in theta, and what they must hold to give these scalars.
+
+    Raises:
+        ValueError: for a name that is no scalar of the rule.
+    """
+    if unknown := set(values) - set(SCALAR_NAMES):
         raise ValueError(f"unknown scalars {sorted(unknown)}; there are {SCALAR_NAMES}")
-    return torch.tensor([scalar.encode(values.get(scalar.name, scalar.start)) for scalar in SCALARS])
+    return {i: scalar.encode(values[scalar.name]) for i, scalar in enumerate(SCALARS) if scalar.name in values}
 
 
 def gradient_weights() -> slice:

@@ -1,6 +1,6 @@
 """Are learned optimizers better than tuned ones on other people's code and kinds of task?
 
-    python -m scripts.bench.optimizers_outside [--panels dev fragile outside] [--seeds 0 1 2] [--record]
+    python -m scripts.bench.optimizers_outside [--panels dev fragile outside deep] [--seeds 0 1 2] [--record]
 
 Trains every task of the panel (see `scripts.studies.optimizers.outside.tasks`) by hand-made optimizers, each swept
 until its best learning rate is inside the grid, and by the learned ones as they are; AdamW with its cosine is tuned for
@@ -41,7 +41,7 @@ def rows(
     """All tables of the panels.
 
     Args:
-        panels: dev, outside, or both
+        panels: dev, fragile, outside, deep
         tasks: only these
         methods: only these hand-made ones
         learned: names or files

@@ -6,10 +6,12 @@ Legend: N networks, S snapshots, P numbers of one network.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
+
+DEFAULT_DECAY: Final = 0.9
 
 
 class Soup(NamedTuple):
@@ -34,7 +36,7 @@ def average(networks: Tensor, weights: Sequence[float] | Tensor | None = None) -
     return normalized_weights(weights, networks) @ networks
 
 
-def exponential_average(networks: Tensor, decay: float = 0.9) -> Tensor:
+def exponential_average(networks: Tensor, decay: float = DEFAULT_DECAY) -> Tensor:
     """Exponential moving average (P,) at the end of a trajectory, begun with its first network.
 
     Args:
@@ -82,7 +84,7 @@ def normalized_weights(weights: Sequence[float] | Tensor | None, networks: Tenso
     return given / given.sum()
 
 
-def exponential_weights(num_snapshots: int, decay: float) -> Tensor:
+def exponential_weights(num_snapshots: int, decay: float = DEFAULT_DECAY) -> Tensor:
     """Weights (S,) that the snapshots of a trajectory have in their exponential moving average."""
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be in [0, 1), got {decay}")

@@ -21,7 +21,7 @@ def check(parametrization: str, make_optimizer, widths=WIDTHS):
     def make_model(width: int) -> nn.Module:
         return parametrize(MLP(32, (width, width), 10), parametrization)
 
-    return coordinate_check(make_model, make_optimizer, inputs, targets, widths=widths, num_updates=3, seeds=(0,))
+    return coordinate_check(make_model, make_optimizer, inputs, targets, sizes=widths, num_updates=3, seeds=(0,))
 
 
 @pytest.fixture(scope="module")

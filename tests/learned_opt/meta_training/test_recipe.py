@@ -25,7 +25,16 @@ from learned_opt.meta_training.task_distribution import TaskDistributionConfig
 from learned_opt.meta_training.theta_optimizer import ThetaOptimizerConfig
 from learned_opt.meta_training.train import MetaTrainConfig
 from learned_opt.pretrained.files import load_pretrained
-from learned_opt.rules.controller import NUM_OUTPUTS, Horizon, Signals, Statistics, control, decode, gradient_weights
+from learned_opt.rules.controller import (
+    NUM_OUTPUTS,
+    SCALAR_NAMES,
+    Horizon,
+    Signals,
+    Statistics,
+    control,
+    decode,
+    gradient_weights,
+)
 from learned_opt.rules.population import PopulationOptimizer
 from learned_opt.rules.rule import TensorSpec
 from scripts.cli import compose
@@ -85,6 +94,9 @@ def test_a_stage_may_begin_from_weights_of_the_package_and_keep_a_part_of_the_wa
     ends = [run_recipe([replace(begun, kept_share=x)], seed=0, out=tmp_path)[0].result.theta for x in (0.0, 0.25, 1.0)]
     assert torch.equal(ends[0][: len(start)], start)
     assert not ends[0][len(start) :].any()
+    other = replace(begun, kept_share=0.0, start={"momentum_decay": 0.95})
+    changed = run_recipe([other], seed=0, out=tmp_path / "other")[0].result.theta != ends[0]
+    assert changed.nonzero().tolist() == [[SCALAR_NAMES.index("momentum_decay")]]
     torch.testing.assert_close(ends[1], 0.75 * ends[0] + 0.25 * ends[2])
     assert not torch.equal(ends[0], ends[2])
 
@@ -193,7 +205,7 @@ def test_unknown_method_is_refused() -> None:
         TruncatedConfig(method="reinforce")
 
 
-@pytest.mark.parametrize("experiment", ["mulo", "mulo_sp", "mulo_norm", "mulo_norm_static"])
+@pytest.mark.parametrize("experiment", ["mulo", "mulo_sp", "mulo_norm", "mulo_norm_static", "mulo_wide"])
 def test_shipped_experiments_describe_stages(experiment: str) -> None:
     config = compose("meta_train", [f"experiment={experiment}"])
     stages = [instantiate(stage, name=name, _convert_="all") for name, stage in config.stages.items()]
@@ -211,6 +223,8 @@ def test_objective_counts_speed_end_and_validation() -> None:
     full = LogLossObjective(end_weight=0.5, validation_weight=2.0, error_weight=4.0)(losses, lambda: measured)
     expected = plain + 0.5 * torch.tensor(0.501).log() + 2 * torch.tensor(3.001).log() + 4 * torch.tensor(0.2).log()
     torch.testing.assert_close(full, expected)
+    lower = LogLossObjective(end_weight=1.0, floor=0.1)(losses, lambda: 1 / 0)
+    torch.testing.assert_close(lower, plain + torch.tensor(0.6).log())
 
 
 def test_a_learned_rule_trains_a_population() -> None:

@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learned_opt import MlpRule, Pretrained
+from learned_opt import MlpRule, NormalizedRule, Pretrained
 from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training import synthetic_data
 from learned_opt.meta_training.task_distribution import mlp_task
 from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.pretrained.files import DIRECTORY, available
+from learned_opt.rules.controller import encode_scalars
 from scripts.rows import tables
 from scripts.studies.optimizers.cards import TABLES_BEGIN, TABLES_END, with_tables, write_cards
 from scripts.studies.optimizers.comparison import TUNED_MUON, Comparison, with_one_constant, with_tuned_muon
-from scripts.studies.optimizers.coordinate_check import check_pretrained, plot
+from scripts.studies.optimizers.coordinate_check import check_depths, check_pretrained, plot
 from scripts.studies.optimizers.goals import Goal, goal_rows, judge
 from scripts.studies.optimizers.plots import plot_all
 from scripts.studies.optimizers.report import card_rows, comparison_rows, single_task_row
@@ -159,3 +160,13 @@ def test_a_rule_is_checked_against_standard_parametrization(tmp_path) -> None:
     assert adam > 0.4
     plot(checks, tmp_path / "check.png")
     assert (tmp_path / "check.png").stat().st_size > 1000
+
+
+def test_branches_over_depth_ask_for_steps_that_do_not_fall_with_it() -> None:
+    """In CompleteP Adam changes activations equally at every depth; a rule whose steps fall as L^-1/2 by L^-1/2."""
+    theta = encode_scalars({"rate": 0.001, "depth_power": -0.5, "agreement_rate": 1e-9})
+    checks = check_depths(Pretrained(NormalizedRule(feedback=False), theta, "rule"), depths=(2, 8, 32), seeds=(0,))
+    as_is, root, whole, adam = (check.growth["norm"] for check in checks.values())
+    assert adam == pytest.approx(0, abs=0.1)
+    assert whole == pytest.approx(-0.5, abs=0.1)
+    assert as_is > root + 0.2 > whole + 0.3

@@ -1,6 +1,6 @@
 """The networks of the panel that are not one line: small configurations of libraries' models, and common modules.
 
-Legend: B examples, L tokens, C channels, D width.
+Legend: B examples, L tokens or blocks, C channels, D width or inputs, K outputs.
 """
 
 from __future__ import annotations
@@ -64,12 +64,14 @@ def import_torchvision() -> None:
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
-def gpt2() -> nn.Module:
+def gpt2(num_blocks: int = 2) -> nn.Module:
     """transformers' GPT-2, whose output layer is its embedding."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=_TOKENS, n_positions=48, n_embd=48, n_layer=2, n_head=3, **off))
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=_TOKENS, n_positions=48, n_embd=48, n_layer=num_blocks, n_head=3, **off)
+    )
 
 
 def qwen2() -> nn.Module:
@@ -118,6 +120,42 @@ def lora(model: nn.Module) -> nn.Module:
 
     modules = ["c_attn", "c_proj", "c_fc"]
     return get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=modules, fan_in_fan_out=True))
+
+
+class ResidualMLP(nn.Module):
+    """Pre-norm residual blocks with a hidden layer each, (B, D) -> (B, K).
+
+    Args:
+        num_inputs: D.
+        width: of the stream and of hidden layers.
+        num_blocks: L.
+        num_outputs: K.
+        power: each branch is multiplied by L^-power: 0 in most transformers, 1 in CompleteP (arXiv 2505.01618).
+    """
+
+    def __init__(self, num_inputs: int, width: int, num_blocks: int, num_outputs: int, power: float = 0.0) -> None:
+        super().__init__()
+        self.input = nn.Linear(num_inputs, width)
+        self.blocks = nn.Sequential(*(ResidualBlock(width, num_blocks**-power) for _ in range(num_blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.norm(self.blocks(self.input(x))))
+
+
+class ResidualBlock(nn.Module):
+    """x + scale * MLP(norm(x))."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.down(F.gelu(self.up(self.norm(x))))
 
 
 class LSTMLanguageModel(nn.Module):

@@ -4,6 +4,8 @@ It was divided before any optimizer was run on it, by whole families: "dev" has 
 had been looked at (recurrent networks, an encoder, denoising, smooth regression, physics-informed losses), and is what
 choices are made on; "outside" has all other kinds, and is only reported. On three of these, small batches,
 3-D convolutions and fine-tuning, rules failed there; "fragile" has other tasks of the three, on which mends are chosen.
+"deep" has networks four times as deep as the deepest of meta-training (six hidden layers, two blocks of a transformer),
+which is only reported, too.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from typing import Final
 
 import torch
 
+from learned_opt.meta_training.task_distribution import he_normal_
 from zoo.networks.architectures import CNN, MLP
 
 from . import fragile, models, problems
 from .problems import Problem
 
-PANELS: Final = ("dev", "fragile", "outside")
+PANELS: Final = ("dev", "fragile", "outside", "deep")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def outside_tasks(panels: Sequence[str] = PANELS) -> list[OutsideTask]:
 
 
 _Flat: Final = partial(torch.flatten, start_dim=1)
+_digits: Final = partial(problems.classification, data="digits", view=_Flat)
 
 _TASKS: Final = (
     OutsideTask("lstm-bytes", "recurrent", "dev", problems.recurrent_language),
@@ -101,7 +105,7 @@ _TASKS: Final = (
         "mlp-batch1",
         "small batches",
         "outside",
-        partial(problems.classification, partial(MLP, 64, (64, 64), 10), "digits", batch_size=1, view=_Flat),
+        partial(_digits, partial(MLP, 64, (64, 64), 10), batch_size=1),
         512,
     ),
     OutsideTask(
@@ -114,4 +118,8 @@ _TASKS: Final = (
     OutsideTask("films", "3-D convolutions", "outside", problems.moving_squares),
     OutsideTask("info-nce", "contrastive", "outside", problems.contrastive, 512),
     OutsideTask("factorisation", "factorisation", "outside", problems.factorisation, 512),
+    OutsideTask("deep-mlp", "depth", "deep", partial(_digits, lambda: he_normal_(MLP(64, (32,) * 24, 10)))),
+    OutsideTask("deep-residual", "depth", "deep", partial(_digits, partial(models.ResidualMLP, 64, 32, 24, 10))),
+    OutsideTask("deep-complete-p", "depth", "deep", partial(_digits, partial(models.ResidualMLP, 64, 32, 24, 10, 1.0))),
+    OutsideTask("deep-gpt2", "depth", "deep", partial(problems.language, partial(models.gpt2, 8))),
 )
