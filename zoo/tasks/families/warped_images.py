@@ -69,8 +69,8 @@ class WarpedImages:
         self.dataset = _mapped(resized, lambda x: (x - self.mean) / self.std)
         self.strength, self.seed, self.num_members = float(strength), seed, num_members
         if pooled:
-            splits = {name: self._pooled(name) for name in SPLIT_NAMES}
-            self.dataset, self.strength = replace(self.dataset, **splits), 0.0
+            train, val, test = map(self._pooled, SPLIT_NAMES)
+            self.dataset, self.strength = replace(self.dataset, train=train, val=val, test=test), 0.0
 
     def attributes(self, members: Tensor) -> dict[str, Tensor]:
         """Number, rotation in radians, scale, shear, and whether mirrored and inverted."""
