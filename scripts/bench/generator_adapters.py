@@ -54,7 +54,7 @@ class Tasks:
         self.runs = zoo.split(split)
         self.task = task_of(zoo).for_runs(self.runs.tolist())
         self.shown = Batch(*shown_examples(self.task, len(self.runs), torch.Generator().manual_seed(0)))
-        self.own = torch.from_numpy(zoo.params[self.runs][:, -1])
+        self.start, self.own = (torch.from_numpy(zoo.params[self.runs][:, i]) for i in (0, -1))
 
     def accuracy(self, params: Tensor, split: str = "test") -> float:
         return 1 - self.task.evaluate(params, split)["error"].mean().item()
@@ -153,7 +153,7 @@ def multi_task_adapter(zoo: Zoo, rate: float) -> Tensor:
     """One adapter (1, P), trained on the tasks of all training runs, 16 at a time."""
     task, runs = task_of(zoo), torch.from_numpy(zoo.split("train"))
     rng = torch.Generator().manual_seed(0)
-    params = task.init(rng, 1)
+    params = torch.from_numpy(zoo.params[runs[:1].numpy()][:, 0])
 
     def loss(params: Tensor) -> Tensor:
         bound = task.for_runs(runs[torch.randint(len(runs), (16,), generator=rng)].tolist())
@@ -163,18 +163,16 @@ def multi_task_adapter(zoo: Zoo, rate: float) -> Tensor:
 
 
 def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor:
-    """Adapters (N, P) tuned on the examples of the prompts, from their initialisation, or starts (N, P) or (1, P)."""
-    count = len(tasks.runs)
-    params = tasks.task.init_runs(range(count)) if start is None else start.expand(count, -1)
+    """Adapters (N, P) tuned on the examples of the prompts, from where the zoo's began, or from (N, P) or (1, P)."""
+    params = tasks.start if start is None else start.expand(len(tasks.runs), -1)
     return minimized(lambda params: tasks.task.loss(params, tasks.shown).sum(), params, rate, steps)
 
 
 def trained(tasks: Tasks, rate: float, steps: int) -> Tensor:
-    """Adapters (N, P) trained on all examples of their tasks, 32 in each step."""
+    """Adapters (N, P) trained on all examples of their tasks, 32 in each step, from where the zoo's began."""
     rng = torch.Generator().manual_seed(0)
-    start = tasks.task.init_runs(range(len(tasks.runs)))
     return minimized(
-        lambda params: tasks.task.loss(params, tasks.task.draw_examples(32, rng)).sum(), start, rate, steps
+        lambda params: tasks.task.loss(params, tasks.task.draw_examples(32, rng)).sum(), tasks.start, rate, steps
     )
 
 
