@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from generator.hub import push_to_hub
+from generator.inversion import edit_params
 from generator.model import transformer
 from generator.model.context import NetworkContext
 from generator.networks import GeneratedParams, Start, has_adapters, in_one_form, only_layout, read_start
@@ -240,16 +241,7 @@ class ParameterPipeline(DiffusionPipeline):
         size = _num_networks(1 if starts is None else len(starts), num_samples)
         if task_bits is not None:
             prompt = {**(prompt or {}), TASK_BITS: task_bits}
-        asked = Prompt.of(
-            prompt,
-            self.metrics,
-            size,
-            start=start_metrics,
-            num_task_bits=self.model.config["num_task_bits"],
-            kind=self.model.example_kind,
-        )
-        asked.warn_outside(self.model.ranges)
-        asked = asked.clamped(self.model.ranges)
+        asked = self._prompts(prompt, size, start_metrics)
         repeated = torch.arange(size).repeat_interleave(best_of)
         starts = None if starts is None else starts.expand(size, -1)[repeated.to(starts.device)]
         generated = sample_params(
@@ -264,9 +256,7 @@ class ParameterPipeline(DiffusionPipeline):
             generator=generator,
         )
         if starts is not None:
-            for slot in layout:
-                if not is_generated(slot):
-                    generated[:, slot.span] = starts[:, slot.span].to(generated.device)
+            _copy_counters(layout, starts, generated)
         if best_of > 1:
             read = self.read(generated, layout=layout, task=context.task)
             best = index_of_best(self._require_reader(), read, asked, self.metrics)
@@ -275,6 +265,81 @@ class ParameterPipeline(DiffusionPipeline):
             self._check_fit(context, asked.examples, generated)
         self._last = GeneratedParams(generated, layout), context.task
         return self._last[0]
+
+    @torch_defaults()
+    def edit(
+        self,
+        network: Start,
+        prompt: Mapping[str, Any],
+        *,
+        own_prompt: Mapping[str, Any] | None = None,
+        start: Start | None = None,
+        num_inference_steps: int = 24,
+        layout: ParamLayout | None = None,
+        task: Task | None = None,
+        generator: torch.Generator | None = None,
+    ) -> GeneratedParams:
+        """Networks that answer another prompt, made from the noise into which the given ones are exactly inverted.
+
+        Asked for its own prompt, a network comes back to a few units of float32's last place. See
+        `generator.inversion`; docs/findings.md says what of a network survives.
+
+        Args:
+            network: one or several, in any form that a start can have.
+            prompt: to answer, as for a call.
+            own_prompt: what the networks are already, such as the losses that they have, as `prompt`. Without, they
+                are taken for any networks of the training runs, and come out farther from what they were.
+            start: what they are updates of, perhaps they themselves: for generators that were trained on updates alone.
+            num_inference_steps: up into the noise, and as many down again.
+            layout, task: as for a call.
+            generator: random numbers.
+
+        Raises:
+            ValueError: if the generator makes networks in one pass; as for a call otherwise.
+            LayoutMismatchError: if a network is of another architecture.
+        """
+        if not self.model.config["diffusion"]:
+            raise ValueError("this generator makes networks in one pass, not from noise; use pipe(start=network)")
+        self._check_sampling(num_inference_steps, 1.0, 0.0, generator)
+        layout, networks = self._starts(network, layout, task)
+        if networks is None:
+            raise ValueError("edit needs a network, got None; for one from noise call the pipeline: pipe(prompt=...)")
+        begun = self._starts(start, layout, task)[1]
+        if begun is not None:
+            if len(begun) not in (1, len(networks)):
+                raise ValueError(f"start must be one start, or {len(networks)}, one for each network, got {len(begun)}")
+            begun = begun.expand_as(networks)
+        mode, context = "noise" if begun is None else "start", self._context(layout, task)
+        own, asked = (self._calibrated(self._prompts(one, len(networks)), layout, mode) for one in (own_prompt, prompt))
+        edited = edit_params(
+            self.model,
+            context,
+            self.scheduler,
+            params=networks,
+            own=own,
+            asked=asked,
+            start=begun,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+        )
+        _copy_counters(layout, networks, edited)
+        self._last = GeneratedParams(edited, layout), context.task
+        return self._last[0]
+
+    def _prompts(
+        self, values: Mapping[str, Any] | None, size: int, start: Mapping[str, PromptValue] | None = None
+    ) -> Prompt:
+        """Prompts of `size` networks, with a warning where they are outside the trained range, brought into it."""
+        prompts = Prompt.of(
+            values,
+            self.metrics,
+            size,
+            start=start,
+            num_task_bits=self.model.config["num_task_bits"],
+            kind=self.model.example_kind,
+        )
+        prompts.warn_outside(self.model.ranges)
+        return prompts.clamped(self.model.ranges)
 
     def read(
         self, networks: Start, *, layout: ParamLayout | None = None, task: Task | None = None
@@ -400,6 +465,13 @@ class ParameterPipeline(DiffusionPipeline):
         if options is not None and "adapter" in options:
             options = {**options, "adapter": {**options["adapter"], "base": self.base}}
         return None if options is None else get_task(**options)
+
+
+def _copy_counters(layout: ParamLayout, source: Tensor, target: Tensor) -> None:
+    """Numbers (B, P) that are not generated, such as counters of batches, from one set of networks into another."""
+    for slot in layout:
+        if not is_generated(slot):
+            target[:, slot.span] = source[:, slot.span].to(target.device)
 
 
 def _scale(adapter: Any) -> float:

@@ -6,6 +6,7 @@ Legend: B networks, P numbers of one network.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import torch
@@ -21,7 +22,7 @@ from generator.model.objectives import signal_and_noise
 from generator.model.transformer import Reading, RecurrentDiffusionTransformer
 from generator.prompts.prompt import Prompt
 
-_NETWORKS_PER_PASS: Final = 256
+NETWORKS_PER_PASS: Final = 256
 NUM_TRAIN_TIMESTEPS: Final = 5040  # divisible by most numbers of sampling steps, which DDIM's spacing assumes
 Scheduler = DDIMScheduler | FlowMatchEulerDiscreteScheduler
 
@@ -72,7 +73,7 @@ def sample_params(
         eta: 0 for the deterministic sampler, 1 for ancestral sampling (DDIM only).
         generator: random numbers.
     """
-    if len(prompt) > _NETWORKS_PER_PASS:
+    if len(prompt) > NETWORKS_PER_PASS:
         parts = [
             sample_params(
                 model,
@@ -85,11 +86,11 @@ def sample_params(
                 eta=eta,
                 generator=generator,
             )
-            for chosen in torch.arange(len(prompt)).split(_NETWORKS_PER_PASS)
+            for chosen in torch.arange(len(prompt)).split(NETWORKS_PER_PASS)
         ]
         return torch.cat(parts)
 
-    predict = _Predictor.of(model, context, prompt, start, guidance_scale=guidance_scale, rng=generator)
+    predict = Predictor.of(model, context, prompt, start, guidance_scale=guidance_scale, rng=generator)
     if not model.config["diffusion"]:
         return context.generated(predict(None, 0.0))
     noise = randn_tensor((len(prompt), context.layout.num_params), generator=generator, device=context.device)
@@ -100,7 +101,7 @@ def sample_params(
 
 
 @dataclass(frozen=True)
-class _Predictor:
+class Predictor:
     """What the model makes of noisy networks.
 
     Attributes:
@@ -127,7 +128,7 @@ class _Predictor:
         *,
         guidance_scale: float,
         rng: torch.Generator | None,
-    ) -> _Predictor:
+    ) -> Predictor:
         """For prompts (B) and starts (B, P), as `sample_params` takes them."""
         prompt = prompt.to(context.device)
         prompts = [prompt] if guidance_scale == 1 else [prompt, prompt.empty()]
@@ -159,12 +160,13 @@ class _Predictor:
         seen = None
         if self.noisy_as_start and model.config["num_fingerprints"] and noisy is not None:
             seen = context.fingerprints(context.scale.denormalize(noisy))
+        timestep = torch.full((size,), time, device=device)
         outputs = [
             model(
                 context.tokenizer,
                 asked,
                 noisy=noisy,
-                timestep=torch.full((size,), time, device=device),
+                timestep=timestep,
                 latent=latent,
                 fingerprints=seen,
                 examples=observed_examples(model, context, asked, None) if reading is None else None,
@@ -173,11 +175,13 @@ class _Predictor:
             for asked, reading in zip(self.prompts, self.readings, strict=True)
         ]
         told = zip(self.prompts, self.readings, outputs, strict=True)
-        outputs = [corrected(model, context, asked, reading, output) for asked, reading, output in told]
+        outputs = [
+            corrected(model, context, asked, reading, output, timestep=timestep) for asked, reading, output in told
+        ]
         return outputs[0] if len(outputs) == 1 else outputs[1].lerp(outputs[0], self.guidance_scale)
 
 
-def _by_ddim(predict: _Predictor, scheduler: DDIMScheduler, values: Tensor, num_steps: int, eta: float) -> Tensor:
+def _by_ddim(predict: Predictor, scheduler: DDIMScheduler, values: Tensor, num_steps: int, eta: float) -> Tensor:
     scheduler.set_timesteps(num_steps, device=values.device)
     for timestep in scheduler.timesteps:
         output, step = predict(values, (float(timestep) + 1) / NUM_TRAIN_TIMESTEPS), cast("int", timestep)
@@ -185,7 +189,7 @@ def _by_ddim(predict: _Predictor, scheduler: DDIMScheduler, values: Tensor, num_
     return values
 
 
-def _by_flow(predict: _Predictor, scheduler: FlowMatchEulerDiscreteScheduler, values: Tensor, num_steps: int) -> Tensor:
+def _by_flow(predict: Predictor, scheduler: FlowMatchEulerDiscreteScheduler, values: Tensor, num_steps: int) -> Tensor:
     scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / num_steps, num_steps).tolist(), device=values.device)
     for timestep in scheduler.timesteps:
         output = predict(values, float(timestep) / NUM_TRAIN_TIMESTEPS)
@@ -201,22 +205,40 @@ def observed_examples(
     if prompt.examples is None:
         return None
     assert model.example_kind is not None
+    observed = partial(context.observed, prompt.examples, model.example_kind, references=model.reference_networks)
     if not model.config["use_start"]:
-        return context.observed(prompt.examples, model.example_kind)
+        return observed()
     has_start = torch.full((len(prompt),), float(start is not None), device=context.device)
     start = torch.zeros(len(prompt), context.layout.num_params, device=context.device) if start is None else start
-    return context.observed(prompt.examples, model.example_kind, start=start, has_start=has_start)
+    return observed(start=start, has_start=has_start)
 
 
 def corrected(
-    model: RecurrentDiffusionTransformer, context: NetworkContext, prompt: Prompt, reading: Reading, answer: Tensor
+    model: RecurrentDiffusionTransformer,
+    context: NetworkContext,
+    prompt: Prompt,
+    reading: Reading,
+    answer: Tensor,
+    *,
+    timestep: Tensor | None = None,
 ) -> Tensor:
-    """The answer (B, P) to B prompts after all corrections of the model."""
+    """Answers (V * B, P) after all corrections of the model.
+
+    Args:
+        model, context: as for `sample_params`.
+        prompt: B prompts.
+        reading: of these, V times over.
+        answer: (V * B, P), V to each prompt.
+        timestep: (V * B,) noise times, for a diffusion model.
+    """
+    task, examples = context.task, prompt.examples
     for number in range(model.config["num_corrections"]):
         gradient = torch.zeros_like(answer)
-        if prompt.examples is not None:
-            assert context.task is not None
-            params = context.scale.denormalize(answer)
-            gradient = gradient_on_examples(context.task, params, prompt.examples) * context.scale.std
-        answer = model.correct(context.tokenizer, reading, number, answer, gradient)
+        if examples is not None:
+            assert task is not None
+            several = context.scale.denormalize(answer).split(len(prompt))
+            gradient = torch.cat([gradient_on_examples(task, params, examples) for params in several])
+        answer = model.correct(
+            context.tokenizer, reading, number, answer, gradient * context.scale.std, timestep=timestep
+        )
     return answer

@@ -2,10 +2,11 @@
 
     python -m scripts.sample_params pipeline=out/generator prompt.loss=0.2 out=x.safetensors [start=y] [zoo=PATH]
     python -m scripts.sample_params pipeline=out/adapters examples=mine.npz out=x.safetensors
+    python -m scripts.sample_params pipeline=out/generator edit=y own_loss=0.5 prompt.loss=0.2 out=x.safetensors
 
-Inputs: the folder of a trained generator; optionally a network to start from, as safetensors with the names of its
-state dict; optionally examples of the task, x.npz with `inputs` and perhaps `targets`, or x.csv with a column `target`.
-A generator that looks at what networks compute also needs a zoo of its task, as it was trained on, for the images.
+Inputs: the folder of a trained generator; optionally a network to start from, or to edit, as safetensors with the names
+of its state dict; optionally examples of the task, x.npz with `inputs` and perhaps `targets`, or x.csv with a column
+`target`. A generator that looks at what networks compute also needs a zoo of its task, as it was trained on.
 Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names and
 shapes that `load_state_dict` takes; `config.yaml` and `summary.json` in the folder x-sample. Typical run time: seconds.
 """
@@ -40,23 +41,33 @@ def main(config: DictConfig) -> None:
         raise ValueError(f"prompts must be numbers, got {words}")
     if config.examples is not None:
         prompt["examples"] = load_examples(str(config.examples))
-    try:
-        start = None if config.start is None else load_file(str(config.start))
-    except SafetensorError as error:
-        raise ValueError(f"{config.start} is not a safetensors file: {error}") from error
+    networks: dict[str, Any] = {}
+    for name in ("start", "edit"):
+        try:
+            networks[name] = None if config[name] is None else load_file(str(config[name]))
+        except SafetensorError as error:
+            raise ValueError(f"{config[name]} is not a safetensors file: {error}") from error
     disable_progress_bar()  # of loading three small files
     pipe = ParameterPipeline.from_pretrained(str(config.pipeline)).to(resolve_device(config.device))
-    generated = pipe(
-        start,
-        prompt,
-        num_samples=config.num_samples,
-        best_of=config.best_of,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        task_bits=None if config.task_bits is None else list(config.task_bits),
-        task=None if config.zoo is None else task_of(Zoo.open(str(config.zoo))),
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    task = None if config.zoo is None else task_of(Zoo.open(str(config.zoo)))
+    rng = torch.Generator().manual_seed(config.seed)
+    if networks["edit"] is None:
+        generated = pipe(
+            networks["start"],
+            prompt,
+            num_samples=config.num_samples,
+            best_of=config.best_of,
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            task_bits=None if config.task_bits is None else list(config.task_bits),
+            task=task,
+            generator=rng,
+        )
+    else:
+        own = None if config.own_loss is None else {"loss": config.own_loss}
+        generated = pipe.edit(
+            networks["edit"], prompt, own_prompt=own, start=networks["start"], task=task, generator=rng
+        )
     states = generated.state_dicts()
     paths = _numbered(out, len(states))
     for state, path in zip(states, paths, strict=True):

@@ -5,6 +5,7 @@
 
 Tensors on "sim" cannot be mixed with tensors on the CPU, random numbers for "sim" cannot come from a generator of the
 CPU, and inside `no_synchronization()` nothing may wait for the device (`.item()`, `bool(tensor)`, `.cpu()`, `nonzero`).
+What comes from it must be waited for: with `non_blocking=True` the CPU would read memory that is still to be written.
 So code that runs here, with the numbers of the CPU, has no device written into it. Built on PyTorch's Python backend:
 a wrapper subclass around a CPU tensor, and a dispatch mode for what is created on the device.
 """
@@ -25,7 +26,10 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
-_SYNCHRONIZING = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero")
+_SYNCHRONIZING = (
+    *("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero"),
+    *("aten._unique", "aten.unique", "aten.bincount", "aten._linalg_check_errors", "aten.multinomial"),
+)
 _MAY_MIX = ("copy", "aten.index.", "aten.index_put")  # copies between devices, and indices that are moved
 _state = {"exists": False, "may_synchronize": True}
 
@@ -152,6 +156,8 @@ def _run(func, args: tuple, kwargs: dict) -> object:
     _check_generator(name, kwargs.get("generator"), on_sim=bool(sims) or _is_sim(target))
     if sims and (name.startswith(_SYNCHRONIZING) or (target is not None and not _is_sim(target))):
         _check_may_synchronize(name)
+    if name.startswith("aten._to_copy") and sims and target is not None and not _is_sim(target):
+        _check_is_waited_for(name, kwargs.get("non_blocking"))
     if name.startswith("aten._to_copy") and not sims and _is_sim(target) and not kwargs.get("non_blocking"):
         _check_may_synchronize(f"{name} to it")
     if name.startswith(("aten.index.", "aten.index_put")) and sims:
@@ -183,8 +189,15 @@ def _check_copy(name: str, args: tuple, kwargs: dict) -> None:
     to, source, *rest = args
     non_blocking = rest[0] if rest else kwargs.get("non_blocking")
     leaves, arrives = isinstance(source, SimTensor), isinstance(to, SimTensor)
+    if leaves and not arrives:
+        _check_is_waited_for(name, non_blocking)
     if leaves != arrives and (leaves or not non_blocking):
         _check_may_synchronize(name)
+
+
+def _check_is_waited_for(name: str, non_blocking: object) -> None:
+    if non_blocking:
+        raise RuntimeError(f"{name} to the CPU with non_blocking=True: it may be read before it is there")
 
 
 def _check_generator(name: str, rng: torch.Generator | None, *, on_sim: bool) -> None:

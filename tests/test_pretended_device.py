@@ -78,3 +78,10 @@ def test_copies_to_the_device_and_masks_wait_too(device):
                 wait()
         there.copy_(here.to(device, non_blocking=True))
         there[1:] = 2.0
+
+
+def test_what_comes_from_the_device_must_be_waited_for(device):
+    here, there = torch.ones(3), torch.ones(3, device=device)
+    for race in (lambda: there.to("cpu", non_blocking=True), lambda: here.copy_(there, non_blocking=True)):
+        with pytest.raises(RuntimeError, match="may be read before it is there"):
+            race()

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Final
 
 import torch
+from torch import Tensor
 
 _KINDS: Final = ("cuda", "xpu", "mps")
 
@@ -34,6 +35,11 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "cpu":
         return torch.device("cpu")
     return device if device.index is not None else torch.device(device.type, backend.current_device())
+
+
+def sent(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on that device, for which nothing waits; but what comes to the CPU could be read before it is there."""
+    return x.to(device, dtype, non_blocking=device.type != "cpu")
 
 
 @lru_cache(maxsize=8)

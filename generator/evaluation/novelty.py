@@ -34,7 +34,7 @@ AVERAGED_COUNTS: Final = (2, 4, 8)
 DISTANCE_MARGIN: Final = 0.05  # relative to held-out runs
 IOU_MARGIN: Final = 0.03
 ACCURACY_MARGIN: Final = 0.005
-_OVERLAP_SPLITS: Final = ("val", "test")
+OVERLAP_SPLITS: Final = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def novelty_report(testbed: Testbed, generated: Tensor, prompt: float, rng: torc
     }
     sets |= {f"noise {noise:g}": NoisyCopy(testbed.train, noise)(None, asked, rng) for noise in NOISE_LEVELS}
     sets |= {f"average of {n}": MatchedAverage(testbed.train, n)(None, asked, rng) for n in AVERAGED_COUNTS}
-    known = Behaviour.of(testbed.task, pool, _OVERLAP_SPLITS)
-    measured = {name: _against(testbed, params, pool, known) for name, params in sets.items()}
+    known = Behaviour.of(testbed.task, pool, OVERLAP_SPLITS)
+    measured = {name: against(testbed, params, pool, known) for name, params in sets.items()}
     return NoveltyReport(prompt, measured, distance_verdict(measured), overlap_verdict(measured))
 
 
@@ -169,8 +169,9 @@ def retrieval_verdict(generator: Foretelling, rivals: Mapping[str, Foretelling])
     )
 
 
-def _against(testbed: Testbed, params: Tensor, pool: Tensor, known: Behaviour) -> NetworkSet:
-    does = Behaviour.of(testbed.task, params, _OVERLAP_SPLITS)
+def against(testbed: Testbed, params: Tensor, pool: Tensor, known: Behaviour) -> NetworkSet:
+    """Networks (N, P) against those of a pool (M, P), of which the behaviour on OVERLAP_SPLITS is known."""
+    does = Behaviour.of(testbed.task, params, OVERLAP_SPLITS)
     overlaps = wrong_prediction_iou(does.predictions, does.targets, known.predictions).max(1).values
     distances = nearest(testbed.task.layout, params, pool).distances[:, 0]
     return NetworkSet(distances, overlaps, Behaviour.of(testbed.task, params).accuracy)

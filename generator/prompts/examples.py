@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zoo.tasks.files.arrays import read_npz
 from zoo.tasks.files.columns import column, read_columns
+from zoo.tasks.files.text import byte_windows, read_text
 from zoo.tasks.objectives import BinaryCrossEntropy
 from zoo.tasks.task import Task
 
@@ -80,11 +81,12 @@ class Examples:
 
     @classmethod
     def read(cls, value: object, kind: ExampleKind | None, batch_size: int) -> Examples:
-        """Examples as people give them: (inputs, targets), (inputs, None) or inputs.
+        """Examples as people give them: (inputs, targets), (inputs, None), inputs, or a text.
 
         Args:
-            value: inputs (E, ...) for all prompts or (B, E, ...), each as the data set has it or flat; targets (E, ...)
-                or (B, E, ...), NO_LABEL where there is none; tensors, arrays or lists.
+            value: str or bytes of a text, of whose windows the next symbols are the targets; or inputs (E, ...) for all
+                prompts or (B, E, ...), each as the data set has it or flat, and targets (E, ...) or (B, E, ...),
+                NO_LABEL where there is none; tensors, arrays or lists.
             kind: that the generator was trained on; None if on none.
             batch_size: B.
 
@@ -93,10 +95,11 @@ class Examples:
         """
         if kind is None:
             raise ValueError("the generator was not trained on examples; leave them out of the prompt")
+        value = _windows(value, kind) if isinstance(value, str | bytes) else value
         inputs, targets = value if isinstance(value, tuple | list) and len(value) == 2 else (value, None)
         try:
-            inputs = _tensor(inputs)
-            labels = None if targets is None else _tensor(targets).double()
+            inputs = _tensor(inputs, "inputs")
+            labels = None if targets is None else _tensor(targets, "targets").double()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"examples must be (inputs, targets) or (inputs, None): {error}") from None
         inputs = _shaped(inputs, kind, batch_size)
@@ -136,8 +139,8 @@ class Examples:
         return Examples(self.inputs, self.targets, torch.zeros_like(self.is_given))
 
 
-def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Inputs and targets of a file: x.npz with arrays `inputs` and perhaps `targets`, or x.csv of numbers.
+def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None] | bytes:
+    """What `Examples.read` takes of a file: x.npz with arrays `inputs` and perhaps `targets`, x.csv of numbers, x.txt.
 
     The first line of a table names its columns; one called `target` holds the classes, all others are inputs, in order.
 
@@ -149,8 +152,10 @@ def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
         if "inputs" not in arrays or arrays.keys() - {"inputs", "targets"}:
             raise ValueError(f"{path} must hold arrays `inputs` and perhaps `targets`, got {sorted(arrays)}")
         return arrays["inputs"], arrays.get("targets")
+    if path.endswith(".txt"):
+        return read_text(Path(path))
     if not path.endswith(".csv"):
-        raise ValueError(f"examples must be a file x.npz or x.csv, got {path}")
+        raise ValueError(f"examples must be a file x.npz, x.csv or x.txt, got {path}")
     columns = read_columns(path)
     if words := [name for name, values in columns.items() if values.dtype == object]:
         raise ValueError(f"columns of {path} must be numbers, got words in {words}")
@@ -158,6 +163,17 @@ def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(f"the first line of {path} must name its columns, got numbers: {list(columns)[:4]}")
     targets = columns.pop("target", None)
     return np.stack([*columns.values()], axis=1), targets
+
+
+def _windows(text: str | bytes, kind: ExampleKind) -> tuple[np.ndarray, np.ndarray]:
+    """Windows (E, L) of a text, and the symbols (E, L) that come next."""
+    if not kind.num_symbols:
+        raise ValueError(f"examples must be inputs of shape {kind.shape}, got a text; none was trained on")
+    text = text.encode() if isinstance(text, str) else text
+    needed = FEWEST * kind.shape[0] + 1
+    if len(text) < needed:
+        raise ValueError(f"a text must have {needed} bytes or more, {FEWEST} windows and one, got {len(text)}")
+    return byte_windows(text, kind.shape[0], kind.num_symbols)
 
 
 def _check_scale(inputs: Tensor, low: float, high: float) -> None:
@@ -174,9 +190,19 @@ def _check_scale(inputs: Tensor, low: float, high: float) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def _tensor(values: object) -> Tensor:
-    """A tensor, or what NumPy makes an array of: frames, lists of arrays."""
-    return values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
+def _tensor(values: object, what: str) -> Tensor:
+    """A tensor, or what NumPy makes an array of numbers of: frames, lists of arrays."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        array = np.array(values)
+    except ValueError:
+        raise ValueError(f"{what} must be of one length, got sequences of several") from None
+    if array.dtype.kind not in "biuf":
+        odd = next((one for one in array.ravel().tolist() if not isinstance(one, int | float)), array.dtype)
+        hint = f"; {NO_LABEL} is a target that is not known" if what == "targets" else ""
+        raise ValueError(f"{what} must be numbers, got {odd!r}{hint}")
+    return torch.as_tensor(array)
 
 
 def _shaped(inputs: Tensor, kind: ExampleKind, batch_size: int) -> Tensor:

@@ -141,7 +141,7 @@ class Prompt:
                 warnings.warn(
                     f"prompt {name} = {shown} is outside the range of the training runs, "
                     f"{known.low:.4g} to {known.high:.4g}; it is answered as the nearest value of that range",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
 
 

@@ -66,6 +66,7 @@ class WeightReader(FromFolder, ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_inputs: I.
         width: of the hidden layers.
         coverage: share of intervals that hold the true value.
+        shares: quantities that lie between 0 and 1, as the errors of classifiers do.
     """
 
     __module__ = "generator"  # what saved pipelines name: the public surface, not this file
@@ -82,10 +83,12 @@ class WeightReader(FromFolder, ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_inputs: int = 128,
         width: int = 256,
         coverage: float = 0.9,
+        shares: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.layouts = tuple(ParamLayout.from_json(text) for text in layouts)
         self.quantities = tuple(sorted(quantities))
+        self.shares = frozenset(shares)
         self.slots = [slot.name for slot in described_slots(self.layouts[0])]
         num_statistics, num_quantities = (2 + len(QUANTILES)) * len(self.slots), len(quantities)
         floors = [quantities[name] for name in self.quantities]
@@ -165,11 +168,12 @@ class WeightReader(FromFolder, ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _in_units(self, standardised: Tensor) -> dict[str, Tensor]:
         columns = (standardised * self.quantity_std + self.quantity_mean).float().unbind(1)
-        values = {
-            name: column.exp() - floor if is_log else column
-            for name, is_log, floor, column in zip(self.quantities, self.is_log, self.floors, columns, strict=True)
-        }
-        return {name: value.clamp(min=0) if name.endswith("_error") else value for name, value in values.items()}
+        values = {}
+        for name, is_log, floor, column in zip(self.quantities, self.is_log, self.floors, columns, strict=True):
+            value = column.exp() - floor if is_log else column
+            is_positive = is_log or name.endswith("_error")
+            values[name] = value.clamp(0 if is_positive else -torch.inf, 1 if name in self.shares else torch.inf)
+        return values
 
     def _task(self, layout: ParamLayout) -> Task | None:
         """The recorded task of a layout, if there is one."""

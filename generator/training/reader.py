@@ -28,6 +28,7 @@ from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
 from zoo.networks.layout import ParamLayout
 from zoo.storage.zoo import Zoo
+from zoo.tasks.regression import Regression
 from zoo.tasks.task import Task
 
 _NETWORKS_FOR_STATISTICS: Final = 4096
@@ -231,6 +232,7 @@ def _untrained(train: Sequence[Labelled], tasks: Sequence[Task | None], config: 
             num_inputs=config.num_inputs,
             width=config.width,
             coverage=config.coverage,
+            shares=[name for name in train[0].values if _is_share(name, [some.values[name] for some in train], tasks)],
         )
         if reader.inputs is not None:
             reader.inputs.data.normal_().mul_(examples.std(0).cpu()).add_(examples.mean(0).cpu())
@@ -247,6 +249,12 @@ def _untrained(train: Sequence[Labelled], tasks: Sequence[Task | None], config: 
 def _recorded(task: Task | None) -> dict[str, Any] | None:
     """What `get_task` makes a task from; None for tasks of adapters, whose base is not part of the reader."""
     return None if task is None or "adapter" in task.config else json.loads(json.dumps(task.config)) or None
+
+
+def _is_share(name: str, values: Sequence[Tensor], tasks: Sequence[Task | None]) -> bool:
+    """Whether a quantity lies between 0 and 1 by its nature: errors of classes and of episodes do."""
+    is_distance = any(task is not None and isinstance(task.objective, Regression) for task in tasks)
+    return name.endswith("_error") and not is_distance and not any(bool((some > 1).any()) for some in values)
 
 
 def _floor(name: str, values: Sequence[Tensor]) -> float | None:

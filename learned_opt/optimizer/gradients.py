@@ -19,6 +19,7 @@ from torch import Tensor
 from learned_opt.optimizer.checks import is_sharded
 from learned_opt.rules.rule import TensorSpec
 from learned_opt.rules.tensor_specs import matrix_view
+from zoo.devices import sent
 
 if TYPE_CHECKING:
     from learned_opt.optimizer.sharding import Sharding
@@ -120,7 +121,7 @@ def to_update(pending: Sequence[Pending], has_gradient: Tensor) -> list[Pending]
     """
     parts = has_gradient.split([entry.num_matrices for entry in pending])
     if has_gradient.device.type != "cpu":
-        masks = (part.to(entry.param.device, non_blocking=True) for entry, part in zip(pending, parts, strict=True))
+        masks = (sent(part, entry.param.device) for entry, part in zip(pending, parts, strict=True))
         return [replace(entry, active=mask) for entry, mask in zip(pending, masks, strict=True)]
     if bool(has_gradient.all()):
         return list(pending)

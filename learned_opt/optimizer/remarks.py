@@ -29,12 +29,13 @@ class Remarks:
             )
 
     def of_no_gradients(self, num_in_a_row: int) -> None:
-        """Steps in a row without any gradient."""
+        """Steps in a row without any gradient; so it may be meant, where one is made for every microbatch."""
         if num_in_a_row >= NUM_IN_A_ROW:
             self._say(
                 "no gradients",
-                f"in the last {num_in_a_row} steps no parameter had a gradient; nothing is trained. Either backward() "
-                "was not called before step(), or the model's parameters were replaced after the optimizer was made",
+                f"the last {num_in_a_row} steps changed nothing, because no parameter had a gradient. If that is not "
+                "meant, either backward() was not called before step(), or the model's parameters were replaced after "
+                "the optimizer was made",
             )
 
     def of_small_lr(self, groups: Iterable[Mapping[str, Any]]) -> None:

@@ -11,7 +11,7 @@ rule's base step, so that the usual values (0.01 to 0.1) are sensible.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, overload
 
@@ -21,14 +21,16 @@ from torch.optim import Optimizer
 
 from learned_opt.optimizer.averaging import holds_averages, show_averages, show_iterates, update_averages
 from learned_opt.optimizer.checks import check_options, check_param, checked_horizon
-from learned_opt.optimizer.counters import COUNTERS, advance, counted, read_counters
-from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
+from learned_opt.optimizer.counters import COUNTERS, advance, read_counters
+from learned_opt.optimizer.gradients import gradients_of, known, largest_entries, to_update
 from learned_opt.optimizer.low_precision import restore_float32
 from learned_opt.optimizer.param_groups import Params, complete_group, groups_of_model, groups_of_params, tensors_of
 from learned_opt.optimizer.remarks import LATE_STEP, Remarks
+from learned_opt.optimizer.skipped_steps import SkippedSteps
 from learned_opt.optimizer.whole_tensors import check_state, complete_state, update_whole
 from learned_opt.pretrained.files import Pretrained, Source, load_pretrained
 from learned_opt.rules.rule import reads_loss
+from zoo.devices import sent
 
 RECOMMENDED: Final = "mulo-norm"
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
@@ -39,10 +41,6 @@ _COMMON: Final = (*COUNTERS, "num_training_steps", "theta_hash", "average", "tra
 
 class ThetaMismatchError(ValueError):
     """A saved optimizer was run by other meta-parameters."""
-
-
-class NonFiniteGradientError(RuntimeError):
-    """Gradients held infinities or NaN, and the optimizer was asked to raise."""
 
 
 class LearnedOptimizer(Optimizer):
@@ -99,14 +97,12 @@ class LearnedOptimizer(Optimizer):
         check_options(lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, average=average, depth=depth, roles=roles)
         horizon = checked_horizon(num_training_steps)
         self.pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
-        self.nonfinite = nonfinite
         self.kahan_sum = kahan_sum
         self._thetas: dict[torch.device, Tensor] = {}
         self._remarks = Remarks()
         self._most_steps = 0  # no fewer than `inner_step`, which may be on a device
-        self._num_skipped_in_a_row: int | Tensor = 0
         self._num_idle_in_a_row = 0
-        self._bad: tuple[list[str], Tensor] | None = None  # matrices of the last step that may have been skipped
+        self._skips = SkippedSteps(raises=nonfinite == "raise")
         self._loading: Mapping[str, Any] | None = None
         if average is None and horizon is None:
             average = self.default_average
@@ -226,8 +222,7 @@ class LearnedOptimizer(Optimizer):
         told = self._told(returned if loss is None else loss)
         largest = largest_entries([entry.grad for entry in pending])
         if "loss" in told:  # what is not finite would stay in the rule's averages
-            is_told = told["loss"].isfinite().to(largest.device, non_blocking=largest.device.type != "cpu")
-            largest = largest.masked_fill(~is_told, torch.nan)
+            largest = largest.masked_fill(~sent(told["loss"].isfinite(), largest.device), torch.nan)
         if any(entry.sharding is not None for entry in pending):
             if getattr(self.pretrained.rule, "mixes_tensors", False):
                 raise ValueError(
@@ -236,8 +231,10 @@ class LearnedOptimizer(Optimizer):
             from learned_opt.optimizer.sharded import largest_over_ranks
 
             largest = largest_over_ranks(pending, largest)
-        is_skipped = self._count_skip(pending, largest)
+        is_skipped = self._skips.decide(pending, largest, first["inner_step"])
+        advance(self.param_groups, "num_skipped_steps", is_skipped)
         if is_skipped is True:
+            self._report_skips()
             return returned
         for entry in pending:  # also of zero gradients: that is how torch.distributed.checkpoint asks for state
             entry.state = self.state[entry.param]
@@ -287,13 +284,12 @@ class LearnedOptimizer(Optimizer):
         self._report_skips()
         with read_counters(self.param_groups):
             groups = [dict(group) for group in self.param_groups]
-        own = ("pretrained", "nonfinite", "kahan_sum", "_remarks", "_loading", "_is_loaded", "_num_idle_in_a_row")
-        fresh: dict[str, Any] = {"_thetas": {}, "_bad": None, "_num_skipped_in_a_row": int(self._num_skipped_in_a_row)}
+        own = ("pretrained", "kahan_sum", "_remarks", "_skips", "_loading", "_is_loaded", "_num_idle_in_a_row")
         return {
             **super().__getstate__(),
             "param_groups": groups,
             **{name: getattr(self, name) for name in own},
-            **fresh,
+            "_thetas": {},
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -320,33 +316,10 @@ class LearnedOptimizer(Optimizer):
             )
         return {"loss": torch.as_tensor(loss, dtype=torch.float32).detach().mean()}
 
-    def _count_skip(self, pending: Sequence[Pending], largest: Tensor) -> bool | Tensor:
-        """Whether gradients are not finite, so that the step is skipped; a tensor where one would have to wait."""
-        is_finite = largest.isfinite()
-        is_bad = ~is_finite.all()
-        is_skipped = bool(is_bad) if self.nonfinite == "raise" else known(is_bad)
-        if is_skipped is not False:
-            self._bad = [entry.spec.name for entry in pending for _ in range(entry.num_matrices)], is_finite
-        if is_skipped is True and self.nonfinite == "raise":
-            raise NonFiniteGradientError(
-                f"gradients of {self._bad_names()} are not finite at step {self.inner_step}; parameters are unchanged"
-            )
-        advance(self.param_groups, "num_skipped_steps", is_skipped)
-        self._num_skipped_in_a_row = counted(self._num_skipped_in_a_row, is_skipped)
-        self._num_skipped_in_a_row *= is_skipped
-        if is_skipped is True:
-            self._report_skips()
-        return is_skipped
-
-    def _bad_names(self) -> list[str]:
-        """Of some tensors whose gradients were not finite."""
-        names, is_finite = self._bad or ([], torch.empty(0))
-        return [name for name, fine in zip(names, is_finite.tolist(), strict=True) if not fine][:8]
-
     def _theta_on(self, device: torch.device) -> Tensor:
         """The meta-parameters, copied to a device once."""
         if device not in self._thetas:
-            self._thetas[device] = self.pretrained.theta.to(device, non_blocking=True)
+            self._thetas[device] = sent(self.pretrained.theta, device)
         return self._thetas[device]
 
     def _set_mode(self, *, is_training: bool) -> bool:
@@ -366,7 +339,7 @@ class LearnedOptimizer(Optimizer):
             self._remarks.of_modes()
 
     def _report_skips(self) -> None:
-        self._remarks.of_skips(int(self._num_skipped_in_a_row), self._bad_names())
+        self._remarks.of_skips(self._skips.num_in_a_row, self._skips.names())
 
     def _report_settings(self) -> None:
         horizon = self.num_training_steps

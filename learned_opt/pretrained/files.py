@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from learned_opt.pretrained.pylo_format import is_pylo, rule_and_theta
+from learned_opt.pretrained.pylo_format import are_velo, is_pylo, rule_and_theta
 from learned_opt.rules.registry import get_rule
 from learned_opt.rules.rule import RuleOption, UpdateRule
 from zoo.hub import CARD, SCHEME, UploadOptions, card, facts, local_copy, upload
@@ -151,11 +151,8 @@ def load_theta(path: str | Path, *others: str | Path) -> Pretrained:
     """
     path = Path(path)
     tensors, metadata = _read(path)
-    for other in others:
-        tensors |= _read(Path(other))[0]
-    if others and not is_pylo(tensors):
-        files = [file.name for file in map(Path, (path, *others))]
-        raise ThetaFileError(f"several files are one theta only of PyLO's VeLO, (RNN_FILE, MLP_FILE), got {files}")
+    if others:
+        tensors = _joined([tensors, *(_read(Path(other))[0] for other in others)], (path, *others))
     if is_pylo(tensors):
         rule, theta = rule_and_theta(tensors)
         return Pretrained(rule, theta, path.stem, {"origin": "PyLO"})
@@ -172,6 +169,14 @@ def load_theta(path: str | Path, *others: str | Path) -> Pretrained:
     if theta_hash(metadata["rule"], options, theta) != metadata["hash"]:
         raise ThetaFileError(f"{path} is damaged: its numbers do not have the recorded hash {metadata['hash']}")
     return Pretrained(get_rule(metadata["rule"], **options), theta, path.stem, json.loads(metadata["info"]))
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]], paths: Sequence[str | Path]) -> dict[str, Tensor]:
+    """Tensors of the two files of VeLO; nothing else is one theta in several files."""
+    if len(parts) != 2 or not are_velo(*parts):
+        files = [Path(path).name for path in paths]
+        raise ThetaFileError(f"several files are one theta only of PyLO's VeLO, (RNN_FILE, MLP_FILE), got {files}")
+    return {**parts[0], **parts[1]}
 
 
 def theta_card(pretrained: Pretrained, repo_id: str, license: str | None = None) -> bytes:

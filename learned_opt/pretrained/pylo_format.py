@@ -41,6 +41,12 @@ def is_pylo(tensors: Mapping[str, Tensor]) -> bool:
     return any(name in tensors for name in ("network.input.weight", "w0.0", "first_layer_weights.0", *_VELO_FIRST))
 
 
+def are_velo(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of a VeLORNN and a VeLOMLP, in any order, and no tensor is in both."""
+    halves = [[name in part for name in _VELO_FIRST] for part in (one, other)]
+    return sorted(halves) == [[False, True], [True, False]] and not one.keys() & other.keys()
+
+
 def rule_and_theta(tensors: Mapping[str, Tensor]) -> tuple[UpdateRule, Tensor]:
     """Rule and meta-parameters (M,) of a network's state dict.
 

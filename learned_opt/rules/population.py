@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learned_opt.rules.rule import RuleState, UpdateRule, reads_loss
 from learned_opt.rules.tensor_specs import specs_of
+from zoo.devices import sent
 from zoo.networks.layout import ParamLayout
 from zoo.training.optimizers import Hyperparameter, State
 from zoo.training.schedules import Schedule, StepCount
@@ -88,7 +89,7 @@ class PopulationOptimizer:
         if self.theta.device == device:
             return self.theta
         if device not in self._thetas:
-            self._thetas[device] = self.theta.to(device, non_blocking=True)
+            self._thetas[device] = sent(self.theta, device)
         return self._thetas[device]
 
     def _update(

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from zoo.devices import sent
 from zoo.training.schedules import StepCount
 
 RuleState = dict[str, list[Tensor]]  # name -> one tensor (N, ...) for each of the R tensors
@@ -209,8 +210,7 @@ class TensorwiseRule(UpdateRule, ABC):
             return
         count = len(params)
         if loss is not None:
-            device = params[used[0]].device
-            loss = loss.detach().to(device, torch.float32, non_blocking=device.type != "cpu").expand(len(params[0]))
+            loss = sent(loss.detach(), params[used[0]].device, torch.float32).expand(len(params[0]))
         lrs, decays, masks = per_tensor(lr, count), per_tensor(weight_decay, count), per_tensor(active, count)
         tensors = [
             TensorUpdate(
@@ -288,7 +288,7 @@ def per_tensor(value: Sequence[_Value] | _Value, num_tensors: int) -> list[_Valu
 def per_network(count: StepCount, like: Tensor) -> Tensor:
     """Step count as a float32 tensor (1,) or (N,) on the device of `like`, without waiting for it."""
     if isinstance(count, Tensor):
-        return count.to(like.device, torch.float32, non_blocking=True).reshape(-1)
+        return sent(count, like.device, torch.float32).reshape(-1)
     return torch.full((1,), float(count), dtype=torch.float32, device=like.device)
 
 

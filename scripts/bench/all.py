@@ -2,15 +2,15 @@
 
     python -m scripts.bench.all [device=auto] [minutes=8] [size=full] [out=out/bench] [stages=tests,populations,...]
 
-Stages, in the order of their worth:
+Stages, first those of which least is known:
 
-    tests        the tests that need a GPU (pytest -m gpu)
+    tests        the tests that need a GPU (pytest -m gpu), those of `zoo` first
+    generator    a generated network of 200 million parameters, 20 steps, and a training step of what generates it
+    demo         the three jobs in one run
+    language     a transformer of 85 million parameters on Python source: mulo-norm, Muon and AdamW
     populations  networks trained at once, compiled and eager, against a plain loop on the same device
     optimizers   a step of mulo-norm and mulo on ViT-B/16 and GPT-2 small, against Muon and AdamW
     meta         parameter updates a second of meta-training, by the number of particles
-    generator    a generated network of 200 million parameters, 20 steps, and a training step of what generates it
-    language     a transformer of 85 million parameters on Python source: mulo-norm, Muon and AdamW
-    demo         the three jobs in one run
 
 Each has its share of the minutes and what earlier ones left of theirs, in a process of its own: one that fails or does
 not finish keeps what it measured and stops no other. Rows are written into `out` as they come, one file a topic, with
@@ -21,7 +21,6 @@ the project's tables.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -64,11 +63,12 @@ TINY_DEMO: Final = """
 
 def gpu_tests(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     """How many of the tests that need a GPU pass, of those that the budget leaves time for."""
-    folder = "tests" if size == "full" else "tests/learned_opt/rules"
+    files = [str(path.relative_to(ROOT)) for path in files_with_gpu_tests(ROOT / "tests")]
+    files = files if size == "full" else [path for path in files if "/rules/" in path]
     options = ["-v", "-m", "gpu", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     if find_spec("xdist") is not None:
         options += ["-n", str(min(8, os.cpu_count() or 1))]
-    command = [sys.executable, "-m", "pytest", folder, *options]
+    command = [sys.executable, "-m", "pytest", *files, *options]
     log, note = Path.cwd() / "logs" / "pytest.txt", ""
     with log.open("w") as written:
         tests = subprocess.Popen(command, cwd=ROOT, stdout=written, stderr=subprocess.STDOUT)
@@ -96,6 +96,15 @@ def gpu_tests(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     )
 
 
+def files_with_gpu_tests(folder: Path) -> list[Path]:
+    """Test files that take the fixture `device` or the mark, so that no time is lost in importing all others.
+
+    Those of `zoo` come first: everything rests on it.
+    """
+    uses = re.compile(r"mark\.gpu|\bDEVICES\b|^def test_\w+\(.*\bdevice\b", re.MULTILINE)
+    return sorted((path for path in folder.rglob("test_*.py") if uses.search(path.read_text())), reverse=True)
+
+
 def outcomes_of(said: str) -> dict[str, str]:
     """Outcome of each test by its name, from what `pytest -v` wrote, in one process or several."""
     outcome = "(PASSED|FAILED|SKIPPED|ERROR)"
@@ -107,18 +116,27 @@ def outcomes_of(said: str) -> dict[str, str]:
 def demo(device: torch.device, size: str, budget: float) -> Iterator[Row]:
     """Seconds and findings of each stage of the demo."""
     from ..demo_report.summary import LINES
+    from ..demo_stages.stage import Record
 
     folder = Path.cwd() / "demo"
     overrides = TINY_DEMO.split() if size == "tiny" else ()
     command = [sys.executable, "-m", "scripts.demo", f"out='{folder}'", f"device='{device}'", *overrides]
-    subprocess.run(command, cwd=ROOT, check=True)
-    for name, numbers in json.loads((folder / "summary.json").read_text())["stages"].items():
-        found = "; ".join(f"{what}: {said}" for what, said in LINES[name](numbers))
+    try:
+        code = subprocess.run(command, cwd=ROOT, check=False, timeout=budget).returncode
+    except subprocess.TimeoutExpired:  # the stages that are finished have their records
+        code = 0
+    for name, lines in LINES.items():
+        stage = Record.read(folder / "stages" / f"{name}.json")
+        if stage is None or stage.result is None:
+            continue
+        found = "; ".join(f"{what}: {said}" for what, said in lines(stage.result.numbers))
         yield Row(
             question="What does the demo find on this device, and how long does it take?",
             setting={"size": size, "device": device.type, "stage": name},
-            figures={"seconds": numbers["seconds"], "CPU seconds": numbers["cpu_seconds"], "found": found},
+            figures={"seconds": stage.seconds, "CPU seconds": stage.cpu_seconds, "found": found},
         )
+    if code:
+        raise RuntimeError(f"the demo ended with exit code {code}")
 
 
 class Stage(NamedTuple):
@@ -131,12 +149,12 @@ class Stage(NamedTuple):
 
 STAGES: Final = {
     "tests": Stage("tests", 2.5, "all:gpu_tests"),
+    "generator": Stage("generator", 1.8, "generator_memory:stage"),
+    "demo": Stage("demo", 2, "all:demo"),
+    "language": Stage("language", 3, "bench_language:stage"),
     "populations": Stage("population", 2, "bench_population:stage"),
     "optimizers": Stage("optimizer_step", 1.5, "bench_optimizer_step:stage"),
     "meta": Stage("meta_train", 1, "bench_meta_train:stage"),
-    "generator": Stage("generator", 1.8, "generator_memory:stage"),
-    "language": Stage("language", 3, "bench_language:stage"),
-    "demo": Stage("demo", 2, "all:demo"),
 }
 
 

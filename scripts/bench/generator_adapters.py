@@ -177,10 +177,10 @@ def trained(tasks: Tasks, rate: float, steps: int) -> Tensor:
     )
 
 
-def minimized(loss: Callable[[Tensor], Tensor], params: Tensor, rate: float, steps: int) -> Tensor:
-    """Parameters after steps of Adam, whose rate falls along a cosine."""
+def minimized(loss: Callable[[Tensor], Tensor], params: Tensor, rate: float, steps: int, decay: float = 0.0) -> Tensor:
+    """Parameters after steps of AdamW, whose rate falls along a cosine."""
     params = params.clone().requires_grad_()
-    optimizer = torch.optim.Adam([params], rate)
+    optimizer = torch.optim.AdamW([params], rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 import shlex
 import sys
@@ -20,11 +19,11 @@ import torch
 
 from zoo.storage.durable import write_file
 
+from ..json_values import json_value
 from ..machine import card_versions, commit, hardware, versions
-from ..rows import Figure, Row
+from ..rows import Row
 
 RESULTS = Path(__file__).parent / "results"
-NUM_DIGITS = 5  # of a figure that is no whole number
 
 
 def record(
@@ -59,8 +58,7 @@ def record(
     new = []
     for row in rows:
         values = asdict(row)
-        values["figures"] = {name: _rounded(figure) for name, figure in row.figures.items()}
-        values["spread"] = {name: [_rounded(end) for end in ends] for name, ends in row.spread.items()}
+        values |= {"figures": json_value(row.figures), "spread": json_value(row.spread)}
         new.append({"topic": topic, **values, **origin})
     return put(topic, new, folder)
 
@@ -81,12 +79,6 @@ def read_rows(topic: str, folder: Path = RESULTS) -> list[dict]:
 
 def _identity(row: Mapping) -> str:
     return json.dumps([row["question"], row["setting"], row["hardware"]], sort_keys=True)
-
-
-def _rounded(figure: Figure) -> Figure:
-    if not isinstance(figure, float):
-        return figure
-    return float(f"{figure:.{NUM_DIGITS}g}") if math.isfinite(figure) else None
 
 
 def this_command() -> str:

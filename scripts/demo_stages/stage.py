@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,6 +20,7 @@ from zoo.settings import require_same
 from zoo.storage.durable import write_file
 
 from ..cli import default_config
+from ..json_values import json_value
 
 _NO_NUMBERS: Final = ("out", "zoo", "executor", "device", "trainer", "num_threads", "plain_loop_seconds")
 _OWN_SECTIONS: Final = ("prompting", "optimizer", "join", "tables")
@@ -86,7 +86,7 @@ class Record:
     def write(self, path: Path) -> None:
         values = asdict(self)
         if self.result is not None:
-            values["result"]["data"] = _recorded(self.result.data)
+            values["result"]["data"] = json_value(self.result.data, 4, keep_nonfinite=True)
         write_file(path, [json.dumps(values, indent=1).encode()])
 
 
@@ -163,16 +163,6 @@ def _names(config: DictConfig, key: str) -> list[str]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError(f"{key} must be a list such as [zoo,generator], got {value!r}")
     return [str(name) for name in value]
-
-
-def _recorded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _recorded(one) for name, one in value.items()}
-    if isinstance(value, torch.Tensor | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_recorded(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _check_counts(stage: Stage, config: DictConfig) -> None:

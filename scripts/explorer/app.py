@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -23,6 +21,7 @@ from generator.training.tasks import task_of
 from zoo import Zoo
 
 from ..demo_report.chart import PALETTE
+from ..json_values import json_value
 from .comparison import compare
 from .networks import history, image_shape, plane, plane_methods, trajectories
 from .prompting import Prompting, Request
@@ -151,7 +150,7 @@ def make_app(zoo: Zoo, pipe: ParameterPipeline | None = None) -> Starlette:
         name = request.path_params["name"]
         if name not in answers:
             return JSONResponse({"error": f"there is no {name!r}"}, 404)
-        return _guarded(lambda: JSONResponse(as_json(answers[name](**request.query_params))))
+        return _guarded(lambda: JSONResponse(json_value(answers[name](**request.query_params))))
 
     def download(request: HttpRequest) -> Response:
         def packed() -> Response:
@@ -190,19 +189,6 @@ def make_app(zoo: Zoo, pipe: ParameterPipeline | None = None) -> Starlette:
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
     )
-
-
-def as_json(value: Any) -> Any:
-    """Arrays and tensors as lists, numbers with five digits, what is not finite as null."""
-    if isinstance(value, Mapping):
-        return {name: as_json(one) for name, one in value.items()}
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        return as_json(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [as_json(one) for one in value]
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    return value
 
 
 def _guarded(make: Callable[[], Response]) -> Response:

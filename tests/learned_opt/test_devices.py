@@ -151,6 +151,25 @@ def test_a_stack_of_which_some_matrices_have_no_gradient(device, rule):
     assert_equal(stacks[1], stacks[0])
 
 
+@pytest.mark.parametrize("name", ["mulo", "mulo-norm"])
+def test_a_model_on_two_devices(device, name):
+    """Then a step has to wait: what one device finds out decides about tensors on the other."""
+    models = [model_and_batch("mlp")[0] for _ in range(2)]
+    models[1].layers[0].to(device)
+    pretrained = Pretrained(RULES[name], random_theta(RULES[name]))
+    optimizers = [LearnedOptimizer(model, pretrained, average=8) for model in models]
+    rng = torch.Generator().manual_seed(0)
+    for i in range(4):
+        for pair_of_params in zip(*(model.parameters() for model in models), strict=True):
+            grad = torch.randn(pair_of_params[0].shape, generator=rng) * (i != 2 or pair_of_params[0].ndim > 1)
+            for p in pair_of_params:
+                p.grad = grad.to(p.device)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_twins(models)
+    assert [optimizer.inner_step for optimizer in optimizers] == [4, 4]
+
+
 def test_gradients_that_are_not_finite_raise_if_asked_to(device):
     model = model_and_batch("mlp")[0].to(device)
     optimizer = MuLO(model, nonfinite="raise")

@@ -1,5 +1,7 @@
 """Zoos are what they are, whatever a program has set for all of torch."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,11 @@ from torch import nn
 from tests.ambient import AMBIENTS, default_dtype
 from zoo import Task, build_zoo, get_task
 from zoo.ambient import torch_defaults
+from zoo.networks.adapters import adapt
+from zoo.networks.layout import ParamLayout
+from zoo.operations import average
 from zoo.tasks.dataset import Dataset, Split
+from zoo.training.optimizers import Adam
 
 OPTIONS = {"num_runs": 2, "num_steps": 6, "num_snapshots": 2, "batch_size": 16, "evaluated_splits": ["val"]}
 CNN = {"architecture": "cnn", "channels": (2,)}
@@ -29,6 +35,31 @@ def test_a_zoo_is_the_same(tmp_path, expected, name):
     assert np.array_equal(built.params[:], expected.params[:])
     assert np.array_equal(built.metric("val_loss"), expected.metric("val_loss"))
     assert {(param.dtype, param.device.type) for param in model.parameters()} == {(torch.float32, "cpu")}
+
+
+@pytest.mark.parametrize("name", AMBIENTS)
+def test_networks_are_adapted_and_averaged_alike(name):
+    network, networks = nn.Sequential(nn.Linear(4, 3)), torch.randn(3, 7)
+    results = []
+    for ambient in (nullcontext, AMBIENTS[name]):
+        torch.manual_seed(0)
+        with ambient():
+            adapted = adapt(network, rank=2)
+            results.append([*adapted.state_dict().values(), average(networks, [1.0, 2.0, 3.0]), average(networks)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", AMBIENTS)
+def test_an_optimizer_of_populations_makes_the_same_step(name):
+    layout, rates, results = ParamLayout.of(nn.Linear(3, 2)), torch.tensor([0.1, 0.2]), []
+    for ambient in (nullcontext, AMBIENTS[name]):
+        params, grads = torch.ones(2, 8), torch.ones(2, 8)
+        with ambient():
+            optimizer = Adam(lr=rates, weight_decay=0.1)
+            optimizer.update(layout, params, grads, optimizer.init_state(layout, params), inner_step=3, num_steps=9)
+        results.append(params.clone())
+    assert torch.equal(*results)
 
 
 @pytest.mark.filterwarnings("ignore:networks are trained in float64")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
@@ -22,7 +21,8 @@ from zoo.ambient import torch_defaults
 from zoo.building.block_size import fitting_block_size
 from zoo.building.execution import with_execution
 from zoo.building.executors import Executor, InProcess
-from zoo.building.plan import AUTO, DEFAULT_BATCH_SIZE, BuildPlan, BuildSettings
+from zoo.building.plan import AUTO, BuildPlan, BuildSettings
+from zoo.building.remarks import remark_on_divergence, remark_on_plan, remark_on_search
 from zoo.building.search import BlockSearch, checked_search, with_values
 from zoo.devices import is_out_of_memory
 from zoo.networks.counter_rng import streams_of
@@ -99,21 +99,7 @@ def build_zoo(
     check_names(settings)
     path, plan = Path(path), BuildPlan(task=task, **settings)
     executor, progress = executor or InProcess(), progress or (lambda state: None)
-    if plan.batch_size is None and plan.minibatch_size < DEFAULT_BATCH_SIZE:
-        warnings.warn(
-            f"batch_size is {plan.minibatch_size}, the whole training split, which is smaller than the default of "
-            f"{DEFAULT_BATCH_SIZE}",
-            stacklevel=2,
-        )
-    if any(slot.dtype == "float64" for slot in task.layout):
-        warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=2)
-    decays = isinstance(plan.optimizer, Mapping) and plan.optimizer.get("weight_decay")
-    if task.unused and decays:
-        warnings.warn(
-            f"the loss is no function of {list(task.unused[:5])}, which optimizers of torch leave as they are; here "
-            "weight decay shrinks them, too",
-            stacklevel=2,
-        )
+    remark_on_plan(plan)
     search = None if plan.search is None else checked_search(plan)
     if search is not None and not isinstance(executor, InProcess):
         raise ValueError("a search builds one block after the other, in this process: leave out executor")
@@ -121,24 +107,12 @@ def build_zoo(
     check_initial_loss(plan)
     writer = ZooWriter.create(path, plan.spec(), base=task.base, defaults=plan.defaults)
     discard_damaged_blocks(writer)
-    learns = search is not None and search.sampler != "random"
-    if learns and writer.num_blocks == 1 < plan.num_runs and writer.pending_blocks():
-        warnings.warn(
-            f"the search learns from earlier blocks, but all {plan.num_runs:,} runs are in one; give a block_size, "
-            f"such as {-(-plan.num_runs // 8)}",
-            stacklevel=2,
-        )
+    if writer.pending_blocks():
+        remark_on_search(search, plan, writer.num_blocks)
     for state in build_blocks(executor, writer, plan):
         progress(state)
     zoo = Zoo.open(path)
-    num_diverged = int((zoo.status == RunStatus.DIVERGED).sum())
-    if 2 * num_diverged > plan.num_runs:
-        count = "all" if num_diverged == plan.num_runs else f"{num_diverged:,} of"
-        warnings.warn(
-            f"{count} {plan.num_runs:,} runs of {path} diverged: their loss exceeded max_loss = {plan.max_loss:g} or "
-            "was not finite; try a smaller learning rate or init_scale",
-            stacklevel=2,
-        )
+    remark_on_divergence(zoo, plan, path)
     return zoo
 
 

@@ -6,10 +6,14 @@ Legend: N networks, S snapshots, P numbers of one network.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
+
+from zoo.ambient import torch_defaults
+
+DEFAULT_DECAY: Final = 0.9
 
 
 class Soup(NamedTuple):
@@ -19,6 +23,7 @@ class Soup(NamedTuple):
     members: tuple[int, ...]
 
 
+@torch_defaults()
 def average(networks: Tensor, weights: Sequence[float] | Tensor | None = None) -> Tensor:
     """Weighted mean (P,) of networks.
 
@@ -34,7 +39,8 @@ def average(networks: Tensor, weights: Sequence[float] | Tensor | None = None) -
     return normalized_weights(weights, networks) @ networks
 
 
-def exponential_average(networks: Tensor, decay: float = 0.9) -> Tensor:
+@torch_defaults()
+def exponential_average(networks: Tensor, decay: float = DEFAULT_DECAY) -> Tensor:
     """Exponential moving average (P,) at the end of a trajectory, begun with its first network.
 
     Args:
@@ -71,10 +77,9 @@ def greedy_soup(networks: Tensor, evaluate: Callable[[Tensor], Tensor]) -> Soup:
 def normalized_weights(weights: Sequence[float] | Tensor | None, networks: Tensor) -> Tensor:
     """Weights (N,) of sum 1 for networks (N, P), of their dtype and on their device."""
     try:
-        given = torch.ones(len(networks)) if weights is None else torch.as_tensor(weights)
+        given = torch.as_tensor([1.0] * len(networks) if weights is None else weights).to(networks)
     except (TypeError, ValueError) as error:
         raise ValueError(f"weights must be {len(networks)} numbers, one a network, got {weights!r}") from error
-    given = given.to(networks)
     if given.shape != networks.shape[:1]:
         raise ValueError(f"weights must be {len(networks)} numbers, one a network, got {tuple(given.shape)}")
     if not (given.isfinite().all() and (given >= 0).all() and given.sum() > 0):
@@ -82,7 +87,7 @@ def normalized_weights(weights: Sequence[float] | Tensor | None, networks: Tenso
     return given / given.sum()
 
 
-def exponential_weights(num_snapshots: int, decay: float) -> Tensor:
+def exponential_weights(num_snapshots: int, decay: float = DEFAULT_DECAY) -> Tensor:
     """Weights (S,) that the snapshots of a trajectory have in their exponential moving average."""
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be in [0, 1), got {decay}")

@@ -3,7 +3,7 @@
 Buffers that hold real numbers, such as the statistics of BatchNorm, are averaged with the weights that the networks
 have in the result: they are no directions of training, and a sum of differences would make variances negative.
 Integers and truth values, such as counters of batches, are those of the last network. Teleportation moves buffers with
-the units that they belong to.
+the units that they belong to. Low-rank adapters are averaged by their products, whatever their factors.
 
 Legend: N networks, P numbers of one network, P' those of them that are trained.
 """
@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from zoo.networks import low_rank
 from zoo.networks.layout import ParamLayout
 from zoo.operations.averages import average, exponential_average, exponential_weights, greedy_soup, normalized_weights
 from zoo.operations.extrapolation import extrapolate
@@ -26,6 +27,7 @@ from zoo.operations.networks import Networks
 from zoo.operations.teleportation import teleport
 
 Evaluate: TypeAlias = Callable[[Tensor], Tensor]
+_BY_PRODUCTS: Final = ("average", "exponential_average")  # how adapters are combined in these methods
 
 
 class Combined(NamedTuple):
@@ -70,10 +72,11 @@ def combine(
     if method == "teleport":
         return Combined(trained, [])
     buffers, remarks = _combined_buffers(networks.layout, networks.params, weights)
-    if any("lora_A" in slot.name for slot in networks.layout):
-        remarks.append(
-            "adapters were combined factor by factor, which is not their products combined: align them first"
-        )
+    by_products = has_products(networks.layout)
+    if by_products and method in _BY_PRODUCTS:
+        remarks.append("adapters were averaged by their products: what is nearest to the mean at the same rank")
+    elif by_products or any("lora_A" in slot.name for slot in networks.layout):
+        remarks.append("adapters were combined factor by factor, which is not their products combined")
     return Combined(torch.cat([trained, buffers]), remarks)
 
 
@@ -89,6 +92,12 @@ class _Given:
         """(N, P')."""
         return self.networks.trained()
 
+    def mean(self, shares: Tensor) -> Tensor:
+        """The mean (P',) with shares (N,) that sum to one."""
+        if not has_products(self.networks.layout):
+            return average(self.trained, shares)
+        return low_rank.mean(self.networks.layout, self.networks.params, shares)[: self.trained.shape[1]]
+
     def base_of(self, method: str) -> Tensor:
         """(P',) of the base."""
         if self.base is None or len(self.base.params) != 1:
@@ -98,12 +107,12 @@ class _Given:
 
 def _average(given: _Given, weights: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
     shares = normalized_weights(weights, given.trained)
-    return average(given.trained, shares), shares
+    return given.mean(shares), shares
 
 
 def _exponential_average(given: _Given, **settings: float) -> tuple[Tensor, Tensor]:
     shares = exponential_weights(len(given.trained), **settings)
-    return exponential_average(given.trained, **settings), shares
+    return given.mean(shares), shares
 
 
 def _greedy_soup(given: _Given) -> tuple[Tensor, Tensor]:
@@ -155,6 +164,11 @@ METHODS: Final[Mapping[str, tuple[Callable, Callable]]] = {
     "extrapolate": (extrapolate, _extrapolate),
     "teleport": (teleport, _teleport),
 }
+
+
+def has_products(layout: ParamLayout) -> bool:
+    """Whether networks hold low-rank adapters of which only the product of two factors acts."""
+    return any(group.kind == "linear" for group in layout.groups)
 
 
 def _combined_buffers(layout: ParamLayout, params: Tensor, weights: Tensor | None) -> tuple[Tensor, list[str]]:

@@ -5,8 +5,9 @@ Legend: N networks, P numbers of one network (T of them trainable), B examples, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from zoo.networks.layout import ParamLayout
 from zoo.networks.module_randomness import DrawnFromStream
 from zoo.tasks.backend import Networks, output_tensor
 from zoo.tasks.convolutions import with_products
+
+_FEW: Final = 16  # outputs, no more than a vector of a CPU holds
 
 
 class VmappedModule:
@@ -93,22 +96,30 @@ class VmappedModule:
         stream = stream if self._is_random else None
 
         def forward(named: dict[str, Tensor], inputs: Tensor, stream: Tensor | None) -> Tensor:
-            with nullcontext() if stream is None else DrawnFromStream(stream):
+            maps = nullcontext() if layout.base is None else _LinearMaps(named.values())
+            with maps, nullcontext() if stream is None else DrawnFromStream(stream):
                 return output_tensor(functional_call(template, named, (inputs,)))
 
         dims = (0, 0 if has_own_inputs else None, 0 if stream is not None and stream.ndim > 1 else None)
-        folded = nullcontext() if layout.base is None else _FoldedRows()
-        with folded, sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
             outputs = vmap(forward, in_dims=dims, randomness="different")(named, inputs, stream)
         return outputs, buffers
 
 
-class _FoldedRows(TorchFunctionMode):
-    """Linear maps take sequences as rows of one matrix.
+class _LinearMaps(TorchFunctionMode):
+    """Linear maps as they are fastest in networks that share a base.
 
-    So a weight that all networks share is applied by one product to all of them; torch.func would expand it over the
-    networks and examples of a batch of sequences.
+    Sequences are rows of one matrix, so that a weight that all networks share is applied by one product to all of them;
+    torch.func would expand it over the networks and examples of a batch of sequences. Maps to a few outputs, as the
+    first factor of an adapter is, are taken with the examples last: CPUs fill their vectors along that dim.
+
+    Args:
+        own: weights that differ between networks.
     """
+
+    def __init__(self, own: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._own = tuple(own)
 
     def __torch_function__(
         self,
@@ -117,10 +128,16 @@ class _FoldedRows(TorchFunctionMode):
         args: tuple = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        if func is F.linear and args and args[0].ndim > 2:
-            rows = F.linear(args[0].flatten(0, -2), *args[1:], **(kwargs or {}))  # type: ignore[arg-type]
-            return rows.unflatten(0, args[0].shape[:-1])
-        return func(*args, **(kwargs or {}))
+        if func is not F.linear or len(args) < 2 or args[0].ndim < 2:
+            return func(*args, **(kwargs or {}))
+        inputs, weight, *bias = args
+        rows = inputs.flatten(0, -2)
+        is_own = any(weight is one for one in self._own)
+        if is_own and len(weight) <= _FEW and bias in ([], [None]) and not kwargs:
+            outputs = (weight @ rows.mT).mT
+        else:
+            outputs = F.linear(rows, weight, *bias, **(kwargs or {}))  # type: ignore[arg-type]
+        return outputs.unflatten(0, inputs.shape[:-1])
 
 
 def _padding_rows(module: nn.Module, layout: ParamLayout) -> dict[str, int]:

@@ -242,13 +242,18 @@ def in_cache(tensor: Tensor) -> tuple[Tensor, ...]:
 
 def as_coefficients(values: Mapping[str, Hyperparameter], like: Tensor) -> State:
     """Tensors by name, all () or all (N, 1), of the dtype and on the device of `like` (N, P), in one transfer."""
-    tensors = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in values.items()}
+    tensors = {name: _exact(value) for name, value in values.items()}
     shapes = {tuple(tensor.shape) for tensor in tensors.values()}
     if wrong := shapes - {(), (len(like),)}:
         raise ValueError(f"hyperparameters must be numbers, or one for each of {len(like)} networks; got {wrong.pop()}")
     table = torch.stack(torch.broadcast_tensors(*tensors.values()))  # (number of values,) or (number of values, N)
     columns = table[..., None] if table.ndim > 1 else table
     return dict(zip(tensors, columns.to(like, non_blocking=True).unbind(), strict=True))
+
+
+def _exact(value: Hyperparameter) -> Tensor:
+    """In float64, a number on the CPU whatever the program's default device."""
+    return value.double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def check_hyperparameters(optimizer: object, **upper_bounds: float | None) -> None:
@@ -260,7 +265,7 @@ def check_hyperparameters(optimizer: object, **upper_bounds: float | None) -> No
                 f"{name} of {type(optimizer).__name__} must be a number, a range such as "
                 f"{{'log_uniform': [0.001, 0.1]}} or a tensor (N,), got {value!r}"
             )
-        values = torch.as_tensor(value, dtype=torch.float64)
+        values = _exact(value)
         good = values.isfinite() & (values >= 0)
         if bound is not None:
             good &= values < bound

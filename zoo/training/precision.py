@@ -48,10 +48,16 @@ def gradients_in(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """While it lasts, float32 products of matrices are computed in that precision; it cannot be compiled."""
+    """While it lasts, float32 products of matrices are computed in that precision; it cannot be compiled.
+
+    Of PyTorch's two ways to say so the older is asked only where the program has not used the newer one, by which it
+    may not be asked any more.
+    """
+    if precision != "tf32" or torch.backends.cuda.matmul.fp32_precision == "tf32":
+        yield
+        return
     before = torch.get_float32_matmul_precision()
-    if precision == "tf32":
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -22,9 +22,9 @@ from generator.evaluation.novelty import NoveltyReport
 from generator.evaluation.protocol import GENERATOR, Evaluation, SamplerResult
 from generator.evaluation.verdict import Verdict
 
+from ...json_values import json_value
 from .study import Study
 
-_SIGNIFICANT_DIGITS: Final = 5
 _SCORES: Final = ("r2_log", "test_r2_log", "spearman", "lowest_accuracy")
 # Columns of the first table that hold measures of collapse: heading, name of the measure, format.
 _MEASURED: Final = {
@@ -186,31 +186,21 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
         "final_accuracy": evaluation.final_accuracy.mean().item(),
         "samplers": samplers,
         "recursion_r2_log": [alignment.r2_log for alignment in evaluation.recursion],
-        "collapse": {f"{one.prompt:.4g}": to_json(one.measures) for one in evaluation.results[GENERATOR].collapse},
-        "verdicts": to_json(evaluation.verdicts),
+        "collapse": {f"{one.prompt:.4g}": json_value(one.measures) for one in evaluation.results[GENERATOR].collapse},
+        "verdicts": json_value(evaluation.verdicts),
     }
 
 
 def save_report(report: object, path: Path) -> None:
     """Write any report as JSON: dataclasses as objects, tensors as lists of 5 significant digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_json(report)) + "\n")
+    path.write_text(json.dumps(json_value(report)) + "\n")
 
 
-def to_json(value: object) -> object:
-    """JSON-able form of nested dataclasses, mappings, sequences and tensors; what is not finite becomes null."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, float):
-        return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
-    if dataclasses.is_dataclass(value):
-        named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        if isinstance(value, Alignment):
-            named |= {name: getattr(value, name) for name in _SCORES}
-        return to_json(named)
-    if isinstance(value, Mapping):
-        return {str(name): to_json(one) for name, one in value.items()}
-    return [to_json(one) for one in value] if isinstance(value, list | tuple) else value
+@json_value.register
+def _(alignment: Alignment, *digits: int, **options: bool) -> dict[str, Any]:
+    """With its scores."""
+    return json_value(vars(alignment) | {name: getattr(alignment, name) for name in _SCORES}, *digits, **options)
 
 
 def _table(title: str, first: str, *others: str) -> Table:

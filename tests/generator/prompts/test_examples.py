@@ -47,6 +47,9 @@ def test_examples_may_lack_labels(value):
         ((INPUTS * torch.nan, TARGETS), "must be finite"),
         ((INPUTS.double() * 1e39, TARGETS), "must be finite in float32"),
         ("words", "must be"),
+        ((INPUTS, [None, 1, 1, 1, 1, 1]), "targets must be numbers, got None; -1 is a target that is not known"),
+        ((INPUTS, list("abcdef")), "targets must be numbers, got 'a'"),
+        (([[1, 2], [3]], None), "inputs must be of one length"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_line(value, message):
@@ -89,9 +92,26 @@ def test_examples_are_read_from_files(tmp_path):
     inputs, targets = load_examples(str(tmp_path / "some.csv"))
     assert inputs.tolist() == [[1, 2], [3, 4.5]]
     assert targets.tolist() == [0, 1]
-    (tmp_path / "some.txt").write_text("")
-    with pytest.raises(ValueError, match=r"x\.npz or x\.csv"):
-        load_examples(str(tmp_path / "some.txt"))
+    (tmp_path / "some.txt").write_text("a text")
+    assert load_examples(str(tmp_path / "some.txt")) == b"a text"
+    with pytest.raises(ValueError, match=r"x\.npz, x\.csv or x\.txt"):
+        load_examples(str(tmp_path / "some.json"))
+
+
+@pytest.mark.parametrize("as_given", [bytes, bytes.decode])
+def test_a_text_is_examples_of_the_next_byte(as_given):
+    text = bytes(range(100, 127))
+    read = Examples.read(as_given(text), ExampleKind((6,), 128, 128), 2)
+    assert read.inputs.shape == read.targets.shape == (2, 4, 6)
+    assert bytes(read.inputs[1].flatten().tolist()) == text[:24]
+    assert torch.equal(read.targets, read.inputs + 1)
+
+
+def test_a_text_that_is_too_short_or_for_other_generators_is_refused():
+    with pytest.raises(ValueError, match="must have 25 bytes or more, 4 windows and one, got 24"):
+        Examples.read("x" * 24, ExampleKind((6,), 128, 128), 1)
+    with pytest.raises(ValueError, match=r"inputs of shape \(1, 2, 3\), got a text"):
+        Examples.read("x" * 99, ExampleKind((1, 2, 3), 0, 10), 1)
 
 
 def test_names_in_files_are_read_as_spreadsheets_write_them_and_none_is_passed_over(tmp_path):

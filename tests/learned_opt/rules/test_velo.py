@@ -278,7 +278,10 @@ def test_a_loss_that_is_not_finite_skips_its_step(loss):
     assert (optimizer.inner_step, optimizer.num_skipped_steps) == (2, 1)
 
 
-def test_files_that_are_no_pair_are_refused():
-    for pair in (("mulo-norm", "mulo"), (), (1, 2)):
+def test_files_that_are_no_theta_together_are_refused(tmp_path):
+    _, (rnn, mlp) = save_pylo(tmp_path, lstm=8, bank=4)
+    torch.save(rnn | mlp, tmp_path / "both.pt")
+    files = [tmp_path / name for name in ("rnn.pt", "mlp.pt", "both.pt")]
+    for pair in (("mulo-norm", "mulo"), (), (1, 2), ("mulo-norm", *files[:2]), files, files[:1] * 2, files[1:]):
         with pytest.raises((ValueError, TypeError), match=r"several files are one theta only|theta must be a name"):
             load_pretrained(pair)

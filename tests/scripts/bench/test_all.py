@@ -1,6 +1,7 @@
 """The benchmark of everything: a stage stops no other, and rows are there whatever comes after."""
 
 import math
+import subprocess
 from contextlib import nullcontext
 from pkgutil import resolve_name
 
@@ -9,6 +10,7 @@ import torch
 
 from scripts.bench import all as bench
 from scripts.bench.record import read_rows
+from scripts.demo_stages.stage import Record, StageResult
 from tests.pretended_device import pretended_device
 
 
@@ -52,6 +54,26 @@ def test_no_stage_has_the_cpu_written_into_it(name, monkeypatch):
         rows = list(stage(device, "tiny", budget=0.0))
     assert rows
     assert all(math.isfinite(figure) for row in rows for figure in row.figures.values())
+
+
+def test_a_demo_that_is_stopped_leaves_what_its_stages_found(tmp_path, monkeypatch):
+    def stopped(*args, timeout, **options):
+        (tmp_path / "demo" / "stages").mkdir(parents=True)
+        done = Record({}, 3.0, 2.0, StageResult({"num_steps": 5, "num_params": 7}))
+        done.write(tmp_path / "demo" / "stages" / "generator.json")
+        Record({}).write(tmp_path / "demo" / "stages" / "prompting.json")
+        raise subprocess.TimeoutExpired("demo", timeout)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", stopped)
+    (row,) = bench.demo(torch.device("cpu"), "full", 1.0)
+    assert (row.setting["stage"], row.figures["seconds"]) == ("generator", 3.0)
+
+
+def test_tests_of_a_gpu_are_looked_for_where_they_are(request):
+    files = bench.files_with_gpu_tests(bench.ROOT / "tests")
+    assert {item.path for item in request.session.items if item.get_closest_marker("gpu")} <= {*files}
+    assert 5 < len(files) < 30
 
 
 @pytest.mark.slow

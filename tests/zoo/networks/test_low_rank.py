@@ -115,6 +115,23 @@ def test_aligned_factors_are_those_of_the_reference_where_the_products_are():
     assert low_rank.distances(layout, middle, expected[None]) < 0.05 * low_rank.distances(layout, middle * 0, middle)
 
 
+def test_alignment_is_exact_and_the_same_for_all_factors_of_a_product():
+    _, layout, params = population(MLP(6, (5,), 4), rank=3, train="*.bias")
+    reference = low_rank.canonical(layout, params[:1])[0]
+    aligned = low_rank.align(layout, params, reference)
+    mixed = low_rank.apply(layout, params, low_rank.sample(layout, len(params), RNG))
+    torch.testing.assert_close(low_rank.align(layout, mixed, reference), aligned, rtol=1e-5, atol=1e-8)
+    least = (aligned - reference).square().sum(1)
+    for size in (1e-3, 0.1, 1.0):  # turned a little or far, no rotation of components is nearer
+        turns = {
+            group.name: torch.matrix_exp(size * (drawn - drawn.mT))
+            for group in layout.groups
+            for drawn in [torch.randn(len(params), group.size, group.size, generator=RNG, dtype=torch.float64)]
+        }
+        turned = low_rank.apply(layout, aligned, turns)
+        assert ((turned - reference).square().sum(1) >= least - 1e-9).all()
+
+
 def test_what_stands_between_the_factors_takes_the_symmetry_away():
     pair = {"a.lora_A.weight": (2, 6), "a.lora_B.weight": (5, 2)}
 

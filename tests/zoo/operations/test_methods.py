@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from zoo.checkpoints.inferred_layout import layout_of_state_dict
+from zoo.networks import low_rank
 from zoo.networks.architectures import CNN, MLP
 from zoo.networks.layout import ParamLayout
 from zoo.operations import Networks, combine, extrapolate, ties
@@ -75,10 +76,17 @@ def test_integers_that_are_no_counters_are_named_if_they_differ():
     assert networks.layout.unflatten(params)["mask"].tolist() == [True, True]
 
 
-def test_adapters_come_with_a_warning():
-    layout = layout_of_state_dict({f"q.lora_{ab}.weight": torch.zeros(2, 2) for ab in "AB"})
-    networks = Networks(layout, torch.randn(2, 8), ("a", "b"), (0, 0), {})
-    assert "factor by factor" in combine(networks, "average").remarks[0]
+def test_adapters_are_averaged_by_their_products():
+    layout = layout_of_state_dict({"q.lora_A.weight": torch.zeros(2, 5), "q.lora_B.weight": torch.zeros(4, 2)})
+    one = torch.randn(1, layout.num_params, generator=torch.Generator().manual_seed(0))
+    mixed = low_rank.apply(layout, one, low_rank.sample(layout, 1, torch.Generator().manual_seed(1)))
+    networks = Networks(layout, torch.cat([one, mixed]), ("a", "b"), (0, 1), {})
+    for method in ("average", "exponential_average"):
+        params, remarks = combine(networks, method)
+        assert low_rank.distances(layout, params[None], one).item() < 1e-3
+        assert "by their products" in remarks[0]
+    assert low_rank.distances(layout, networks.params.mean(0)[None], one).item() > 0.1
+    assert "factor by factor" in combine(networks, "dare", base=Networks(layout, one, ("c",), (0,), {})).remarks[0]
 
 
 def test_extrapolation_goes_tensor_by_tensor():

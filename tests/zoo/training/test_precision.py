@@ -7,7 +7,7 @@ from zoo.tasks.datasets import get_dataset
 from zoo.tasks.objectives import OBJECTIVES
 from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
-from zoo.training.precision import check_precision, gradients_in, products_in
+from zoo.training.precision import PRECISIONS, check_precision, gradients_in, products_in
 
 CPU = torch.device("cpu")
 
@@ -62,6 +62,18 @@ def test_float32_is_what_it_was_and_flags_are_put_back():
     with products_in("tf32"):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_program_may_have_set_tf32_by_the_newer_of_two_ways(precision):
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "tf32"
+    try:
+        with products_in(precision):
+            assert products.fp32_precision == "tf32"
+        assert products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = before
 
 
 def test_precisions_that_there_are_not_are_refused():

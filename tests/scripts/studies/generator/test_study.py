@@ -3,13 +3,12 @@
 import json
 
 import pytest
-import torch
 from rich.console import Console
 
 from generator.evaluation.protocol import GENERATOR
 from generator.evaluation.testbed import Testbed
 from scripts.studies.generator.plots import save_plots
-from scripts.studies.generator.report import print_report, save_report, summary, to_json
+from scripts.studies.generator.report import print_report, save_report, summary
 from scripts.studies.generator.study import study
 from tests.generator.evaluation.test_protocol import SMALL, make_testbed, outcomes
 
@@ -45,10 +44,3 @@ def test_tables_numbers_and_pictures(result, tmp_path):
     files = save_plots(result, tmp_path / "pictures")
     assert len(files) == 2 + 2 * len(result.evaluation.novelty)
     assert all(file.stat().st_size > 10_000 for file in files)
-
-
-def test_what_is_not_finite_becomes_null():
-    assert to_json({"a": torch.tensor([1.0, float("nan")]), "b": (float("inf"), "text", True)}) == {
-        "a": [1.0, None],
-        "b": [None, "text", True],
-    }

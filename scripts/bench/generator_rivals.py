@@ -1,0 +1,138 @@
+"""Are generated networks as good, new and diverse as trained ones? DeepWeightFlow's recipe under the same protocol.
+
+    python -m scripts.bench.generator_rivals ZOO [PIPELINE ...] [--num-components 99 0] [--seeds 0 1 2] [--record]
+
+The rival is fitted to the last networks of 100 training runs (its setting), copies and averages are made of the same.
+Pipelines that were trained on the zoo are asked for the floor, the median over runs of the lowest validation loss.
+Novelty is measured against the runs that a row's networks were learned from, diversity against held-out runs of equal
+loss. How much of a network's variance is outside the span of the rival's 100 networks, units matched, says whether it
+could have been made by adding and subtracting these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from generator import ParameterPipeline, PipelineSampler, Testbed
+from generator.evaluation.baselines import MatchedAverage, NoisyCopy
+from generator.evaluation.collapse import Behaviour, collapse_report
+from generator.evaluation.novelty import OVERLAP_SPLITS, against, pool_at
+from generator.evaluation.testbed import METRIC, Sampler
+from generator.trajectories import Trajectories
+from zoo.networks.alignment import align
+from zoo.networks.layout import ParamLayout
+from zoo.storage.zoo import Zoo
+
+from ..rows import Row
+from ..studies.generator.weight_flow import WeightFlow, WeightFlowConfig
+from .command import bench
+from .generator_editing import over_seeds, widths
+
+_NUM_LEARNED_FROM = 100
+
+
+def rows(
+    zoo: str,
+    *pipelines: str,
+    num_components: Sequence[int] = (99, 0),
+    dropout: float = WeightFlowConfig.dropout,
+    time_width: int = WeightFlowConfig.time_width,
+    seeds: Sequence[int] = (0, 1, 2),
+    number: int = 64,
+) -> Iterator[Row]:
+    """A row for each kind of networks.
+
+    Args:
+        zoo: of one architecture
+        pipelines: folders of pipelines of several seeds that were trained on it
+        num_components: of the rival; 0 for the numbers themselves
+        dropout: of the rival
+        time_width: of the rival
+        seeds: of the rival, and of all noise
+        number: of networks of each kind
+    """
+    whole = Testbed.from_zoo(Zoo.open(zoo))
+    few = replace(whole, train=Trajectories.from_zoo(Zoo.open(zoo), "train", (METRIC,), max_runs=_NUM_LEARNED_FROM))
+    finals = last_networks(few.train)
+    kinds: dict[str, Callable[[int], Sampler]] = {
+        "copies": lambda seed: NoisyCopy(few.train, 0.0),
+        "copies with noise of .1": lambda seed: NoisyCopy(few.train, 0.1),
+        "averages of 4, matched": lambda seed: MatchedAverage(few.train, 4),
+        "averages of 2, matched": lambda seed: MatchedAverage(few.train, 2),
+    }
+    for components in num_components:
+        config = WeightFlowConfig(num_components=components, dropout=dropout, time_width=time_width)
+        kinds[f"DeepWeightFlow, {components or 'no'} components"] = lambda seed, config=config: WeightFlow.fit(
+            few.task.layout, finals, config, seed=seed
+        )
+    setting = {"network": "-".join(map(str, widths(whole.task))), "task": whole.task.name}
+    for name, make in kinds.items():
+        found = [measured(few, finals, make(seed), number, seed) for seed in seeds]
+        yield row_of(setting | {"made by": name, "from runs": len(few.train)}, found, seeds, number)
+    if pipelines:
+        found = []
+        for seed, folder in enumerate(pipelines):
+            sampler = PipelineSampler(ParameterPipeline.from_pretrained(folder), whole.task, use_start=False)
+            found.append(measured(whole, finals, sampler, number, seed))
+        made = {"made by": "generator, asked for the floor", "from runs": len(whole.train)}
+        yield row_of(setting | made, found, range(len(pipelines)), number)
+    held_out = last_networks(whole.unseen)[:number]
+    found = [measured(one, finals, lambda *_: held_out, len(held_out), 0) for one in (few, whole)]
+    yield row_of(setting | {"made by": "training, held-out runs", "from runs": len(few.train)}, found[:1], (0,), number)
+    yield row_of(
+        setting | {"made by": "training, held-out runs", "from runs": len(whole.train)}, found[1:], (0,), number
+    )
+
+
+def measured(testbed: Testbed, learned: Tensor, sampler: Sampler, number: int, seed: int) -> dict[str, float]:
+    """Figures of a sampler's networks against a testbed's training runs, and against the span of networks (N, P)."""
+    number = min(number, len(testbed.unseen))
+    asked = torch.full((number,), testbed.floor)
+    params = sampler(None, {METRIC: asked}, torch.Generator().manual_seed(seed)).cpu()
+    losses = testbed.val_loss(params)
+    pool = pool_at(testbed.train, losses.log().mean().exp())
+    known = Behaviour.of(testbed.task, pool, OVERLAP_SPLITS)
+    ours, real = (against(testbed, some, pool, known) for some in (params, testbed.real_at(losses)))
+    diversity = collapse_report(testbed, testbed.starts(number), params, testbed.floor).measures
+    return {
+        "accuracy, %": 100 * ours.accuracies.mean().item(),
+        "best, %": 100 * ours.accuracies.max().item(),
+        "val loss": losses.log().mean().exp().item(),
+        "distance to the nearest, to held-out runs'": (ours.distances.mean() / real.distances.mean()).item(),
+        "largest IoU of errors": ours.overlaps.mean().item(),
+        "held-out runs' IoU": real.overlaps.mean().item(),
+        "distance of outputs, to real": diversity["log-prob distance"].generated / diversity["log-prob distance"].real,
+        "outside the span, %": 100 * outside_span(testbed.task.layout, params, learned),
+    }
+
+
+def outside_span(layout: ParamLayout, params: Tensor, learned: Tensor) -> float:
+    """Share of the variance of networks (B, P) that no combination of networks (N, P) explains, units matched."""
+    known, moved = (align(layout, some, learned[0]).params.double() for some in (learned, params))
+    mean = known.mean(0)
+    basis = torch.linalg.svd(known - mean, full_matrices=False).Vh[: len(known) - 1]
+    apart = moved - mean
+    return ((apart - apart @ basis.T @ basis).square().sum() / apart.square().sum()).item()
+
+
+def last_networks(runs: Trajectories) -> Tensor:
+    """The last snapshots (R, P) of all runs."""
+    return runs.read(torch.arange(len(runs)), runs.counts - 1)
+
+
+def row_of(setting: dict[str, str | int], found: Sequence[dict[str, float]], seeds: Sequence[int], number: int) -> Row:
+    """Mean and range over seeds."""
+    note = (
+        f"{number} networks of each kind and seed; mean and range over seeds. Distances and errors as in tests A and B."
+    )
+    return Row(
+        question=str(__doc__).splitlines()[0], setting=setting, **over_seeds(found), seeds=tuple(seeds), note=note
+    )
+
+
+if __name__ == "__main__":
+    bench("generator", rows, num_threads=1)
