@@ -6,6 +6,7 @@ Legend: B networks, P numbers of one network.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import torch
@@ -159,12 +160,13 @@ class Predictor:
         seen = None
         if self.noisy_as_start and model.config["num_fingerprints"] and noisy is not None:
             seen = context.fingerprints(context.scale.denormalize(noisy))
+        timestep = torch.full((size,), time, device=device)
         outputs = [
             model(
                 context.tokenizer,
                 asked,
                 noisy=noisy,
-                timestep=torch.full((size,), time, device=device),
+                timestep=timestep,
                 latent=latent,
                 fingerprints=seen,
                 examples=observed_examples(model, context, asked, None) if reading is None else None,
@@ -173,7 +175,9 @@ class Predictor:
             for asked, reading in zip(self.prompts, self.readings, strict=True)
         ]
         told = zip(self.prompts, self.readings, outputs, strict=True)
-        outputs = [corrected(model, context, asked, reading, output) for asked, reading, output in told]
+        outputs = [
+            corrected(model, context, asked, reading, output, timestep=timestep) for asked, reading, output in told
+        ]
         return outputs[0] if len(outputs) == 1 else outputs[1].lerp(outputs[0], self.guidance_scale)
 
 
@@ -201,22 +205,40 @@ def observed_examples(
     if prompt.examples is None:
         return None
     assert model.example_kind is not None
+    observed = partial(context.observed, prompt.examples, model.example_kind, references=model.reference_networks)
     if not model.config["use_start"]:
-        return context.observed(prompt.examples, model.example_kind)
+        return observed()
     has_start = torch.full((len(prompt),), float(start is not None), device=context.device)
     start = torch.zeros(len(prompt), context.layout.num_params, device=context.device) if start is None else start
-    return context.observed(prompt.examples, model.example_kind, start=start, has_start=has_start)
+    return observed(start=start, has_start=has_start)
 
 
 def corrected(
-    model: RecurrentDiffusionTransformer, context: NetworkContext, prompt: Prompt, reading: Reading, answer: Tensor
+    model: RecurrentDiffusionTransformer,
+    context: NetworkContext,
+    prompt: Prompt,
+    reading: Reading,
+    answer: Tensor,
+    *,
+    timestep: Tensor | None = None,
 ) -> Tensor:
-    """The answer (B, P) to B prompts after all corrections of the model."""
+    """Answers (V * B, P) after all corrections of the model.
+
+    Args:
+        model, context: as for `sample_params`.
+        prompt: B prompts.
+        reading: of these, V times over.
+        answer: (V * B, P), V to each prompt.
+        timestep: (V * B,) noise times, for a diffusion model.
+    """
+    task, examples = context.task, prompt.examples
     for number in range(model.config["num_corrections"]):
         gradient = torch.zeros_like(answer)
-        if prompt.examples is not None:
-            assert context.task is not None
-            params = context.scale.denormalize(answer)
-            gradient = gradient_on_examples(context.task, params, prompt.examples) * context.scale.std
-        answer = model.correct(context.tokenizer, reading, number, answer, gradient)
+        if examples is not None:
+            assert task is not None
+            several = context.scale.denormalize(answer).split(len(prompt))
+            gradient = torch.cat([gradient_on_examples(task, params, examples) for params in several])
+        answer = model.correct(
+            context.tokenizer, reading, number, answer, gradient * context.scale.std, timestep=timestep
+        )
     return answer

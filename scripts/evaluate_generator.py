@@ -47,8 +47,10 @@ def main(config: DictConfig) -> None:
     paths = {"generator": config.pipeline, **config.others}
     disable_progress_bar()  # of loading three small files
     pipes = {name: ParameterPipeline.from_pretrained(str(path)).to(device) for name, path in paths.items()}
-    if pipes["generator"].model.config["num_task_bits"]:
-        tasks = unseen_tasks_report(pipes["generator"], zoo, rivals=task_rivals)
+    model = pipes["generator"].model
+    if model.config["num_task_bits"] or model.example_kind is not None:
+        rivals = {"rivals": task_rivals} if model.config["num_task_bits"] else {}  # they know a task by its bits
+        tasks = unseen_tasks_report(pipes["generator"], zoo, **rivals)
         console.print(task_table(tasks))
         save_run(out, config, tasks)
         return

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from generator.model.batch_norm import has_batch_norm, recompute_batch_norm, run_in_batch_mode
-from generator.model.examples import FrozenBase, ObservedExamples, input_features, label_shares, output_features
+from generator.model.examples import (
+    FrozenBase,
+    ObservedExamples,
+    input_features,
+    label_shares,
+    output_features,
+    reference_features,
+)
 from generator.model.fingerprints import fixed_examples, unit_fingerprints
 from generator.model.objectives import Distance, product_distance, product_sizes, rms_distance
 from generator.networks import has_adapters
@@ -94,13 +101,20 @@ class NetworkContext:
         return FrozenBase(self.task) if self.task is not None and self.task.layout.base is not None else None
 
     def observed(
-        self, examples: Examples, kind: ExampleKind, *, start: Tensor | None = None, has_start: Tensor | None = None
+        self,
+        examples: Examples,
+        kind: ExampleKind,
+        *,
+        references: Tensor | None = None,
+        start: Tensor | None = None,
+        has_start: Tensor | None = None,
     ) -> ObservedExamples:
-        """Examples as the model reads them: with what the base, and starts, compute on them.
+        """Examples as the model reads them: with what the base, references and starts compute on them.
 
         Args:
             examples: of B prompts.
             kind: of the examples.
+            references: (R, P) networks of other tasks; None for none.
             start: (B, P), of which the outputs are read; None for a model that takes no start.
             has_start: (B,) 0 or 1, zeros for outputs that are not to be seen; default all 1.
 
@@ -112,18 +126,23 @@ class NetworkContext:
         parts = [input_features(examples.inputs, kind)]
         if self.base is not None:
             parts.append(self.base(examples.inputs))
+        if references is not None:
+            parts.append(reference_features(self.task, references, examples.inputs))
         if start is not None:
             outputs = output_features(self.task, start, examples.inputs)
             parts.append(outputs if has_start is None else outputs * has_start[:, None, None])
         return ObservedExamples(torch.cat(parts, dim=2), label_shares(examples, kind.num_classes), examples.is_given)
 
-    def example_options(self, *, use_start: bool) -> dict[str, Any]:
-        """What a model of this layout has to be told of the examples in its prompts."""
+    def example_options(self, *, use_start: bool, references: Tensor | None = None) -> dict[str, Any]:
+        """What a model of this layout has to be told of the examples in its prompts; see `observed`."""
         assert self.task is not None
         train, kind = self.task.dataset.train, ExampleKind.of(self.task)
         one = Examples(train.inputs[None, :1], train.targets[None, :1], torch.ones(1, dtype=torch.bool))
         start = torch.zeros(1, self.layout.num_params, device=self.device) if use_start else None
-        return {**asdict(kind), "num_features": self.observed(one, kind, start=start).features.shape[-1]}
+        return {
+            **asdict(kind),
+            "num_features": self.observed(one, kind, references=references, start=start).features.shape[-1],
+        }
 
     def outputs(self, task: Task, params: Tensor, inputs: Tensor) -> Tensor:
         """Outputs (B, E, ..., K) of networks (B, P) in the mode in which the generator's networks are meant to run."""

@@ -1,9 +1,9 @@
 """Corrections: the model looks at what its answer makes of the prompt's examples, and answers again.
 
-A network that was generated in one pass is run on the examples of its prompt, and the gradient of its loss on them is
-given back to the model, as features of the tokens beside the answer itself. The model's blocks are run again and what
-comes out is added to the answer. So a correction is the step of a learned optimizer that sees the examples, too. Where
-examples have no labels there is no gradient, and the second look is at the answer alone.
+The network that was predicted, in one pass or in a step of diffusion, is run on the examples of its prompt, and the
+gradient of its loss on them is given back to the model, as features of the tokens beside the answer itself. The model's
+blocks are run again and what comes out is added to the answer. So a correction is the step of a learned optimizer that
+sees the examples, too. Where examples have no labels there is no gradient, and the second look is at the answer alone.
 
 What comes out is free or, with a rate, also a step along the gradient, whose rate the model gives for every number:
 where examples hold more than a token can, as those of a text do, the step does not have to pass through one.

@@ -1,9 +1,10 @@
 """What the model makes of examples: each is read together with what a network computes on it, and averaged in its set.
 
 The network is the frozen base of adapters, whose units mean the same in every task, and the start of an update, of
-which the outputs do. Examples are averaged over each class, as fingerprints are, and over parts of the set that the
-model has learned to tell apart without labels. So their order means nothing, and their number little. The averages are
-tokens, to which those of the network attend.
+which the outputs do. Whole networks have no base: in its place are training networks of other tasks, the references,
+whose answers to an input say what it is. Examples are averaged over each class, as fingerprints are, and over parts of
+the set that the model has learned to tell apart without labels. So their order means nothing, and their number little.
+The averages are tokens, to which those of the network attend.
 
 Source: Zaheer et al. 2017 (arXiv 1703.06114), functions of sets as sums; Lee et al. 2019 (arXiv 1810.00825), section
 3.2, a few points to which a set is brought.
@@ -48,6 +49,8 @@ class ObservedExamples(NamedTuple):
 class FrozenBase:
     """What the base of adapters computes: the outputs of its adapted layers, means over positions.
 
+    Of convolutions also deviations over pixels: in means, as of edges, most of what a kernel finds cancels.
+
     Args:
         task: of adapters; as they are built they change nothing.
     """
@@ -63,8 +66,10 @@ class FrozenBase:
         seen: list[Tensor] = []
 
         def look(layer: nn.Module, _: object, out: Tensor) -> None:
-            by_place = out.movedim(1, -1) if isinstance(layer, nn.Conv2d) else out
-            seen.append(by_place.flatten(1, -2).mean(1) if by_place.ndim > 2 else by_place)
+            if isinstance(layer, nn.Conv2d):
+                seen.extend(reversed(torch.std_mean(out, (2, 3), correction=0)))
+            else:
+                seen.append(out.flatten(1, -2).mean(1) if out.ndim > 2 else out)
 
         hooks = [self.network.get_submodule(name).register_forward_hook(look) for name in self.layers]
         try:
@@ -118,6 +123,14 @@ def label_shares(examples: Examples, num_classes: int) -> Tensor:
     """Shares (B, E, K) of the classes in the targets of each example; zeros for what has none."""
     one_hot = examples.targets[..., None] == torch.arange(num_classes, device=examples.targets.device)
     return one_hot.float().flatten(2, -2).mean(2) if one_hot.ndim > 3 else one_hot.float()
+
+
+@torch.no_grad()
+def reference_features(task: Task, references: Tensor, inputs: Tensor) -> Tensor:
+    """What networks (R, P) make of inputs (B, E, ...), means over positions: (B, E, R * K), from -1 to 1."""
+    outputs = task.predict(references, inputs.flatten(0, 1)).tanh()  # (R, B * E, ..., K)
+    outputs = outputs.flatten(2, -2).mean(2) if outputs.ndim > 3 else outputs
+    return outputs.movedim(0, 1).flatten(1).unflatten(0, inputs.shape[:2])
 
 
 def output_features(task: Task, params: Tensor, inputs: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         metrics: (low, high) of each metric that can be prompted, as seen in training.
         num_task_bits: length of a task's bit mask; 0 for none.
         examples: fields of the ExampleKind that a prompt can hold, and `num_features` of each; None for no examples.
+        references: how many networks, and of how many numbers, are run on examples beside; none of them by default.
         num_fingerprints: functional features per unit of the start; 0 for none.
         fingerprint_scale: factor on fingerprints, which at 1 are faint beside what tokens hold else.
         noisy_as_start: whether, where there is no start, the noisy network takes its place, fingerprints included.
@@ -88,8 +89,9 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         drawn_blocks: keys of node blocks of which the untrained model predicts something, not the mean: one factor of
             each product, since where both are zero neither has a gradient.
         window: chunk tokens attend within windows of this many; 0 for attention over the whole network.
-        num_corrections: times that a one-pass regressor looks at what its answer makes of the prompt's examples, and
-            answers again (`generator.model.corrections`); for networks without edges between units, such as adapters.
+        num_corrections: times that the model looks at what its answer makes of the prompt's examples, and answers again
+            (`generator.model.corrections`); for networks without edges between units, such as adapters and MLPs of one
+            hidden layer.
         correction_rate: at first, of the step along the gradient that a correction takes besides; 0 for none.
     """
 
@@ -104,6 +106,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         *,
         num_task_bits: int = 0,
         examples: dict[str, Any] | None = None,
+        references: Sequence[int] = (),
         num_fingerprints: int = 0,
         fingerprint_scale: float = 1.0,
         noisy_as_start: bool = False,
@@ -129,13 +132,14 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         channels = self.num_drawn + int(use_start)
         if channels == 0 and (edge_widths or not examples):
             raise ValueError("a model needs a noisy input, a latent or a start, or examples; all are off")
-        if num_corrections and (self.num_drawn or edge_widths or window or not examples):
+        if num_corrections and (noisy_as_start or edge_widths or window or not examples):
             raise ValueError(
-                "num_corrections needs examples in prompts, diffusion=False, use_latent=False, and networks without "
-                "edges between units; set it to 0"
+                "num_corrections needs examples in prompts, noisy_as_start=False, and networks without edges between "
+                "units; set it to 0"
             )
 
         asked_width = self._add_prompt_encoders(num_task_bits, examples, width)
+        self.register_buffer("reference_networks", torch.zeros(*references) if references else None)
         condition_width = asked_width + 2 * _NUM_TIME_FREQUENCIES * diffusion
         self.condition = nn.Sequential(nn.Linear(condition_width, width), nn.GELU(), nn.Linear(width, width))
 
@@ -246,13 +250,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
                 fingerprints=fingerprints,
                 examples=examples,
             )
-        asked = [reading.asked]
-        if self.config["diffusion"]:
-            if timestep is None:
-                raise ValueError("a diffusion model needs a timestep, got None")
-            waves = timestep[:, None] * 2.0 ** torch.arange(_NUM_TIME_FREQUENCIES, device=timestep.device) * math.pi / 2
-            asked += [waves.sin().to(reading.asked.dtype), waves.cos().to(reading.asked.dtype)]
-        condition = self.condition(torch.cat(asked, dim=1))  # (B, d)
+        condition = self._condition(reading, timestep)
         features = [tokenizer.encode(values.to(reading.asked.dtype)) for values in drawn]
         if isinstance(tokenizer, ChunkTokenizer):
             return self._denoise_chunks(tokenizer, reading, features, condition, windows)
@@ -312,7 +310,14 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         return Reading(tokens, features, asked, seen)
 
     def correct(
-        self, tokenizer: ParamTokenizer, reading: Reading, number: int, answer: Tensor, gradient: Tensor
+        self,
+        tokenizer: ParamTokenizer,
+        reading: Reading,
+        number: int,
+        answer: Tensor,
+        gradient: Tensor,
+        *,
+        timestep: Tensor | None = None,
     ) -> Tensor:
         """The next answer (B, P) to what was read.
 
@@ -322,13 +327,24 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             number: of this correction, from 0.
             answer: (B, P) the last one.
             gradient: (B, P) of the loss on the examples of the prompts, by the answer.
+            timestep: (B,) of the noisy networks to which a diffusion model answered.
         """
         assert self.corrections is not None
         direction = direction_of(tokenizer, gradient)
         told = self.corrections.read(tokenizer, number, answer, direction)
         tokens = [part + more for part, more in zip(reading.tokens, told, strict=True)]
-        x = self._through_blocks(tokens, reading, self.condition(reading.asked))
+        x = self._through_blocks(tokens, reading, self._condition(reading, timestep))
         return answer + self.corrections.change(tokenizer, x, direction)
+
+    def _condition(self, reading: Reading, timestep: Tensor | None) -> Tensor:
+        """Features (B, d) of what is asked and, in a diffusion model, of the noise time (B,)."""
+        asked = [reading.asked]
+        if self.config["diffusion"]:
+            if timestep is None:
+                raise ValueError("a diffusion model needs a timestep, got None")
+            waves = timestep[:, None] * 2.0 ** torch.arange(_NUM_TIME_FREQUENCIES, device=timestep.device) * math.pi / 2
+            asked += [waves.sin().to(reading.asked.dtype), waves.cos().to(reading.asked.dtype)]
+        return self.condition(torch.cat(asked, dim=1))
 
     def _asked(self, prompt: Prompt, is_known: Tensor, examples: ObservedExamples | None) -> tuple[Tensor, Tensor]:
         """Features (B, c) of what is asked, and tokens (B, Q, d) of the examples; zeros for those not given."""

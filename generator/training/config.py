@@ -74,6 +74,8 @@ class GeneratorConfig:
         num_task_bits: see there.
         num_held_out: values of the zoos' split column (with `digits_subset` pairs of a mask and its complement) that no
             training run has, chosen by hash in place of the zoos' own splits; 0 for these.
+        num_references: last networks of training runs, kept with the model, which learns from their outputs what the
+            examples of prompts are; for whole networks of one layout.
         fingerprints: whether the model sees what the start computes on labelled examples (MLP and CNN classifiers).
         recompute_batch_norm: whether BatchNorm's running statistics are not taken from the model but recomputed on
             training images, in training (batch mode) and after sampling.
@@ -94,6 +96,7 @@ class GeneratorConfig:
     task_bits: str | None = None
     num_task_bits: int = 0
     num_held_out: int = 0
+    num_references: int = 0
     fingerprints: bool = False
     recompute_batch_norm: bool = False
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -114,10 +117,14 @@ class GeneratorConfig:
                 "task_bits (a column) and num_task_bits (how many of its bits) belong together, "
                 f"got {self.task_bits!r} and {self.num_task_bits}"
             )
+        if self.num_references and self.pairs.num_examples is None:
+            raise ValueError(
+                "num_references are networks that are run on the examples of prompts: set pairs.num_examples"
+            )
         if self.max_runs is not None and self.max_runs < 1:
             raise ValueError(f"max_runs must be at least 1, or None for all, got {self.max_runs}")
-        if self.num_validation_starts < 0 or self.num_held_out < 0:
-            raise ValueError("num_validation_starts and num_held_out must not be negative")
+        if min(self.num_validation_starts, self.num_held_out, self.num_references) < 0:
+            raise ValueError("num_validation_starts, num_held_out and num_references must not be negative")
         if self.pairs.start_share and not self.model.get("use_start", True):
             raise ValueError(f"a model with use_start=False needs pairs.start_share=0, got {self.pairs.start_share}")
         if self.pairs.even_share and not self.metrics:

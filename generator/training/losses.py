@@ -136,16 +136,17 @@ class _Predictor:
                 fingerprints=fingerprints,
                 examples=self.observed,
             )
+            reading = reading.repeat(len(noisy) // len(some))
             answer = model(
                 tokenizer,
                 prompt,
                 noisy=noisy if is_diffusion else None,
                 timestep=timestep if is_diffusion else None,
                 latent=latent,
-                reading=reading.repeat(len(noisy) // len(some)),
+                reading=reading,
                 windows=self.windows,
             )
-            return corrected(model, self.context, prompt, reading, answer)
+            return corrected(model, self.context, prompt, reading, answer, timestep=timestep)
 
     @cached_property
     def _fingerprints_of_start(self) -> Mapping[str, Tensor]:
@@ -195,13 +196,11 @@ def _params_scores(output: Tensor, wanted: Tensor, context: NetworkContext, conf
 
 
 def _drawn_examples(task: Task | None, batch: PairBatch, rng: torch.Generator) -> Examples:
-    """Examples for the prompts of a batch, others than those on which networks are scored but for chance."""
+    """Training examples for the prompts of a batch, each others, and others than those on which networks are scored."""
     assert task is not None
-    drawn = task.draw_examples(batch.num_examples, rng)
     size = len(batch.target)
-    one = drawn.targets.ndim - task.dataset.train.targets.ndim  # 1 if each network has its own
-    inputs = drawn.inputs if task.has_own_inputs else drawn.inputs.expand(size, *drawn.inputs.shape)
-    targets = drawn.targets if one else drawn.targets.expand(size, *drawn.targets.shape)
+    drawn = torch.randint(len(task.dataset.train), (size, batch.num_examples), generator=rng)
+    inputs, targets, _ = task.batch(drawn.to(batch.target.device, non_blocking=True), size)
     has_labels = batch.has_labels.view(-1, *[1] * (targets.ndim - 1))
     return Examples(inputs, torch.where(has_labels, targets, NO_LABEL), batch.has_examples)
 
@@ -211,7 +210,13 @@ def _observed(model: RecurrentDiffusionTransformer, context: NetworkContext, bat
     assert batch.prompt.examples is not None
     assert model.example_kind is not None
     start = batch.start if model.config["use_start"] else None
-    return context.observed(batch.prompt.examples, model.example_kind, start=start, has_start=batch.has_start)
+    return context.observed(
+        batch.prompt.examples,
+        model.example_kind,
+        references=model.reference_networks,
+        start=start,
+        has_start=batch.has_start,
+    )
 
 
 def _function_losses(

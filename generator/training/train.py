@@ -14,6 +14,7 @@ from typing import Any, Final
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from torch import Tensor
 
 from generator.model.context import NetworkContext
 from generator.model.fingerprints import num_fingerprints
@@ -140,9 +141,10 @@ def assemble(
     The model's initial weights follow from the seed of the optimization.
     """
     prediction, are_adapters = config.objective.prediction, any(has_adapters(one.layout) for one in runs)
-    if prediction != "sample" and are_adapters:
+    if prediction != "sample" and (are_adapters or config.model.get("num_corrections")):
         raise ValueError(
-            f"adapters are compared by products: use prediction='sample', not {config.objective.prediction!r}"
+            "adapters are compared by products, and corrections run the networks that are predicted: use "
+            f"prediction='sample', not {prediction!r}"
         )
     rng = torch.Generator().manual_seed(config.optimization.seed)
     samples = [
@@ -172,12 +174,29 @@ def assemble(
         options["use_start"] = False  # no update of a start is ever trained
     if config.fingerprints:
         options["num_fingerprints"] = max(num_fingerprints(task) for task in tasks if task is not None)
+    references = None
+    if config.num_references:
+        references = reference_networks(runs, config.num_references)
+        options["references"] = list(references.shape)
     if config.pairs.num_examples is not None:
-        options["examples"] = contexts[0].example_options(use_start=options.get("use_start", True))
+        use_start = options.get("use_start", True)
+        options["examples"] = contexts[0].example_options(use_start=use_start, references=references)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optimization.seed)
         model = RecurrentDiffusionTransformer(nodes, edges, ranges, **options)
+    if references is not None:
+        model.reference_networks.copy_(references)
     return model, normalizer, contexts
+
+
+def reference_networks(runs: Sequence[Trajectories], count: int) -> Tensor:
+    """Last networks (R, P) of training runs, evenly spread over their numbers."""
+    if len(runs) > 1:
+        raise ValueError(f"num_references are networks of one layout, got {len(runs)} zoos")
+    if len(runs[0]) < count:
+        raise ValueError(f"num_references must be at most {len(runs[0])}, the training runs, got {count}")
+    rows = torch.arange(count) * len(runs[0]) // count
+    return runs[0].read(rows, runs[0].counts[rows] - 1)
 
 
 def recorded_tasks(normalizer: ParamNormalizer, tasks: Sequence[Task | None]) -> list[dict[str, Any] | None]:

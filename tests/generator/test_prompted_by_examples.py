@@ -9,6 +9,7 @@ import torch
 
 from generator import WeightReader
 from generator.evaluation.unseen_tasks import unseen_tasks_report
+from generator.model.context import NetworkContext
 from generator.model.objectives import ObjectiveConfig, product_distance, product_sizes
 from generator.networks import in_one_form
 from generator.pipeline import ParameterPipeline
@@ -17,6 +18,7 @@ from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import MADE_UP_RUNS, PairConfig, batch_rng, draw_pairs
 from generator.training.train import train_generator
 from generator.trajectories import Trajectories
+from tests.generator.model.test_examples import adapters_on
 from zoo import build_zoo, get_task
 from zoo.networks import low_rank
 from zoo.networks.layout import LayoutMismatchError
@@ -125,6 +127,21 @@ def test_one_model_makes_adapters_of_every_rank(pipe, examples):
         assert task.evaluate(params)["loss"].isfinite().all()
 
 
+@pytest.mark.parametrize("base", ["cnn", "vit"])
+def test_adapters_of_convolutions_and_of_transformers_are_generated_too(base, tmp_path):
+    task, network = adapters_on(base)
+    zoo = build_zoo(tmp_path / "zoo", task, num_runs=4, num_steps=3, num_snapshots=2, batch_size=8)
+    train_generator([zoo], make_config(), out=tmp_path / "out", tasks=[task], trainer_options=QUIET)
+    pipe = ParameterPipeline.from_pretrained(tmp_path / "out")
+    inputs, targets, _ = task.for_members([5, 6]).batch(torch.arange(12), 2)
+    generated = pipe(prompt={"examples": (inputs, targets)}, num_samples=2)
+    assert (generated.params[0] - generated.params[1]).abs().max() > 1e-6
+    adapted = task.make_model().eval()
+    adapted.load_state_dict(generated.state_dicts()[0], strict=False)
+    torch.testing.assert_close(adapted(inputs[0]), task.predict(generated.params[:1], inputs[:1])[0])
+    assert not torch.allclose(adapted(inputs[0]), network(inputs[0]), atol=1e-6)
+
+
 def test_unseen_tasks_are_reported_by_their_examples(pipe, zoos):
     report = unseen_tasks_report(pipe, zoos[0])
     assert list(report) == ["unseen tasks", "held-out runs"]
@@ -168,6 +185,50 @@ def test_made_up_tasks_have_runs_of_their_own_and_no_target(zoos):
     assert is_best.any()
     for i in is_best.nonzero()[:, 0].tolist():
         assert torch.equal(batch.target[i], ends[int(batch.runs[i])][0])
+
+
+def test_each_prompt_of_a_batch_has_examples_of_its_own(tmp_path, monkeypatch):
+    task, seen = get_task("digits_subset", hidden=(2,)), []
+    zoo = build_zoo(tmp_path / "zoo", task, num_runs=8, num_steps=2, num_snapshots=2)
+
+    def observed(context, examples, kind, **options):
+        seen.append(examples)
+        return observe(context, examples, kind, **options)
+
+    observe = NetworkContext.observed
+    monkeypatch.setattr(NetworkContext, "observed", observed)
+    train_generator(zoo, make_config(), out=tmp_path / "out", trainer_options=QUIET)
+    drawn = [examples for examples in seen if len(examples.inputs) == PAIRS["batch_size"]]
+    assert len(drawn) == 6
+    for examples in drawn:
+        first, second = examples.inputs[:2].flatten(2)
+        assert not any(torch.equal(first[i], second[i]) for i in range(len(first)))
+
+
+def test_references_are_last_networks_of_training_runs_and_tell_what_examples_are(tmp_path):
+    zoo = build_zoo(tmp_path / "zoo", get_task("digits_subset", hidden=(2,)), num_runs=8, num_steps=2, num_snapshots=2)
+    config = replace(make_config(), model=SMALL | {"num_corrections": 0}, num_references=3)
+    train_generator(zoo, config, out=tmp_path / "out", trainer_options=QUIET)
+    pipe = ParameterPipeline.from_pretrained(tmp_path / "out")
+    kept = pipe.model.reference_networks
+    last = torch.from_numpy(zoo.params[zoo.split("train")][:, -1])
+    assert torch.equal(torch.cdist(kept, last).argmin(1), torch.arange(3) * len(last) // 3)
+    assert torch.equal(kept, last[torch.cdist(kept, last).argmin(1)])
+    inputs, targets, _ = get_task("digits_subset").for_members([5]).batch(torch.arange(8), 1)
+    for decoder in pipe.model.decoders.values():
+        torch.nn.init.normal_(decoder.weight)
+    first = pipe(prompt={"examples": (inputs, targets)}).params
+    pipe.model.reference_networks.neg_()
+    assert not torch.allclose(pipe(prompt={"examples": (inputs, targets)}).params, first, atol=1e-4)
+
+
+def test_references_are_of_one_zoo_with_as_many_runs(zoos, tmp_path):
+    with pytest.raises(ValueError, match="the training runs, got 9"):
+        train_generator(zoos[0], replace(make_config(), num_references=9), out=tmp_path / "out", trainer_options=QUIET)
+    with pytest.raises(ValueError, match="one layout, got 2 zoos"):
+        train_generator(zoos, replace(make_config(), num_references=2), out=tmp_path / "out", trainer_options=QUIET)
+    with pytest.raises(ValueError, match=r"set pairs\.num_examples"):
+        GeneratorConfig(num_references=2)
 
 
 def test_tasks_are_made_up_only_by_families_without_end(tmp_path):

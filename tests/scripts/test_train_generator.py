@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -91,6 +92,34 @@ def test_a_generator_that_looks_at_functions_is_sampled_with_its_zoo(zoo, tmp_pa
         sample_params.main(compose("sample_params", *options))
     sample_params.main(compose("sample_params", *options, f"zoo={zoo}"))
     assert all(torch.isfinite(value).all() for value in load_file(sample).values())
+
+
+def test_whole_networks_are_made_from_a_file_of_examples(tmp_path):
+    zoo, out = tmp_path / "zoo", tmp_path / "generator"
+    build_zoo(zoo, get_task("digits_subset", hidden=(4,)), num_runs=1022, num_steps=1, snapshot_steps=(0, 1))
+    options = [*SMALL, *STEPS, "generator.pairs.batch_size=4", *QUIET, "experiment=generator_subset_examples"]
+    train_generator.main(compose("train_generator", f"zoo={zoo}", f"out={out}", *options))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["alignment"][str(zoo)]["unseen tasks"]["num_tasks"] > 20
+
+    pipe = ParameterPipeline.from_pretrained(out)
+    for module in pipe.model.decoders.values():
+        torch.nn.init.normal_(module.weight)  # a training this short leaves them near zero
+    pipe.save_pretrained(out / "pipeline")
+    inputs, targets, _ = get_task("digits_subset").for_members([5]).batch(torch.arange(16), 1)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    made = {}
+    for name, labels, some in (
+        ("told", targets[0], slice(None)),
+        ("shuffled", targets[0], order),
+        ("complement", 1 - targets[0], slice(None)),
+    ):
+        np.savez(tmp_path / f"{name}.npz", inputs=inputs[some], targets=labels[some])
+        asked = f"examples={tmp_path / f'{name}.npz'}"
+        sample_params.main(compose("sample_params", f"pipeline={out}", f"out={tmp_path / name}.safetensors", asked))
+        made[name] = torch.cat([value.flatten() for value in load_file(tmp_path / f"{name}.safetensors").values()])
+    torch.testing.assert_close(made["shuffled"], made["told"], rtol=1e-3, atol=1e-4)
+    assert (made["complement"] - made["told"]).abs().max() > 1e-2
 
 
 @pytest.mark.slow

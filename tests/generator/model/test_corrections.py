@@ -1,11 +1,16 @@
 """Corrections: what a model is told of its answer, and what it makes of that."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from generator.model.context import NetworkContext
 from generator.model.corrections import Corrections, direction_of, gradient_on_examples
 from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
 from generator.prompts.examples import NO_LABEL, Examples
+from generator.prompts.prompt import Prompt
+from generator.sampler import corrected
 from generator.tokens.tokenizer import NeuronTokenizer
 from tests.generator.test_pipeline import make_pipeline
 from zoo import get_task
@@ -71,9 +76,24 @@ def test_answers_in_half_precision_are_the_same_but_for_rounding(task, dtype):
         assert (other - exact).norm() < 0.01 * exact.norm()
 
 
-@pytest.mark.parametrize("options", [{"diffusion": True}, {"use_latent": True}, {"window": 4}])
-def test_corrections_are_of_whole_answers_made_in_one_pass(task, options):
+def test_in_diffusion_samples_of_one_prompt_are_corrected_each_by_its_own_gradient(task, params):
+    pipe = make_pipeline(task.layout, examples=KIND, num_corrections=1, use_start=False)
+    context = NetworkContext.of(pipe.normalizer, task.layout, task)
+    prompt = replace(Prompt.of(None, pipe.metrics, 3), examples=shown(task, task.dataset.train.targets[:6]))
+    told = {"examples": context.observed(prompt.examples, pipe.model.example_kind)}
+    reading = pipe.model.read(context.tokenizer, prompt, **told).repeat(2)
+    answers, times = torch.cat((params, -params)), torch.linspace(0, 1, 6)
+    together = corrected(pipe.model, context, prompt, reading, answers, timestep=times)
+    order = torch.tensor([3, 4, 5, 0, 1, 2])
+    swapped = corrected(pipe.model, context, prompt, reading, answers[order], timestep=times[order])
+    torch.testing.assert_close(swapped, together[order], rtol=1e-4, atol=1e-5)
+    late = corrected(pipe.model, context, prompt, reading, answers, timestep=torch.ones(6))
+    assert (late - together)[:5].abs().amax(1).min() > 1e-4
+
+
+@pytest.mark.parametrize("options", [{"noisy_as_start": True, "diffusion": True}, {"window": 4}, {"examples": None}])
+def test_corrections_are_of_whole_answers_to_examples(task, options):
     nodes, edges = model_widths([NeuronTokenizer(task.layout)])
-    options = {"examples": KIND, **ONE_PASS, **options}
+    options = {"examples": KIND, **ONE_PASS, "use_latent": True, **options}
     with pytest.raises(ValueError, match="num_corrections needs examples"):
         RecurrentDiffusionTransformer(nodes, edges, {"val_loss": (0.1, 2.0)}, num_corrections=1, **options)
