@@ -15,6 +15,7 @@ from torch import Tensor
 
 from generator.prompts.prompt import is_lower_better, log_floor
 from generator.trajectories import Trajectories
+from zoo.ambient import torch_defaults
 from zoo.networks.metrics import r2, r2_log, spearman
 from zoo.tasks.task import Task
 
@@ -66,6 +67,7 @@ class Alignment:
         return Alignment(self.prompts[chosen], val, test, self.metric)
 
 
+@torch_defaults()
 def prompt_grid(trajectories: Trajectories, metric: str = "val_loss", *, num_prompts: int = 16) -> Tensor:
     """Prompts (K,) from the median over runs of the best value a run reaches, to what initial networks have.
 

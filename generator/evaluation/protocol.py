@@ -32,6 +32,7 @@ from generator.evaluation.novelty import Foretelling, NoveltyReport, novelty_rep
 from generator.evaluation.testbed import METRIC, Sampler, Testbed, log_gap
 from generator.evaluation.verdict import Estimate, Verdict
 from generator.trajectories import Trajectories
+from zoo.ambient import torch_defaults
 from zoo.networks.metrics import LOG_RANGE
 
 GENERATOR: Final = "generator"
@@ -111,6 +112,7 @@ class Evaluation:
     verdicts: dict[str, Verdict]
 
 
+@torch_defaults()
 def evaluate(
     generator: Sampler,
     testbed: Testbed,

@@ -22,6 +22,7 @@ from generator.evaluation.generalization import RealCurves
 from generator.pipeline import ParameterPipeline
 from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
+from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
@@ -106,6 +107,7 @@ class Testbed:
                 raise ValueError(f"{name} runs are of another architecture than the task's; was the zoo built for it?")
 
     @classmethod
+    @torch_defaults()
     def from_zoo(cls, zoo: Zoo, *, device: str | torch.device = "cpu") -> Testbed:
         """The task that the zoo records, on a device, its training runs, and its test runs as unseen ones."""
         if METRIC not in zoo.spec.metric_names:

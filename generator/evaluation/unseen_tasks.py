@@ -17,6 +17,7 @@ from generator.pipeline import ParameterPipeline
 from generator.prompts.prompt import EXAMPLES, TASK_BITS
 from generator.training.tasks import task_of, with_splits
 from generator.trajectories import Trajectories
+from zoo.ambient import torch_defaults
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
@@ -33,6 +34,7 @@ class TaskSampler(Protocol):
         ...
 
 
+@torch_defaults()
 def unseen_tasks_report(
     pipe: ParameterPipeline,
     zoo: Zoo,

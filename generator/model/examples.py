@@ -52,6 +52,8 @@ class ObservedExamples(NamedTuple):
 class FrozenBase:
     """What the base of adapters computes: the outputs of its adapted layers, means over positions.
 
+    Of convolutions also deviations over pixels: in means, as of edges, most of what a kernel finds cancels.
+
     Args:
         task: of adapters; as they are built they change nothing.
     """
@@ -67,8 +69,10 @@ class FrozenBase:
         seen: list[Tensor] = []
 
         def look(layer: nn.Module, _: object, out: Tensor) -> None:
-            by_place = out.movedim(1, -1) if isinstance(layer, nn.Conv2d) else out
-            seen.append(by_place.flatten(1, -2).mean(1) if by_place.ndim > 2 else by_place)
+            if isinstance(layer, nn.Conv2d):
+                seen.extend(reversed(torch.std_mean(out, (2, 3), correction=0)))
+            else:
+                seen.append(out.flatten(1, -2).mean(1) if out.ndim > 2 else out)
 
         hooks = [self.network.get_submodule(name).register_forward_hook(look) for name in self.layers]
         try:

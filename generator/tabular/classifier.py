@@ -6,6 +6,7 @@ Legend: n rows, D features, K classes.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Sequence, Set
 from numbers import Integral
@@ -90,11 +91,11 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
                 f"{self.finetune_steps}"
             )
         categories = [i for i, dtype in enumerate(getattr(X, "dtypes", ())) if str(dtype) == "category"]
+        if y is not None:
+            _check_labels(np.asarray(y, dtype=object).ravel())
         X, y = validate_data(
             self, _with_plain_gaps(X), y, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=2
         )
-        if y.dtype == object and any(label is None for label in y):
-            raise ValueError("Input y contains None; leave out rows without a label")
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         self.encoder_ = _encoder(X, {*categories, *self._categorical_columns()})
@@ -173,6 +174,18 @@ class GeneratedClassifier(ClassifierMixin, BaseEstimator):
             with torch.enable_grad():
                 F.cross_entropy(self.module_(inputs), labels).backward()
             optimizer.step()
+
+
+def _check_labels(labels: np.ndarray) -> None:
+    """Refuse labels that are missing, or of two kinds, which NumPy would make one of in silence."""
+    for label in labels:
+        if label is None or type(label).__name__ == "NAType":  # of pandas, which need not be there
+            raise ValueError(f"Input y contains {label}; leave out rows without a label")
+    of_kind = {
+        isinstance(label, str): label for label in labels if not (isinstance(label, float) and math.isnan(label))
+    }
+    if len(of_kind) == 2:
+        raise ValueError(f"labels must be words or numbers, got both: {of_kind[True]!r} and {of_kind[False]!r}")
 
 
 def _encoder(X: np.ndarray, categorical: Set[int]) -> ColumnTransformer:

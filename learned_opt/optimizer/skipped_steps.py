@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from learned_opt.optimizer.counters import counted
@@ -59,7 +58,9 @@ class SkippedSteps:
 
     def names(self) -> list[str]:
         """Of some tensors whose gradients were not finite."""
-        names, is_finite = self._suspect or ([], torch.empty(0))
+        if self._suspect is None:
+            return []
+        names, is_finite = self._suspect
         return [name for name, fine in zip(names, is_finite.tolist(), strict=True) if not fine][:8]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from learned_opt.rules import features
 from learned_opt.rules.features import Accumulators, Decays
 from learned_opt.rules.kernels.folding import unpack_layers
 from learned_opt.rules.rule import RuleOption, RuleState, TensorSpec, TensorUpdate, TensorwiseRule, constant
+from zoo.ambient import torch_defaults
 from zoo.training.muon import orthogonalize
 from zoo.training.schedules import StepCount
 
@@ -63,6 +64,7 @@ class Celo2Rule(TensorwiseRule):
     def num_theta(self) -> int:
         return sum(o * (i + 1) for i, o in pairwise(self._sizes))
 
+    @torch_defaults()
     def init_theta(self, rng: torch.Generator) -> Tensor:
         """Normal weights with variance 1 / fan_in, zero biases."""
         parts = []

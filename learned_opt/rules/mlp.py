@@ -40,6 +40,7 @@ from learned_opt.rules.rule import (
     constant,
     per_network,
 )
+from zoo.ambient import torch_defaults
 from zoo.networks.parametrization import update_scale
 from zoo.training.schedules import StepCount
 
@@ -104,6 +105,7 @@ class MlpRule(TensorwiseRule):
     def num_theta(self) -> int:
         return sum(o * (i + 1) for i, o in pairwise(self._sizes)) + _NUM_DECAYS
 
+    @torch_defaults()
     def init_theta(self, rng: torch.Generator) -> Tensor:
         """Weights from a normal cut at two standard deviations with variance 1 / fan_in, zero biases and offsets."""
         parts = []

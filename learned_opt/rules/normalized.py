@@ -77,6 +77,7 @@ from learned_opt.rules.rule import (
     constant,
     per_network,
 )
+from zoo.ambient import torch_defaults
 from zoo.devices import is_fast_in_bfloat16
 from zoo.networks.roles import MATRIX_ROLES
 from zoo.training.muon import orthogonalize
@@ -139,6 +140,7 @@ class NormalizedRule(TensorwiseRule):
         optional = NUM_FEEDBACK * self.feedback + NUM_OFFSETS * self.embedding_offset + NUM_MEMORY * self.memory
         return len(SCALARS) + optional
 
+    @torch_defaults()
     def init_theta(self, rng: torch.Generator) -> Tensor:
         """Scalars at their starts, a layer whose outputs are zero."""
         return torch.zeros(self.num_theta)

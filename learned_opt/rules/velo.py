@@ -43,6 +43,7 @@ from learned_opt.rules.rule import (
     expanded,
     per_network,
 )
+from zoo.ambient import torch_defaults
 from zoo.training.schedules import StepCount
 
 STEP_SIZE: Final = 1e-3
@@ -100,6 +101,7 @@ class VeloRule(TensorwiseRule):
     def _mlp_numel(self) -> int:
         return sum(o * (i + 1) for i, o in pairwise(self.mlp_sizes))
 
+    @torch_defaults()
     def init_theta(self, rng: torch.Generator) -> Tensor:
         """Normal weights with variance 1 / fan_in, zero biases and first states."""
 

@@ -39,7 +39,7 @@ LONGER = 4  # times the steps of the zoo's adapters, and a rate that is best of 
 LONGER_RATES = (1, 2)
 TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
 NEIGHBOURS = (2, 4, 8)
-MULTI_TASK_STEPS = 800
+MULTI_TASK_RATES, MULTI_TASK_STEPS = (1e-3, 3e-3, 1e-2), 800
 
 
 class Tasks:
@@ -54,7 +54,7 @@ class Tasks:
         self.runs = zoo.split(split)
         self.task = task_of(zoo).for_runs(self.runs.tolist())
         self.shown = Batch(*shown_examples(self.task, len(self.runs), torch.Generator().manual_seed(0)))
-        self.own = torch.from_numpy(zoo.params[self.runs][:, -1])
+        self.start, self.own = (torch.from_numpy(zoo.params[self.runs][:, i]) for i in (0, -1))
 
     def accuracy(self, params: Tensor, split: str = "test") -> float:
         return 1 - self.task.evaluate(params, split)["error"].mean().item()
@@ -72,7 +72,8 @@ def rows(*generators: str, zoo: str, base: str = "", rank: str = "", no_controls
     """
     adapters = Zoo.open(zoo)
     test, val = Tasks(adapters, "test"), Tasks(adapters, "val")
-    shared = multi_task_adapter(adapters)
+    candidates = [multi_task_adapter(adapters, rate) for rate in MULTI_TASK_RATES]
+    shared = max(candidates, key=lambda one: val.accuracy(one.expand(len(val.runs), -1), "val"))
     scale = test.accuracy(shared.expand(len(test.runs), -1)), test.accuracy(test.own)
 
     def row(method: str, values: list[float]) -> Row:
@@ -148,32 +149,30 @@ def generated(pipe: ParameterPipeline, examples: tuple[Tensor, Tensor | None], t
     return pipe(prompt={"examples": examples}, num_samples=len(tasks.runs), task=tasks.task, generator=rng).params
 
 
-def multi_task_adapter(zoo: Zoo) -> Tensor:
+def multi_task_adapter(zoo: Zoo, rate: float) -> Tensor:
     """One adapter (1, P), trained on the tasks of all training runs, 16 at a time."""
     task, runs = task_of(zoo), torch.from_numpy(zoo.split("train"))
     rng = torch.Generator().manual_seed(0)
-    params = task.init(rng, 1)
+    params = torch.from_numpy(zoo.params[runs[:1].numpy()][:, 0])
 
     def loss(params: Tensor) -> Tensor:
         bound = task.for_runs(runs[torch.randint(len(runs), (16,), generator=rng)].tolist())
         return bound.loss(params.expand(16, -1), bound.draw_examples(32, rng)).mean()
 
-    return minimized(loss, params, 1e-2, MULTI_TASK_STEPS)
+    return minimized(loss, params, rate, MULTI_TASK_STEPS)
 
 
 def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor:
-    """Adapters (N, P) tuned on the examples of the prompts, from their initialisation, or starts (N, P) or (1, P)."""
-    count = len(tasks.runs)
-    params = tasks.task.init_runs(range(count)) if start is None else start.expand(count, -1)
+    """Adapters (N, P) tuned on the examples of the prompts, from where the zoo's began, or from (N, P) or (1, P)."""
+    params = tasks.start if start is None else start.expand(len(tasks.runs), -1)
     return minimized(lambda params: tasks.task.loss(params, tasks.shown).sum(), params, rate, steps)
 
 
 def trained(tasks: Tasks, rate: float, steps: int) -> Tensor:
-    """Adapters (N, P) trained on all examples of their tasks, 32 in each step."""
+    """Adapters (N, P) trained on all examples of their tasks, 32 in each step, from where the zoo's began."""
     rng = torch.Generator().manual_seed(0)
-    start = tasks.task.init_runs(range(len(tasks.runs)))
     return minimized(
-        lambda params: tasks.task.loss(params, tasks.task.draw_examples(32, rng)).sum(), start, rate, steps
+        lambda params: tasks.task.loss(params, tasks.task.draw_examples(32, rng)).sum(), tasks.start, rate, steps
     )
 
 

@@ -58,7 +58,7 @@ def rows(
     task, runs = task_of(Zoo.open(zoo)), Trajectories.from_zoo(Zoo.open(unseen), "train", (METRIC,))
     val = Trajectories.from_zoo(Zoo.open(zoo), "val", (METRIC,))
     asked = prompt_grid(Trajectories.from_zoo(Zoo.open(zoo), "train", (METRIC,)), METRIC, num_prompts=_NUM_ASKED)
-    networks, known = (at_loss(some, level, number) for some in (runs, val))
+    networks, known = at_loss(runs, level, number), at_loss(val, level, number // 2)
     loss = task.evaluate(networks, "val")["loss"]
     results: dict[tuple[float, str], list[dict[str, float]]] = {}
     trips, seconds = [], []

@@ -111,12 +111,16 @@ def measured(testbed: Testbed, learned: Tensor, sampler: Sampler, number: int, s
 
 
 def outside_span(layout: ParamLayout, params: Tensor, learned: Tensor) -> float:
-    """Share of the variance of networks (B, P) that no combination of networks (N, P) explains, units matched."""
+    """Share of the variance of networks (B, P) that no combination of networks (N, P) explains.
+
+    The latter's units are matched to those of the first; the former's too, or left as they are, whichever gives less.
+    """
     known, moved = (align(layout, some, learned[0]).params.double() for some in (learned, params))
     mean = known.mean(0)
     basis = torch.linalg.svd(known - mean, full_matrices=False).Vh[: len(known) - 1]
-    apart = moved - mean
-    return ((apart - apart @ basis.T @ basis).square().sum() / apart.square().sum()).item()
+    apart = torch.stack((moved, params.double())) - mean  # (2, B, P)
+    outside = (apart - apart @ basis.T @ basis).square().sum(2) / apart.square().sum(2)
+    return outside.amin(0).mean().item()
 
 
 def last_networks(runs: Trajectories) -> Tensor:

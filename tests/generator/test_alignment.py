@@ -3,6 +3,7 @@ import torch
 
 from generator.alignment import HIGHEST_LOSS, Alignment, measure_alignment, prompt_grid
 from generator.trajectories import Trajectories
+from tests.ambient import AMBIENTS
 from zoo.tasks.registry import get_task
 
 
@@ -24,6 +25,14 @@ def test_losses_are_asked_for_from_the_median_floor_upwards(task):
     assert prompts[0].item() == pytest.approx(0.3)
     assert prompts[-1].item() == pytest.approx(HIGHEST_LOSS)
     assert (prompts.log().diff() - prompts.log().diff()[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", AMBIENTS)
+def test_the_same_is_asked_for_whatever_a_program_has_set_for_torch(task, name):
+    runs = runs_with(task, "val_loss", LOSSES)
+    with AMBIENTS[name]():
+        prompts = prompt_grid(runs)
+    assert torch.equal(prompts, prompt_grid(runs))
 
 
 def test_no_prompt_is_worse_than_an_initial_network(task):

@@ -18,6 +18,7 @@ from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import MADE_UP_RUNS, PairConfig, batch_rng, draw_pairs
 from generator.training.train import train_generator
 from generator.trajectories import Trajectories
+from tests.generator.model.test_examples import adapters_on
 from zoo import build_zoo, get_task
 from zoo.networks import low_rank
 from zoo.networks.layout import LayoutMismatchError
@@ -124,6 +125,21 @@ def test_one_model_makes_adapters_of_every_rank(pipe, examples):
         params = pipe(prompt={"examples": examples}, task=task, num_samples=2).params
         assert params.shape == (2, task.layout.num_params)
         assert task.evaluate(params)["loss"].isfinite().all()
+
+
+@pytest.mark.parametrize("base", ["cnn", "vit"])
+def test_adapters_of_convolutions_and_of_transformers_are_generated_too(base, tmp_path):
+    task, network = adapters_on(base)
+    zoo = build_zoo(tmp_path / "zoo", task, num_runs=4, num_steps=3, num_snapshots=2, batch_size=8)
+    train_generator([zoo], make_config(), out=tmp_path / "out", tasks=[task], trainer_options=QUIET)
+    pipe = ParameterPipeline.from_pretrained(tmp_path / "out")
+    inputs, targets, _ = task.for_members([5, 6]).batch(torch.arange(12), 2)
+    generated = pipe(prompt={"examples": (inputs, targets)}, num_samples=2)
+    assert (generated.params[0] - generated.params[1]).abs().max() > 1e-6
+    adapted = task.make_model().eval()
+    adapted.load_state_dict(generated.state_dicts()[0], strict=False)
+    torch.testing.assert_close(adapted(inputs[0]), task.predict(generated.params[:1], inputs[:1])[0])
+    assert not torch.allclose(adapted(inputs[0]), network(inputs[0]), atol=1e-6)
 
 
 def test_unseen_tasks_are_reported_by_their_examples(pipe, zoos):

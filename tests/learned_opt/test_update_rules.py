@@ -12,6 +12,7 @@ from learned_opt.rules.normalized import NormalizedRule
 from learned_opt.rules.registry import get_rule
 from learned_opt.rules.rule import TensorSpec, UpdateRule, reads_loss
 from learned_opt.rules.velo import VeloRule
+from tests.ambient import AMBIENTS
 
 SPECS = [
     TensorSpec("input", "input", 5, (7, 5), 2),
@@ -42,6 +43,15 @@ def random_theta(rule: UpdateRule, num_networks: int, seed: int = 0) -> torch.Te
     rng = torch.Generator().manual_seed(seed)
     start = torch.stack([rule.init_theta(rng) for _ in range(num_networks)])
     return start + 0.1 * torch.randn(start.shape, generator=rng)
+
+
+@every_rule
+@pytest.mark.parametrize("ambient", AMBIENTS)
+def test_theta_begins_alike_whatever_a_program_has_set_for_torch(rule, ambient):
+    expected = rule.init_theta(torch.Generator().manual_seed(0))
+    with AMBIENTS[ambient]():
+        found = rule.init_theta(torch.Generator("cpu").manual_seed(0))
+    assert torch.equal(found, expected)
 
 
 def random_tensors(num_networks: int, seed: int, scale: float = 1.0) -> list[torch.Tensor]:

@@ -10,7 +10,9 @@ from torch import nn
 from tests.ambient import AMBIENTS, default_dtype
 from zoo import Task, build_zoo, get_task
 from zoo.ambient import torch_defaults
+from zoo.networks.adapters import adapt
 from zoo.networks.layout import ParamLayout
+from zoo.operations import average
 from zoo.tasks.dataset import Dataset, Split
 from zoo.training.optimizers import Adam
 
@@ -33,6 +35,19 @@ def test_a_zoo_is_the_same(tmp_path, expected, name):
     assert np.array_equal(built.params[:], expected.params[:])
     assert np.array_equal(built.metric("val_loss"), expected.metric("val_loss"))
     assert {(param.dtype, param.device.type) for param in model.parameters()} == {(torch.float32, "cpu")}
+
+
+@pytest.mark.parametrize("name", AMBIENTS)
+def test_networks_are_adapted_and_averaged_alike(name):
+    network, networks = nn.Sequential(nn.Linear(4, 3)), torch.randn(3, 7)
+    results = []
+    for ambient in (nullcontext, AMBIENTS[name]):
+        torch.manual_seed(0)
+        with ambient():
+            adapted = adapt(network, rank=2)
+            results.append([*adapted.state_dict().values(), average(networks, [1.0, 2.0, 3.0]), average(networks)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", AMBIENTS)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.ambient import torch_defaults
 from zoo.networks.base import sharing_copy
 
 SCALINGS: Final[Mapping[str, Callable[[float, int], float]]] = {
@@ -111,6 +112,7 @@ _NORMS: Final[Mapping[type[nn.Module], type[FrozenNorm]]] = {
 _PLAIN: Final = {made: plain for plain, made in (*_KINDS.items(), *_NORMS.items())}
 
 
+@torch_defaults()
 def adapt(
     base: nn.Module,
     *,

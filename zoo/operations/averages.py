@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.ambient import torch_defaults
+
 DEFAULT_DECAY: Final = 0.9
 
 
@@ -21,6 +23,7 @@ class Soup(NamedTuple):
     members: tuple[int, ...]
 
 
+@torch_defaults()
 def average(networks: Tensor, weights: Sequence[float] | Tensor | None = None) -> Tensor:
     """Weighted mean (P,) of networks.
 
@@ -36,6 +39,7 @@ def average(networks: Tensor, weights: Sequence[float] | Tensor | None = None) -
     return normalized_weights(weights, networks) @ networks
 
 
+@torch_defaults()
 def exponential_average(networks: Tensor, decay: float = DEFAULT_DECAY) -> Tensor:
     """Exponential moving average (P,) at the end of a trajectory, begun with its first network.
 
@@ -73,10 +77,9 @@ def greedy_soup(networks: Tensor, evaluate: Callable[[Tensor], Tensor]) -> Soup:
 def normalized_weights(weights: Sequence[float] | Tensor | None, networks: Tensor) -> Tensor:
     """Weights (N,) of sum 1 for networks (N, P), of their dtype and on their device."""
     try:
-        given = torch.ones(len(networks)) if weights is None else torch.as_tensor(weights)
+        given = torch.as_tensor([1.0] * len(networks) if weights is None else weights).to(networks)
     except (TypeError, ValueError) as error:
         raise ValueError(f"weights must be {len(networks)} numbers, one a network, got {weights!r}") from error
-    given = given.to(networks)
     if given.shape != networks.shape[:1]:
         raise ValueError(f"weights must be {len(networks)} numbers, one a network, got {tuple(given.shape)}")
     if not (given.isfinite().all() and (given >= 0).all() and given.sum() > 0):

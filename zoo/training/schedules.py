@@ -53,9 +53,10 @@ class Schedule:
     def factor(self, inner_step: StepCount, num_steps: StepCount) -> float | Tensor:
         """Factor of the step that follows `inner_step` steps, of `num_steps` in all; (N,) float64 of counts (N,)."""
         if isinstance(inner_step, Tensor) or isinstance(num_steps, Tensor):
-            counts = torch.broadcast_tensors(torch.as_tensor(inner_step), torch.as_tensor(num_steps))
-            factors = [self.factor(*pair) for pair in zip(*(count.tolist() for count in counts), strict=True)]
-            return torch.tensor(factors, dtype=torch.float64)
+            counts = [torch.as_tensor(count, device="cpu") for count in (inner_step, num_steps)]
+            pairs = zip(*(count.tolist() for count in torch.broadcast_tensors(*counts)), strict=True)
+            factors = [self.factor(*pair) for pair in pairs]
+            return torch.tensor(factors, dtype=torch.float64, device="cpu")
         if inner_step < self.warmup_steps:
             return (inner_step + 1) / (self.warmup_steps + 1)
         if self.name == "constant":

@@ -160,8 +160,13 @@ def test_bad_input_is_refused_in_words():
         GeneratedClassifier(device="cpu").fit(np.ones((4, 1)), np.array([0.1, 0.2, 0.5, 1.3]))
     with pytest.raises(ValueError, match="infinity"):
         GeneratedClassifier(device="cpu").fit(np.array([[1.0], [np.inf]]), [0, 1])
-    with pytest.raises(ValueError, match="contains None"):
-        GeneratedClassifier(device="cpu").fit(np.eye(4), np.array(["a", "b", None, "a"], dtype=object))
+    for labels, said in (
+        (np.array(["a", "b", None, "a"], dtype=object), "contains None"),
+        (pd.Series(["a", "b", pd.NA, "a"], dtype="string"), "contains <NA>"),
+        (["a", "b", 1, "a"], "got both: 'a' and 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            GeneratedClassifier(device="cpu").fit(np.eye(4), labels)
     with pytest.raises(TypeError, match="neither numbers nor words"):
         GeneratedClassifier(device="cpu").fit(pd.DataFrame({"day": pd.to_datetime(["2020", "2021"])}), [0, 1])
     with pytest.raises(ValueError, match="positions or names of the 4 columns"):

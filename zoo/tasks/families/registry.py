@@ -39,6 +39,8 @@ def warped_images(
     strength: float = 1.0,
     seed: int = 0,
     num_members: int | None = None,
+    *,
+    pooled: bool = False,
 ) -> WarpedImages:
     """Images of a data set, warped by each member in its own way; see `zoo.tasks.families.warped_images`.
 
@@ -48,8 +50,9 @@ def warped_images(
         strength: from 0, every member the base itself, to 1.
         seed: of the warps.
         num_members: how many there are; None for one a run.
+        pooled: every member is all images, each in a warp of its own.
     """
-    return WarpedImages(_base(base), image_size, strength, seed, num_members)
+    return WarpedImages(_base(base), image_size, strength, seed, num_members, pooled=pooled)
 
 
 def text_domains(

@@ -21,6 +21,7 @@ from zoo.tasks.task import Batch
 
 _MAX_LOG_SCALE: Final = 0.3
 _MAX_SHEAR: Final = 0.4
+_POOLED_FROM: Final = 2**40  # members that no run has
 
 
 class WarpedImages:
@@ -36,6 +37,7 @@ class WarpedImages:
         strength: from 0, where every member is the base itself, on which frozen networks can be trained, to 1.
         seed: of the warps.
         num_members: how many there are; None without end.
+        pooled: every member is all images, each in a warp of its own, on which a start for all tasks can be trained.
 
     Raises:
         ValueError: for a base without images, and settings out of range.
@@ -51,6 +53,8 @@ class WarpedImages:
         strength: float = 1.0,
         seed: int = 0,
         num_members: int | None = None,
+        *,
+        pooled: bool = False,
     ) -> None:
         shape = tuple(base.train.inputs.shape[1:])
         if len(shape) != 3 or not base.train.inputs.is_floating_point() or not base.num_classes:
@@ -64,6 +68,9 @@ class WarpedImages:
         self.mean, self.std = resized.train.inputs.mean().item(), resized.train.inputs.std().item()
         self.dataset = _mapped(resized, lambda x: (x - self.mean) / self.std)
         self.strength, self.seed, self.num_members = float(strength), seed, num_members
+        if pooled:
+            train, val, test = map(self._pooled, SPLIT_NAMES)
+            self.dataset, self.strength = replace(self.dataset, train=train, val=val, test=test), 0.0
 
     def attributes(self, members: Tensor) -> dict[str, Tensor]:
         """Number, rotation in radians, scale, shear, and whether mirrored and inverted."""
@@ -85,6 +92,11 @@ class WarpedImages:
         grids = F.affine_grid(maps, list(size), align_corners=False)  # on the CPU, so that all devices sample alike
         parts = (part.to(device, non_blocking=True) for part in (grids, inverted))
         return _Warps(self.dataset, self.mean, self.std, *parts)
+
+    def _pooled(self, split: str) -> Split:
+        every = torch.arange(len(self.dataset.split(split)))
+        inputs, targets, _ = self.bind(_POOLED_FROM + every).examples(every[:, None], split)
+        return Split(inputs.flatten(0, 1), targets.flatten())
 
     def to(self, device: torch.device | str) -> WarpedImages:
         moved = copy.copy(self)

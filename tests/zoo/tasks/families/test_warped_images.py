@@ -68,3 +68,15 @@ def test_what_cannot_be_warped_is_refused():
         get_task("warped_images", base={"name": "mnist1d", "num_examples": 100})
     with pytest.raises(ValueError, match="strength must be from 0 to 1, got 2"):
         get_task("warped_images", base="digits", strength=2)
+
+
+def test_pooled_members_are_all_images_each_in_a_warp_of_its_own(family):
+    pooled = WarpedImages(get_dataset("digits"), seed=3, pooled=True)
+    inputs = pooled.bind(torch.arange(2)).examples(torch.arange(50)).inputs
+    torch.testing.assert_close(inputs[0], inputs[1])
+    torch.testing.assert_close(inputs[0], pooled.dataset.train.inputs[:50], atol=1e-5, rtol=0)
+    assert torch.equal(pooled.dataset.train.targets, family.dataset.train.targets)
+    changed = (pooled.dataset.train.inputs - family.dataset.train.inputs).abs().amax((1, 2, 3))
+    assert (changed > 0.1).float().mean() > 0.95
+    inverted = pooled.dataset.train.inputs.mean((1, 2, 3)) > 0.3
+    assert inverted.float().mean() == pytest.approx(0.5, abs=0.1)
