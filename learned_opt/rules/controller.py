@@ -37,14 +37,17 @@ GROWTH_POWER: Final = 6.0  # by which steps fall where weights beyond this limit
 DISAGREEMENT: Final = 0.06  # at which growth is no matter, as it is for `log_step` to shorten steps
 INITIAL_STEPS: Final = 5  # after which the initial gradient scale is fixed
 
-MEMORY_RANGE: Final = (-1.5, 2.5)  # of the logarithm of how much longer than its scalar says the momentum lasts
-REACTION_RANGE: Final = (-6.0, 1.5)  # the same for the rate of the agreement
+MEMORY_RANGE: Final = (0.0, 2.5)  # of the logarithm of how much longer than its scalar says the momentum lasts
+REACTION_RANGE: Final = (-6.0, 0.0)  # the same for the rate of the agreement
 
 NUM_STATISTICS: Final = 7  # columns of the statistics, see `Statistics`, without the last two
 NUM_INPUTS: Final = 9 + len(PARAM_ROLES)
 GRADIENT_INPUTS: Final = slice(3, 9)  # those of the inputs that depend on gradients
 NUM_OUTPUTS: Final = 3
+USUAL_AGREEMENT: Final = 5  # place of that input, six times the cosine
 NUM_MEMORY_OUTPUTS: Final = 2  # of the second layer
+MEMORY_START_WEIGHTS: Final = (-1.0, 4.0)
+MEMORY_START_BIASES: Final = (0.0, 1.2)
 
 _TINY: Final = 1e-24
 
@@ -214,6 +217,15 @@ def encoded_scalars(values: Mapping[str, float]) -> dict[int, float]:
 def gradient_weights() -> slice:
     """Where theta holds the layer's weights of the inputs that depend on gradients."""
     return slice(*(len(SCALARS) + NUM_OUTPUTS * i for i in (GRADIENT_INPUTS.start, GRADIENT_INPUTS.stop)))
+
+
+def memory_start() -> Tensor:
+    """What the second layer begins with: where gradients disagree with the momentum by far more than noise does, which
+    is how they swing through a smooth valley, momentum lasts longer and agreement does not shorten steps."""
+    layer = torch.zeros(NUM_INPUTS + 1, NUM_MEMORY_OUTPUTS)
+    layer[USUAL_AGREEMENT] = torch.tensor(MEMORY_START_WEIGHTS)
+    layer[-1] = torch.tensor(MEMORY_START_BIASES)
+    return layer.flatten()
 
 
 def embedding_offset() -> slice:

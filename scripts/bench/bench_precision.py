@@ -1,25 +1,34 @@
 """What do float16 and bfloat16 cost the networks of a real zoo?
 
     OMP_NUM_THREADS=1 python -m scripts.bench.bench_precision [--num-runs 128] [--device cpu] [--record]
+    OMP_NUM_THREADS=1 python -m scripts.bench.bench_precision --large [--num-steps 100] [--record]
 
 Trains a zoo on digits in float32 (about half a minute), rounds its parameters as the store would, and prints a table
 over all final networks: by how much test error and loss change, how many test predictions change, and how large
 the rounding is beside the update between neighbouring snapshots (root mean squares over all parameters). Then the same
 runs are trained with forward and backward passes in bfloat16 (on CUDA in TF32 too), and in float32 from other seeds.
+
+With --large, networks of millions of numbers are trained one after another by the plain module in each precision, with
+channels last and with the module compiled (eight minutes of one core; extra `adapters`).
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from zoo import Task, Zoo, build_zoo, get_task
+from zoo import Task, Zoo, build_zoo, get_task, train_population
 from zoo.devices import resolve_device
 from zoo.storage.precision import from_stored, to_stored
+from zoo.tasks.looped_module import LoopedModule
+from zoo.training.optimizers import Adam
 from zoo.training.precision import PRECISIONS
 
 from ..rows import Row
@@ -27,13 +36,24 @@ from .command import arguments, publish
 
 OPTIMIZER: Final = {"name": "adam", "lr": {"log_uniform": [1e-3, 3e-2]}}
 
+LARGE: Final[dict[str, dict[str, Any]]] = {
+    "ResNet-18": {"model": "resnet18"},
+    "ViT-Tiny": {"model": "vit_tiny_patch16_224", "model_options": {"img_size": 28, "patch_size": 7}},
+}
+SEEDS: Final = (0, 1)
+
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--num-runs", type=int, default=128)
-    parser.add_argument("--num-steps", type=int, default=1280)
+    parser.add_argument("--num-steps", type=int, help="default 1280, with --large 100")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--large", action="store_true", help="networks of millions of numbers, one after another")
     options = parser.parse_args()
+    options.num_steps = options.num_steps or (100 if options.large else 1280)
+    if options.large:
+        publish("population", large_networks(options.num_steps), options, packages=("torch", "timm"))
+        return
     task = get_task("digits").to(resolve_device(options.device))
     with tempfile.TemporaryDirectory() as folder:
 
@@ -49,9 +69,64 @@ def main() -> None:
         publish("population", (trained(zoo, other, name) for name, other in others.items()), options)
 
 
+def large_networks(num_steps: int) -> Iterator[Row]:
+    """Large networks in each precision, with channels last if there are any, and compiled."""
+    for name, options in LARGE.items():
+        task = get_task("mnist5k", architecture="timm", **options)
+        formats = (False, True) if name == "ResNet-18" else (False,)
+        for compiled in (False, True):
+            for channels_last in formats:
+                for precision in ("32", "bf16-mixed"):
+                    setting = {"network": name, "precision": precision, "compiled": compiled}
+                    yield large_network(task, setting | {"channels last": channels_last}, num_steps)
+
+
+def large_network(task: Task, setting: dict[str, Any], num_steps: int) -> Row:
+    seconds, losses, errors, first = [], [], [], []
+    for seed in SEEDS:
+        looped = task.by_module(channels_last=setting["channels last"])
+        if setting["compiled"] and isinstance(looped.backend, LoopedModule):
+            looped.backend._module.compile()  # no option of builds, because it does not pay
+        began = time.process_time()
+        for snapshot in train_population(
+            looped,
+            Adam(),
+            [seed],
+            num_steps=num_steps,
+            snapshot_steps=range(1, num_steps + 1),
+            data_seed=seed,
+            compile=False,
+            precision=setting["precision"],
+        ):
+            seconds.append(time.process_time() - began)
+            first += seconds[-1:] if snapshot.inner_step == 1 else []
+            began = time.process_time()
+        metrics = task.by_module().evaluate(snapshot.params, "val")
+        losses.append(metrics["loss"].item())
+        errors.append(100 * metrics["error"].item())
+    return Row(
+        question="What do precision, memory format and compiling do to a large network, trained by itself?",
+        setting=setting | {"steps": num_steps, "threads": torch.get_num_threads()},
+        figures={
+            "CPU-s a step, median": statistics.median(seconds),
+            "first step, CPU-s": max(first),
+            "validation loss": statistics.mean(losses),
+            "validation error, %": statistics.mean(errors),
+        },
+        spread={
+            "validation loss": (min(losses), max(losses)),
+            "validation error, %": (min(errors), max(errors)),
+        },
+        seeds=list(SEEDS),
+        note="mnist5k as it is, 28x28; batch 64, Adam at .001; a step with its optimizer. Mean and range of two seeds, "
+        "which have the same initial networks and minibatches in all rows.",
+    )
+
+
 def trained(zoo: Zoo, other: Zoo, name: str) -> Row:
     """How the final networks of another training differ from those of float32."""
-    figures, spread = {}, {}
+    figures: dict[str, float] = {}
+    spread: dict[str, tuple[float, float]] = {}
     for metric, scale, unit in (("train_loss", 1, ""), ("test_loss", 1, ""), ("test_error", 100, " in points")):
         before, after = (scale * one.metric(metric)[:, -1].astype(np.float64) for one in (zoo, other))
         label, change = metric.replace("_", " "), (after - before).mean()

@@ -204,7 +204,7 @@ SHIPPED = {
     "mulo": "d76fdff5820ba3a7",
     "mulo-norm": "48de0c7ab715ed26",
     "mulo-norm-scalars": "4d3b316013bf93ef",
-    "mulo-wide": "8daf9e1a323c4027",
+    "mulo-wide": "7ff4f4acc60f4cdf",
 }
 SAVED_BY_0_1 = Path(__file__).parents[2] / "data" / "saved_by_0_1"
 

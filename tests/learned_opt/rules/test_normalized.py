@@ -111,7 +111,7 @@ class PerTensorRule:
         inputs = [max(-3.0, min(3.0, x)) for x in inputs] + [float(role == r) for r in PARAM_ROLES]
         out = torch.tensor(inputs) @ self.weight + self.bias
         memory, reaction = (torch.tensor([*inputs, 1.0]) @ self.second).tolist()
-        self.log_memory, self.log_reaction = max(-1.5, min(2.5, memory)), max(-6.0, min(1.5, reaction))
+        self.log_memory, self.log_reaction = max(0.0, min(2.5, memory)), max(-6.0, min(0.0, reaction))
         size = (1 - f) ** s["schedule_power"] * math.exp(
             base + max(-5.0, min(4.0, s["noise_power"] * rho + self.log_step + float(out[0])))
         )
@@ -168,6 +168,24 @@ def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference, of
             rule.update(theta, specs, params, grads, state, inner_step=inner_step, num_steps=horizon)
     for single, param in zip(plain, params, strict=True):
         torch.testing.assert_close(param[0], single.param, rtol=1e-4, atol=1e-4)
+
+
+def test_disagreement_beyond_that_of_noise_lengthens_momentum_and_is_ignored():
+    """Gradients that swing without noise, and those of pure noise, by the second layer as it begins."""
+    rule, rng = NormalizedRule(memory=True), torch.Generator().manual_seed(0)
+    theta = rule.init_theta(rng)
+    specs, params = [TensorSpec("hidden", "hidden", 8, (8, 8), 2)], [torch.randn(1, 8, 8, generator=rng)]
+    swing = torch.randn(1, 8, 8, generator=rng)
+    for make, is_smooth in (
+        (lambda t: (-1) ** t * swing, True),
+        (lambda t: torch.randn(1, 8, 8, generator=rng), False),
+    ):
+        state = rule.init_state(specs, params)
+        for t in range(60):
+            rule.update(theta, specs, params, [make(t)], state, inner_step=t, num_steps=100)
+        log_memory, log_reaction = state["statistics"][0][0, controller.NUM_STATISTICS :].tolist()
+        assert (log_memory > 1.0) == is_smooth
+        assert (log_reaction < -2.0) == is_smooth
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0])
