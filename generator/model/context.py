@@ -21,6 +21,7 @@ from generator.model.examples import (
     label_shares,
     output_features,
     reference_features,
+    votes_of,
 )
 from generator.model.fingerprints import fixed_examples, unit_fingerprints
 from generator.model.objectives import Distance, product_distance, product_sizes, rms_distance
@@ -126,12 +127,16 @@ class NetworkContext:
         parts = [input_features(examples.inputs, kind)]
         if self.base is not None:
             parts.append(self.base(examples.inputs))
-        if references is not None:
-            parts.append(reference_features(self.task, references, examples.inputs))
         if start is not None:
             outputs = output_features(self.task, start, examples.inputs)
             parts.append(outputs if has_start is None else outputs * has_start[:, None, None])
-        return ObservedExamples(torch.cat(parts, dim=2), label_shares(examples, kind.num_classes), examples.is_given)
+        labels = label_shares(examples, kind.num_classes) * examples.is_given[:, None, None]
+        votes = labels.new_zeros(len(labels), 0)
+        if references is not None:
+            answers = reference_features(self.task, references, examples.inputs)
+            parts.append(answers)
+            votes = votes_of(answers, labels)
+        return ObservedExamples(torch.cat(parts, dim=2), labels, votes, examples.is_given)
 
     def example_options(self, *, use_start: bool, references: Tensor | None = None) -> dict[str, Any]:
         """What a model of this layout has to be told of the examples in its prompts; see `observed`."""
@@ -139,10 +144,8 @@ class NetworkContext:
         train, kind = self.task.dataset.train, ExampleKind.of(self.task)
         one = Examples(train.inputs[None, :1], train.targets[None, :1], torch.ones(1, dtype=torch.bool))
         start = torch.zeros(1, self.layout.num_params, device=self.device) if use_start else None
-        return {
-            **asdict(kind),
-            "num_features": self.observed(one, kind, references=references, start=start).features.shape[-1],
-        }
+        seen = self.observed(one, kind, references=references, start=start)
+        return {**asdict(kind), "num_features": seen.features.shape[2], "num_votes": seen.votes.shape[1]}
 
     def outputs(self, task: Task, params: Tensor, inputs: Tensor) -> Tensor:
         """Outputs (B, E, ..., K) of networks (B, P) in the mode in which the generator's networks are meant to run."""

@@ -71,8 +71,9 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         edge_widths: features per edge by block key; empty for chunk tokens.
         metrics: (low, high) of each metric that can be prompted, as seen in training.
         num_task_bits: length of a task's bit mask; 0 for none.
-        examples: fields of the ExampleKind that a prompt can hold, and `num_features` of each; None for no examples.
-        references: how many networks, and of how many numbers, are run on examples beside; none of them by default.
+        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, and `num_votes` of the
+            references; None for no examples.
+        references: how many networks, and of how many numbers, vote on what examples ask for; none by default.
         num_fingerprints: functional features per unit of the start; 0 for none.
         fingerprint_scale: factor on fingerprints, which at 1 are faint beside what tokens hold else.
         noisy_as_start: whether, where there is no start, the noisy network takes its place, fingerprints included.
@@ -182,10 +183,10 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             kind: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
             }
-            num_features = kind.pop("num_features")
+            num_features, num_votes = kind.pop("num_features"), kind.pop("num_votes", 0)
             self.example_kind = ExampleKind(**kind)
             self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width)
-            asked_width += 1 + width
+            asked_width += 1 + width + num_votes
         return asked_width
 
     def _add_edges(self, sizes: dict[str, int], channels: int, edge_width: int, width: int) -> None:
@@ -355,10 +356,12 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
                 raise ValueError("this model was built without examples; pass examples=None")
             return asked, asked.new_zeros(batch, 0, width)
         if examples is None:
-            tokens, given = asked.new_zeros(batch, 1, width), asked.new_zeros(batch, 1)
+            num_votes = self.config["examples"].get("num_votes", 0)
+            tokens, told = asked.new_zeros(batch, 1, width), asked.new_zeros(batch, 1 + num_votes)
         else:
-            tokens, given = self.example_encoder(examples), examples.is_given[:, None].to(asked.dtype)
-        return torch.cat((asked, given, tokens.mean(1)), dim=1), tokens
+            tokens = self.example_encoder(examples)
+            told = torch.cat((examples.is_given[:, None], examples.votes), dim=1).to(asked.dtype)
+        return torch.cat((asked, told, tokens.mean(1)), dim=1), tokens
 
     def _places(self, tokenizer: ParamTokenizer, batch: int) -> list[Tensor]:
         """(B, n, d) of each group: where its tokens are in the network."""

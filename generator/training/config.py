@@ -74,8 +74,8 @@ class GeneratorConfig:
         num_task_bits: see there.
         num_held_out: values of the zoos' split column (with `digits_subset` pairs of a mask and its complement) that no
             training run has, chosen by hash in place of the zoos' own splits; 0 for these.
-        num_references: last networks of training runs, kept with the model, which learns from their outputs what the
-            examples of prompts are; for whole networks of one layout.
+        num_references: last networks of training runs, kept with the model, which vote on what the labelled examples of
+            prompts ask for; for whole networks of one layout.
         fingerprints: whether the model sees what the start computes on labelled examples (MLP and CNN classifiers).
         recompute_batch_norm: whether BatchNorm's running statistics are not taken from the model but recomputed on
             training images, in training (batch mode) and after sampling.

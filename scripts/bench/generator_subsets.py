@@ -54,7 +54,8 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
             setting={"method": method},
             figures={name: statistics.fmean(some) for name, some in figures.items()},
             spread={name: (min(some), max(some)) for name, some in figures.items()} if len(seeds) > 1 else {},
-            note=f"digits_subset, 64-16-1, {int(which.max()) + 1} tasks never seen; mean and range over seeds.",
+            note=f"digits_subset, 64-16-1, {int(which.max()) + 1} tasks never seen; mean and range of several seeds, "
+            "else one.",
         )
 
     for method, networks in () if no_controls else controls(subsets, test, val):

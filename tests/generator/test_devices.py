@@ -76,6 +76,15 @@ CASES = {
             objective=replace(CONFIG.objective, energy_score=False, function_energy_weight=0.0),
         ),
     ),
+    "networks by examples": (
+        [{"name": "digits_subset", "hidden": (4,)}],
+        replace(
+            CONFIG,
+            num_references=3,
+            model={**CONFIG.model, "use_start": False},
+            pairs=replace(CONFIG.pairs, start_share=0.0, num_examples=(4, 6)),
+        ),
+    ),
     "policies": ([{"name": "cartpole"}], replace(CONFIG, metrics=("return",))),
 }
 
