@@ -5,8 +5,8 @@
     python -m scripts.sample_params pipeline=out/generator edit=y own_loss=0.5 prompt.loss=0.2 out=x.safetensors
 
 Inputs: the folder of a trained generator; optionally a network to start from, or to edit, as safetensors with the names
-of its state dict; optionally examples of the task, x.npz with `inputs` and perhaps `targets`, or x.csv with a column
-`target`. A generator that looks at what networks compute also needs a zoo of its task, as it was trained on.
+of its state dict; optionally examples of the task, x.npz with `inputs` and perhaps `targets`, x.csv with a column
+`target`, or x.txt. A generator that looks at what networks compute also needs a zoo of its task, as it was trained on.
 Outputs: one safetensors file, or `x_0.safetensors`, `x_1.safetensors`, ... for several samples, with the names and
 shapes that `load_state_dict` takes; `config.yaml` and `summary.json` in the folder x-sample. Typical run time: seconds.
 """

@@ -29,7 +29,7 @@ from .generator_table import PACKAGES
 QUESTION = str(__doc__).splitlines()[0]
 FEW = 16
 TUNINGS = ((3e-3, 10), (3e-3, 30), (1e-2, 10))  # learning rate and steps
-FURTHER = ((1e-3, 5), (1e-3, 20))  # the same, after the pass
+FURTHER = ((1e-3, 20), (3e-3, 30))  # the same, after the pass
 NEIGHBOURS = (1, 4, 16)
 MULTI_TASK = (1e-2, 200)
 
@@ -68,9 +68,9 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
         for kind, prompt in prompts(test.shown).items():
             yield row(f"{name}: {kind}", [generated(pipe, prompt, test) for pipe in pipes])
-        starts = {tasks: [generated(pipe, tasks.shown[:2], tasks) for pipe in pipes] for tasks in (test, val)}
-        rate, steps = chosen(val, starts[val], FURTHER)
-        networks = [tuned(test, rate, steps, start) for start in starts[test]]
+        of_val, of_test = ([generated(pipe, tasks.shown[:2], tasks) for pipe in pipes] for tasks in (val, test))
+        rate, steps = chosen(val, of_val, FURTHER)
+        networks = [tuned(test, rate, steps, start) for start in of_test]
         yield row(f"{name}: 4 kB of text, then tuned on it: Adam {rate:g}, {steps} steps", networks)
 
 
