@@ -263,8 +263,7 @@ class ParameterPipeline(DiffusionPipeline):
             generated = generated[best.to(generated.device)]
         if asked.examples is not None and not bool(asked.asks_metric.any()):
             self._check_fit(context, asked.examples, generated)
-        self._last = GeneratedParams(generated, layout), context.task
-        return self._last[0]
+        return self._answer(generated, layout, context.task)
 
     @torch_defaults()
     def edit(
@@ -323,7 +322,13 @@ class ParameterPipeline(DiffusionPipeline):
             generator=generator,
         )
         _copy_counters(layout, networks, edited)
-        self._last = GeneratedParams(edited, layout), context.task
+        return self._answer(edited, layout, context.task)
+
+    def _answer(self, params: Tensor, layout: ParamLayout, task: Task | None) -> GeneratedParams:
+        """Networks (B, P) of a call, kept for `save_adapter`."""
+        if not params.isfinite().all():
+            raise ValueError("the networks made are not finite: is what was given far larger than the training's?")
+        self._last = GeneratedParams(params, layout), task
         return self._last[0]
 
     def _prompts(
