@@ -166,7 +166,7 @@ def mean(layout: ParamLayout, params: Tensor, shares: Tensor | None = None) -> T
     """
     layout.check_vector(params)
     count = len(params)
-    shares = torch.full((count,), 1 / count) if shares is None else shares
+    shares = params.new_full((count,), 1 / count, dtype=torch.float64) if shares is None else shares
     shares = shares.to(params.device, torch.float64)
     averaged = (shares @ params.double())[None]
     changed = {}

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from zoo.ambient import torch_defaults
 from zoo.networks import low_rank
 from zoo.networks.layout import ParamLayout
 from zoo.operations.averages import average, exponential_average, exponential_weights, greedy_soup, normalized_weights
@@ -37,6 +38,7 @@ class Combined(NamedTuple):
     remarks: list[str]
 
 
+@torch_defaults()
 def combine(
     networks: Networks,
     method: str,
