@@ -30,7 +30,7 @@ from generator.hub import push_to_hub
 from generator.inversion import edit_params
 from generator.model import transformer
 from generator.model.context import NetworkContext
-from generator.networks import GeneratedParams, Start, has_adapters, in_one_form, only_layout, read_start
+from generator.networks import GeneratedParams, Start, in_one_form, only_layout, read_start
 from generator.prompts.calibration import Calibration
 from generator.prompts.examples import Examples
 from generator.prompts.plausibility import loss_on_prompts, warn_of_unusual
@@ -46,6 +46,7 @@ from zoo.hub import SCHEME, UploadOptions, local_copy
 from zoo.networks.adapters import scale_of
 from zoo.networks.base import hash_of
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
+from zoo.networks.low_rank import has_adapters
 from zoo.storage.splits import SplitRule
 from zoo.storage.zoo import Zoo
 from zoo.tasks.registry import get_task

@@ -33,6 +33,11 @@ class Factors(NamedTuple):
     down: Tensor
 
 
+def has_adapters(layout: ParamLayout) -> bool:
+    """Whether a layout holds products B A, which any invertible matrix between them leaves as they are."""
+    return any(group.kind == "linear" for group in layout.groups)
+
+
 def linear_groups(layout: ParamLayout) -> tuple[SymmetryGroup, ...]:
     """Groups whose units any invertible matrix may mix.
 
