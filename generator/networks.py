@@ -88,12 +88,7 @@ def read_start(
 
 def in_one_form(layout: ParamLayout, params: Tensor) -> Tensor:
     """Networks (B, P) that compute the same, in the form in which the generator knows them: adapters canonical."""
-    return low_rank.canonical(layout, params) if has_adapters(layout) else params
-
-
-def has_adapters(layout: ParamLayout) -> bool:
-    """Whether a layout holds products B A, which any invertible matrix between them leaves as they are."""
-    return any(group.kind == "linear" for group in layout.groups)
+    return low_rank.canonical(layout, params) if low_rank.has_adapters(layout) else params
 
 
 def only_layout(layouts: Sequence[ParamLayout]) -> ParamLayout:

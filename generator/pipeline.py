@@ -30,7 +30,7 @@ from generator.hub import push_to_hub
 from generator.inversion import edit_params
 from generator.model import transformer
 from generator.model.context import NetworkContext
-from generator.networks import GeneratedParams, Start, has_adapters, in_one_form, only_layout, read_start
+from generator.networks import GeneratedParams, Start, in_one_form, only_layout, read_start
 from generator.prompts.calibration import Calibration
 from generator.prompts.examples import Examples
 from generator.prompts.plausibility import loss_on_prompts, warn_of_unusual
@@ -46,6 +46,7 @@ from zoo.hub import SCHEME, UploadOptions, local_copy
 from zoo.networks.adapters import scale_of
 from zoo.networks.base import hash_of
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
+from zoo.networks.low_rank import has_adapters
 from zoo.storage.splits import SplitRule
 from zoo.storage.zoo import Zoo
 from zoo.tasks.registry import get_task
@@ -263,8 +264,7 @@ class ParameterPipeline(DiffusionPipeline):
             generated = generated[best.to(generated.device)]
         if asked.examples is not None and not bool(asked.asks_metric.any()):
             self._check_fit(context, asked.examples, generated)
-        self._last = GeneratedParams(generated, layout), context.task
-        return self._last[0]
+        return self._answer(generated, layout, context.task)
 
     @torch_defaults()
     def edit(
@@ -323,7 +323,13 @@ class ParameterPipeline(DiffusionPipeline):
             generator=generator,
         )
         _copy_counters(layout, networks, edited)
-        self._last = GeneratedParams(edited, layout), context.task
+        return self._answer(edited, layout, context.task)
+
+    def _answer(self, params: Tensor, layout: ParamLayout, task: Task | None) -> GeneratedParams:
+        """Networks (B, P) of a call, kept for `save_adapter`."""
+        if not params.isfinite().all():
+            raise ValueError("the networks made are not finite: is what was given far larger than the training's?")
+        self._last = GeneratedParams(params, layout), task
         return self._last[0]
 
     def _prompts(

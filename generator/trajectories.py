@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from generator.networks import has_adapters, in_one_form
+from generator.networks import in_one_form
 from generator.prompts.prompt import MetricRange, is_lower_better
 from zoo.networks.layout import ParamLayout
+from zoo.networks.low_rank import has_adapters
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from learned_opt.pretrained.files import available
 from scripts.cli import compose
 from tests.test_readme import DOCUMENTS, PACKAGES, ROOT
 
@@ -41,6 +42,11 @@ def test_the_reference_names_the_whole_public_surface(package):
     text = (ROOT / "docs" / "reference" / f"{package}.md").read_text()
     named = re.search(r"members: \[(.*?)\]", text)[1].split(", ")
     assert set(importlib.import_module(package).__all__) <= set(named), "name it among the members in docs/reference"
+
+
+def test_every_card_of_weights_is_on_the_site():
+    text = (ROOT / "docs" / "reference" / "thetas.md").read_text()
+    assert all(f'"learned_opt/pretrained/{name}.md"' in text for name in available())
 
 
 def test_the_site_has_no_dead_link_and_loads_nothing_from_elsewhere(tmp_path):

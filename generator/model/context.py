@@ -25,11 +25,11 @@ from generator.model.examples import (
 )
 from generator.model.fingerprints import fixed_examples, unit_fingerprints
 from generator.model.objectives import Distance, product_distance, product_sizes, rms_distance
-from generator.networks import has_adapters
 from generator.prompts.examples import ExampleKind, Examples
 from generator.tokens.normalizer import ParamNormalizer, Scale
 from generator.tokens.tokenizer import ParamTokenizer
 from zoo.networks.layout import ParamLayout
+from zoo.networks.low_rank import has_adapters
 from zoo.tasks.task import Batch, Task
 
 _HOW_TO_GIVE_A_TASK = "pass task=get_task(...), on the command line zoo=PATH"

@@ -357,7 +357,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             return asked, asked.new_zeros(batch, 0, width)
         if examples is None:
             num_votes = self.config["examples"].get("num_votes", 0)
-            tokens, told = asked.new_zeros(batch, 1, width), asked.new_zeros(batch, 1 + num_votes)
+            num_tokens = len(self.example_encoder.place)  # as many as of examples that are left out, as in training
+            tokens, told = asked.new_zeros(batch, num_tokens, width), asked.new_zeros(batch, 1 + num_votes)
         else:
             tokens = self.example_encoder(examples)
             told = torch.cat((examples.is_given[:, None], examples.votes), dim=1).to(asked.dtype)

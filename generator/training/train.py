@@ -19,7 +19,6 @@ from torch import Tensor
 from generator.model.context import NetworkContext
 from generator.model.fingerprints import num_fingerprints
 from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
-from generator.networks import has_adapters
 from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
@@ -32,6 +31,7 @@ from generator.training.validation import AlignmentSelection, calibrations, usua
 from generator.trajectories import Trajectories
 from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
+from zoo.networks.low_rank import has_adapters
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 from zoo.tracking import make_tracker

@@ -1,18 +1,23 @@
-"""Steps that are skipped because gradients are not finite: decided where gradients are, told when somebody asks."""
+"""Steps that are skipped because gradients are not finite: decided where gradients are, told when somebody asks.
+
+So are steps whose gradients are too large to square: one of them would leave NaN in all that they are averaged with.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from learned_opt.optimizer.counters import counted
 from learned_opt.optimizer.gradients import Pending, known
 
+_LARGEST: Final = 1e15  # entry of gradients of which a hundred million squares have a finite sum in float32
+
 
 class NonFiniteGradientError(RuntimeError):
-    """Gradients held infinities or NaN, and the optimizer was asked to raise."""
+    """Gradients held infinities, NaN or numbers too large to square, and the optimizer was asked to raise."""
 
 
 class SkippedSteps:
@@ -38,14 +43,15 @@ class SkippedSteps:
         Raises:
             NonFiniteGradientError: if it is and that is an error.
         """
-        is_finite = largest.isfinite()
+        is_finite = largest < _LARGEST
         is_bad = ~is_finite.all()
         is_skipped = bool(is_bad) if self.raises else known(is_bad)
         if is_skipped is not False:
             self._suspect = [entry.spec.name for entry in pending for _ in range(entry.num_matrices)], is_finite
         if is_skipped is True and self.raises:
             raise NonFiniteGradientError(
-                f"gradients of {self.names()} are not finite at step {int(inner_step)}; parameters are unchanged"
+                f"gradients of {self.names()} are not finite, or above {_LARGEST:g}, at step {int(inner_step)}; "
+                "parameters are unchanged"
             )
         self._num_in_a_row = counted(self._num_in_a_row, is_skipped)
         self._num_in_a_row *= is_skipped

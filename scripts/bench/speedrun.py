@@ -50,6 +50,7 @@ CONTEXT: Final = 64
 BATCH: Final = 12
 HOPELESS: Final = 0.1  # nats above the target after which no other seeds are tried
 RIVALS: Final = ("AdamW", "Muon .95", "Muon .8", "NorMuon", "SOAP")
+LEARNED: Final = ("mulo-norm", "mulo-wide")
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,10 @@ def _own(names: Sequence[str], make: str, rates: Sequence[float], *, constant: b
 
 
 def _known(names: Sequence[str]) -> list[OutsideMethod]:
-    """Those made by hand and the learned one, as it is and with its multiplier swept."""
-    ours = learned()[0]
-    tuned = replace(ours, name=f"{ours.name}, tuned", rates=(RATE_STEP**-1, 1.0, RATE_STEP))
-    known = [*(method for method in outside_rivals() if method.name in RIVALS), ours, tuned]
+    """Those made by hand and the learned ones, as they are and with their multipliers swept."""
+    ours = [learned(name)[0] for name in LEARNED]
+    tuned = [replace(method, name=f"{method.name}, tuned", rates=(RATE_STEP**-1, 1.0, RATE_STEP)) for method in ours]
+    known = [*(method for method in outside_rivals() if method.name in RIVALS), *ours, *tuned]
     known_names = [method.name for method in known]
     if unknown := sorted(set(names) - set(known_names)):
         raise ValueError(f"contestants are {known_names}, got {unknown}; one of your own needs --make")

@@ -88,6 +88,7 @@ def test_counters_are_copied():
     [
         (None, {}, "needs a network"),
         (networks() * math.nan, {}, "finite"),
+        (networks() * 1e30, {}, "far larger"),
         (networks(), {"prompt": {"loss": [0.1, 0.2]}}, "one for each network"),
         (networks(), {"own_prompt": {"loss": math.nan}}, "NaN"),
         (networks(), {"own_prompt": {"accuracy": 0.9}}, "not trained on metric"),

@@ -103,6 +103,8 @@ def test_wrong_requests_are_refused(pipe):
         pipe(prompt={"loss": math.nan})
     with pytest.raises(ValueError, match="one value or 1"):
         pipe(prompt={"loss": torch.ones(3)})
+    with pytest.raises(ValueError, match="far larger"):
+        pipe(torch.full((75,), 1e30), {"loss": 0.5})
     with pytest.raises(LayoutMismatchError):
         pipe(MLP(9, (6,), 3), {"loss": 0.5})
     with pytest.raises(LayoutMismatchError):

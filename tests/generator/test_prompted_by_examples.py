@@ -96,6 +96,11 @@ def test_examples_metrics_and_labels_can_each_be_left_out(pipe, layout, examples
     assert torch.pdist(networks).min() > 1e-3
 
 
+def test_a_prompt_without_examples_is_one_whose_examples_are_left_out(pipe, layout, examples):
+    left_out = pipe(prompt={"loss": 1.0, "examples": examples}, guidance_scale=0, layout=layout).params
+    torch.testing.assert_close(pipe(layout=layout).params, left_out, rtol=0, atol=1e-6)
+
+
 def test_answers_that_do_not_fit_their_prompt_are_warned_of(pipe, layout):
     assert pipe.config["usual_losses"] == [None, None]  # zoos without validation runs
     inputs, targets, _ = adapter_task().for_members([5]).batch(torch.arange(FEWEST_LABELLED), 1)

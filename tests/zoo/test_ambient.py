@@ -10,9 +10,10 @@ from torch import nn
 from tests.ambient import AMBIENTS, default_dtype
 from zoo import Task, build_zoo, get_task
 from zoo.ambient import torch_defaults
+from zoo.networks import low_rank
 from zoo.networks.adapters import adapt
 from zoo.networks.layout import ParamLayout
-from zoo.operations import average
+from zoo.operations import Networks, average, combine
 from zoo.tasks.dataset import Dataset, Split
 from zoo.training.optimizers import Adam
 
@@ -48,6 +49,20 @@ def test_networks_are_adapted_and_averaged_alike(name):
             results.append([*adapted.state_dict().values(), average(networks, [1.0, 2.0, 3.0]), average(networks)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["average", "exponential_average", "greedy_soup"])
+@pytest.mark.parametrize("name", AMBIENTS)
+def test_adapters_and_statistics_are_combined_alike(name, method):
+    layout = ParamLayout.of(adapt(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), rank=2, train="0.bias"))
+    params = torch.randn(3, layout.num_params, generator=torch.Generator().manual_seed(0))
+    networks = Networks(layout, params, ("a", "b", "c"), (0, 1, 2), {})
+    results = []
+    for ambient in (nullcontext, AMBIENTS[name]):
+        with ambient():
+            made = combine(networks, method, evaluate=lambda some: some.square().mean(1)).params
+            results.append((made, low_rank.mean(layout, params)))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", AMBIENTS)

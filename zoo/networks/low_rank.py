@@ -33,6 +33,11 @@ class Factors(NamedTuple):
     down: Tensor
 
 
+def has_adapters(layout: ParamLayout) -> bool:
+    """Whether a layout holds products B A, which any invertible matrix between them leaves as they are."""
+    return any(group.kind == "linear" for group in layout.groups)
+
+
 def linear_groups(layout: ParamLayout) -> tuple[SymmetryGroup, ...]:
     """Groups whose units any invertible matrix may mix.
 
@@ -166,7 +171,7 @@ def mean(layout: ParamLayout, params: Tensor, shares: Tensor | None = None) -> T
     """
     layout.check_vector(params)
     count = len(params)
-    shares = torch.full((count,), 1 / count) if shares is None else shares
+    shares = params.new_full((count,), 1 / count, dtype=torch.float64) if shares is None else shares
     shares = shares.to(params.device, torch.float64)
     averaged = (shares @ params.double())[None]
     changed = {}

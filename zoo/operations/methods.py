@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from zoo.ambient import torch_defaults
 from zoo.networks import low_rank
 from zoo.networks.layout import ParamLayout
 from zoo.operations.averages import average, exponential_average, exponential_weights, greedy_soup, normalized_weights
@@ -37,6 +38,7 @@ class Combined(NamedTuple):
     remarks: list[str]
 
 
+@torch_defaults()
 def combine(
     networks: Networks,
     method: str,
@@ -72,7 +74,7 @@ def combine(
     if method == "teleport":
         return Combined(trained, [])
     buffers, remarks = _combined_buffers(networks.layout, networks.params, weights)
-    by_products = has_products(networks.layout)
+    by_products = low_rank.has_adapters(networks.layout)
     if by_products and method in _BY_PRODUCTS:
         remarks.append("adapters were averaged by their products: what is nearest to the mean at the same rank")
     elif by_products or any("lora_A" in slot.name for slot in networks.layout):
@@ -94,7 +96,7 @@ class _Given:
 
     def mean(self, shares: Tensor) -> Tensor:
         """The mean (P',) with shares (N,) that sum to one."""
-        if not has_products(self.networks.layout):
+        if not low_rank.has_adapters(self.networks.layout):
             return average(self.trained, shares)
         return low_rank.mean(self.networks.layout, self.networks.params, shares)[: self.trained.shape[1]]
 
@@ -164,11 +166,6 @@ METHODS: Final[Mapping[str, tuple[Callable, Callable]]] = {
     "extrapolate": (extrapolate, _extrapolate),
     "teleport": (teleport, _teleport),
 }
-
-
-def has_products(layout: ParamLayout) -> bool:
-    """Whether networks hold low-rank adapters of which only the product of two factors acts."""
-    return any(group.kind == "linear" for group in layout.groups)
 
 
 def _combined_buffers(layout: ParamLayout, params: Tensor, weights: Tensor | None) -> tuple[Tensor, list[str]]:
