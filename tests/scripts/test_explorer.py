@@ -312,7 +312,7 @@ def test_a_generator_prompted_by_examples_takes_them_as_files(by_examples, addre
             ("a.npz", short.getvalue(), "4 to 512, got 3"),
             ("a.npz", b"nothing", "a.npz"),
             ("a.csv", b"a,target\n1,2\n", "inputs of examples must be"),
-            ("a.pt", b"", "x.npz or x.csv"),
+            ("a.pt", b"", "x.npz, x.csv or x.txt"),
         ]:
             status, found = get(prompted, "api/examples", content=content, name=name)
             assert (status, message in found.decode()) == (400, True), found

@@ -17,6 +17,8 @@ BASES = {
 
 def adapters_on(base, rank=2):
     """A task of adapters on a frozen network of that kind, and that network."""
+    if base == "vit":
+        pytest.importorskip("timm", reason="ViTs are timm's: pip install 'weightfoundry[adapters]'")
     options, targets = BASES[base]
     network = seeded_module(get_task("warped_images", base="digits", **options).make_model, 0).eval()
     adapter = {"base": network.state_dict(), "rank": rank, "targets": targets}
