@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from generator.model.examples import FrozenBase
+from tests.zoo.tasks.test_libraries import extra
 from zoo import get_task
 from zoo.networks.randomness import seeded_module
 
@@ -18,7 +19,7 @@ BASES = {
 def adapters_on(base, rank=2):
     """A task of adapters on a frozen network of that kind, and that network."""
     if base == "vit":
-        pytest.importorskip("timm", reason="ViTs are timm's: pip install 'weightfoundry[adapters]'")
+        extra("timm")
     options, targets = BASES[base]
     network = seeded_module(get_task("warped_images", base="digits", **options).make_model, 0).eval()
     adapter = {"base": network.state_dict(), "rank": rank, "targets": targets}
