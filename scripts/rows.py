@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 Figure = float | int | str | bool | None
 
@@ -31,6 +33,13 @@ class Row:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.spread) - set(self.figures)):
             raise ValueError(f"a spread needs its figure, got spreads of {unknown} beside {sorted(self.figures)}")
+
+
+def over_seeds(found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Figures and spread of a Row from the figures of each seed: means, and ranges if there are several seeds."""
+    values = {name: [one[name] for one in found] for name in found[0]}
+    spread = {name: (min(some), max(some)) for name, some in values.items()} if len(found) > 1 else {}
+    return {"figures": {name: statistics.fmean(some) for name, some in values.items()}, "spread": spread}
 
 
 def tables(rows: Sequence[Row]) -> str:

@@ -28,7 +28,7 @@ from zoo import Zoo
 from zoo.networks import low_rank
 from zoo.tasks.task import Batch, Task
 
-from ..rows import Row
+from ..rows import Row, over_seeds
 from .command import bench
 from .generator_table import PACKAGES
 
@@ -77,13 +77,12 @@ def rows(*generators: str, zoo: str, base: str = "", rank: str = "", no_controls
     scale = test.accuracy(shared.expand(len(test.runs), -1)), test.accuracy(test.own)
 
     def row(method: str, values: list[float]) -> Row:
-        recovered = [(value - scale[0]) / (scale[1] - scale[0]) for value in values]
-        figures = {"accuracy, %": [100 * value for value in values], "recovered": recovered}
+        low, high = scale
+        found = [{"accuracy, %": 100 * value, "recovered": (value - low) / (high - low)} for value in values]
         return Row(
             question=QUESTION.replace("adapters", f"adapters of {base}") if base else QUESTION,
             setting={"method": method},
-            figures={name: statistics.fmean(some) for name, some in figures.items()},
-            spread={name: (min(some), max(some)) for name, some in figures.items()} if len(values) > 1 else {},
+            **over_seeds(found),
             note=f"{len(test.runs)} tasks never seen, {NUM_EXAMPLES} examples of each. Generators of "
             "experiment=generator_adapters; mean and range where there are several seeds, else one.",
         )

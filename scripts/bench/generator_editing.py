@@ -29,7 +29,7 @@ from zoo.networks.metrics import wrong_prediction_iou
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
-from ..rows import Row
+from ..rows import Row, over_seeds
 from .command import bench
 from .generator_table import PACKAGES
 
@@ -136,13 +136,6 @@ def at_loss(runs: Trajectories, loss: float, number: int) -> Tensor:
     """Networks (N, P) of the first N runs, at their snapshots nearest to a loss."""
     rows = torch.arange(min(number, len(runs)))
     return runs.read(rows, nearest_snapshots(runs.metrics[METRIC][rows], torch.full((len(rows),), loss)))
-
-
-def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, dict]:
-    """Figures and spread of a row."""
-    values = {name: [one[name] for one in found] for name in found[0]}
-    spread = {name: (min(some), max(some)) for name, some in values.items() if max(some) > min(some)}
-    return {"figures": {name: statistics.fmean(some) for name, some in values.items()}, "spread": spread}
 
 
 def widths(task: Task) -> list[int]:

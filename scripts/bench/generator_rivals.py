@@ -27,10 +27,10 @@ from zoo.networks.alignment import align
 from zoo.networks.layout import ParamLayout
 from zoo.storage.zoo import Zoo
 
-from ..rows import Row
+from ..rows import Row, over_seeds
 from ..studies.generator.weight_flow import WeightFlow, WeightFlowConfig
 from .command import bench
-from .generator_editing import over_seeds, widths
+from .generator_editing import widths
 
 _NUM_LEARNED_FROM = 100
 

@@ -11,7 +11,6 @@ of one core.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from itertools import product
 
@@ -22,7 +21,7 @@ from generator import ParameterPipeline
 from generator.evaluation.unseen_tasks import NUM_EXAMPLES, task_figures
 from zoo import Zoo
 
-from ..rows import Row
+from ..rows import Row, over_seeds
 from .command import bench
 from .generator_adapters import Tasks, generated, minimized, ranked
 from .generator_table import PACKAGES
@@ -45,15 +44,11 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
 
     def row(method: str, *networks: Tensor) -> Row:
         seeds = [task_figures(test.task, one, which) for one in networks]
-        figures = {
-            "accuracy, %": [100 * seed["mean"] for seed in seeds],
-            "worst task, %": [100 * seed["worst"] for seed in seeds],
-        }
+        found = [{"accuracy, %": 100 * seed["mean"], "worst task, %": 100 * seed["worst"]} for seed in seeds]
         return Row(
             question=__doc__.splitlines()[0],
             setting={"method": method},
-            figures={name: statistics.fmean(some) for name, some in figures.items()},
-            spread={name: (min(some), max(some)) for name, some in figures.items()} if len(seeds) > 1 else {},
+            **over_seeds(found),
             note=f"digits_subset, 64-16-1, {int(which.max()) + 1} tasks never seen; mean and range of several seeds, "
             "else one.",
         )

@@ -9,11 +9,10 @@ and range over the seeds and, with --record, puts the rows into scripts/bench/re
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..rows import Row
+from ..rows import Row, over_seeds
 from .command import bench
 
 QUESTION = "Do generated networks have the loss that was asked for?"
@@ -43,14 +42,14 @@ def rows_of(name: str, folders: str) -> Iterator[Row]:
     summaries = [json.loads((Path(folder) / "summary.json").read_text()) for folder in folders.split(",")]
     for zoo, modes in summaries[0]["alignment"].items():
         for mode in modes:
-            seeds = [named(summary["alignment"][zoo][mode]) for summary in summaries]
-            values = {label: [figures[label] for figures in seeds] for label in seeds[0]}
-            values["seconds"] = [summary["training_seconds"] for summary in summaries]
+            seeds = [
+                named(summary["alignment"][zoo][mode]) | {"seconds": summary["training_seconds"]}
+                for summary in summaries
+            ]
             yield Row(
                 question=QUESTION,
                 setting={"network": name, "zoo": Path(zoo).name, "mode": mode},
-                figures={label: statistics.fmean(some) for label, some in values.items()},
-                spread={label: (min(some), max(some)) for label, some in values.items()} if len(seeds) > 1 else {},
+                **over_seeds(seeds),
                 note="Unseen starts; R² is of log loss or returns against the prompt, accuracy on test data "
                 f"at the lowest prompt. Mean and range over {len(seeds)} generator seed(s).",
             )

@@ -21,7 +21,7 @@ from generator.training.tasks import task_of
 from zoo import Zoo
 from zoo.tasks.task import Batch
 
-from ..rows import Row
+from ..rows import Row, over_seeds
 from .command import bench
 from .generator_adapters import Tasks, generated, means, minimized, ranked
 from .generator_table import PACKAGES
@@ -47,17 +47,18 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
     base = losses(test, torch.zeros_like(test.own))
 
     def row(method: str, networks: list[Tensor]) -> Row:
-        found = [losses(test, some) for some in networks]  # (N,) each
-        figures = {
-            "loss, nats a byte": [some.mean().item() for some in found],
-            "gained over the base": [(base - some).mean().item() for some in found],
-            "domains better than the base": [(some < base).sum().item() for some in found],
-        }
+        found = [
+            {
+                "loss, nats a byte": some.mean().item(),
+                "gained over the base": (base - some).mean().item(),
+                "domains better than the base": (some < base).sum().item(),
+            }
+            for some in (losses(test, params) for params in networks)  # (N,) each
+        ]
         return Row(
             question=QUESTION,
             setting={"method": method},
-            figures={name: statistics.fmean(some) for name, some in figures.items()},
-            spread={name: (min(some), max(some)) for name, some in figures.items()} if len(found) > 1 else {},
+            **over_seeds(found),
             note=f"{len(base)} modules of the standard library. Adapters of rank 4 in the last block of a byte "
             "transformer; mean and range where there are several seeds, else one.",
         )

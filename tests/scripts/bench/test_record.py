@@ -6,7 +6,7 @@ import pytest
 
 from scripts.bench.record import RESULTS, read_rows, record
 from scripts.bench.render import TABLES, page
-from scripts.rows import Row, table
+from scripts.rows import Row, over_seeds, table
 
 KEYS = {
     "topic": str,
@@ -27,6 +27,12 @@ TOPICS = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
 
 def row(network="16", rate=1234.5678, **others):
     return Row(question="How fast?", setting={"network": network}, figures={"steps/s": rate}, **others)
+
+
+def test_figures_of_several_seeds_have_a_range_and_those_of_one_have_none():
+    assert over_seeds([{"a": 1.0, "b": 5.0}]) == {"figures": {"a": 1.0, "b": 5.0}, "spread": {}}
+    several = over_seeds([{"a": 1.0}, {"a": 4.0}, {"a": 1.0}])
+    assert several == {"figures": {"a": 2.0}, "spread": {"a": (1.0, 4.0)}}
 
 
 def test_rows_have_what_identifies_and_explains_them(tmp_path):
