@@ -94,7 +94,7 @@ def _text(device: torch.device) -> Dataset:
 
 COURSES: Final = {
     "0.5M": Course(96, 4, 4, num_steps=256, target=2.0, bound=0.02),
-    "4M": Course(256, 5, 8, num_steps=1024, target=1.5, bound=0.02),
+    "4M": Course(256, 5, 8, num_steps=128, target=2.0, bound=0.02),
 }
 
 
