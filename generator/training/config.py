@@ -124,6 +124,8 @@ class GeneratorConfig:
             raise ValueError(
                 "num_references are networks that are run on the examples of prompts: set pairs.num_examples"
             )
+        if self.objective.description_weight and self.pairs.num_examples is None:
+            raise ValueError("description_weight is of what examples in prompts tell: set pairs.num_examples")
         if self.max_runs is not None and self.max_runs < 1:
             raise ValueError(f"max_runs must be at least 1, or None for all, got {self.max_runs}")
         if min(self.num_validation_starts, self.num_held_out, self.num_references) < 0:

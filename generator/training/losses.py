@@ -91,10 +91,15 @@ def training_losses(
         assert task is not None
         predicted = context.scale.denormalize(clean_of(config.prediction, output, noisy, timesteps))
         losses |= _function_losses(context, task, batch, predicted, config=config, rng=rng)
+    if config.description_weight and observed is not None:
+        assert task is not None
+        described = task.describe(batch.runs.tolist()).to(clean.device, non_blocking=True)
+        losses["description"] = _description_loss(model, observed, described)
     weights = {
         "params": config.params_weight,
         "function": config.function_weight,
         "function_energy": config.function_energy_weight,
+        "description": config.description_weight,
     }
     return losses | {"total": torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()}
 
@@ -217,6 +222,13 @@ def _observed(model: RecurrentDiffusionTransformer, context: NetworkContext, bat
         start=start,
         has_start=batch.has_start,
     )
+
+
+def _description_loss(model: RecurrentDiffusionTransformer, observed: ObservedExamples, described: Tensor) -> Tensor:
+    """Mean squared error of what examples tell of the numbers (B, T) that describe their tasks."""
+    assert model.example_encoder is not None
+    errors = model.example_encoder.describe(observed).values - described
+    return _mean(errors.square().mean(1), observed.is_given)
 
 
 def _function_losses(

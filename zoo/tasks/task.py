@@ -230,6 +230,10 @@ class Task:
         """What distinguishes runs beside their seeds, by name, each (N,): here nothing."""
         return {}
 
+    def describe(self, runs: Sequence[int]) -> Tensor:
+        """Numbers (N, T) around -1 to 1 that say what runs are to solve, on the CPU: here none."""
+        return torch.zeros(len(runs), 0)
+
     @property
     def has_own_inputs(self) -> bool:
         """Whether networks see inputs of their own, by the member of a family that they are to solve."""
