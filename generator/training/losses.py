@@ -230,7 +230,7 @@ def _function_losses(
 ) -> dict[str, Tensor]:
     """Function-space losses of predicted parameters (V * B, P) against those of the real targets.
 
-    Where there is no target, and where examples alone are asked for, it is the loss itself.
+    Where there is no target, and where only examples or words are given, it is the loss itself.
     """
     size = len(batch.target)
     num_samples = len(predicted) // size
@@ -248,7 +248,7 @@ def _function_losses(
             achieved = task.objective.loss(outputs, copies.targets)
             reference = task.objective.loss(real_outputs, examples.targets)
             gap = log_loss_gap(achieved, reference.repeat(num_samples))
-            asks_for_best = ~batch.prompt.asks_metric & batch.has_examples
+            asks_for_best = ~batch.prompt.asks_metric & batch.prompt.shows_task
             gap = torch.where(asks_for_best.repeat(num_samples), achieved, gap)
         asks = (~batch.prompt.is_null).repeat(len(gap) // size)  # of networks asked for something
         losses["function"] = _mean(gap, asks)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.tasks.dataset import SPLIT_NAMES, Dataset, Split
+from zoo.tasks.families.descriptions import of_warp
 from zoo.tasks.families.family import member_draws
 from zoo.tasks.task import Batch
 
@@ -83,6 +84,10 @@ class WarpedImages:
             "mirrored": (mirror < 0.5 * self.strength).long(),
             "inverted": (invert < 0.5 * self.strength).long(),
         }
+
+    def descriptions(self, members: Tensor) -> list[list[str]]:
+        columns = {name: values.tolist() for name, values in self.attributes(members).items()}
+        return [of_warp(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
     def bind(self, members: Tensor) -> _Warps:
         warp = self.attributes(members)
