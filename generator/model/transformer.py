@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from generator.from_folder import FromFolder
 from generator.model.corrections import Corrections, direction_of
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
-from generator.model.examples import ExampleEncoder, ObservedExamples
+from generator.model.examples import ExampleDescriber, ExampleEncoder, ObservedExamples
 from generator.model.recurrence import GatedLinearRecurrence
 from generator.prompts.descriptions import DescriptionReader
 from generator.prompts.examples import ExampleKind
@@ -72,8 +72,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         edge_widths: features per edge by block key; empty for chunk tokens.
         metrics: (low, high) of each metric that can be prompted, as seen in training.
         num_task_bits: length of a task's bit mask; 0 for none.
-        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, and `num_votes` of the
-            references; None for no examples.
+        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, `num_votes` of the
+            references, and `num_described` numbers that are told of their task; None for no examples.
         references: how many networks, and of how many numbers, vote on what examples ask for; none by default.
         description_width: numbers of the vector of a description in words; 0 for none.
         num_fingerprints: functional features per unit of the start; 0 for none.
@@ -187,15 +187,20 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
     ) -> int:
         """What reads prompts and their examples; the number of features that it makes, with that of a start."""
         self.prompt_encoder = PromptEncoder(self.ranges, num_task_bits)
-        self.example_kind, self.example_encoder, asked_width = None, None, self.prompt_encoder.width + 1
+        self.example_kind, self.example_encoder, self.example_describer = None, None, None
+        asked_width = self.prompt_encoder.width + 1
         if examples is not None:
             kind: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
             }
-            num_features, num_votes = kind.pop("num_features"), kind.pop("num_votes", 0)
+            num_features = kind.pop("num_features")
+            num_votes, num_described = kind.pop("num_votes", 0), kind.pop("num_described", 0)
             self.example_kind = ExampleKind(**kind)
-            self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width)
-            asked_width += 1 + width + num_votes
+            sizes = num_features, self.example_kind.num_classes, width
+            self.example_encoder = ExampleEncoder(*sizes)
+            if num_described:
+                self.example_describer = ExampleDescriber(*sizes, num_described)
+            asked_width += 1 + width + num_votes + 2 * num_described
         self.description_reader = None
         if description_width:
             self.description_reader = DescriptionReader(description_width, width)
@@ -374,12 +379,16 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
                 raise ValueError("this model was built without examples; pass examples=None")
             return asked, asked.new_zeros(batch, 0, width)
         if examples is None:
-            num_votes = self.config["examples"].get("num_votes", 0)
+            options = self.config["examples"]
+            num_told = 1 + options.get("num_votes", 0) + 2 * options.get("num_described", 0)
             num_tokens = len(self.example_encoder.place)  # as many as of examples that are left out, as in training
-            tokens, told = asked.new_zeros(batch, num_tokens, width), asked.new_zeros(batch, 1 + num_votes)
+            tokens, told = asked.new_zeros(batch, num_tokens, width), asked.new_zeros(batch, num_told)
         else:
             tokens = self.example_encoder(examples)
-            told = torch.cat((examples.is_given[:, None], examples.votes), dim=1).to(asked.dtype)
+            parts = [examples.is_given[:, None], examples.votes]
+            if self.example_describer is not None:
+                parts += [part.detach() for part in self.example_describer(examples)]
+            told = torch.cat([part.to(asked.dtype) for part in parts], dim=1)
         return torch.cat((asked, told, tokens.mean(1)), dim=1), tokens
 
     def _places(self, tokenizer: ParamTokenizer, batch: int) -> list[Tensor]:

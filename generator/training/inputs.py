@@ -56,6 +56,7 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
         "fingerprints": config.fingerprints,
         "pairs.num_examples": config.pairs.num_examples is not None,
         "recompute_batch_norm": config.recompute_batch_norm,
+        "objective.description_weight": config.objective.description_weight,
     }
     needs = {name: value for name, value in needs.items() if value}
     tasks: list[Task | None] = []
@@ -83,6 +84,11 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
             raise ValueError(
                 "share_without_targets makes up tasks of a family without end, which this zoo's is not: they would be "
                 "those held out; set it to 0"
+            )
+        if config.objective.description_weight and task is not None and not task.describe([0]).shape[1]:
+            raise ValueError(
+                f"description_weight needs a family whose members are described by numbers, which {task.name!r} is "
+                "not; set it to 0"
             )
         tasks.append(task)
     return tasks
@@ -171,7 +177,7 @@ def describe_runs(
         if describe is not None:
             texts: list[str | Sequence[str]] = [describe(number) for number in numbers]
         elif isinstance(task, FamilyTask):
-            texts = [*task.descriptions(numbers)]
+            texts = [*task.in_words(numbers)]
         else:
             raise ValueError("descriptions are of a family of tasks; of others say what runs are, describe=...")
         one.descriptions = RunDescriptions.of(texts, embed)

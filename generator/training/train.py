@@ -191,18 +191,21 @@ def assemble(
         references = reference_networks(runs, config.num_references)
         options["references"] = list(references.shape)
     if config.pairs.num_examples is not None:
-        use_start = options.get("use_start", True)
-        options["examples"] = contexts[0].example_options(use_start=use_start, references=references)
-    described = [one.descriptions.vectors for one in runs if one.descriptions is not None]
-    if described:
-        options["description_width"] = described[0].shape[2]
+        options["examples"] = contexts[0].example_options(
+            use_start=options.get("use_start", True),
+            references=references,
+            described=config.objective.description_weight > 0,
+        )
+    told = [one.descriptions.vectors for one in runs if one.descriptions is not None]
+    if told:
+        options["description_width"] = told[0].shape[2]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optimization.seed)
         model = RecurrentDiffusionTransformer(nodes, edges, ranges, **options)
     if references is not None:
         model.reference_networks.copy_(references)
-    if described:
-        model.description_reader.fit(torch.cat([vectors.flatten(0, 1) for vectors in described]))
+    if told:
+        model.description_reader.fit(torch.cat([vectors.flatten(0, 1) for vectors in told]))
     return model, normalizer, contexts
 
 

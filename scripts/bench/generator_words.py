@@ -19,7 +19,7 @@ from generator import ParameterPipeline
 from generator.evaluation.unseen_tasks import task_figures
 from generator.training.tasks import task_of
 from zoo import Zoo
-from zoo.tasks.families.descriptions import NUMBER_WORDS, listed, of_subset
+from zoo.tasks.families.words import NUMBER_WORDS, listed, of_subset
 
 from ..rows import Row, over_seeds
 from .command import bench

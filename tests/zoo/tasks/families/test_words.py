@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from zoo.tasks.families.descriptions import NUMBER_WORDS, of_subset
+from zoo.tasks.families.words import NUMBER_WORDS, of_subset
 from zoo.tasks.registry import get_task
 
 
@@ -24,7 +24,7 @@ def test_a_subset_is_told_by_its_classes_or_by_the_others():
 def test_each_run_of_a_family_has_the_words_of_its_member():
     masks = [0b1000, 0b1111]
     task = get_task("digits_subset", masks=masks)
-    first, second, again = task.descriptions([0, 1, 2])
+    first, second, again = task.in_words([0, 1, 2])
     assert first == again
     assert "find every 3" in first
     assert "find every 0, 1, 2 or 3" in second
@@ -33,7 +33,7 @@ def test_each_run_of_a_family_has_the_words_of_its_member():
 def test_a_warp_says_what_its_attributes_are():
     task = get_task("warped_images", base="digits", hidden=(4,))
     attributes = task.run_attributes([0, 1, 2, 3])
-    for i, texts in enumerate(task.descriptions([0, 1, 2, 3])):
+    for i, texts in enumerate(task.in_words([0, 1, 2, 3])):
         degrees = attributes["rotation"][i].rad2deg().round().int().item()
         assert f"rotated by {degrees} degrees" in texts[0]
         assert ("mirrored" in texts[0]) == bool(attributes["mirrored"][i])
@@ -43,4 +43,4 @@ def test_a_warp_says_what_its_attributes_are():
 
 def test_families_without_words_say_so():
     with pytest.raises(ValueError, match="say what they are, describe="):
-        get_task("tabular_prior").descriptions([0])
+        get_task("tabular_prior").in_words([0])
