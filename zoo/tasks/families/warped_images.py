@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.tasks.dataset import SPLIT_NAMES, Dataset, Split
-from zoo.tasks.families.words import of_warp
 from zoo.tasks.families.family import member_draws
+from zoo.tasks.families.words import of_warp
 from zoo.tasks.task import Batch
 
 _MAX_LOG_SCALE: Final = 0.3
