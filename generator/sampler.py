@@ -246,7 +246,9 @@ def corrected(
     for number in range(model.config["num_corrections"]):
         slope = gradient()
         answer, rates = model.correct(context.tokenizer, reading, number, answer, slope, timestep=timestep)
-        for step in range(0 if rates is None else model.config["correction_steps"]):
+        if rates is None:
+            continue
+        for step in range(model.config["correction_steps"]):
             slope = gradient() if step else slope
             answer = answer - rates * context.tokenizer.decode(direction_of(context.tokenizer, slope))
     return answer

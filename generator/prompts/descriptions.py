@@ -116,6 +116,8 @@ class DescriptionReader(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("spread", torch.ones(()))
+        self.mean: Tensor
+        self.spread: Tensor
         self.layers = nn.Sequential(nn.Linear(num_features, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def fit(self, vectors: Tensor) -> None:
@@ -127,9 +129,8 @@ class DescriptionReader(nn.Module):
     def forward(self, descriptions: Tensor) -> Tensor:
         """Of vectors (B, W), NaN where there is none."""
         is_given = ~descriptions.isnan().any(1, keepdim=True)
-        read = self.layers(
-            ((descriptions - self.mean) / self.spread).where(is_given, 0.0).to(self.layers[0].weight.dtype)
-        )
+        told = ((descriptions - self.mean) / self.spread).where(is_given, 0.0)
+        read = self.layers(told.to(self.mean.dtype))
         return torch.cat((read * is_given, is_given.to(read.dtype)), dim=1)
 
 

@@ -106,14 +106,15 @@ class Prompt:
             if not ((asked == 0) | (asked == 1)).all():
                 raise ValueError(f"task_bits must be zeros and ones, got {asked.unique().tolist()[:4]}")
             bits = asked.expand(batch_size, num_task_bits)
-        tables = (_table(some, metrics, batch_size) for some in (numbers, start))
-        return cls(*tables, bits, examples, description)
+        target, known = (_table(some, metrics, batch_size) for some in (numbers, start))
+        return cls(target, known, bits, examples, description)
 
     def __len__(self) -> int:
         return self.target.shape[0]
 
     def __getitem__(self, chosen: Tensor) -> Prompt:
-        return Prompt(**{name: None if part is None else part[chosen] for name, part in vars(self).items()})
+        parts = {name: part[chosen] for name, part in vars(self).items() if part is not None}
+        return Prompt(**parts)
 
     @property
     def is_null(self) -> Tensor:
