@@ -117,5 +117,6 @@ def with_recomputed_batch_norm(runs: Trajectories, task: Task) -> Trajectories:
         runs=runs.runs,
         counts=runs.counts,
         task_bits=runs.task_bits,
+        descriptions=runs.descriptions,
         as_trained=runs.as_trained,
     )

@@ -77,6 +77,8 @@ class GeneratorConfig:
         metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
         task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
         num_task_bits: see there.
+        descriptions: what reads tasks that are told in words: "words", which are hashed, or the folder of a sentence
+            model; None for none.
         num_held_out: values of the zoos' split column (with `digits_subset` pairs of a mask and its complement) that no
             training run has, chosen by hash in place of the zoos' own splits; 0 for these.
         num_references: last networks of training runs, kept with the model, which vote on what the labelled examples of
@@ -100,6 +102,7 @@ class GeneratorConfig:
     metrics: Sequence[str] = ("loss",)
     task_bits: str | None = None
     num_task_bits: int = 0
+    descriptions: str | None = None
     num_held_out: int = 0
     num_references: int = 0
     fingerprints: bool = False
