@@ -206,7 +206,7 @@ def test_unknown_method_is_refused() -> None:
         TruncatedConfig(method="reinforce")
 
 
-@pytest.mark.parametrize("experiment", ["mulo", "mulo_sp", "mulo_norm", "mulo_norm_static", "mulo_wide"])
+@pytest.mark.parametrize("experiment", ["mulo", "mulo_sp", "mulo_norm", "mulo_norm_static", "mulo_wide", "mulo_soap"])
 def test_shipped_experiments_describe_stages(experiment: str) -> None:
     config = compose("meta_train", [f"experiment={experiment}"])
     stages = [instantiate(stage, name=name, _convert_="all") for name, stage in config.stages.items()]
