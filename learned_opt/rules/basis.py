@@ -43,10 +43,11 @@ def init_bases(specs: Sequence[TensorSpec], params: Sequence[Tensor]) -> RuleSta
     """C and Q (N, n, n) of each tensor before the first update, n = 0 where there is no basis."""
     sides = [min(_sides(spec)) if spec.role in MATRIX_ROLES else 0 for spec in specs]
     sizes = [(len(param), side * (side <= MAX_SIDE)) for param, side in zip(params, sides, strict=True)]
-    return {
-        COVARIANCE: [torch.zeros(n, k, k, device=p.device) for p, (n, k) in zip(params, sizes, strict=True)],
-        BASIS: [torch.eye(k, device=p.device).repeat(n, 1, 1) for p, (n, k) in zip(params, sizes, strict=True)],
-    }
+    identities = [
+        torch.eye(side, dtype=torch.float32, device=param.device).repeat(count, 1, 1)
+        for param, (count, side) in zip(params, sizes, strict=True)
+    ]
+    return {COVARIANCE: [torch.zeros_like(basis) for basis in identities], BASIS: identities}
 
 
 def has_basis(tensor: TensorUpdate) -> bool:

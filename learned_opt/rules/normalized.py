@@ -31,7 +31,10 @@ of kernels; its power 1/2 is µP's spectral condition for orthogonalised updates
 outputs, whose rows do not grow in number, the condition is 1; with 1/2 final losses were lower up to widths of 2,048
 (tried before log_step was forgotten), though logits move more with width and mean losses at 2,048 were better with 3/4.
 
-The state is that of Adam: 8 bytes for each parameter. Tensors of one shape are handled together, large ones in slices
+With `basis` the rule sees the gradients of matrices of small sides in other coordinates, and turns updates back from
+them, see `learned_opt.rules.basis`.
+
+The state is that of Adam: 8 bytes for each parameter, at most 16 with `basis`. Tensors of one shape are handled together, large ones in slices
 (see `batches`): few operations, and no temporary above one tensor. `reference=True` takes them one by one.
 
 Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then weights (15, 3)

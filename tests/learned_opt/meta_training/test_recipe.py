@@ -100,6 +100,8 @@ def test_a_stage_may_begin_from_weights_of_the_package_and_keep_a_part_of_the_wa
     assert changed.nonzero().tolist() == [[SCALAR_NAMES.index("momentum_decay")]]
     torch.testing.assert_close(ends[1], 0.75 * ends[0] + 0.25 * ends[2])
     assert not torch.equal(ends[0], ends[2])
+    still = replace(begun, training=replace(begun.training, num_outer_steps=0))
+    assert torch.equal(run_recipe([still], seed=0, out=tmp_path / "still")[0].result.theta, ends[0])
 
 
 def test_static_inputs_stay_without_weight(tmp_path: Path) -> None:
