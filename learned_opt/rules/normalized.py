@@ -34,8 +34,9 @@ outputs, whose rows do not grow in number, the condition is 1; with 1/2 final lo
 With `basis` the rule sees the gradients of matrices of small sides in other coordinates, and turns updates back from
 them, see `learned_opt.rules.basis`.
 
-The state is that of Adam: 8 bytes for each parameter, at most 16 with `basis`. Tensors of one shape are handled together, large ones in slices
-(see `batches`): few operations, and no temporary above one tensor. `reference=True` takes them one by one.
+The state is that of Adam: 8 bytes for each parameter, at most 16 with `basis`. Tensors of one shape are handled
+together, large ones in slices (see `batches`): few operations, and no temporary above one tensor. `reference=True`
+takes them one by one.
 
 Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then weights (15, 3)
 and biases (3,) of the layer, then the three for networks with embeddings, then weights and biases (16, 2) of the second
