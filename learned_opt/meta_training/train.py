@@ -34,7 +34,7 @@ class MetaTrainConfig:
     """How long, how often to look, and the theta optimizer.
 
     Args:
-        num_outer_steps: updates of theta; 0 leaves it as it begins.
+        num_outer_steps: updates of theta.
         optimizer: of theta.
         seed: of perturbations, tasks and data.
         validate_every: outer steps between validations; the last step is always validated.
@@ -48,8 +48,8 @@ class MetaTrainConfig:
     checkpoint_every: int = 10
 
     def __post_init__(self) -> None:
-        if self.num_outer_steps < 0 or min(self.validate_every, self.checkpoint_every) < 1:
-            raise ValueError(f"numbers of outer steps must be positive, that of updates may be 0, got {self}")
+        if min(self.num_outer_steps, self.validate_every, self.checkpoint_every) < 1:
+            raise ValueError(f"numbers of outer steps must be positive, got {self}")
 
 
 @dataclass
