@@ -34,7 +34,7 @@ from .generator_table import PACKAGES
 
 QUESTION = __doc__.splitlines()[0]
 FEW = 8
-FURTHER = ((1e-3, 20), (3e-3, 20), (3e-3, 60), (1e-2, 60))  # the same, after the pass
+FURTHER = ((1e-3, 20), (3e-3, 20), (3e-3, 60), (1e-2, 60))  # the same, of adapters that are good already
 LONGER = 4  # times the steps of the zoo's adapters, and a rate that is best of these times theirs
 LONGER_RATES = (1, 2)
 TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
@@ -127,9 +127,14 @@ def controls(zoo: Zoo, test: Tasks, val: Tasks, shared: Tensor) -> Iterator[tupl
     yield "nearest adapter of the zoo, by the examples", train[of_test[:, 0]]
     best = max(NEIGHBOURS, key=lambda count: val.accuracy(means(val, train[of_val[:, :count]]), "val"))
     yield f"mean of the {best} nearest", means(test, train[of_test[:, :best]])
-    for name, start in {"": None, ", from the one for all": shared}.items():
-        rate, steps = max(TUNINGS, key=lambda setting: val.accuracy(tuned(val, *setting, start), "val"))
-        yield f"tuned on the examples{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, start)
+    ways = (
+        ("", None, None, TUNINGS),
+        (", from the one for all", shared, shared, TUNINGS),
+        (", from the nearest", train[of_val[:, 0]], train[of_test[:, 0]], FURTHER),
+    )
+    for name, val_start, test_start, settings in ways:
+        rate, steps = max(settings, key=lambda setting: val.accuracy(tuned(val, *setting, val_start), "val"))
+        yield f"tuned on the examples{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, test_start)
 
 
 def prompts(shown: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
