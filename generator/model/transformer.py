@@ -71,8 +71,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         edge_widths: features per edge by block key; empty for chunk tokens.
         metrics: (low, high) of each metric that can be prompted, as seen in training.
         num_task_bits: length of a task's bit mask; 0 for none.
-        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, and `num_votes` of the
-            references; None for no examples.
+        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, `num_votes` of the
+            references, and `num_described` numbers that are told of their task; None for no examples.
         references: how many networks, and of how many numbers, vote on what examples ask for; none by default.
         num_fingerprints: functional features per unit of the start; 0 for none.
         fingerprint_scale: factor on fingerprints, which at 1 are faint beside what tokens hold else.
@@ -183,10 +183,11 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             kind: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
             }
-            num_features, num_votes = kind.pop("num_features"), kind.pop("num_votes", 0)
+            num_features = kind.pop("num_features")
+            num_votes, num_described = kind.pop("num_votes", 0), kind.pop("num_described", 0)
             self.example_kind = ExampleKind(**kind)
-            self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width)
-            asked_width += 1 + width + num_votes
+            self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width, num_described)
+            asked_width += 1 + width + num_votes + 2 * num_described
         return asked_width
 
     def _add_edges(self, sizes: dict[str, int], channels: int, edge_width: int, width: int) -> None:
@@ -356,12 +357,16 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
                 raise ValueError("this model was built without examples; pass examples=None")
             return asked, asked.new_zeros(batch, 0, width)
         if examples is None:
-            num_votes = self.config["examples"].get("num_votes", 0)
+            options = self.config["examples"]
+            num_told = 1 + options.get("num_votes", 0) + 2 * options.get("num_described", 0)
             num_tokens = len(self.example_encoder.place)  # as many as of examples that are left out, as in training
-            tokens, told = asked.new_zeros(batch, num_tokens, width), asked.new_zeros(batch, 1 + num_votes)
+            tokens, told = asked.new_zeros(batch, num_tokens, width), asked.new_zeros(batch, num_told)
         else:
             tokens = self.example_encoder(examples)
-            told = torch.cat((examples.is_given[:, None], examples.votes), dim=1).to(asked.dtype)
+            parts = [examples.is_given[:, None], examples.votes]
+            if self.example_encoder.estimates is not None:
+                parts += [part.detach() for part in self.example_encoder.describe(examples)]
+            told = torch.cat([part.to(asked.dtype) for part in parts], dim=1)
         return torch.cat((asked, told, tokens.mean(1)), dim=1), tokens
 
     def _places(self, tokenizer: ParamTokenizer, batch: int) -> list[Tensor]:

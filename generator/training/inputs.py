@@ -55,6 +55,7 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
         "fingerprints": config.fingerprints,
         "pairs.num_examples": config.pairs.num_examples is not None,
         "recompute_batch_norm": config.recompute_batch_norm,
+        "objective.description_weight": config.objective.description_weight,
     }
     needs = {name: value for name, value in needs.items() if value}
     tasks: list[Task | None] = []
@@ -82,6 +83,11 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
             raise ValueError(
                 "share_without_targets makes up tasks of a family without end, which this zoo's is not: they would be "
                 "those held out; set it to 0"
+            )
+        if config.objective.description_weight and task is not None and not task.describe([0]).shape[1]:
+            raise ValueError(
+                f"description_weight needs a family whose members are described by numbers, which {task.name!r} is "
+                "not; set it to 0"
             )
         tasks.append(task)
     return tasks

@@ -179,8 +179,11 @@ def assemble(
         references = reference_networks(runs, config.num_references)
         options["references"] = list(references.shape)
     if config.pairs.num_examples is not None:
-        use_start = options.get("use_start", True)
-        options["examples"] = contexts[0].example_options(use_start=use_start, references=references)
+        options["examples"] = contexts[0].example_options(
+            use_start=options.get("use_start", True),
+            references=references,
+            described=config.objective.description_weight > 0,
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optimization.seed)
         model = RecurrentDiffusionTransformer(nodes, edges, ranges, **options)

@@ -3,7 +3,7 @@
 A member is a task of its own, with train, val and test examples. Families are split by member: a network, or a
 generator, that is tested on members of the test split has seen no example of theirs.
 
-Legend: N members, B examples.
+Legend: N members, B examples, T numbers that describe a member.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ class Family(Protocol):
 
     def attributes(self, members: Tensor) -> dict[str, Tensor]:
         """What tells members (N,) apart, by name, each (N,) on the CPU: the columns that a zoo records."""
+        ...
+
+    def describe(self, members: Tensor) -> Tensor:
+        """Numbers (N, T) around -1 to 1 that say what members (N,) ask for, on the CPU; T is 0 where none would do."""
         ...
 
     def bind(self, members: Tensor) -> Members:

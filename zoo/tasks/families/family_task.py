@@ -83,6 +83,9 @@ class FamilyTask(Task):
     def run_attributes(self, runs: Sequence[int]) -> dict[str, Tensor]:
         return self.family.attributes(torch.tensor(self._members_of(runs)))
 
+    def describe(self, runs: Sequence[int]) -> Tensor:
+        return self.family.describe(torch.tensor(self._members_of(runs)))
+
     def batch(self, indices: Tensor, num_networks: int, split: str = "train", *, stream: Tensor | None = None) -> Batch:
         inputs, targets, _ = self._members(num_networks).examples(indices, split)
         if stream is not None and self.dataset.augmentations:

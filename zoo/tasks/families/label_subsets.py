@@ -62,6 +62,11 @@ class LabelSubsets:
         masks = self.masks[members]
         return {"mask": masks, "mask_pair": torch.minimum(masks, self.whole - masks)}
 
+    def describe(self, members: Tensor) -> Tensor:
+        """1 for each class in the subset, else -1: (N, C)."""
+        is_member = (self.masks[members, None] >> torch.arange(self.dataset.num_classes)) & 1
+        return 2.0 * is_member - 1
+
     def bind(self, members: Tensor) -> _Subsets:
         masks = self.masks[members].to(self.dataset.train.targets.device, non_blocking=True)
         return _Subsets(self.dataset, masks)

@@ -84,6 +84,11 @@ class WarpedImages:
             "inverted": (invert < 0.5 * self.strength).long(),
         }
 
+    def describe(self, members: Tensor) -> Tensor:
+        """The entries of the map that warps images, and 1 where they are inverted, else -1: (N, 5)."""
+        warp = self.attributes(members)
+        return torch.cat((_affine_maps(warp)[:, :, :2].flatten(1), 2.0 * warp["inverted"][:, None] - 1), dim=1)
+
     def bind(self, members: Tensor) -> _Warps:
         warp = self.attributes(members)
         device = self.dataset.train.inputs.device
