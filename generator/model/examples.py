@@ -7,8 +7,9 @@ averaged over each class, as fingerprints are, and over parts of the set that th
 without labels. So their order means nothing, and their number little. The averages are tokens, to which those of the
 network attend.
 
-Where a family describes its members by numbers, the encoder learns to tell these from the examples: each gives an
-estimate of each number and how much it counts, beside an estimate of 0 that counts as one example does at first.
+Where a family describes its members by numbers, a network of its own learns to tell these from the examples, and the
+model is given what it tells: each example gives an estimate of each number and how much it counts, beside an estimate
+of 0 that needs none. It learns by its own error alone, since the model's would drown it.
 
 Source: Zaheer et al. 2017 (arXiv 1703.06114), functions of sets as sums; Lee et al. 2019 (arXiv 1810.00825), section
 3.2, a few points to which a set is brought; Volpp et al. 2021, estimates weighted by their precision (Bayesian context
@@ -107,10 +108,9 @@ class ExampleEncoder(nn.Module):
         num_features: F.
         num_classes: K.
         width: d.
-        num_described: T.
     """
 
-    def __init__(self, num_features: int, num_classes: int, width: int, num_described: int = 0) -> None:
+    def __init__(self, num_features: int, num_classes: int, width: int) -> None:
         super().__init__()
         self.features = nn.Sequential(nn.Linear(num_features, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.label = nn.Linear(num_classes, width)
@@ -121,29 +121,42 @@ class ExampleEncoder(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
         self.norm = nn.LayerNorm(width)
-        self.estimates = nn.Linear(width, 2 * num_described) if num_described else None
 
     def forward(self, examples: ObservedExamples) -> Tensor:
-        labels, is_given = examples.labels.to(self.place.dtype), examples.is_given
-        z = self._each(examples)  # (B, E, d)
+        features, labels, _, is_given = examples
+        features, labels = features.to(self.place.dtype), labels.to(self.place.dtype)
+        z = F.gelu(self.features(features) + self.label(labels))  # (B, E, d)
         share = torch.cat((labels.to(z.dtype), self.part(z).softmax(-1)), dim=2)  # (B, E, K + M)
         count = share.sum(1)[..., None]  # (B, K + M, 1)
         mean = share.mT @ z / count.clamp(min=1e-3)
         tokens = mean + self.place + self.count(count.log1p())
         return self.norm(tokens + self.mlp(tokens)) * is_given[:, None, None]
 
-    def describe(self, examples: ObservedExamples) -> Description:
-        """What examples say of their task: zeros where they are left out."""
-        assert self.estimates is not None
-        values, weights = self.estimates(self._each(examples)).chunk(2, dim=2)  # (B, E, T)
+
+class ExampleDescriber(nn.Module):
+    """What examples tell of the numbers that describe their task.
+
+    Args:
+        num_features: F.
+        num_classes: K.
+        width: d.
+        num_described: T.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, width: int, num_described: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(num_features, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.label = nn.Linear(num_classes, width)
+        self.estimates = nn.Linear(width, 2 * num_described)
+
+    def forward(self, examples: ObservedExamples) -> Description:
+        """Zeros for examples that are left out."""
+        features, labels = (part.to(self.label.weight.dtype) for part in (examples.features, examples.labels))
+        z = F.gelu(self.features(features) + self.label(labels))  # (B, E, d)
+        values, weights = self.estimates(z).chunk(2, dim=2)  # (B, E, T)
         weights = weights.masked_fill(~examples.is_given[:, None, None], -math.inf)
         share = F.pad(weights, (0, 0, 1, 0)).softmax(1)[:, 1:]  # (B, E, T)
         return Description((share * values).sum(1), share.sum(1))
-
-    def _each(self, examples: ObservedExamples) -> Tensor:
-        """(B, E, d), before anything is averaged."""
-        features, labels = (part.to(self.place.dtype) for part in (examples.features, examples.labels))
-        return F.gelu(self.features(features) + self.label(labels))
 
 
 def input_features(inputs: Tensor, kind: ExampleKind) -> Tensor:

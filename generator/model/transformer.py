@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from generator.from_folder import FromFolder
 from generator.model.corrections import Corrections, direction_of
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
-from generator.model.examples import ExampleEncoder, ObservedExamples
+from generator.model.examples import ExampleDescriber, ExampleEncoder, ObservedExamples
 from generator.model.recurrence import GatedLinearRecurrence
 from generator.prompts.examples import ExampleKind
 from generator.prompts.prompt import MetricRange, Prompt, PromptEncoder
@@ -178,7 +178,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
     def _add_prompt_encoders(self, num_task_bits: int, examples: dict[str, Any] | None, width: int) -> int:
         """What reads prompts and their examples; the number of features that it makes, with that of a start."""
         self.prompt_encoder = PromptEncoder(self.ranges, num_task_bits)
-        self.example_kind, self.example_encoder, asked_width = None, None, self.prompt_encoder.width + 1
+        self.example_kind, self.example_encoder, self.example_describer = None, None, None
+        asked_width = self.prompt_encoder.width + 1
         if examples is not None:
             kind: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
@@ -186,7 +187,10 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             num_features = kind.pop("num_features")
             num_votes, num_described = kind.pop("num_votes", 0), kind.pop("num_described", 0)
             self.example_kind = ExampleKind(**kind)
-            self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width, num_described)
+            sizes = num_features, self.example_kind.num_classes, width
+            self.example_encoder = ExampleEncoder(*sizes)
+            if num_described:
+                self.example_describer = ExampleDescriber(*sizes, num_described)
             asked_width += 1 + width + num_votes + 2 * num_described
         return asked_width
 
@@ -364,8 +368,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         else:
             tokens = self.example_encoder(examples)
             parts = [examples.is_given[:, None], examples.votes]
-            if self.example_encoder.estimates is not None:
-                parts += [part.detach() for part in self.example_encoder.describe(examples)]
+            if self.example_describer is not None:
+                parts += [part.detach() for part in self.example_describer(examples)]
             told = torch.cat([part.to(asked.dtype) for part in parts], dim=1)
         return torch.cat((asked, told, tokens.mean(1)), dim=1), tokens
 

@@ -226,8 +226,8 @@ def _observed(model: RecurrentDiffusionTransformer, context: NetworkContext, bat
 
 def _description_loss(model: RecurrentDiffusionTransformer, observed: ObservedExamples, described: Tensor) -> Tensor:
     """Mean squared error of what examples tell of the numbers (B, T) that describe their tasks."""
-    assert model.example_encoder is not None
-    errors = model.example_encoder.describe(observed).values - described
+    assert model.example_describer is not None
+    errors = model.example_describer(observed).values - described
     return _mean(errors.square().mean(1), observed.is_given)
 
 

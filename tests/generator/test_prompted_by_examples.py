@@ -183,7 +183,7 @@ def test_adapters_of_another_scale_are_refused(pipe, examples):
 def test_the_answer_follows_from_what_examples_tell_of_their_task(pipe, layout, examples):
     first = pipe(prompt={"examples": examples}, layout=layout).params
     unconditional = pipe(layout=layout).params
-    bias = pipe.model.example_encoder.estimates.bias
+    bias = pipe.model.example_describer.estimates.bias
     assert len(bias) == 2 * adapter_task().describe([5]).shape[1]
     try:
         with torch.no_grad():
