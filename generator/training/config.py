@@ -79,6 +79,8 @@ class GeneratorConfig:
             training run has, chosen by hash in place of the zoos' own splits; 0 for these.
         num_references: last networks of training runs, kept with the model, which vote on what the labelled examples of
             prompts ask for; for whole networks of one layout.
+        centred: whether the untrained model answers with the mean of the training adapters, not with random ones: for
+            one zoo, whose runs begin at one adapter.
         fingerprints: whether the model sees what the start computes on labelled examples (MLP and CNN classifiers).
         recompute_batch_norm: whether BatchNorm's running statistics are not taken from the model but recomputed on
             training images, in training (batch mode) and after sampling.
@@ -100,6 +102,7 @@ class GeneratorConfig:
     num_task_bits: int = 0
     num_held_out: int = 0
     num_references: int = 0
+    centred: bool = False
     fingerprints: bool = False
     recompute_batch_norm: bool = False
     model: Mapping[str, Any] = field(default_factory=dict)

@@ -31,7 +31,7 @@ from generator.training.validation import AlignmentSelection, calibrations, usua
 from generator.trajectories import Trajectories
 from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
-from zoo.networks.low_rank import has_adapters
+from zoo.networks import low_rank
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 from zoo.tracking import make_tracker
@@ -140,7 +140,7 @@ def assemble(
 
     The model's initial weights follow from the seed of the optimization.
     """
-    prediction, are_adapters = config.objective.prediction, any(has_adapters(one.layout) for one in runs)
+    prediction, are_adapters = config.objective.prediction, any(low_rank.has_adapters(one.layout) for one in runs)
     if prediction != "sample" and (are_adapters or config.model.get("num_corrections")):
         raise ValueError(
             "adapters are compared by products, and corrections run the networks that are predicted: use "
@@ -168,7 +168,13 @@ def assemble(
         known = [one.range_of(name) for one in runs]
         ranges[name] = (min(one.low for one in known), max(one.high for one in known))
     options = {"use_latent": config.objective.energy_score, "num_task_bits": config.num_task_bits, **config.model}
-    if are_adapters:
+    centre = None
+    if config.centred:
+        if not are_adapters or len(contexts) > 1 or options.get("diffusion", True):
+            raise ValueError("centred answers, in one pass, are of one zoo of adapters: set centred=False")
+        centre = contexts[0].scale.normalize(low_rank.mean(runs[0].layout, samples[0]))
+        options["num_centred"] = len(centre)
+    elif are_adapters:
         options["drawn_blocks"] = sorted({key for one in contexts for key in one.tokenizer.drawn_keys})
     if not config.pairs.start_share and not options.get("noisy_as_start"):
         options["use_start"] = False  # no update of a start is ever trained
@@ -189,6 +195,8 @@ def assemble(
         model = RecurrentDiffusionTransformer(nodes, edges, ranges, **options)
     if references is not None:
         model.reference_networks.copy_(references)
+    if centre is not None:
+        model.centre.copy_(centre)
     return model, normalizer, contexts
 
 
