@@ -242,7 +242,7 @@ def _function_losses(
 ) -> dict[str, Tensor]:
     """Function-space losses of predicted parameters (V * B, P) against those of the real targets.
 
-    Where there is no target, and where examples alone are asked for, it is the loss itself.
+    Where there is no target, and where only examples or words are given, it is the loss itself.
     """
     size = len(batch.target)
     num_samples = len(predicted) // size
@@ -262,7 +262,7 @@ def _function_losses(
             gap = achieved = task.objective.loss(outputs, copies.targets)
             if can_ask_otherwise:
                 reference = task.objective.loss(real_outputs, examples.targets)
-                asks_for_best = ~batch.prompt.asks_metric & batch.has_examples
+                asks_for_best = ~batch.prompt.asks_metric & batch.prompt.shows_task
                 compared = log_loss_gap(achieved, reference.repeat(num_samples))
                 gap = torch.where(asks_for_best.repeat(num_samples), achieved, compared)
         asks = (~batch.prompt.is_null).repeat(len(gap) // size)  # of networks asked for something

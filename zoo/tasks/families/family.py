@@ -8,7 +8,7 @@ Legend: N members, B examples, T numbers that describe a member.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,6 +73,15 @@ class Family(Protocol):
 
     def to(self, device: torch.device | str) -> Family:
         """The same family with its data on another device."""
+        ...
+
+
+@runtime_checkable
+class HasWords(Protocol):
+    """A family whose members can be said in words."""
+
+    def in_words(self, members: Tensor) -> list[list[str]]:
+        """What tells each of members (N,) from others, in several ways."""
         ...
 
 
