@@ -182,9 +182,7 @@ def assemble(
     options = {"use_latent": config.objective.energy_score, "num_task_bits": config.num_task_bits, **config.model}
     centre = None
     if config.centred:
-        if not are_adapters or len(contexts) > 1 or options.get("diffusion", True):
-            raise ValueError("centred answers, in one pass, are of one zoo of adapters: set centred=False")
-        centre = contexts[0].scale.normalize(low_rank.mean(runs[0].layout, samples[0]))
+        centre = mean_answer(contexts, samples, diffusion=options.get("diffusion", True))
         options["num_centred"] = len(centre)
     elif are_adapters:  # near a start that they share no product is zero, and draws would only disturb it
         drawn = [one.tokenizer.drawn_keys for one, its in zip(contexts, runs, strict=True) if not its.as_trained]
@@ -216,6 +214,14 @@ def assemble(
     if told:
         model.description_reader.fit(torch.cat([vectors.flatten(0, 1) for vectors in told]))
     return model, normalizer, contexts
+
+
+def mean_answer(contexts: Sequence[NetworkContext], samples: Sequence[Tensor], *, diffusion: bool) -> Tensor:
+    """The mean (P,) of adapters (N, P), normalised, to which answers in one pass are added."""
+    layout = contexts[0].layout
+    if not low_rank.has_adapters(layout) or len(contexts) > 1 or diffusion:
+        raise ValueError("centred answers, in one pass, are of one zoo of adapters: set centred=False")
+    return contexts[0].scale.normalize(low_rank.mean(layout, samples[0]))
 
 
 def reference_networks(runs: Sequence[Trajectories], count: int) -> Tensor:
