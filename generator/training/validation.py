@@ -5,8 +5,9 @@ Legend: N starts, K prompts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import lightning
@@ -14,23 +15,30 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from generator.alignment import measure_alignment, prompt_grid
+from generator.alignment import measure_alignment, measured, prompt_grid
 from generator.model.context import NetworkContext
+from generator.model.objectives import comparable_outputs
 from generator.pipeline import ParameterPipeline
 from generator.prompts.calibration import Calibration
 from generator.prompts.examples import Examples
 from generator.prompts.plausibility import FEWEST_TASKS, loss_on_prompts, usual_loss
-from generator.prompts.prompt import EXAMPLES, Prompt
+from generator.prompts.prompt import EXAMPLES, Prompt, is_lower_better, log_floor
 from generator.sampler import make_scheduler, sample_params
 from generator.training.module import GeneratorModule
-from generator.trajectories import Trajectories
+from generator.trajectories import Trajectories, nearest_snapshots
 from zoo.networks.layout import ParamLayout
+from zoo.networks.metrics import euclidean_distances
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
 _NUM_SELECTION_PROMPTS: Final = 8
 _NUM_CALIBRATION_PROMPTS: Final = 16
+_NUM_PROMPTS_BEYOND: Final = 4  # the floor, for calibration
+_LEAST_GAIN: Final = 0.01  # in log loss, for which less than the floor is asked for
 _NUM_EXAMPLES: Final = 64
+_NUM_FOR_LATENTS: Final = 128  # networks from which the latents' scale is chosen
+_LATENT_SCALES: Final = (1.0, 1.05, 1.1, 1.15, 1.2)
+_MAX_ERROR: Final = 1e-3  # that a scale may cost
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,14 @@ class ValidationStarts:
 
     Attributes:
         starts: (N, P) initial networks of validation runs.
+        unseen: all validation runs.
         seen: the training runs, whose reach bounds the prompts.
         task: that the networks are for.
         metric: that is prompted, "val_loss" for instance.
     """
 
     starts: Tensor
+    unseen: Trajectories
     seen: Trajectories
     task: Task
     metric: str
@@ -53,7 +63,7 @@ class ValidationStarts:
     def of(cls, unseen: Trajectories, seen: Trajectories, task: Task, metric: str, num_starts: int) -> ValidationStarts:
         """The first initial networks of the validation runs."""
         rows = torch.arange(min(num_starts, len(unseen)))
-        return cls(unseen.read(rows, torch.zeros_like(rows)), seen, task, metric)
+        return cls(unseen.read(rows, torch.zeros_like(rows)), unseen, seen, task, metric)
 
     @property
     def kind(self) -> str:
@@ -63,6 +73,16 @@ class ValidationStarts:
     def prompts(self, num_prompts: int) -> Tensor:
         """Prompts (K,) within what the training runs reach."""
         return prompt_grid(self.seen, self.metric, num_prompts=num_prompts)
+
+    def prompts_beyond(self, num_prompts: int) -> Tensor:
+        """Prompts (K,) from the floor down to the lowest loss of any training run; none for what is better if higher.
+
+        A model that misses the floor may meet it where it is asked for less.
+        """
+        if not is_lower_better(self.metric):
+            return torch.zeros(0)
+        low, floor = self.seen.range_of(self.metric).low, self.seen.best(self.metric)
+        return torch.logspace(math.log10(max(low, log_floor(self.metric))), math.log10(floor), num_prompts + 1)[:-1]
 
 
 class AlignmentSelection(Callback):
@@ -145,6 +165,47 @@ def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, mode: st
         start, prompt = networks if mode == "start" else None, {validation.metric: asked}
         return pipe(start, prompt, num_samples=len(asked), layout=layout, task=task, generator=rng).params
 
-    prompts, kind = validation.prompts(_NUM_CALIBRATION_PROMPTS), validation.kind
+    beyond, kind = validation.prompts_beyond(_NUM_PROMPTS_BEYOND), validation.kind
+    prompts = torch.cat((beyond, validation.prompts(_NUM_CALIBRATION_PROMPTS)))
     achieved = measure_alignment(generate, task, validation.starts, prompts, metric=kind).val[kind]
-    return Calibration.fit(prompts, achieved, validation.metric)
+    first, means = len(beyond), achieved.log().mean(0)
+    while first and means[first - 1] < means[first] - _LEAST_GAIN:  # further down answers get no better
+        first -= 1
+    calibration = Calibration.fit(prompts[first:], achieved[:, first:], validation.metric)
+    if not (pipe.model.config["use_latent"] and kind == "loss" and "error" in task.metric_names):
+        return calibration
+    return replace(calibration, latent_scale=_latent_scale(pipe, validation, mode, calibration))
+
+
+def _latent_scale(pipe: ParameterPipeline, validation: ValidationStarts, mode: str, calibration: Calibration) -> float:
+    """The largest scale of the latents at which networks of the lowest loss differ no more than validation runs do.
+
+    The distance is that of outputs, to that of what the same starts became at equal loss. It is bounded by what it may
+    cost in errors.
+    """
+    task, runs = validation.task.to(pipe.device), validation.unseen
+    rows = torch.arange(min(_NUM_FOR_LATENTS, len(runs)))
+    context = NetworkContext.of(pipe.normalizer, runs.layout, task).to(pipe.device)
+    asked = calibration(validation.prompts(1).expand(len(rows)))
+    prompt = Prompt.of({validation.metric: asked}, pipe.metrics, len(rows))
+    start = runs.read(rows, torch.zeros_like(rows)) if mode == "start" else None
+    chosen, bound = _LATENT_SCALES[0], math.inf
+    for scale in _LATENT_SCALES:
+        rng = torch.Generator().manual_seed(0)
+        params = sample_params(
+            pipe.model, context, pipe.scheduler, prompt, start=start, latent_scale=scale, generator=rng
+        )
+        found = measured(task, params, "val")
+        error = found["error"].mean().item()
+        bound = min(bound, error + _MAX_ERROR)  # of the first scale
+        real = runs.read(rows, nearest_snapshots(runs.metrics[validation.metric][rows], found["loss"]))
+        if error > bound or _spread(task, params) > _spread(task, real):
+            break
+        chosen = scale
+    return chosen
+
+
+def _spread(task: Task, params: Tensor) -> float:
+    """Mean distance between the outputs of two of the networks (N, P) on validation examples."""
+    outputs = task.predict(params.to(task.device), task.dataset.val.inputs).detach()
+    return euclidean_distances(comparable_outputs(task, outputs.contiguous()).flatten(1)).mean().item()
