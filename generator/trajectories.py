@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from generator.networks import in_one_form
+from generator.prompts.descriptions import RunDescriptions
 from generator.prompts.prompt import MetricRange, is_lower_better
 from zoo.networks.layout import ParamLayout
 from zoo.networks.low_rank import has_adapters
@@ -32,6 +33,7 @@ class Trajectories:
         metrics: (R, S) by name, NaN where unknown.
         counts: (R,) snapshots that each run has.
         task_bits: (R, T), T = 0 where all runs have the same task.
+        descriptions: of the tasks in words; None for a training without.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Trajectories:
         runs: Tensor | None = None,
         counts: Tensor | None = None,
         task_bits: Tensor | None = None,
+        descriptions: RunDescriptions | None = None,
     ) -> None:
         self.layout = layout
         self.metrics = dict(sorted(metrics.items()))
@@ -52,6 +55,7 @@ class Trajectories:
         self.runs = torch.arange(num_runs) if runs is None else runs
         self.counts = torch.full(self.runs.shape, self.num_snapshots) if counts is None else counts
         self.task_bits = torch.zeros(len(self.runs), 0) if task_bits is None else task_bits
+        self.descriptions = descriptions
         if isinstance(params, Tensor) and has_adapters(layout):
             params = in_one_form(layout, params.flatten(0, 1)).view_as(params)
         self._params = params

@@ -36,7 +36,7 @@ def adapter_task(rank=2, seed=0, **options):
     return get_task("warped_images", base="digits", hidden=(6,), adapter={"base": base, "rank": rank}, **options)
 
 
-def make_config(**pairs):
+def make_config(description_weight=0.0, **pairs):
     return GeneratorConfig(
         num_validation_starts=0,
         model=SMALL,
@@ -44,7 +44,9 @@ def make_config(**pairs):
             **{"batch_size": 4, "start_share": 0.0, "num_examples": (4, 8), "label_dropout": 0.3, "prompt_dropout": 0.5}
             | pairs
         ),
-        objective=ObjectiveConfig(energy_score=False, function_energy_weight=0.0, function_examples=8),
+        objective=ObjectiveConfig(
+            energy_score=False, function_energy_weight=0.0, function_examples=8, description_weight=description_weight
+        ),
         optimization=OptimizationConfig(num_steps=6, num_epochs=3, warmup_steps=1, precision="float32"),
     )
 
@@ -60,7 +62,7 @@ def zoos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipe(zoos, tmp_path_factory):
     out = tmp_path_factory.mktemp("generator")
-    train_generator(zoos, make_config(share_without_targets=0.5), out=out, trainer_options=QUIET)
+    train_generator(zoos, make_config(1.0, share_without_targets=0.5), out=out, trainer_options=QUIET)
     pipe = ParameterPipeline.from_pretrained(out)
     for decoder in (*pipe.model.decoders.values(), *pipe.model.corrections.decoders.values()):
         torch.nn.init.normal_(decoder.weight)  # a training this short leaves them near zero
@@ -176,6 +178,21 @@ def test_adapters_of_another_scale_are_refused(pipe, examples):
     options = {"base": pipe.base, "rank": 2, "alpha": 32}
     with pytest.raises(LayoutMismatchError, match=r"scaled by 16, .* by 1; give the task their alpha"):
         pipe(prompt={"examples": examples}, task=get_task("warped_images", base="digits", hidden=(6,), adapter=options))
+
+
+def test_the_answer_follows_from_what_examples_tell_of_their_task(pipe, layout, examples):
+    first = pipe(prompt={"examples": examples}, layout=layout).params
+    unconditional = pipe(layout=layout).params
+    bias = pipe.model.example_describer.estimates.bias
+    assert len(bias) == 2 * adapter_task().describe([5]).shape[1]
+    try:
+        with torch.no_grad():
+            bias.add_(1.0)
+        assert not torch.allclose(pipe(prompt={"examples": examples}, layout=layout).params, first, atol=1e-4)
+        assert torch.equal(pipe(layout=layout).params, unconditional)
+    finally:
+        with torch.no_grad():
+            bias.sub_(1.0)
 
 
 def test_made_up_tasks_have_runs_of_their_own_and_no_target(zoos):
