@@ -63,7 +63,7 @@ class ObjectiveConfig:
     function_examples: int = 96
     function_episodes: int = 8
     function_split: str = "train"
-    function_energy_weight: float = 2.0
+    function_energy_weight: float = 1.0
     description_weight: float = 0.0
     self_fed_share: float = 0.0
     windows_per_step: int = 0

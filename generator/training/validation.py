@@ -22,7 +22,7 @@ from generator.pipeline import ParameterPipeline
 from generator.prompts.calibration import Calibration
 from generator.prompts.examples import Examples
 from generator.prompts.plausibility import FEWEST_TASKS, loss_on_prompts, usual_loss
-from generator.prompts.prompt import EXAMPLES, Prompt, is_lower_better, log_floor
+from generator.prompts.prompt import EXAMPLES, Prompt
 from generator.sampler import make_scheduler, sample_params
 from generator.training.module import GeneratorModule
 from generator.trajectories import Trajectories, nearest_snapshots
@@ -33,11 +33,9 @@ from zoo.tasks.task import Task
 
 _NUM_SELECTION_PROMPTS: Final = 8
 _NUM_CALIBRATION_PROMPTS: Final = 16
-_NUM_PROMPTS_BEYOND: Final = 4  # the floor, for calibration
-_LEAST_GAIN: Final = 0.01  # in log loss, for which less than the floor is asked for
 _NUM_EXAMPLES: Final = 64
 _NUM_FOR_LATENTS: Final = 128  # networks from which the latents' scale is chosen
-_LATENT_SCALES: Final = (1.0, 1.05, 1.1, 1.15, 1.2)
+_LATENT_SCALES: Final = (1.0, 1.05, 1.1)
 _MAX_ERROR: Final = 1e-3  # that a scale may cost
 
 
@@ -73,16 +71,6 @@ class ValidationStarts:
     def prompts(self, num_prompts: int) -> Tensor:
         """Prompts (K,) within what the training runs reach."""
         return prompt_grid(self.seen, self.metric, num_prompts=num_prompts)
-
-    def prompts_beyond(self, num_prompts: int) -> Tensor:
-        """Prompts (K,) from the floor down to the lowest loss of any training run; none for what is better if higher.
-
-        A model that misses the floor may meet it where it is asked for less.
-        """
-        if not is_lower_better(self.metric):
-            return torch.zeros(0)
-        low, floor = self.seen.range_of(self.metric).low, self.seen.best(self.metric)
-        return torch.logspace(math.log10(max(low, log_floor(self.metric))), math.log10(floor), num_prompts + 1)[:-1]
 
 
 class AlignmentSelection(Callback):
@@ -133,10 +121,13 @@ class AlignmentSelection(Callback):
 
 
 def calibrations(
-    pipe: ParameterPipeline, validation: Sequence[ValidationStarts], modes: Sequence[str]
+    pipe: ParameterPipeline, validation: Sequence[ValidationStarts], modes: Sequence[str], *, latents: bool = False
 ) -> list[dict[str, dict[str, Any]]]:
     """Calibrations of a trained pipeline by mode ("start", "noise"), for each of its layouts in turn."""
-    by_layout = {one.seen.layout: {mode: asdict(_calibration(pipe, one, mode)) for mode in modes} for one in validation}
+    by_layout = {
+        one.seen.layout: {mode: asdict(_calibration(pipe, one, mode, latents=latents)) for mode in modes}
+        for one in validation
+    }
     return [by_layout[layout] for layout in pipe.normalizer.layouts]
 
 
@@ -157,44 +148,33 @@ def usual_losses(pipe: ParameterPipeline, zoos: Sequence[Zoo], tasks: Sequence[T
     return [by_layout.get(layout) for layout in pipe.normalizer.layouts]
 
 
-def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, mode: str) -> Calibration:
-    task, layout = validation.task.to(pipe.device), validation.seen.layout
+def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, mode: str, *, latents: bool) -> Calibration:
+    validation, kind = replace(validation, task=validation.task.to(pipe.device)), validation.kind
+    scale = _latent_scale(pipe, validation, mode) if latents else 1.0
     rng = torch.Generator().manual_seed(0)
 
     def generate(networks: Tensor, asked: Tensor) -> Tensor:
-        start, prompt = networks if mode == "start" else None, {validation.metric: asked}
-        return pipe(start, prompt, num_samples=len(asked), layout=layout, task=task, generator=rng).params
+        start = networks if mode == "start" else None
+        return _sampled(pipe, validation, asked, start=start, scale=scale, rng=rng)
 
-    beyond, kind = validation.prompts_beyond(_NUM_PROMPTS_BEYOND), validation.kind
-    prompts = torch.cat((beyond, validation.prompts(_NUM_CALIBRATION_PROMPTS)))
-    achieved = measure_alignment(generate, task, validation.starts, prompts, metric=kind).val[kind]
-    first, means = len(beyond), achieved.log().mean(0)
-    while first and means[first - 1] < means[first] - _LEAST_GAIN:  # further down answers get no better
-        first -= 1
-    calibration = Calibration.fit(prompts[first:], achieved[:, first:], validation.metric)
-    if not (pipe.model.config["use_latent"] and kind == "loss" and "error" in task.metric_names):
-        return calibration
-    return replace(calibration, latent_scale=_latent_scale(pipe, validation, mode, calibration))
+    prompts = validation.prompts(_NUM_CALIBRATION_PROMPTS)
+    achieved = measure_alignment(generate, validation.task, validation.starts, prompts, metric=kind).val[kind]
+    return replace(Calibration.fit(prompts, achieved, validation.metric), latent_scale=scale)
 
 
-def _latent_scale(pipe: ParameterPipeline, validation: ValidationStarts, mode: str, calibration: Calibration) -> float:
+def _latent_scale(pipe: ParameterPipeline, validation: ValidationStarts, mode: str) -> float:
     """The largest scale of the latents at which networks of the lowest loss differ no more than validation runs do.
 
     The distance is that of outputs, to that of what the same starts became at equal loss. It is bounded by what it may
     cost in errors.
     """
-    task, runs = validation.task.to(pipe.device), validation.unseen
+    task, runs = validation.task, validation.unseen
     rows = torch.arange(min(_NUM_FOR_LATENTS, len(runs)))
-    context = NetworkContext.of(pipe.normalizer, runs.layout, task).to(pipe.device)
-    asked = calibration(validation.prompts(1).expand(len(rows)))
-    prompt = Prompt.of({validation.metric: asked}, pipe.metrics, len(rows))
     start = runs.read(rows, torch.zeros_like(rows)) if mode == "start" else None
     chosen, bound = _LATENT_SCALES[0], math.inf
     for scale in _LATENT_SCALES:
-        rng = torch.Generator().manual_seed(0)
-        params = sample_params(
-            pipe.model, context, pipe.scheduler, prompt, start=start, latent_scale=scale, generator=rng
-        )
+        asked, rng = validation.prompts(1).expand(len(rows)), torch.Generator().manual_seed(0)
+        params = _sampled(pipe, validation, asked, start=start, scale=scale, rng=rng)
         found = measured(task, params, "val")
         error = found["error"].mean().item()
         bound = min(bound, error + _MAX_ERROR)  # of the first scale
@@ -203,6 +183,21 @@ def _latent_scale(pipe: ParameterPipeline, validation: ValidationStarts, mode: s
             break
         chosen = scale
     return chosen
+
+
+def _sampled(
+    pipe: ParameterPipeline,
+    validation: ValidationStarts,
+    asked: Tensor,
+    *,
+    start: Tensor | None,
+    scale: float,
+    rng: torch.Generator,
+) -> Tensor:
+    """Networks (B, P) for the very prompts (B,), with latents of a scale."""
+    context = NetworkContext.of(pipe.normalizer, validation.seen.layout, validation.task).to(pipe.device)
+    prompt = Prompt.of({validation.metric: asked}, pipe.metrics, len(asked)).clamped(pipe.model.ranges)
+    return sample_params(pipe.model, context, pipe.scheduler, prompt, start=start, latent_scale=scale, generator=rng)
 
 
 def _spread(task: Task, params: Tensor) -> float:
