@@ -345,7 +345,7 @@ class ParameterPipeline(DiffusionPipeline):
         self, values: Mapping[str, Any] | None, size: int, start: Mapping[str, PromptValue] | None = None
     ) -> Prompt:
         """Prompts of `size` networks, with a warning where they are outside the trained range, brought into it."""
-        if values is not None and DESCRIPTION in values and self.embed is None and self.config["descriptions"]:
+        if isinstance(values, Mapping) and DESCRIPTION in values and self.embed is None and self.config["descriptions"]:
             self.embed = embedder_of(self.config["descriptions"])
         prompts = Prompt.of(
             values,
