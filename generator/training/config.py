@@ -96,6 +96,8 @@ class GeneratorConfig:
         num_validation_starts: unseen starts on which prompt alignment selects the model; 0 keeps the last one.
         calibrate_prompts: whether prompts of the first metric are calibrated on these starts after training, see
             `generator.prompts.calibration`.
+        calibrate_latents: whether the scale of the latents is calibrated there, too: as far as networks of the lowest
+            loss differ less than validation runs do, and accuracy allows.
     """
 
     tokenizer: str = "neuron"
@@ -117,6 +119,7 @@ class GeneratorConfig:
     max_runs: int | None = None
     num_validation_starts: int = 32
     calibrate_prompts: bool = True
+    calibrate_latents: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.metrics, str):
@@ -134,6 +137,10 @@ class GeneratorConfig:
             )
         if self.objective.description_weight and self.pairs.num_examples is None:
             raise ValueError("description_weight is of what examples in prompts tell: set pairs.num_examples")
+        if self.calibrate_latents and not (self.calibrate_prompts and self.objective.energy_score):
+            raise ValueError(
+                "calibrate_latents needs calibrate_prompts=True, and energy_score=True: others have no latents"
+            )
         if self.max_runs is not None and self.max_runs < 1:
             raise ValueError(f"max_runs must be at least 1, or None for all, got {self.max_runs}")
         if min(self.num_validation_starts, self.num_held_out, self.num_references) < 0:

@@ -121,7 +121,9 @@ def train_generator(
     pipe.base = next((task.base for task in tasks if task is not None), {})
     if config.calibrate_prompts and validation:
         pipe.to(trainer.strategy.root_device)
-        pipe.register_to_config(calibrations=calibrations(pipe, validation, config.pairs.modes))
+        pipe.register_to_config(
+            calibrations=calibrations(pipe, validation, config.pairs.modes, latents=config.calibrate_latents)
+        )
     if config.pairs.num_examples is not None and "noise" in config.pairs.modes:
         pipe.to(trainer.strategy.root_device)
         pipe.register_to_config(usual_losses=usual_losses(pipe, zoos, tasks))
