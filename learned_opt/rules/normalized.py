@@ -335,7 +335,7 @@ def horizon_of(inner_step: StepCount, num_steps: StepCount | None, like: Tensor)
     """
     if num_steps is None:
         done = per_network(inner_step, like) + 1
-        return Horizon(constant((OPEN_FRACTION,), like.device), (2 * done).clamp(min=MIN_OPEN_HORIZON))
+        return Horizon(constant((OPEN_FRACTION,), like.device), (2 * done).clamp(min=MIN_OPEN_HORIZON), is_known=False)
     total = per_network(num_steps, like)
     return Horizon(torch.minimum(per_network(inner_step, like), total - 1) / total, total)
 
