@@ -32,7 +32,7 @@ from learned_opt.pretrained.files import Pretrained, Source, load_pretrained
 from learned_opt.rules.rule import reads_loss
 from zoo.devices import sent
 
-RECOMMENDED: Final = "mulo-norm"
+RECOMMENDED: Final = "mulo-wide"
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
 
 # Kept in every parameter group, where any way of saving optimizers finds them.
