@@ -39,7 +39,6 @@ INITIAL_STEPS: Final = 5  # after which the initial gradient scale is fixed
 
 MEMORY_RANGE: Final = (0.0, 2.5)  # of the logarithm of how much longer than its scalar says the momentum lasts
 REACTION_RANGE: Final = (-6.0, 0.0)  # the same for the rate of the agreement
-FALLEN: Final = 0.5  # of gradients since the start, a logarithm from which on both count where no horizon is known
 
 NUM_STATISTICS: Final = 7  # columns of the statistics, see `Statistics`, without the last two
 NUM_INPUTS: Final = 9 + len(PARAM_ROLES)
@@ -140,7 +139,6 @@ class Horizon(NamedTuple):
 
     fraction: Tensor  # f, of the steps of the whole run
     num_steps: Tensor  # T
-    is_known: bool = True  # else T is supposed
 
 
 class Statistics(NamedTuple):
@@ -265,12 +263,9 @@ def control(
         nesterov = (nesterov * output[..., 2].clamp(*NESTEROV_RANGE).exp()).clamp(max=1.0)
         if layer.memory_weight is not None and layer.memory_bias is not None:
             memory, reaction = torch.baddbmm(layer.memory_bias, inputs, layer.memory_weight).unbind(2)
-            memory, reaction = memory.clamp(*MEMORY_RANGE), reaction.clamp(*REACTION_RANGE)
-            if not horizon.is_known:
-                fallen = _half_log_ratio(statistics.initial_square, statistics.recent_square)
-                share = (fallen - FALLEN).clamp(0, 1)
-                memory, reaction = share * memory, share * reaction
-            statistics = statistics._replace(log_memory=memory, log_reaction=reaction)
+            statistics = statistics._replace(
+                log_memory=memory.clamp(*MEMORY_RANGE), log_reaction=reaction.clamp(*REACTION_RANGE)
+            )
     statistics = statistics._replace(log_step=log_step.clamp(*LOG_STEP_RANGE))
     schedule = (1 - fraction) ** scalars["schedule_power"]
     weight = signals.weight_square.sqrt()

@@ -24,14 +24,12 @@ log_step is forgotten over T / r steps: while steps are too long at first it sho
 run, where gradients are noise, to the schedule. A linear layer, 15 -> 3, on the statistics of the tensor adds o1, draws
 log_step to o2 (0 without it) and multiplies `nesterov` by exp(o3); networks with embeddings, whose hidden matrices
 disagree with their momentum at steps that serve them, add three numbers of their own to these outputs. With `memory` a
-second layer, 15 -> 2, divides 1 - b1 by exp(s o4), o4 in [0, 2.5], and multiplies kappa by exp(s o5), o5 in [-6, 0],
-from the next update on: where gradients have little noise a long momentum is better, and agreement a bad guide, as they
-disagree with it whatever the step. Gradients disagree with it at steps that are too long, too; a known horizon mends
-that, s = 1, and without one s = clamp(log(rms of the first five gradients / rms of recent ones) - 1/2, 0, 1): gradients
-that have fallen. The width is fan_in without the area of kernels; its power 1/2 is µP's spectral condition for
-orthogonalised updates of unit RMS in hidden matrices. For outputs, whose rows do not grow in number, the condition is
-1; with 1/2 final losses were lower up to widths of 2,048 (tried before log_step was forgotten), though logits move more
-with width and mean losses at 2,048 were better with 3/4.
+second layer, 15 -> 2, divides 1 - b1 by exp(o4), o4 in [0, 2.5], and multiplies kappa by exp(o5), o5 in [-6, 0], from
+the next update on: where gradients have little noise a long momentum is better, and agreement a bad guide, as they
+disagree with it whatever the step. The width is fan_in without the area
+of kernels; its power 1/2 is µP's spectral condition for orthogonalised updates of unit RMS in hidden matrices. For
+outputs, whose rows do not grow in number, the condition is 1; with 1/2 final losses were lower up to widths of 2,048
+(tried before log_step was forgotten), though logits move more with width and mean losses at 2,048 were better with 3/4.
 
 The state is that of Adam: 8 bytes for each parameter. Tensors of one shape are handled together, large ones in slices
 (see `batches`): few operations, and no temporary above one tensor. `reference=True` takes them one by one.
@@ -337,7 +335,7 @@ def horizon_of(inner_step: StepCount, num_steps: StepCount | None, like: Tensor)
     """
     if num_steps is None:
         done = per_network(inner_step, like) + 1
-        return Horizon(constant((OPEN_FRACTION,), like.device), (2 * done).clamp(min=MIN_OPEN_HORIZON), is_known=False)
+        return Horizon(constant((OPEN_FRACTION,), like.device), (2 * done).clamp(min=MIN_OPEN_HORIZON))
     total = per_network(num_steps, like)
     return Horizon(torch.minimum(per_network(inner_step, like), total - 1) / total, total)
 

@@ -188,22 +188,6 @@ def test_disagreement_beyond_that_of_noise_lengthens_momentum_and_is_ignored():
         assert (log_reaction < -2.0) == is_smooth
 
 
-@pytest.mark.parametrize(
-    ("num_steps", "shrinks", "is_quiet"), [(None, False, False), (None, True, True), (99, False, True)]
-)
-def test_without_a_horizon_disagreement_is_ignored_only_once_gradients_have_fallen(num_steps, shrinks, is_quiet):
-    rule, rng = NormalizedRule(memory=True), torch.Generator().manual_seed(0)
-    theta, specs = rule.init_theta(rng), [TensorSpec("hidden", "hidden", 8, (8, 8), 2)]
-    params, swing = [torch.randn(1, 8, 8, generator=rng)], torch.randn(1, 8, 8, generator=rng)
-    state = rule.init_state(specs, params)
-    for t in range(60):
-        grad = (-1) ** t * swing * math.exp(-t / 20 if shrinks else 0)
-        rule.update(theta, specs, params, [grad], state, inner_step=t, num_steps=num_steps)
-    log_memory, log_reaction = state["statistics"][0][0, controller.NUM_STATISTICS :].tolist()
-    assert (log_memory > 1.0, log_reaction < -2.0) == (is_quiet, is_quiet)
-    assert is_quiet or log_memory == log_reaction == 0
-
-
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0])
 def test_no_update_changes_a_matrix_by_more_than_a_share_of_itself_or_of_a_usual_start(scale):
     rule, rng, theta = NormalizedRule(), torch.Generator().manual_seed(0), meta_trained_like()

@@ -19,8 +19,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from learned_opt import MuLO, Pretrained, load_pretrained
-from learned_opt.optimizer.torch_optimizer import AVERAGE_POWER, RECOMMENDED
-from learned_opt.rules.controller import CHANGE_LIMIT, DISAGREEMENT, FALLEN, GROWTH_LIMIT, GROWTH_POWER
+from learned_opt.optimizer.torch_optimizer import AVERAGE_POWER
+from learned_opt.rules.controller import CHANGE_LIMIT, DISAGREEMENT, GROWTH_LIMIT, GROWTH_POWER
 from learned_opt.rules.normalized import OPEN_FRACTION
 
 RATE_STEP: Final = 10**0.5  # between neighbouring learning rates
@@ -71,7 +71,7 @@ def outside_rivals() -> list[OutsideMethod]:
     ]
 
 
-def learned(theta: str | Pretrained = RECOMMENDED) -> list[OutsideMethod]:
+def learned(theta: str | Pretrained) -> list[OutsideMethod]:
     """Meta-parameters as a rule that is told T, if it asks for it, and as one that is not and averages its weights."""
     pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
 
@@ -83,7 +83,7 @@ def learned(theta: str | Pretrained = RECOMMENDED) -> list[OutsideMethod]:
 
     name, identity = f"{pretrained.name}, T known", f"told {_FRAME} {pretrained.hash}"
     methods = [OutsideMethod(name, told, identity=identity)] if pretrained.rule.uses_horizon else []
-    identity = f"{OPEN_FRACTION:g} {AVERAGE_POWER:g} {FALLEN:g} {_FRAME} {pretrained.hash}"
+    identity = f"{OPEN_FRACTION:g} {AVERAGE_POWER:g} {_FRAME} {pretrained.hash}"
     return [*methods, OutsideMethod(pretrained.name, not_told, is_anytime=True, identity=identity)]
 
 
