@@ -58,6 +58,8 @@ def pipeline_card(
     }
     if model.config["num_task_bits"]:
         known["task bits"] = str(model.config["num_task_bits"])
+    if reads := pipe.config["descriptions"]:
+        known["descriptions in words"] = f"read by {reads}"
     asked = next(iter(ranges), "")
     prompt = f'prompt={{"{asked}": {(model.ranges[asked].low + model.ranges[asked].high) / 2:.3g}}}, ' if asked else ""
     data = [

@@ -25,6 +25,7 @@ from generator.model.objectives import deterministic_step, signal_and_noise
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.prompts.prompt import Prompt
 from generator.sampler import NETWORKS_PER_PASS, DDIMScheduler, Predictor, Scheduler
+from zoo.devices import widened
 
 _LOWEST: Final = 0.3  # noise over signal that real networks seem to have to a model, which foresees no more of them
 _HIGHEST: Final = 30.0
@@ -34,7 +35,7 @@ Output = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class Inversion:
-    """From networks to noise and back, in double precision.
+    """From networks to noise and back, in double precision where the device has it.
 
     Attributes:
         prediction: what the model predicts, one of `objectives.PREDICTIONS`.
@@ -52,7 +53,7 @@ class Inversion:
             clean: (B, P) normalised networks.
         """
         times = self._times()
-        first = second = clean.double() * self._signal(times[0])
+        first = second = widened(clean) * self._signal(times[0])
         for before, after in pairwise(times):
             second = second + self._change(output, first, before, after)
             first = first - (1 - _COUPLING) * second - self._change(output, second, after, before)

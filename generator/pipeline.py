@@ -32,9 +32,10 @@ from generator.model import transformer
 from generator.model.context import NetworkContext
 from generator.networks import GeneratedParams, Start, in_one_form, only_layout, read_start
 from generator.prompts.calibration import Calibration
+from generator.prompts.descriptions import Embedder, embedder_of
 from generator.prompts.examples import Examples
 from generator.prompts.plausibility import loss_on_prompts, warn_of_unusual
-from generator.prompts.prompt import TASK_BITS, Prompt, PromptValue
+from generator.prompts.prompt import DESCRIPTION, TASK_BITS, Prompt, PromptValue
 from generator.reading import reader as readers
 from generator.reading.choice import best_of as index_of_best
 from generator.sampler import NUM_TRAIN_TIMESTEPS, DDIMScheduler, Scheduler, sample_params
@@ -72,6 +73,8 @@ class ParameterPipeline(DiffusionPipeline):
         usual_losses: that networks have at most on the examples of their own prompts, for each of the normalizer's
             layouts, see `generator.prompts.plausibility`; None where that is not known.
         reader: reads networks from their weights; None for a pipeline that only makes them.
+        descriptions: what reads descriptions, see `generator.prompts.descriptions`; None for a generator without. A
+            function of yours has to be set again, `pipe.embed = ...`, after loading.
     """
 
     _optional_components = ["reader"]  # noqa: RUF012 (as diffusers declares it)
@@ -88,6 +91,7 @@ class ParameterPipeline(DiffusionPipeline):
         calibrations: list[dict[str, dict[str, Any]]] | None = None,
         usual_losses: list[Any] | None = None,
         reader: readers.WeightReader | None = None,
+        descriptions: str | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(model=model, normalizer=normalizer, scheduler=scheduler, reader=reader)
@@ -97,7 +101,9 @@ class ParameterPipeline(DiffusionPipeline):
             tasks=tasks,
             calibrations=calibrations,
             usual_losses=usual_losses,
+            descriptions=descriptions,
         )
+        self.embed: Embedder | None = None
         self.base: dict[str, Tensor] = {}
         self.model: transformer.RecurrentDiffusionTransformer
         self.normalizer: normalizers.ParamNormalizer
@@ -214,7 +220,7 @@ class ParameterPipeline(DiffusionPipeline):
                 outside what the training runs reached is answered as the nearest one inside, with a warning. Beside
                 metrics, or alone, it may say for which task: `"examples": (inputs, targets)` for a generator trained on
                 these, 4 to 512 in any order, inputs (E, ...) for all networks or (B, E, ...), targets None or -1 where
-                there is no label; or `"task_bits"`.
+                there is no label; or `"task_bits"`; or in words, `"description": "tell 3 and 5 from the rest"`.
             num_samples: networks to generate; with a single start, samples of its update. Default: one per start.
             best_of: networks to sample for each that is returned, which is the one that the pipeline's reader finds
                 nearest to the prompt; without a metric in the prompt, the one of which the first metric reads best.
@@ -336,6 +342,8 @@ class ParameterPipeline(DiffusionPipeline):
         self, values: Mapping[str, Any] | None, size: int, start: Mapping[str, PromptValue] | None = None
     ) -> Prompt:
         """Prompts of `size` networks, with a warning where they are outside the trained range, brought into it."""
+        if values is not None and DESCRIPTION in values and self.embed is None and self.config["descriptions"]:
+            self.embed = embedder_of(self.config["descriptions"])
         prompts = Prompt.of(
             values,
             self.metrics,
@@ -343,7 +351,14 @@ class ParameterPipeline(DiffusionPipeline):
             start=start,
             num_task_bits=self.model.config["num_task_bits"],
             kind=self.model.example_kind,
+            embed=self.embed,
         )
+        said, width = prompts.description, self.model.config["description_width"]
+        if said is not None and said.shape[1] != width:
+            raise ValueError(
+                f"the generator was trained on descriptions of {width} numbers, got {said.shape[1]}: set pipe.embed to "
+                f"what it was trained with ({self.config['descriptions']!r})"
+            )
         prompts.warn_outside(self.model.ranges)
         return prompts.clamped(self.model.ranges)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, Final, cast
 
 import torch
@@ -16,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from generator.model.context import NetworkContext
-from generator.model.corrections import gradient_on_examples
+from generator.model.corrections import direction_of, gradient_on_examples
 from generator.model.examples import ObservedExamples
 from generator.model.objectives import signal_and_noise
 from generator.model.transformer import Reading, RecurrentDiffusionTransformer
@@ -231,14 +232,23 @@ def corrected(
         answer: (V * B, P), V to each prompt.
         timestep: (V * B,) noise times, for a diffusion model.
     """
-    task, examples = context.task, prompt.examples
+    task, examples, turns = context.task, prompt.examples, count()
+
+    def gradient() -> Tensor:
+        """(V * B, P) of the loss on the next part of the examples, by the answers."""
+        if examples is None:
+            return torch.zeros_like(answer)
+        assert task is not None
+        part, several = examples.part(next(turns), model.config["step_examples"]), context.scale.denormalize(answer)
+        slopes = [gradient_on_examples(task, params, part) for params in several.split(len(prompt))]
+        return torch.cat(slopes) * context.scale.std
+
     for number in range(model.config["num_corrections"]):
-        gradient = torch.zeros_like(answer)
-        if examples is not None:
-            assert task is not None
-            several = context.scale.denormalize(answer).split(len(prompt))
-            gradient = torch.cat([gradient_on_examples(task, params, examples) for params in several])
-        answer = model.correct(
-            context.tokenizer, reading, number, answer, gradient * context.scale.std, timestep=timestep
-        )
+        slope = gradient()
+        answer, rates = model.correct(context.tokenizer, reading, number, answer, slope, timestep=timestep)
+        if rates is None:
+            continue
+        for step in range(model.config["correction_steps"]):
+            slope = gradient() if step else slope
+            answer = answer - rates * context.tokenizer.decode(direction_of(context.tokenizer, slope))
     return answer

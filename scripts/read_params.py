@@ -26,6 +26,7 @@ def main(config: DictConfig) -> None:
     from generator.evaluation.neighbours import nearest_runs
     from generator.networks import read_start
     from generator.training.tasks import task_of
+    from zoo.devices import resolve_device
     from zoo.storage.zoo import Zoo
 
     paths = [str(path) for path in (config.params if isinstance(config.params, ListConfig) else [config.params])]
@@ -33,7 +34,7 @@ def main(config: DictConfig) -> None:
         states = [load_file(path) for path in paths]
     except SafetensorError as error:
         raise ValueError(f"params must be safetensors files: {error}") from error
-    reader = WeightReader.from_pretrained(str(config.reader))
+    reader = WeightReader.from_pretrained(str(config.reader)).to(resolve_device(config.device))
     zoo = None if config.zoo is None else Zoo.open(str(config.zoo))
     reading = reader.read(states, task=None if zoo is None else task_of(zoo))
     found = None if zoo is None else nearest_runs(zoo, read_start(states, [zoo.layout])[1], k=config.num_nearest)

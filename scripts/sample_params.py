@@ -2,6 +2,7 @@
 
     python -m scripts.sample_params pipeline=out/generator prompt.loss=0.2 out=x.safetensors [start=y] [zoo=PATH]
     python -m scripts.sample_params pipeline=out/adapters examples=mine.npz out=x.safetensors
+    python -m scripts.sample_params pipeline=out/words description="tell 3 and 5 from the rest" out=x.safetensors
     python -m scripts.sample_params pipeline=out/generator edit=y own_loss=0.5 prompt.loss=0.2 out=x.safetensors
 
 Inputs: the folder of a trained generator; optionally a network to start from, or to edit, as safetensors with the names
@@ -39,6 +40,8 @@ def main(config: DictConfig) -> None:
     prompt: dict[str, Any] = {str(name): value for name, value in config.prompt.items() if value is not None}
     if words := {name: value for name, value in prompt.items() if not isinstance(value, int | float)}:
         raise ValueError(f"prompts must be numbers, got {words}")
+    if config.description is not None:
+        prompt["description"] = str(config.description)
     if config.examples is not None:
         prompt["examples"] = load_examples(str(config.examples))
     networks: dict[str, Any] = {}

@@ -4,7 +4,8 @@
         model.to(device)
 
 Tensors on "sim" cannot be mixed with tensors on the CPU, random numbers for "sim" cannot come from a generator of the
-CPU, and inside `no_synchronization()` nothing may wait for the device (`.item()`, `bool(tensor)`, `.cpu()`, `nonzero`).
+CPU, there is no float64, as on Apple's GPUs, and inside `no_synchronization()` nothing may wait for the device
+(`.item()`, `bool(tensor)`, `.cpu()`, `nonzero`).
 What comes from it must be waited for: with `non_blocking=True` the CPU would read memory that is still to be written.
 So code that runs here, with the numbers of the CPU, has no device written into it. Built on PyTorch's Python backend:
 a wrapper subclass around a CPU tensor, and a dispatch mode for what is created on the device.
@@ -168,6 +169,8 @@ def _run(func, args: tuple, kwargs: dict) -> object:
     result = func(*tree_map(_raw, args), **tree_map(_raw, kwargs))
     if name.startswith("aten._local_scalar_dense") or not (_is_sim(target) or (target is None and sims)):
         return result
+    if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in tree_iter(result)):
+        raise TypeError(f"{name}: there is no float64 on sim:0, as on Apple's devices")
     changed = {id(one.raw): one for one in sims}  # what is changed in place stays the tensor that it is
 
     def placed(value: object) -> object:

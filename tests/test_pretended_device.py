@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from zoo.devices import widest_float
+
 from .pretended_device import SynchronizationError, no_synchronization, pretended_device
 
 
@@ -27,6 +29,13 @@ def test_scalars_and_indices_of_the_cpu_are_taken(device):
     assert (there + torch.tensor(1.0)).tolist() == [1, 2, 3, 4]
     assert there[torch.tensor([3, 0])].tolist() == [3, 0]
     assert there[[1, 2]].tolist() == [1, 2]
+
+
+def test_there_is_no_float64(device):
+    with pytest.raises(TypeError, match="no float64"):
+        torch.zeros(2, device=device).double()
+    assert widest_float(device) == torch.float32
+    assert widest_float(torch.device("cpu")) == torch.float64
 
 
 def test_random_numbers_need_a_generator_of_the_device(device):

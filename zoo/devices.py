@@ -42,6 +42,20 @@ def sent(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> T
     return x.to(device, dtype, non_blocking=device.type != "cpu")
 
 
+def widened(x: Tensor) -> Tensor:
+    """A tensor in the widest floating point type of its device."""
+    return x.to(widest_float(x.device))
+
+
+@lru_cache(maxsize=8)
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has none, as Apple's."""
+    try:
+        return torch.zeros((), dtype=torch.float64, device=device).dtype
+    except TypeError:
+        return torch.float32
+
+
 @lru_cache(maxsize=8)
 def is_fast_in_bfloat16(device: torch.device) -> bool:
     """Whether a CPU or CUDA device has matrix units for bfloat16; without them products in it are slow."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from generator.evaluation.testbed import Testbed
 from generator.evaluation.verdict import Estimate, Verdict
+from zoo.devices import widened
 from zoo.networks.metrics import (
     ensemble_gain,
     euclidean_distances,
@@ -100,7 +101,7 @@ class Behaviour:
 
     @property
     def accuracy(self) -> Tensor:
-        return (self.predictions == self.targets).double().mean(1)  # (N,)
+        return widened(self.predictions == self.targets).mean(1)  # (N,)
 
 
 MEASURES: Final = {
@@ -160,7 +161,7 @@ def _measures(testbed: Testbed, networks: Tensor, deltas: Tensor) -> dict[str, T
         "mean-update share": mean_delta_share(deltas),
         "norm": params.norm(dim=1),
         "ensemble gain": ensemble_gain(does.log_probs, does.targets).accuracy,
-        **{name: (one.sum(1) - one.diagonal()).double() / (len(one) - 1) for name, one in matrices.items()},
+        **{name: widened(one.sum(1) - one.diagonal()) / (len(one) - 1) for name, one in matrices.items()},
     }
 
 

@@ -110,4 +110,13 @@ def with_recomputed_batch_norm(runs: Trajectories, task: Task) -> Trajectories:
         for name, values in metrics.items():
             split, kind = name.split("_")
             values[row, :count] = own_task.evaluate(networks, split)[kind].cpu()
-    return Trajectories(runs.layout, params, metrics, runs=runs.runs, counts=runs.counts, task_bits=runs.task_bits)
+    return Trajectories(
+        runs.layout,
+        params,
+        metrics,
+        runs=runs.runs,
+        counts=runs.counts,
+        task_bits=runs.task_bits,
+        descriptions=runs.descriptions,
+        as_trained=runs.as_trained,
+    )

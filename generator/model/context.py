@@ -138,14 +138,22 @@ class NetworkContext:
             votes = votes_of(answers, labels)
         return ObservedExamples(torch.cat(parts, dim=2), labels, votes, examples.is_given)
 
-    def example_options(self, *, use_start: bool, references: Tensor | None = None) -> dict[str, Any]:
-        """What a model of this layout has to be told of the examples in its prompts; see `observed`."""
+    def example_options(
+        self, *, use_start: bool, references: Tensor | None = None, described: bool = False
+    ) -> dict[str, Any]:
+        """What a model of this layout has to be told of the examples in its prompts; see `observed`.
+
+        Args:
+            use_start, references: as of the model.
+            described: whether they are to tell what describes their task.
+        """
         assert self.task is not None
         train, kind = self.task.dataset.train, ExampleKind.of(self.task)
         one = Examples(train.inputs[None, :1], train.targets[None, :1], torch.ones(1, dtype=torch.bool))
         start = torch.zeros(1, self.layout.num_params, device=self.device) if use_start else None
         seen = self.observed(one, kind, references=references, start=start)
-        return {**asdict(kind), "num_features": seen.features.shape[2], "num_votes": seen.votes.shape[1]}
+        options = {**asdict(kind), "num_features": seen.features.shape[2], "num_votes": seen.votes.shape[1]}
+        return {**options, "num_described": self.task.describe([0]).shape[1]} if described else options
 
     def outputs(self, task: Task, params: Tensor, inputs: Tensor) -> Tensor:
         """Outputs (B, E, ..., K) of networks (B, P) in the mode in which the generator's networks are meant to run."""

@@ -5,11 +5,14 @@ gradient of its loss on them is given back to the model, as features of the toke
 blocks are run again and what comes out is added to the answer. So a correction is the step of a learned optimizer that
 sees the examples, too. Where examples have no labels there is no gradient, and the second look is at the answer alone.
 
-What comes out is free or, with a rate, also a step along the gradient, whose rate the model gives for every number:
-where examples hold more than a token can, as those of a text do, the step does not have to pass through one.
+What comes out is free or, with a rate, also steps along the gradient, whose rate the model gives for every number:
+where examples hold more than a token can, as those of a text do, the steps do not have to pass through one. Each may
+see a part of the examples, in turn. The model learns from where the last step leads, as if gradients did not change
+with the answer (first-order).
 
 Source: Marino et al. 2018, iterative amortized inference (arXiv 1807.09356), section 3.2; gradients as inputs:
-Andrychowicz et al. 2016 (arXiv 1606.04474); learned rates of every number: Li et al. 2017 (arXiv 1707.09835).
+Andrychowicz et al. 2016 (arXiv 1606.04474); learned rates of every number: Li et al. 2017 (arXiv 1707.09835);
+first-order learning through steps: Finn et al. 2017 (arXiv 1703.03400), section 5.2.
 
 Legend: B networks, P numbers of one network, E examples of a prompt, n units of a group, d token width.
 """
@@ -45,10 +48,8 @@ class Corrections(nn.Module):
         self.encoders = nn.ModuleDict({key: nn.Linear(2 * size, width) for key, size in node_widths.items()})
         self.decoders = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in node_widths.items()})
         self.place = nn.Parameter(torch.zeros(count, width))
-        sizes = node_widths if rate else {}
-        self.rates = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in sizes.items()})
-        for layer in self.rates.values():
-            nn.init.constant_(layer.bias, rate)  # type: ignore[arg-type]
+        self.rate, sizes = rate, node_widths if rate else {}
+        self.log_rates = nn.ModuleDict({key: zero_init(nn.Linear(width, size)) for key, size in sizes.items()})
 
     def read(
         self, tokenizer: ParamTokenizer, number: int, answer: Tensor, direction: Mapping[str, Tensor]
@@ -62,15 +63,15 @@ class Corrections(nn.Module):
             told[block.groups[0]] = told[block.groups[0]] + self.encoders[block.key](seen)
         return told
 
-    def change(self, tokenizer: ParamTokenizer, x: Tensor, direction: Mapping[str, Tensor]) -> Tensor:
-        """What is added to the answer, (B, P), from the tokens (B, n, d) of all groups."""
-        output = {}
-        for block in tokenizer.node_blocks:
-            tokens = x[:, tokenizer.spans[block.groups[0]]]
-            output[block.name] = self.decoders[block.key](tokens).float()
-            if self.rates:
-                output[block.name] = output[block.name] - self.rates[block.key](tokens).float() * direction[block.name]
-        return tokenizer.decode(output)
+    def change(self, tokenizer: ParamTokenizer, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What tokens (B, n, d) of all groups add to the answer, (B, P), and rates (B, P) of steps; None for none."""
+
+        def decoded(layers: nn.ModuleDict) -> Tensor:
+            spans = {block.name: tokenizer.spans[block.groups[0]] for block in tokenizer.node_blocks}
+            parts = {block.name: layers[block.key](x[:, spans[block.name]]).float() for block in tokenizer.node_blocks}
+            return tokenizer.decode(parts)
+
+        return decoded(self.decoders), self.rate * decoded(self.log_rates).exp() if self.rate else None
 
 
 def direction_of(tokenizer: ParamTokenizer, gradient: Tensor) -> dict[str, Tensor]:

@@ -7,14 +7,20 @@ averaged over each class, as fingerprints are, and over parts of the set that th
 without labels. So their order means nothing, and their number little. The averages are tokens, to which those of the
 network attend.
 
-Source: Zaheer et al. 2017 (arXiv 1703.06114), functions of sets as sums; Lee et al. 2019 (arXiv 1810.00825), section
-3.2, a few points to which a set is brought.
+Where a family describes its members by numbers, a network of its own learns to tell these from the examples, and the
+model is given what it tells: each example gives an estimate of each number and how much it counts, beside an estimate
+of 0 that needs none. It learns by its own error alone, since the model's would drown it.
 
-Legend: B sets, E examples of a set, K classes, M parts, F features of an example, d token width.
+Source: Zaheer et al. 2017 (arXiv 1703.06114), functions of sets as sums; Lee et al. 2019 (arXiv 1810.00825), section
+3.2, a few points to which a set is brought; Volpp et al. 2021, estimates weighted by their precision (Bayesian context
+aggregation, ICLR).
+
+Legend: B sets, E examples of a set, K classes, M parts, F features of an example, d token width, T numbers described.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 import torch
@@ -47,6 +53,18 @@ class ObservedExamples(NamedTuple):
     def repeat(self, times: int) -> ObservedExamples:
         """The whole batch `times` times over."""
         return ObservedExamples(*(part.repeat(times, *[1] * (part.ndim - 1)) for part in self))
+
+
+class Description(NamedTuple):
+    """What sets of examples say of their tasks.
+
+    Attributes:
+        values: (B, T), on the scale of `Family.describe`.
+        certainty: (B, T) from 0, where there are no examples, to 1: how much their estimates count.
+    """
+
+    values: Tensor
+    certainty: Tensor
 
 
 class FrozenBase:
@@ -113,6 +131,32 @@ class ExampleEncoder(nn.Module):
         mean = share.mT @ z / count.clamp(min=1e-3)
         tokens = mean + self.place + self.count(count.log1p())
         return self.norm(tokens + self.mlp(tokens)) * is_given[:, None, None]
+
+
+class ExampleDescriber(nn.Module):
+    """What examples tell of the numbers that describe their task.
+
+    Args:
+        num_features: F.
+        num_classes: K.
+        width: d.
+        num_described: T.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, width: int, num_described: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(num_features, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.label = nn.Linear(num_classes, width)
+        self.estimates = nn.Linear(width, 2 * num_described)
+
+    def forward(self, examples: ObservedExamples) -> Description:
+        """Zeros for examples that are left out."""
+        features, labels = (part.to(self.label.weight.dtype) for part in (examples.features, examples.labels))
+        z = F.gelu(self.features(features) + self.label(labels))  # (B, E, d)
+        values, weights = self.estimates(z).chunk(2, dim=2)  # (B, E, T)
+        weights = weights.masked_fill(~examples.is_given[:, None, None], -math.inf)
+        share = F.pad(weights, (0, 0, 1, 0)).softmax(1)[:, 1:]  # (B, E, T)
+        return Description((share * values).sum(1), share.sum(1))
 
 
 def input_features(inputs: Tensor, kind: ExampleKind) -> Tensor:

@@ -48,6 +48,8 @@ class ObjectiveConfig:
         function_split: "train", "val", or "train_val" to draw from both; never the test split. "val" where training
             examples overlap, as windows of a text do: a network is to be good beyond the examples of its prompt.
         function_energy_weight: of the energy score on outputs.
+        description_weight: of the squared error with which examples of a prompt tell the numbers that describe their
+            task, where its family has such (`Family.describe`). The model is then given what they tell.
         self_fed_share: of the steps in which the model is given what it would meet in sampling, its own noisier
             prediction brought one step on, instead of the noisy target; against the drift of small errors over steps.
         windows_per_step: score only this many random windows of chunk tokens, so that memory does not grow with the
@@ -62,6 +64,7 @@ class ObjectiveConfig:
     function_episodes: int = 8
     function_split: str = "train"
     function_energy_weight: float = 1.0
+    description_weight: float = 0.0
     self_fed_share: float = 0.0
     windows_per_step: int = 0
 

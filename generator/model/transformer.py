@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from generator.from_folder import FromFolder
 from generator.model.corrections import Corrections, direction_of
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
-from generator.model.examples import ExampleEncoder, ObservedExamples
+from generator.model.examples import ExampleDescriber, ExampleEncoder, ObservedExamples
 from generator.model.recurrence import GatedLinearRecurrence
+from generator.prompts.descriptions import DescriptionReader
 from generator.prompts.examples import ExampleKind
 from generator.prompts.prompt import MetricRange, Prompt, PromptEncoder
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer, ParamTokenizer
@@ -71,9 +72,10 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         edge_widths: features per edge by block key; empty for chunk tokens.
         metrics: (low, high) of each metric that can be prompted, as seen in training.
         num_task_bits: length of a task's bit mask; 0 for none.
-        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, and `num_votes` of the
-            references; None for no examples.
+        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, `num_votes` of the
+            references, and `num_described` numbers that are told of their task; None for no examples.
         references: how many networks, and of how many numbers, vote on what examples ask for; none by default.
+        description_width: numbers of the vector of a description in words; 0 for none.
         num_fingerprints: functional features per unit of the start; 0 for none.
         fingerprint_scale: factor on fingerprints, which at 1 are faint beside what tokens hold else.
         noisy_as_start: whether, where there is no start, the noisy network takes its place, fingerprints included.
@@ -93,7 +95,9 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         num_corrections: times that the model looks at what its answer makes of the prompt's examples, and answers again
             (`generator.model.corrections`); for networks without edges between units, such as adapters and MLPs of one
             hidden layer.
-        correction_rate: at first, of the step along the gradient that a correction takes besides; 0 for none.
+        correction_rate: at first, of the steps along the gradient that follow each correction; 0 for none.
+        correction_steps: how many.
+        step_examples: about how many examples of the prompt each step sees, in turn; 0 for all.
     """
 
     __module__ = "generator"  # what saved pipelines name: the public surface, not this file
@@ -108,6 +112,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         num_task_bits: int = 0,
         examples: dict[str, Any] | None = None,
         references: Sequence[int] = (),
+        description_width: int = 0,
         num_fingerprints: int = 0,
         fingerprint_scale: float = 1.0,
         noisy_as_start: bool = False,
@@ -125,21 +130,23 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         window: int = 0,
         num_corrections: int = 0,
         correction_rate: float = 0.0,
+        correction_steps: int = 1,
+        step_examples: int = 0,
     ) -> None:
         super().__init__()
         self.ranges = {name: MetricRange(*bounds) for name, bounds in sorted(metrics.items())}
         self.window = window
         self.num_drawn = int(diffusion) + int(use_latent)  # channels that are drawn: noisy values, latent
         channels = self.num_drawn + int(use_start)
-        if channels == 0 and (edge_widths or not examples):
-            raise ValueError("a model needs a noisy input, a latent or a start, or examples; all are off")
+        if channels == 0 and (edge_widths or not (examples or description_width)):
+            raise ValueError("a model needs a noisy input, a latent or a start, examples or descriptions; all are off")
         if num_corrections and (noisy_as_start or edge_widths or window or not examples):
             raise ValueError(
                 "num_corrections needs examples in prompts, noisy_as_start=False, and networks without edges between "
                 "units; set it to 0"
             )
 
-        asked_width = self._add_prompt_encoders(num_task_bits, examples, width)
+        asked_width = self._add_prompt_encoders(num_task_bits, examples, description_width, width)
         self.register_buffer("reference_networks", torch.zeros(*references) if references else None)
         condition_width = asked_width + 2 * _NUM_TIME_FREQUENCIES * diffusion
         self.condition = nn.Sequential(nn.Linear(condition_width, width), nn.GELU(), nn.Linear(width, width))
@@ -175,18 +182,29 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             skips[self.num_drawn :] = start_skip
             self.edge_skips = nn.ParameterDict({key: skips.clone() for key in edge_widths})
 
-    def _add_prompt_encoders(self, num_task_bits: int, examples: dict[str, Any] | None, width: int) -> int:
+    def _add_prompt_encoders(
+        self, num_task_bits: int, examples: dict[str, Any] | None, description_width: int, width: int
+    ) -> int:
         """What reads prompts and their examples; the number of features that it makes, with that of a start."""
         self.prompt_encoder = PromptEncoder(self.ranges, num_task_bits)
-        self.example_kind, self.example_encoder, asked_width = None, None, self.prompt_encoder.width + 1
+        self.example_kind, self.example_encoder, self.example_describer = None, None, None
+        asked_width = self.prompt_encoder.width + 1
         if examples is not None:
             kind: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
             }
-            num_features, num_votes = kind.pop("num_features"), kind.pop("num_votes", 0)
+            num_features = kind.pop("num_features")
+            num_votes, num_described = kind.pop("num_votes", 0), kind.pop("num_described", 0)
             self.example_kind = ExampleKind(**kind)
-            self.example_encoder = ExampleEncoder(num_features, self.example_kind.num_classes, width)
-            asked_width += 1 + width + num_votes
+            sizes = num_features, self.example_kind.num_classes, width
+            self.example_encoder = ExampleEncoder(*sizes)
+            if num_described:
+                self.example_describer = ExampleDescriber(*sizes, num_described)
+            asked_width += 1 + width + num_votes + 2 * num_described
+        self.description_reader = None
+        if description_width:
+            self.description_reader = DescriptionReader(description_width, width)
+            asked_width += 1 + width
         return asked_width
 
     def _add_edges(self, sizes: dict[str, int], channels: int, edge_width: int, width: int) -> None:
@@ -319,8 +337,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         gradient: Tensor,
         *,
         timestep: Tensor | None = None,
-    ) -> Tensor:
-        """The next answer (B, P) to what was read.
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next answer (B, P) to what was read, and the rates (B, P) of the steps that follow it.
 
         Args:
             tokenizer: of the layout.
@@ -335,7 +353,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         told = self.corrections.read(tokenizer, number, answer, direction)
         tokens = [part + more for part, more in zip(reading.tokens, told, strict=True)]
         x = self._through_blocks(tokens, reading, self._condition(reading, timestep))
-        return answer + self.corrections.change(tokenizer, x, direction)
+        change, rates = self.corrections.change(tokenizer, x)
+        return answer + change, rates
 
     def _condition(self, reading: Reading, timestep: Tensor | None) -> Tensor:
         """Features (B, d) of what is asked and, in a diffusion model, of the noise time (B,)."""
@@ -351,17 +370,25 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         """Features (B, c) of what is asked, and tokens (B, Q, d) of the examples; zeros for those not given."""
         asked = torch.cat((self.prompt_encoder(prompt).to(is_known.dtype), is_known), dim=1)
         batch, width = len(prompt), self.config["width"]
+        if self.description_reader is not None:
+            said = prompt.description
+            said = asked.new_full((batch, self.config["description_width"]), math.nan) if said is None else said
+            asked = torch.cat((asked, self.description_reader(said).to(asked.dtype)), dim=1)
         if self.example_encoder is None:
             if examples is not None:
                 raise ValueError("this model was built without examples; pass examples=None")
             return asked, asked.new_zeros(batch, 0, width)
         if examples is None:
-            num_votes = self.config["examples"].get("num_votes", 0)
+            options = self.config["examples"]
+            num_told = 1 + options.get("num_votes", 0) + 2 * options.get("num_described", 0)
             num_tokens = len(self.example_encoder.place)  # as many as of examples that are left out, as in training
-            tokens, told = asked.new_zeros(batch, num_tokens, width), asked.new_zeros(batch, 1 + num_votes)
+            tokens, told = asked.new_zeros(batch, num_tokens, width), asked.new_zeros(batch, num_told)
         else:
             tokens = self.example_encoder(examples)
-            told = torch.cat((examples.is_given[:, None], examples.votes), dim=1).to(asked.dtype)
+            parts = [examples.is_given[:, None], examples.votes]
+            if self.example_describer is not None:
+                parts += [part.detach() for part in self.example_describer(examples)]
+            told = torch.cat([part.to(asked.dtype) for part in parts], dim=1)
         return torch.cat((asked, told, tokens.mean(1)), dim=1), tokens
 
     def _places(self, tokenizer: ParamTokenizer, batch: int) -> list[Tensor]:

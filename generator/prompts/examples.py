@@ -134,6 +134,12 @@ class Examples:
         parts = (self.inputs, self.targets, self.is_given)
         return Examples(*(part.to(device, non_blocking=non_blocking) for part in parts))
 
+    def part(self, number: int, size: int) -> Examples:
+        """Of parts of about `size` examples one, evenly spread over each set; all after the last it begins again."""
+        count = max(1, self.inputs.shape[1] // size) if size else 1
+        chosen = slice(number % count, None, count)
+        return Examples(self.inputs[:, chosen], self.targets[:, chosen], self.is_given)
+
     def left_out(self) -> Examples:
         """The same sets, given to no prompt."""
         return Examples(self.inputs, self.targets, torch.zeros_like(self.is_given))

@@ -1,10 +1,10 @@
 """Prompts: what the generated network should be like, and how the model reads it.
 
 A prompt gives target values for any subset of metrics, values of the start for any subset, and optionally says which
-task: by its bits, or by examples. What is not given is NaN inside the batch, so that one model answers every
+task: by its bits, by examples, or in words. What is not given is NaN inside the batch, so that one model answers every
 combination.
 
-Legend: B prompts, M metrics, T task bits.
+Legend: B prompts, M metrics, T task bits, W numbers of a description.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from generator.prompts.descriptions import Embedder, embedded
 from generator.prompts.examples import ExampleKind, Examples
 
 PromptValue = float | Sequence[float] | np.ndarray | Tensor  # one number, or one for each network
 EXAMPLES: Final = "examples"  # beside the metrics of a prompt
 TASK_BITS: Final = "task_bits"
+DESCRIPTION: Final = "description"
 ALIASES: Final = {"loss": "val_loss", "error": "val_error", "return": "val_return"}
 _NUM_FREQUENCIES: Final = 4  # from 1/2 on, each twice the one before
 _LOG_FLOORS: Final = {"loss": 1e-4, "error": 5e-3}
@@ -49,12 +51,14 @@ class Prompt:
         start: (B, M) values of the start network.
         task_bits: (B, T) zeros and ones; T may be 0.
         examples: a set for each prompt; None for a batch without.
+        description: (B, W) vectors of sentences; None for a batch without.
     """
 
     target: Tensor
     start: Tensor
     task_bits: Tensor
     examples: Examples | None = None
+    description: Tensor | None = None
 
     @classmethod
     def of(
@@ -66,27 +70,31 @@ class Prompt:
         start: Mapping[str, PromptValue] | None = None,
         num_task_bits: int = 0,
         kind: ExampleKind | None = None,
+        embed: Embedder | None = None,
     ) -> Prompt:
         """Prompts from values by metric name; "loss" means "val_loss", and so on by ALIASES.
 
         Args:
-            values: of metrics; "examples" as `Examples.read` takes them, "task_bits" (T,) or (B, T).
+            values: of metrics; "examples" as `Examples.read` takes them, "task_bits" (T,) or (B, T), "description" one
+                sentence or B.
             metrics: that can be asked for.
             batch_size: B.
             start: values of the start by metric name.
             num_task_bits: T.
             kind: of the examples that can be given; None for none.
+            embed: reads descriptions; None for none.
 
         Raises:
-            ValueError: for a metric the model does not know, NaN, a wrong number of values or bits, or examples that
-                do not fit.
+            ValueError: for a metric the model does not know, NaN, a wrong number of values or bits, examples that do
+                not fit, or a description that is none.
         """
         for given in (values, start):
             if not isinstance(given, Mapping | None):
                 raise ValueError(f"values must be given by metric, as in {{'loss': 0.2}}, got {given!r}")
         numbers = dict(values or {})
-        task_bits, shown = numbers.pop(TASK_BITS, None), numbers.pop(EXAMPLES, None)
+        task_bits, shown, said = (numbers.pop(name, None) for name in (TASK_BITS, EXAMPLES, DESCRIPTION))
         examples = None if shown is None else Examples.read(shown, kind, batch_size)
+        description = None if said is None else _description(said, batch_size, embed)
         bits = torch.full((batch_size, num_task_bits), math.nan)
         if task_bits is not None:
             asked = torch.as_tensor(task_bits, dtype=torch.float32).cpu()
@@ -98,20 +106,28 @@ class Prompt:
             if not ((asked == 0) | (asked == 1)).all():
                 raise ValueError(f"task_bits must be zeros and ones, got {asked.unique().tolist()[:4]}")
             bits = asked.expand(batch_size, num_task_bits)
-        return cls(_table(numbers, metrics, batch_size), _table(start, metrics, batch_size), bits, examples)
+        target, known = (_table(some, metrics, batch_size) for some in (numbers, start))
+        return cls(target, known, bits, examples, description)
 
     def __len__(self) -> int:
         return self.target.shape[0]
 
     def __getitem__(self, chosen: Tensor) -> Prompt:
-        examples = None if self.examples is None else self.examples[chosen]
-        return Prompt(self.target[chosen], self.start[chosen], self.task_bits[chosen], examples)
+        parts = {name: part[chosen] for name, part in vars(self).items() if part is not None}
+        return Prompt(**parts)
 
     @property
     def is_null(self) -> Tensor:
         """(B,) bool: whether nothing is asked."""
-        is_null = ~self.asks_metric & self.task_bits.isnan().all(1)
-        return is_null if self.examples is None else is_null & ~self.examples.is_given
+        return ~self.asks_metric & self.task_bits.isnan().all(1) & ~self.shows_task
+
+    @property
+    def shows_task(self) -> Tensor:
+        """(B,) bool: whether examples or words say what the task is; alone they ask for the best network there is."""
+        shows = torch.zeros(len(self), dtype=torch.bool, device=self.target.device)
+        if self.examples is not None:
+            shows = shows | self.examples.is_given
+        return shows if self.description is None else shows | ~self.description.isnan().any(1)
 
     @property
     def asks_metric(self) -> Tensor:
@@ -125,7 +141,8 @@ class Prompt:
     def empty(self) -> Prompt:
         """The null prompt: only what is known of the start stays."""
         examples = None if self.examples is None else self.examples.left_out()
-        return Prompt(self.target * math.nan, self.start, self.task_bits * math.nan, examples)
+        description = None if self.description is None else self.description * math.nan
+        return Prompt(self.target * math.nan, self.start, self.task_bits * math.nan, examples, description)
 
     def clamped(self, ranges: Mapping[str, MetricRange]) -> Prompt:
         """Targets outside the ranges replaced by the nearest value inside; what is not given stays so."""
@@ -189,6 +206,16 @@ def canonical_metric(name: str, metrics: Sequence[str]) -> str:
         known = f"it knows {list(metrics)}" if metrics else "it is unconditional, leave the prompt out"
         raise ValueError(f"the generator was not trained on metric {name!r}; {known}")
     return full
+
+
+def _description(said: object, batch_size: int, embed: Embedder | None) -> Tensor:
+    """(B, W) of one sentence for all prompts, or one for each."""
+    if embed is None:
+        raise ValueError("the generator was not trained on descriptions; leave the description out of the prompt")
+    texts = [said] if isinstance(said, str) else list(said) if isinstance(said, Sequence) else []
+    if len(texts) not in (1, batch_size) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"description must be a sentence, or {batch_size}, one for each network, got {said!r}")
+    return embedded(texts, embed).expand(batch_size, -1)
 
 
 def _table(values: Mapping[str, PromptValue] | None, metrics: Sequence[str], batch_size: int) -> Tensor:

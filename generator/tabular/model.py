@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from generator.tabular.network import Networks, squashed, standardisation
 from generator.tabular.readout import solve_readout
+from zoo.devices import widest_float
 
 _KEY_WIDTH: Final = 16
 _NUM_STATISTICS: Final = 7
@@ -122,8 +123,7 @@ class TabularGenerator(nn.Module):
         hidden = torch.relu(z @ in_weights + in_bias)  # (B, n, H)
         metric = torch.diag_embed((direct * of_readout)[..., 0]) + whitened * precision / num_live  # (B, D, D)
         offset = torch.where(share > 0, share.clamp(min=1e-9).log(), _NEVER)
-        # In float64: units that nearly agree and a small penalty leave float32 no digits.
-        exact = z.dtype if z.device.type == "mps" else torch.float64
+        exact = widest_float(z.device)  # units that nearly agree and a small penalty leave float32 no digits
         units, features = hidden.to(exact), z.to(exact)
         gram = units @ units.mT + features @ metric.to(exact) @ features.mT + 1
         solved = solve_readout(gram, classes.to(exact), offset.to(exact), penalty.to(exact), self.rates.to(exact))

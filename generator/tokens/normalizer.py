@@ -20,6 +20,7 @@ from torch import Tensor
 
 from generator.from_folder import FromFolder
 from generator.tokens.tokenizer import ParamTokenizer, is_generated, make_tokenizer
+from zoo.devices import widened
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 
 _MIN_STD: Final = 1e-4
@@ -186,7 +187,7 @@ def _moments(tokenizer: ParamTokenizer, params: Tensor) -> dict[str, Tensor]:
     width = max(1, _NUMBERS_PER_PASS // len(params))
     sums = []
     for part, logs in zip(params.split(width, dim=1), is_log.split(width), strict=True):
-        values = part.double()
+        values = widened(part)
         values = torch.where(logs, values.clamp(min=_MIN_VARIANCE).log(), values)
         sums.append(torch.stack((values.sum(0), values.square().sum(0))))
     totals = torch.cat(sums, dim=1)  # (2, P)

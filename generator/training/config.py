@@ -23,6 +23,8 @@ class OptimizationConfig:
         learning_rate: of AdamW, for vectors, embeddings and the first and last layers.
         muon_learning_rate: of Muon, for the matrices of the denoiser blocks; 0 to use AdamW for these too.
         warmup_steps: both rates rise linearly; afterwards they follow a cosine to 0.
+        wide_inputs: layers of AdamW that read more numbers than this learn at a rate that is smaller in proportion,
+            since what a step changes in their outputs grows with what they read; None for one rate.
         weight_decay: of both.
         clip_norm: bound of the gradient's norm.
         average_decay: of the averaged weights, from which the pipeline samples; approached from 0.
@@ -34,6 +36,7 @@ class OptimizationConfig:
     num_epochs: int = 10
     learning_rate: float = 2e-3
     muon_learning_rate: float = 0.02
+    wide_inputs: int | None = None
     warmup_steps: int = 60
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -68,10 +71,14 @@ class GeneratorConfig:
         tokenizer: "neuron" or "chunk".
         chunk_width: numbers per chunk token; 0 for the whole network in one token.
         statistics_per_number: whether chunk tokens are normalised number by number, not slot by slot: then what is
-            learned of networks of one run is how they differ, not what they share.
+            learned of networks of one run is how they differ, not what they share. So are adapters whose runs begin at
+            one adapter and stay near it; they are learned as they were trained, not in canonical form, and an untrained
+            model answers with their mean, which is as good as that one.
         metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
         task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
         num_task_bits: see there.
+        descriptions: what reads tasks that are told in words: "words", which are hashed, or the folder of a sentence
+            model; None for none.
         num_held_out: values of the zoos' split column (with `digits_subset` pairs of a mask and its complement) that no
             training run has, chosen by hash in place of the zoos' own splits; 0 for these.
         num_references: last networks of training runs, kept with the model, which vote on what the labelled examples of
@@ -95,6 +102,7 @@ class GeneratorConfig:
     metrics: Sequence[str] = ("loss",)
     task_bits: str | None = None
     num_task_bits: int = 0
+    descriptions: str | None = None
     num_held_out: int = 0
     num_references: int = 0
     fingerprints: bool = False
@@ -121,12 +129,18 @@ class GeneratorConfig:
             raise ValueError(
                 "num_references are networks that are run on the examples of prompts: set pairs.num_examples"
             )
+        if self.objective.description_weight and self.pairs.num_examples is None:
+            raise ValueError("description_weight is of what examples in prompts tell: set pairs.num_examples")
         if self.max_runs is not None and self.max_runs < 1:
             raise ValueError(f"max_runs must be at least 1, or None for all, got {self.max_runs}")
         if min(self.num_validation_starts, self.num_held_out, self.num_references) < 0:
             raise ValueError("num_validation_starts, num_held_out and num_references must not be negative")
         if self.pairs.start_share and not self.model.get("use_start", True):
             raise ValueError(f"a model with use_start=False needs pairs.start_share=0, got {self.pairs.start_share}")
+        if self.statistics_per_number and self.tokenizer == "neuron" and self.pairs.start_share:
+            raise ValueError(
+                "statistics_per_number of adapters needs pairs.start_share=0: starts are given in canonical form"
+            )
         if self.pairs.even_share and not self.metrics:
             raise ValueError("pairs.even_share covers the range of a metric: without metrics set it to 0")
 

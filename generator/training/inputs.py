@@ -6,19 +6,21 @@ What a zoo lacks is said here, before anything is trained.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from generator.model.batch_norm import has_batch_norm, with_recomputed_batch_norm
+from generator.prompts.descriptions import Embedder, RunDescriptions
 from generator.prompts.prompt import canonical_metric
 from generator.training.config import GeneratorConfig
 from generator.training.tasks import task_of
 from generator.training.validation import ValidationStarts
 from generator.trajectories import Trajectories
 from zoo.networks.layout import LayoutMismatchError
+from zoo.networks.low_rank import has_adapters
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
 from zoo.tasks.families.family_task import FamilyTask
@@ -55,6 +57,7 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
         "fingerprints": config.fingerprints,
         "pairs.num_examples": config.pairs.num_examples is not None,
         "recompute_batch_norm": config.recompute_batch_norm,
+        "objective.description_weight": config.objective.description_weight,
     }
     needs = {name: value for name, value in needs.items() if value}
     tasks: list[Task | None] = []
@@ -82,6 +85,11 @@ def tasks_of(zoos: Sequence[Zoo], given: Sequence[Task | None] | None, config: G
             raise ValueError(
                 "share_without_targets makes up tasks of a family without end, which this zoo's is not: they would be "
                 "those held out; set it to 0"
+            )
+        if config.objective.description_weight and task is not None and not task.describe([0]).shape[1]:
+            raise ValueError(
+                f"description_weight needs a family whose members are described by numbers, which {task.name!r} is "
+                "not; set it to 0"
             )
         tasks.append(task)
     return tasks
@@ -126,7 +134,7 @@ def validation_starts(
     Raises:
         ValueError: if a zoo has no validation runs.
     """
-    by_task = config.num_task_bits or config.pairs.num_examples is not None  # validation starts are of one task
+    by_task = config.num_task_bits or config.descriptions or config.pairs.num_examples is not None  # starts are of one
     if not config.num_validation_starts or by_task or not config.metrics:
         return []
     metric = canonical_metric(config.metrics[0], config.metric_names)
@@ -154,6 +162,28 @@ def validation_starts(
     return []
 
 
+def describe_runs(
+    runs: Sequence[Trajectories],
+    tasks: Sequence[Task | None],
+    describe: Callable[[int], str | Sequence[str]] | None,
+    embed: Embedder,
+) -> None:
+    """Give the runs of each zoo what their tasks are in words.
+
+    Raises:
+        ValueError: if nothing says it.
+    """
+    for one, task in zip(runs, tasks, strict=True):
+        numbers = one.runs.tolist()
+        if describe is not None:
+            texts: list[str | Sequence[str]] = [describe(number) for number in numbers]
+        elif isinstance(task, FamilyTask):
+            texts = [*task.in_words(numbers)]
+        else:
+            raise ValueError("descriptions are of a family of tasks; of others say what runs are, describe=...")
+        one.descriptions = RunDescriptions.of(texts, embed)
+
+
 def _read_runs(zoos: Sequence[Zoo], config: GeneratorConfig, split: str) -> list[Trajectories]:
     return [
         Trajectories.from_zoo(
@@ -164,6 +194,7 @@ def _read_runs(zoos: Sequence[Zoo], config: GeneratorConfig, split: str) -> list
             num_task_bits=config.num_task_bits,
             max_runs=config.max_runs,
             min_snapshots=2 if config.pairs.start_share == 1 else 1,
+            as_trained=config.statistics_per_number and has_adapters(zoo.layout),
         )
         for zoo in zoos
     ]

@@ -91,10 +91,15 @@ def training_losses(
         assert task is not None
         predicted = context.scale.denormalize(clean_of(config.prediction, output, noisy, timesteps))
         losses |= _function_losses(context, task, batch, predicted, config=config, rng=rng)
+    if config.description_weight and observed is not None:
+        assert task is not None
+        described = task.describe(batch.runs.tolist()).to(clean.device, non_blocking=True)
+        losses["description"] = _description_loss(model, observed, described)
     weights = {
         "params": config.params_weight,
         "function": config.function_weight,
         "function_energy": config.function_energy_weight,
+        "description": config.description_weight,
     }
     return losses | {"total": torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()}
 
@@ -219,6 +224,13 @@ def _observed(model: RecurrentDiffusionTransformer, context: NetworkContext, bat
     )
 
 
+def _description_loss(model: RecurrentDiffusionTransformer, observed: ObservedExamples, described: Tensor) -> Tensor:
+    """Mean squared error of what examples tell of the numbers (B, T) that describe their tasks."""
+    assert model.example_describer is not None
+    errors = model.example_describer(observed).values - described
+    return _mean(errors.square().mean(1), observed.is_given)
+
+
 def _function_losses(
     context: NetworkContext,
     task: Task,
@@ -230,26 +242,29 @@ def _function_losses(
 ) -> dict[str, Tensor]:
     """Function-space losses of predicted parameters (V * B, P) against those of the real targets.
 
-    Where there is no target, and where examples alone are asked for, it is the loss itself.
+    Where there is no target, and where only examples or words are given, it is the loss itself.
     """
     size = len(batch.target)
     num_samples = len(predicted) // size
     examples = task.draw_examples(config.function_examples, rng, config.function_splits)
     copies = task.repeated(examples, num_samples)  # copies of a network see the same
     outputs = context.outputs(task, predicted, copies.inputs).contiguous()  # (V * B, E, ..., K)
-    with torch.no_grad():  # softmax is slow on views
-        real_outputs = context.outputs(task, batch.target, examples.inputs).contiguous()
+    can_ask_otherwise = bool(batch.prompt.target.shape[1] or batch.prompt.task_bits.shape[1])  # than for the best
+    if can_ask_otherwise or config.function_energy_weight:
+        with torch.no_grad():  # softmax is slow on views
+            real_outputs = context.outputs(task, batch.target, examples.inputs).contiguous()
     losses: dict[str, Tensor] = {}
     if config.function_weight:
         if task.plays_episodes:
             one_each = predicted[:size]  # of the samples; episodes are slow to play
             gap = return_gap(task, one_each, batch.target, config.function_episodes, rng)
         else:
-            achieved = task.objective.loss(outputs, copies.targets)
-            reference = task.objective.loss(real_outputs, examples.targets)
-            gap = log_loss_gap(achieved, reference.repeat(num_samples))
-            asks_for_best = ~batch.prompt.asks_metric & batch.has_examples
-            gap = torch.where(asks_for_best.repeat(num_samples), achieved, gap)
+            gap = achieved = task.objective.loss(outputs, copies.targets)
+            if can_ask_otherwise:
+                reference = task.objective.loss(real_outputs, examples.targets)
+                asks_for_best = ~batch.prompt.asks_metric & batch.prompt.shows_task
+                compared = log_loss_gap(achieved, reference.repeat(num_samples))
+                gap = torch.where(asks_for_best.repeat(num_samples), achieved, compared)
         asks = (~batch.prompt.is_null).repeat(len(gap) // size)  # of networks asked for something
         losses["function"] = _mean(gap, asks)
     if config.function_energy_weight:

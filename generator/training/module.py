@@ -61,8 +61,9 @@ class GeneratorModule(lightning.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.optimization
         matrices, others = split_params(self.model, use_muon=config.muon_learning_rate > 0)
+        groups = by_width(others, config.learning_rate, config.wide_inputs)
         optimizers: list[Optimizer] = [
-            torch.optim.AdamW(others, config.learning_rate, betas=BETAS, weight_decay=config.weight_decay)
+            torch.optim.AdamW(groups, config.learning_rate, betas=BETAS, weight_decay=config.weight_decay)
         ]
         if matrices:
             optimizers.append(
@@ -132,6 +133,18 @@ def split_params(model: nn.Module, *, use_muon: bool) -> tuple[list[nn.Parameter
         is_matrix = name.startswith("blocks.") and param.ndim == 2 and min(param.shape) >= _MIN_MUON_DIM
         (matrices if use_muon and is_matrix else others).append(param)
     return matrices, others
+
+
+def by_width(params: Sequence[nn.Parameter], rate: float, widest: int | None) -> list[dict[str, Any]]:
+    """Groups for AdamW: matrices (outputs, inputs) of more inputs than `widest` have a rate in inverse proportion.
+
+    Source: Yang et al. 2022 (arXiv 2203.03466), table 3, hidden weights under Adam.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for param in params:
+        inputs = param.shape[-1] if param.ndim == 2 and widest else 0
+        groups.setdefault(rate * min(1.0, (widest or 0) / inputs) if inputs else rate, []).append(param)
+    return [{"params": some, "lr": of_group} for of_group, some in groups.items()]
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager:

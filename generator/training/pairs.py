@@ -42,7 +42,8 @@ class PairConfig:
         start_metric_dropout: share of pairs whose start is given without its metrics.
         num_examples: fewest and most examples of a prompt, between which a number is drawn for each batch, evenly on
             a logarithmic scale; None for a training without. Examples without a metric ask for the end of a run.
-        examples_dropout: share of prompts that are not given examples, in a training on examples.
+        examples_dropout: share of prompts that are not given examples, in a training on examples, or not told the task
+            in words, in one on descriptions.
         label_dropout: share of the sets of examples that are given without their labels.
         share_without_targets: share of pairs that are of no run: a task made up by a family without end, and the
             function-space loss alone.
@@ -141,7 +142,7 @@ def draw_pairs(
     size = config.batch_size
     chosen = _draw_snapshots(runs, config, rng)
     prompt = _draw_prompt(runs, chosen, config, rng)
-    # What is shown of the task. Examples without a metric ask for the best there is: the end of the run.
+    # What is shown of the task. Examples or words without a metric ask for the best there is: the end of the run.
     has_examples, has_labels = torch.zeros(2, size, dtype=torch.bool)
     num_examples, last = 0, chosen.last
     if config.num_examples is not None:
@@ -149,7 +150,11 @@ def draw_pairs(
         has_labels = ~_happens(config.label_dropout, rng, size)
         fewest, most = (math.log(count) for count in config.num_examples)
         num_examples = round(math.exp(fewest + (most - fewest) * float(torch.rand((), generator=rng))))
-        last = torch.where(has_examples & ~prompt.asks_metric, runs.counts[chosen.rows] - 1, last)
+    if runs.descriptions is not None:
+        said = runs.descriptions.draw(chosen.rows, rng)
+        is_said = ~_happens(config.examples_dropout, rng, size) & ~chosen.is_made_up
+        prompt = replace(prompt, description=torch.where(is_said[:, None], said, math.nan))
+    last = torch.where((has_examples | prompt.shows_task) & ~prompt.asks_metric, runs.counts[chosen.rows] - 1, last)
     networks = torch.stack((runs.read(chosen.rows, chosen.first), runs.read(chosen.rows, last)), dim=1)  # (B, 2, P)
     if config.permute_units:
         networks = symmetry.apply(runs.layout, networks, symmetry.sample(runs.layout, size, rng))

@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +20,11 @@ from generator.model.context import NetworkContext
 from generator.model.fingerprints import num_fingerprints
 from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
 from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
+from generator.prompts.descriptions import Embedder, embedder_of
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
 from generator.training.config import GeneratorConfig, OptimizationConfig
-from generator.training.inputs import opened, tasks_of, training_runs, validation_starts
+from generator.training.inputs import describe_runs, opened, tasks_of, training_runs, validation_starts
 from generator.training.module import GeneratorModule, PairDataModule
 from generator.training.resumption import begin_or_resume
 from generator.training.tasks import holding_out, with_splits
@@ -48,6 +49,8 @@ def train_generator(
     *,
     out: str | Path,
     tasks: Sequence[Task | None] | None = None,
+    describe: Callable[[int], str | Sequence[str]] | None = None,
+    embed: Embedder | None = None,
     device: str | torch.device = "auto",
     trainer_options: Mapping[str, Any] | None = None,
 ) -> ParameterPipeline:
@@ -61,6 +64,10 @@ def train_generator(
         config: all settings; None for the defaults.
         out: folder of checkpoints, logs and the pipeline.
         tasks: of each zoo; default those that the zoos record.
+        describe: what the task of a run, by its number, is in words, once or in several ways, for a config with
+            `descriptions`; default what the family of tasks says itself.
+        embed: from texts to vectors (N, W), in place of what `config.descriptions` names; a pipeline that is loaded has
+            to be given it again, `pipe.embed = embed`.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" ...; a training may be resumed on another one.
         trainer_options: for lightning.Trainer (devices and strategy for several of them, logger, callbacks ...).
 
@@ -82,6 +89,9 @@ def train_generator(
     tasks = tasks_of(zoos, tasks, config)
     config, runs = training_runs(zoos, tasks, config, place)
     validation = validation_starts(zoos, runs, tasks, config)
+    if config.descriptions is not None:
+        embed = embedder_of(config.descriptions) if embed is None else embed
+        describe_runs(runs, tasks, describe, embed)
 
     # The training, or what is left of it.
     model, normalizer, contexts = assemble(runs, tasks, config)
@@ -105,7 +115,9 @@ def train_generator(
         splits=None if splits is None else splits.to_dict(),
         task_bits_column=config.task_bits,
         tasks=recorded_tasks(normalizer, tasks),
+        descriptions=config.descriptions,
     )
+    pipe.embed = embed
     pipe.base = next((task.base for task in tasks if task is not None), {})
     if config.calibrate_prompts and validation:
         pipe.to(trainer.strategy.root_device)
@@ -168,8 +180,9 @@ def assemble(
         known = [one.range_of(name) for one in runs]
         ranges[name] = (min(one.low for one in known), max(one.high for one in known))
     options = {"use_latent": config.objective.energy_score, "num_task_bits": config.num_task_bits, **config.model}
-    if are_adapters:
-        options["drawn_blocks"] = sorted({key for one in contexts for key in one.tokenizer.drawn_keys})
+    if are_adapters:  # near a start that they share no product is zero, and draws would only disturb it
+        drawn = [one.tokenizer.drawn_keys for one, its in zip(contexts, runs, strict=True) if not its.as_trained]
+        options["drawn_blocks"] = sorted(set().union(*drawn))
     if not config.pairs.start_share and not options.get("noisy_as_start"):
         options["use_start"] = False  # no update of a start is ever trained
     if config.fingerprints:
@@ -179,13 +192,21 @@ def assemble(
         references = reference_networks(runs, config.num_references)
         options["references"] = list(references.shape)
     if config.pairs.num_examples is not None:
-        use_start = options.get("use_start", True)
-        options["examples"] = contexts[0].example_options(use_start=use_start, references=references)
+        options["examples"] = contexts[0].example_options(
+            use_start=options.get("use_start", True),
+            references=references,
+            described=config.objective.description_weight > 0,
+        )
+    told = [one.descriptions.vectors for one in runs if one.descriptions is not None]
+    if told:
+        options["description_width"] = told[0].shape[2]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optimization.seed)
         model = RecurrentDiffusionTransformer(nodes, edges, ranges, **options)
     if references is not None:
         model.reference_networks.copy_(references)
+    if told:
+        model.description_reader.fit(torch.cat([vectors.flatten(0, 1) for vectors in told]))
     return model, normalizer, contexts
 
 

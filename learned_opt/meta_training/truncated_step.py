@@ -22,6 +22,7 @@ from learned_opt.meta_training.objective import cap_loss
 from learned_opt.meta_training.task_family import TaskFamily
 from learned_opt.rules.population import PopulationOptimizer
 from learned_opt.rules.rule import UpdateRule
+from zoo.devices import widest_float
 from zoo.tasks.task import Batch
 from zoo.training.inner_step import InnerStep
 from zoo.training.optimizers import State
@@ -103,7 +104,7 @@ class _Unroll:
         self.losses = state.params.new_empty(num_inner_steps, len(state.params))
         self._family, self._params, self._optimizer = step.family, state.params, state.optimizer
         self._inner_step = InnerStep(step.family, PopulationOptimizer(step.rule, self.theta))
-        self._clocks = state.params.new_empty(2, len(state.params), dtype=torch.float64)
+        self._clocks = state.params.new_empty(2, len(state.params), dtype=widest_float(state.params.device))
         self._members = torch.empty_like(state.members[step.held], device=state.params.device)
         self._steps = RecordedSteps(state.params.device)
 

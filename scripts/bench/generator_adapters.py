@@ -10,7 +10,7 @@ accuracy is on their test examples. *Recovered* is (accuracy - multi-task) / (ow
 adapter is one for all training tasks, and own adapters are the zoo's, trained on all examples of their task. Settings
 of the controls are chosen on the tasks of the validation runs. With --rank the zoo, and its multi-task adapter, are of
 that rank, and prompts of 64 examples alone are asked; with --base the table is one of its own. About four minutes of
-one core.
+one core; with --frugal, for a base that is slow to run, controls have fewer settings.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ FURTHER = ((1e-3, 20), (3e-3, 20), (3e-3, 60), (1e-2, 60))  # the same, after th
 LONGER = 4  # times the steps of the zoo's adapters, and a rate that is best of these times theirs
 LONGER_RATES = (1, 2)
 TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
+FRUGAL_FURTHER, FRUGAL_TUNINGS = ((1e-3, 20), (3e-3, 20)), ((3e-3, 30), (1e-2, 30))
 NEIGHBOURS = (2, 4, 8)
 MULTI_TASK_RATES, MULTI_TASK_STEPS = (1e-3, 3e-3, 1e-2), 800
 
@@ -48,19 +49,28 @@ class Tasks:
     Args:
         zoo: of adapters.
         split: of its runs.
+        device: where to.
     """
 
-    def __init__(self, zoo: Zoo, split: str) -> None:
+    def __init__(self, zoo: Zoo, split: str, device: torch.device | str = "cpu") -> None:
         self.runs = zoo.split(split)
-        self.task = task_of(zoo).for_runs(self.runs.tolist())
+        self.task = task_of(zoo).to(device).for_runs(self.runs.tolist())
         self.shown = Batch(*shown_examples(self.task, len(self.runs), torch.Generator().manual_seed(0)))
-        self.start, self.own = (torch.from_numpy(zoo.params[self.runs][:, i]) for i in (0, -1))
+        self.start, self.own = (torch.from_numpy(zoo.params[self.runs][:, i]).to(device) for i in (0, -1))
 
     def accuracy(self, params: Tensor, split: str = "test") -> float:
         return 1 - self.task.evaluate(params, split)["error"].mean().item()
 
 
-def rows(*generators: str, zoo: str, base: str = "", rank: str = "", no_controls: bool = False) -> Iterator[Row]:
+def rows(
+    *generators: str,
+    zoo: str,
+    base: str = "",
+    rank: str = "",
+    no_controls: bool = False,
+    frugal: bool = False,
+    device: torch.device | str = "cpu",
+) -> Iterator[Row]:
     """Controls, then generators.
 
     Args:
@@ -69,10 +79,14 @@ def rows(*generators: str, zoo: str, base: str = "", rank: str = "", no_controls
         base: what they adapt, for a table of its own, such as "a CNN"
         rank: of the zoo, for a row of its own: one that the generators were not trained on
         no_controls: the rows of the generators alone
+        device: where to
+        frugal: fewer settings of controls; that all tasks share is where the zoo's runs began
     """
     adapters = Zoo.open(zoo)
-    test, val = Tasks(adapters, "test"), Tasks(adapters, "val")
-    candidates = [multi_task_adapter(adapters, rate) for rate in MULTI_TASK_RATES]
+    test, val = (Tasks(adapters, split, device) for split in ("test", "val"))
+    candidates = [test.start[:1]]
+    if not frugal:
+        candidates = [multi_task_adapter(adapters, rate, device) for rate in MULTI_TASK_RATES]
     shared = max(candidates, key=lambda one: val.accuracy(one.expand(len(val.runs), -1), "val"))
     scale = test.accuracy(shared.expand(len(test.runs), -1)), test.accuracy(test.own)
 
@@ -87,10 +101,10 @@ def rows(*generators: str, zoo: str, base: str = "", rank: str = "", no_controls
             "experiment=generator_adapters; mean and range where there are several seeds, else one.",
         )
 
-    for method, networks in () if no_controls else controls(adapters, test, val, shared):
+    for method, networks in () if no_controls else controls(adapters, test, val, shared, frugal=frugal):
         yield row(method, [test.accuracy(networks)])
     for name, folders in (argument.split("=", maxsplit=1) for argument in generators):
-        pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
+        pipes = [ParameterPipeline.from_pretrained(folder).to(device) for folder in folders.split(",")]
         asked = prompts(test.shown)
         first = next(iter(asked))
         if rank:
@@ -99,36 +113,43 @@ def rows(*generators: str, zoo: str, base: str = "", rank: str = "", no_controls
             continue
         for kind, prompt in asked.items():
             yield row(f"{name}: {kind}", [test.accuracy(generated(pipe, prompt, test)) for pipe in pipes])
-        yield row(*finetuned(pipes, test, val, f"{name}: {first}"))
+        yield row(*finetuned(pipes, test, val, f"{name}: {first}", FRUGAL_FURTHER if frugal else FURTHER))
 
 
-def finetuned(pipes: Sequence[ParameterPipeline], test: Tasks, val: Tasks, name: str) -> tuple[str, list[float]]:
+def finetuned(
+    pipes: Sequence[ParameterPipeline], test: Tasks, val: Tasks, name: str, settings: Sequence[tuple[float, int]]
+) -> tuple[str, list[float]]:
     """A row of generated adapters that were tuned on the examples of their prompts, as is best on validation tasks."""
 
     def accuracy(tasks: Tasks, split: str, rate: float, steps: int) -> list[float]:
         starts = (generated(pipe, (tasks.shown.inputs, tasks.shown.targets), tasks) for pipe in pipes)
         return [tasks.accuracy(tuned(tasks, rate, steps, start), split) for start in starts]
 
-    rate, steps = max(FURTHER, key=lambda setting: statistics.fmean(accuracy(val, "val", *setting)))
+    rate, steps = max(settings, key=lambda setting: statistics.fmean(accuracy(val, "val", *setting)))
     return f"{name}, then tuned on them: Adam {rate:g}, {steps} steps", accuracy(test, "test", rate, steps)
 
 
-def controls(zoo: Zoo, test: Tasks, val: Tasks, shared: Tensor) -> Iterator[tuple[str, Tensor]]:
+def controls(zoo: Zoo, test: Tasks, val: Tasks, shared: Tensor, *, frugal: bool) -> Iterator[tuple[str, Tensor]]:
     """Adapters (N, P) for the test tasks by method; `shared` (1, P) is the one for all tasks."""
-    train = torch.from_numpy(zoo.params[zoo.split("train")][:, -1])
+    train = torch.from_numpy(zoo.params[zoo.split("train")][:, -1]).to(test.own.device)
     yield "base alone", torch.zeros_like(test.own)
     yield "one adapter for all tasks", shared.expand(len(test.runs), -1)
     yield "own adapter, all examples", test.own
-    steps = zoo.attributes["extra"]["training"]["num_steps"]
-    rates = [factor * zoo.attributes["optimizer"]["lr"] for factor in LONGER_RATES]
-    rate = max(rates, key=lambda rate: val.accuracy(trained(val, rate, steps), "val"))
-    yield f"own adapter, all examples, Adam {rate:g}, {LONGER * steps} steps", trained(test, rate, LONGER * steps)
-    of_test, of_val = ranked(test, train), ranked(val, train)
+    if not frugal:
+        steps = zoo.attributes["extra"]["training"]["num_steps"]
+        rates = [factor * zoo.attributes["optimizer"]["lr"] for factor in LONGER_RATES]
+        rate = max(rates, key=lambda rate: val.accuracy(trained(val, rate, steps), "val"))
+        yield f"own adapter, all examples, Adam {rate:g}, {LONGER * steps} steps", trained(test, rate, LONGER * steps)
+    of_test = ranked(test, train)
     yield "nearest adapter of the zoo, by the examples", train[of_test[:, 0]]
-    best = max(NEIGHBOURS, key=lambda count: val.accuracy(means(val, train[of_val[:, :count]]), "val"))
+    best = NEIGHBOURS[0]
+    if not frugal:
+        of_val = ranked(val, train)
+        best = max(NEIGHBOURS, key=lambda count: val.accuracy(means(val, train[of_val[:, :count]]), "val"))
     yield f"mean of the {best} nearest", means(test, train[of_test[:, :best]])
-    for name, start in {"": None, ", from the one for all": shared}.items():
-        rate, steps = max(TUNINGS, key=lambda setting: val.accuracy(tuned(val, *setting, start), "val"))
+    settings = FRUGAL_TUNINGS if frugal else TUNINGS
+    for name, start in (({} if frugal else {"": None}) | {", from the one for all": shared}).items():
+        rate, steps = max(settings, key=lambda setting: val.accuracy(tuned(val, *setting, start), "val"))
         yield f"tuned on the examples{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, start)
 
 
@@ -148,11 +169,11 @@ def generated(pipe: ParameterPipeline, examples: tuple[Tensor, Tensor | None], t
     return pipe(prompt={"examples": examples}, num_samples=len(tasks.runs), task=tasks.task, generator=rng).params
 
 
-def multi_task_adapter(zoo: Zoo, rate: float) -> Tensor:
+def multi_task_adapter(zoo: Zoo, rate: float, device: torch.device | str = "cpu") -> Tensor:
     """One adapter (1, P), trained on the tasks of all training runs, 16 at a time."""
-    task, runs = task_of(zoo), torch.from_numpy(zoo.split("train"))
+    task, runs = task_of(zoo).to(device), torch.from_numpy(zoo.split("train"))
     rng = torch.Generator().manual_seed(0)
-    params = torch.from_numpy(zoo.params[runs[:1].numpy()][:, 0])
+    params = torch.from_numpy(zoo.params[runs[:1].numpy()][:, 0]).to(device)
 
     def loss(params: Tensor) -> Tensor:
         bound = task.for_runs(runs[torch.randint(len(runs), (16,), generator=rng)].tolist())
@@ -192,9 +213,13 @@ def minimized(loss: Callable[[Tensor], Tensor], params: Tensor, rate: float, ste
 def ranked(tasks: Tasks, train: Tensor) -> Tensor:
     """Numbers (N, M) of the training adapters (M, P), those of the lowest loss on the examples of each task first."""
     task: Task = tasks.task
-    examples = zip(tasks.shown.inputs, tasks.shown.targets, strict=True)
+    parts = train.split(task.networks_at_once(NUM_EXAMPLES))
+
+    def losses(inputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.cat([task.objective.loss(task.predict(part, inputs), targets) for part in parts])
+
     return torch.stack(
-        [task.objective.loss(task.predict(train, inputs), targets).argsort() for inputs, targets in examples]
+        [losses(*shown).argsort() for shown in zip(tasks.shown.inputs, tasks.shown.targets, strict=True)]
     )
 
 

@@ -9,6 +9,7 @@ parameters, seconds for each step (median) and peak memory: resident on the CPU,
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from generator.trajectories import Trajectories
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
 
+from ..allocator import keep_freed_memory
 from ..rows import Row
 from .command import bench
 from .generator_table import PACKAGES
@@ -49,9 +51,10 @@ def rows(
     Args:
         windows: that a training step denoises
     """
+    keep_freed_memory()  # as training does
     work = Work(width, chunk_width, torch.device(device), num_windows=windows)
-    yield row(work, "training", Work.train, num_steps)
-    yield row(work, "sampling", lambda work: work.sample(1), num_steps)
+    yield row(work, work.training, Work.train, num_steps)
+    yield row(work, "sampling, 1 step", lambda work: work.sample(1), num_steps)
 
 
 def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
@@ -60,7 +63,7 @@ def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:
         work = Work(*shape, device)
         yield row(work, "sampling, 20 steps", lambda work: work.sample(20), 3 if size == "full" else 1)
         forget_peak(device)
-        yield row(work, "training", Work.train, 10 if size == "full" else 2)
+        yield row(work, work.training, Work.train, 10 if size == "full" else 2)
 
 
 def shapes(size: str) -> list[tuple[int, int]]:
@@ -97,6 +100,11 @@ class Work:
         model = RecurrentDiffusionTransformer(nodes, edges, ranges, use_latent=False, width=256, window=WINDOW)
         self.model = model.to(self.device)
         self.precision = torch.autocast(self.device.type, torch.bfloat16)
+
+    @property
+    def training(self) -> str:
+        """What a training step is called in the table."""
+        return f"training, {self.num_windows} of {math.ceil(self.context.tokenizer.groups[0].size / WINDOW)} windows"
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:

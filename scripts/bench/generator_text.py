@@ -5,12 +5,12 @@
 Each folder is the output of one `scripts.train_generator experiment=generator_text`; the folders of a name differ in
 the seed alone. The domains are those of the zoo's test runs, of which neither the base nor the generator has seen a
 byte. A prompt is 64 windows of 64 bytes from the first 80% of a domain's text, and losses are on the last 10%. Settings
-of the controls are chosen on the domains of the validation runs. Five minutes of one core.
+of the controls, and how many times the steps of their training generators take, are chosen on the domains of the
+validation runs, for the first seed alone. Five minutes of one core.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -30,6 +30,7 @@ QUESTION = str(__doc__).splitlines()[0]
 FEW = 16
 TUNINGS = ((3e-3, 10), (3e-3, 30), (1e-2, 10))  # learning rate and steps
 FURTHER = ((1e-3, 20), (3e-3, 30))  # the same, after the pass
+LONGER = (1, 2, 4)
 NEIGHBOURS = (1, 4, 16)
 MULTI_TASK = (1e-2, 200)
 
@@ -67,12 +68,13 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
         yield row(method, [networks])
     for name, folders in (argument.split("=", maxsplit=1) for argument in generators):
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
+        method = f"{name}, {take_steps(pipes, val)} steps"
         for kind, prompt in prompts(test.shown).items():
-            yield row(f"{name}: {kind}", [generated(pipe, prompt, test) for pipe in pipes])
-        of_val, of_test = ([generated(pipe, tasks.shown[:2], tasks) for pipe in pipes] for tasks in (val, test))
-        rate, steps = chosen(val, of_val, FURTHER)
+            yield row(f"{method}: {kind}", [generated(pipe, prompt, test) for pipe in pipes])
+        of_test = [generated(pipe, test.shown[:2], test) for pipe in pipes]
+        rate, steps = chosen(val, generated(pipes[0], val.shown[:2], val), FURTHER)
         networks = [tuned(test, rate, steps, start) for start in of_test]
-        yield row(f"{name}: 4 kB of text, then tuned on it: Adam {rate:g}, {steps} steps", networks)
+        yield row(f"{method}: 4 kB of text, then tuned on it: Adam {rate:g}, {steps} steps", networks)
 
 
 def controls(zoo: Zoo, test: Tasks, val: Tasks) -> Iterator[tuple[str, Tensor]]:
@@ -87,7 +89,7 @@ def controls(zoo: Zoo, test: Tasks, val: Tasks) -> Iterator[tuple[str, Tensor]]:
         name = f"mean of the {count} nearest adapters" if count > 1 else "nearest adapter of the zoo, by the text"
         yield name, means(test, train[order[:, :count]])
     for name, start in {"": None, ", from the one for all": shared}.items():
-        rate, steps = chosen(val, [start], TUNINGS)
+        rate, steps = chosen(val, start, TUNINGS)
         yield f"tuned on the text{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, start)
 
 
@@ -107,13 +109,24 @@ def losses(tasks: Tasks, params: Tensor, split: str = "test") -> Tensor:
     return tasks.task.evaluate(params, split)["loss"]
 
 
-def chosen(val: Tasks, starts: Sequence[Tensor | None], settings: Sequence[tuple[float, int]]) -> tuple[float, int]:
-    """Learning rate and steps that are best, on average over starts, on the later text of the validation domains."""
+def take_steps(pipes: Sequence[ParameterPipeline], val: Tasks) -> int:
+    """Let generators take so many steps as are best on the later text of the validation domains; how many in all."""
+    options = pipes[0].model.config
+    counts = [factor * options["correction_steps"] for factor in LONGER]
 
-    def loss(setting: tuple[float, int]) -> float:
-        return statistics.fmean(losses(val, tuned(val, *setting, start), "val").mean().item() for start in starts)
+    def loss(count: int) -> float:
+        pipes[0].model.register_to_config(correction_steps=count)
+        return losses(val, generated(pipes[0], val.shown[:2], val), "val").mean().item()
 
-    return min(settings, key=loss)
+    best = min(counts, key=loss)
+    for pipe in pipes:
+        pipe.model.register_to_config(correction_steps=best)
+    return best * options["num_corrections"]
+
+
+def chosen(val: Tasks, start: Tensor | None, settings: Sequence[tuple[float, int]]) -> tuple[float, int]:
+    """Learning rate and steps that are best on the later text of the validation domains."""
+    return min(settings, key=lambda setting: losses(val, tuned(val, *setting, start), "val").mean().item())
 
 
 def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ from generator.training.pairs import PairConfig, batch_rng, draw_pairs
 from generator.training.train import assemble, train_generator
 from generator.trajectories import Trajectories
 from tests.devices import never_waiting
+from tests.generator.test_pipeline import make_pipeline
 from zoo.building.build import build_zoo
 from zoo.tasks.registry import get_task
 
@@ -171,6 +172,22 @@ def test_networks_that_are_sampled(case, device):
 
     expected = sampled("cpu")
     found = sampled(device)
+    pipe.to("cpu")
+    assert_same(found, expected)
+
+
+def test_networks_that_are_edited(device):
+    layout = get_task(**MLP).layout
+    pipe = make_pipeline(layout)
+    networks = torch.randn(2, layout.num_params, generator=torch.Generator().manual_seed(1))
+
+    def edited(place):
+        rng = torch.Generator().manual_seed(0)
+        options = {"own_prompt": {"val_loss": 0.5}, "num_inference_steps": 4, "generator": rng}
+        return pipe.to(place).edit(networks, {"val_loss": 0.3}, **options).params.cpu()
+
+    expected = edited("cpu")
+    found = edited(device)
     pipe.to("cpu")
     assert_same(found, expected)
 

@@ -14,9 +14,11 @@ from generator.model.objectives import ObjectiveConfig, product_distance, produc
 from generator.networks import in_one_form
 from generator.pipeline import ParameterPipeline
 from generator.prompts.plausibility import FEWEST_LABELLED
+from generator.prompts.prompt import Prompt
+from generator.sampler import make_scheduler, sample_params
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import MADE_UP_RUNS, PairConfig, batch_rng, draw_pairs
-from generator.training.train import train_generator
+from generator.training.train import assemble, train_generator
 from generator.trajectories import Trajectories
 from tests.generator.model.test_examples import adapters_on
 from zoo import build_zoo, get_task
@@ -36,7 +38,7 @@ def adapter_task(rank=2, seed=0, **options):
     return get_task("warped_images", base="digits", hidden=(6,), adapter={"base": base, "rank": rank}, **options)
 
 
-def make_config(**pairs):
+def make_config(description_weight=0.0, **pairs):
     return GeneratorConfig(
         num_validation_starts=0,
         model=SMALL,
@@ -44,7 +46,9 @@ def make_config(**pairs):
             **{"batch_size": 4, "start_share": 0.0, "num_examples": (4, 8), "label_dropout": 0.3, "prompt_dropout": 0.5}
             | pairs
         ),
-        objective=ObjectiveConfig(energy_score=False, function_energy_weight=0.0, function_examples=8),
+        objective=ObjectiveConfig(
+            energy_score=False, function_energy_weight=0.0, function_examples=8, description_weight=description_weight
+        ),
         optimization=OptimizationConfig(num_steps=6, num_epochs=3, warmup_steps=1, precision="float32"),
     )
 
@@ -60,7 +64,7 @@ def zoos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipe(zoos, tmp_path_factory):
     out = tmp_path_factory.mktemp("generator")
-    train_generator(zoos, make_config(share_without_targets=0.5), out=out, trainer_options=QUIET)
+    train_generator(zoos, make_config(1.0, share_without_targets=0.5), out=out, trainer_options=QUIET)
     pipe = ParameterPipeline.from_pretrained(out)
     for decoder in (*pipe.model.decoders.values(), *pipe.model.corrections.decoders.values()):
         torch.nn.init.normal_(decoder.weight)  # a training this short leaves them near zero
@@ -178,6 +182,21 @@ def test_adapters_of_another_scale_are_refused(pipe, examples):
         pipe(prompt={"examples": examples}, task=get_task("warped_images", base="digits", hidden=(6,), adapter=options))
 
 
+def test_the_answer_follows_from_what_examples_tell_of_their_task(pipe, layout, examples):
+    first = pipe(prompt={"examples": examples}, layout=layout).params
+    unconditional = pipe(layout=layout).params
+    bias = pipe.model.example_describer.estimates.bias
+    assert len(bias) == 2 * adapter_task().describe([5]).shape[1]
+    try:
+        with torch.no_grad():
+            bias.add_(1.0)
+        assert not torch.allclose(pipe(prompt={"examples": examples}, layout=layout).params, first, atol=1e-4)
+        assert torch.equal(pipe(layout=layout).params, unconditional)
+    finally:
+        with torch.no_grad():
+            bias.sub_(1.0)
+
+
 def test_made_up_tasks_have_runs_of_their_own_and_no_target(zoos):
     runs = Trajectories.from_zoo(zoos[0], "train", ("val_loss",))
     config = make_config(share_without_targets=0.5).pairs
@@ -276,3 +295,22 @@ def test_trajectories_and_starts_have_one_form(zoos):
     networks = runs.read(torch.arange(2), torch.full((2,), 2))
     mixed = low_rank.apply(runs.layout, networks, low_rank.sample(runs.layout, 2, torch.Generator().manual_seed(0)))
     torch.testing.assert_close(in_one_form(runs.layout, mixed), networks, rtol=1e-3, atol=1e-4)
+
+
+def test_adapters_that_begin_at_one_keep_their_factors_and_what_is_untrained_answers_near_it():
+    task, rng = adapter_task(), torch.Generator().manual_seed(0)
+    start = torch.randn(task.layout.num_params, generator=rng)
+    later = start + 0.01 * torch.randn(6, 1, len(start), generator=rng)
+    params = torch.cat((start.expand(6, 1, -1), later), dim=1)
+    runs = Trajectories(task.layout, params, {}, as_trained=True)
+    assert torch.equal(runs.read(torch.arange(6), torch.ones(6, dtype=torch.int64)), params[:, 1])
+    with pytest.raises(ValueError, match="all runs begin at one adapter"):
+        Trajectories(task.layout, params.flip(1), {}, as_trained=True)
+    with pytest.raises(ValueError, match=r"needs pairs\.start_share=0"):
+        GeneratorConfig(statistics_per_number=True)
+    config = replace(make_config(), metrics=(), statistics_per_number=True)
+    model, _, (context,) = assemble([runs], [task], config)
+    inputs, targets, _ = task.for_members(range(6)).batch(torch.arange(8), 6)
+    prompt = Prompt.of({"examples": (inputs, targets)}, [], 6, kind=model.example_kind)
+    made = sample_params(model, context, make_scheduler("sample"), prompt)
+    torch.testing.assert_close(made, start.expand(6, -1), rtol=0, atol=0.02)

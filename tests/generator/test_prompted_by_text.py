@@ -63,3 +63,13 @@ def test_another_kind_of_prompt_is_refused(pipe, task):
         pipe(prompt={"examples": "too short"}, task=task)
     with pytest.raises(ValueError, match="unconditional"):
         pipe(prompt={"loss": 1.0}, task=task)
+
+
+def test_what_nothing_short_describes_cannot_be_told_from_examples(task, tmp_path):
+    zoo = build_zoo(tmp_path / "zoo", task, num_runs=8, num_steps=1, num_snapshots=2, batch_size=4)
+    pairs = PairConfig(batch_size=2, start_share=0.0, num_examples=(4, 6))
+    config = GeneratorConfig(objective=ObjectiveConfig(description_weight=1.0), pairs=pairs, num_validation_starts=0)
+    with pytest.raises(ValueError, match="'text_domains' is not; set it to 0"):
+        train_generator([zoo], config, out=tmp_path / "out", trainer_options=QUIET, tasks=[task])
+    with pytest.raises(ValueError, match=r"set pairs\.num_examples"):
+        GeneratorConfig(objective=ObjectiveConfig(description_weight=1.0))

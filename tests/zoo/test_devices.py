@@ -12,6 +12,8 @@ from tests.pretended_device import pretended_device
 from zoo.building.build import build_zoo
 from zoo.building.hyperparameters import OPTIMIZERS
 from zoo.devices import resolve_device
+from zoo.networks import low_rank, metrics
+from zoo.networks.alignment import align
 from zoo.storage.zoo import Zoo
 from zoo.tasks.datasets import Dataset, Split
 from zoo.tasks.looped_module import LoopedModule
@@ -205,6 +207,36 @@ def test_one_step_never_waits_for_the_device_whatever_differs_between_runs(devic
     with never_waiting():
         for inner_step in range(4):
             step(params, state, task.batch(next(indices), 2), inner_step=inner_step, num_steps=4)
+
+
+def test_measures_of_networks_are_those_of_the_cpu(device):
+    rng = torch.Generator().manual_seed(0)
+    mlp, adapted = named_task("digits"), get_task("digits", hidden=(4,), adapter={"base": "own", "rank": 2})
+    networks = [torch.randn(5, task.layout.num_params, generator=rng) for task in (mlp, adapted)]
+    log_probs = torch.randn(5, 20, 3, generator=rng).log_softmax(-1)
+    predictions, targets = log_probs.argmax(-1), torch.arange(20) % 3
+
+    def measured(place):
+        full, low = (params.to(place) for params in networks)
+        said, wanted = predictions.to(place), targets.to(place)
+        return [
+            metrics.matched_distances(mlp.layout, full),
+            align(mlp.layout, full[1:], full[0]).params,
+            low_rank.distances(adapted.layout, low),
+            low_rank.mean(adapted.layout, low),
+            low_rank.align(adapted.layout, low[1:], low[0]),
+            metrics.wrong_prediction_iou(said, wanted),
+            metrics.loss_correlation(log_probs.exp()[..., 0].to(place)),
+            metrics.log_prob_distance(log_probs.to(place)),
+            *metrics.ensemble_gain(log_probs.to(place), wanted),
+            metrics.r2(full[:, 0], full[:, 1]),
+            torch.tensor(metrics.bootstrap_interval(full[:, 0], torch.Generator().manual_seed(0))),
+        ]
+
+    for here, there in zip(measured("cpu"), measured(device), strict=True):
+        torch.testing.assert_close(
+            torch.as_tensor(there).cpu().double(), torch.as_tensor(here).double(), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_auto_is_a_device_that_computes():

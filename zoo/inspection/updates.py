@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.devices import widened
 from zoo.networks.layout import ParamLayout
 from zoo.storage.selection import evenly
 from zoo.storage.zoo import Zoo
@@ -58,7 +59,7 @@ def effective_rank(matrices: Tensor) -> Tensor:
 
     Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality", definition 1.
     """
-    wide = (matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT).double()
+    wide = widened(matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT)
     values = torch.linalg.eigvalsh(wide @ wide.mT).clamp(min=0).sqrt()  # (..., K)
     total = values.sum(-1, keepdim=True)
     shares = values / total.where(total > 0, 1)

@@ -17,6 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from zoo.devices import widened, widest_float
 from zoo.networks.layout import GroupAxis, ParamLayout, ParamSlot, SymmetryGroup
 from zoo.networks.symmetry import Permutations, apply, compose, grouped_axes, identity
 
@@ -91,7 +92,7 @@ def assign(similarity: Tensor) -> Tensor:
 
     Entry j of a row is the unit (row of the similarity) that is put where the reference has unit j.
     """
-    matrices = similarity.transpose(1, 2).double().cpu().numpy()
+    matrices = similarity.transpose(1, 2).cpu().double().numpy()
     columns = [linear_sum_assignment(matrix, maximize=True)[1] for matrix in matrices]
     return torch.from_numpy(np.array(columns, dtype=np.int64).reshape(similarity.shape[:2])).to(similarity.device)
 
@@ -135,7 +136,7 @@ def _nearer(
 ) -> Permutations:
     def squared_distance(permutations: Permutations) -> Tensor:
         difference = (apply(layout, params, permutations) - target)[:, : layout.num_trainable]
-        return difference.double().square().sum(1)
+        return widened(difference).square().sum(1)
 
     take_second = (squared_distance(second) < squared_distance(first)).unsqueeze(1)
     return {name: torch.where(take_second, second[name], first[name]) for name in first}
@@ -149,12 +150,12 @@ def _similarity(
     settled: Collection[str] | None = None,
 ) -> Tensor:
     """Inner products (N, U, U) of the group's units in `params` (rows) with those in `reference` (columns)."""
-    total = torch.zeros(len(params), group.size, group.size, dtype=torch.float64, device=params.device)
+    total = torch.zeros(len(params), group.size, group.size, dtype=widest_float(params.device), device=params.device)
     pairs = zip(
         unit_blocks(layout, group, params, settled), unit_blocks(layout, group, reference, settled), strict=True
     )
     for mine, theirs in pairs:
-        total += torch.bmm(mine.double(), theirs.double().transpose(1, 2))
+        total += torch.bmm(widened(mine), widened(theirs).transpose(1, 2))
     return total  # (N, U, U)
 
 

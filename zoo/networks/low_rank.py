@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.devices import widened
 from zoo.networks.layout import ParamLayout, SymmetryGroup
 from zoo.networks.symmetry import numbers_outside
 
@@ -103,7 +104,7 @@ def canonical(layout: ParamLayout, params: Tensor) -> Tensor:
     layout.check_vector(params)
     changed = {}
     for group in linear_groups(layout):
-        up, down = factors(layout, group, params.double())
+        up, down = factors(layout, group, widened(params))
         changed[group.name] = _balanced(up, down)
     return _with_factors(layout, params, changed)
 
@@ -128,9 +129,9 @@ def inner_products(
     for vectors in (params, others):
         layout.check_vector(vectors)
     plain = numbers_outside(layout, linear_groups(layout)).to(params.device)
-    total = params[:, plain].double() @ others[:, plain].double().T
+    total = widened(params[:, plain]) @ widened(others[:, plain]).T
     for group in linear_groups(layout):
-        mine, theirs = (factors(layout, group, vectors.double()) for vectors in (params, others))
+        mine, theirs = (factors(layout, group, widened(vectors)) for vectors in (params, others))
         scale = (weights or {}).get(group.name, 1.0) ** 2
         for r in range(group.size):  # one by one, to hold (N, M, R) numbers at most
             gram = torch.einsum("no,mos->nms", mine.up[..., r], theirs.up)
@@ -170,13 +171,12 @@ def mean(layout: ParamLayout, params: Tensor, shares: Tensor | None = None) -> T
         shares: (N,) weights of the mean, which sum to one; default equal ones.
     """
     layout.check_vector(params)
-    count = len(params)
-    shares = params.new_full((count,), 1 / count, dtype=torch.float64) if shares is None else shares
-    shares = shares.to(params.device, torch.float64)
-    averaged = (shares @ params.double())[None]
+    count, wide = len(params), widened(params)
+    shares = (torch.full((count,), 1 / count, dtype=torch.float64) if shares is None else shares).to(wide)
+    averaged = (shares @ wide)[None]
     changed = {}
     for group in linear_groups(layout):
-        up, down = factors(layout, group, params.double())
+        up, down = factors(layout, group, wide)
         stacked = (up * shares[:, None, None]).transpose(0, 1).flatten(1)[None]  # (1, O, N R)
         best = _balanced(stacked, down.flatten(0, 1)[None])
         changed[group.name] = Factors(best.up[..., : group.size], best.down[:, : group.size])
@@ -199,7 +199,7 @@ def align(layout: ParamLayout, params: Tensor, reference: Tensor) -> Tensor:
     params, reference = canonical(layout, params), canonical(layout, reference[None])
     changed = {}
     for group in linear_groups(layout):
-        mine, wanted = (factors(layout, group, vectors.double()) for vectors in (params, reference))
+        mine, wanted = (factors(layout, group, widened(vectors)) for vectors in (params, reference))
         u, _, vh = torch.linalg.svd(mine.up.mT @ wanted.up + mine.down @ wanted.down.mT)
         rotation = u @ vh  # (N, R, R)
         changed[group.name] = Factors(mine.up @ rotation, rotation.mT @ mine.down)
@@ -234,7 +234,7 @@ def holds(forward: Callable[[dict[str, Tensor]], Tensor], tensors: Mapping[str, 
         drawn[axis.slot] = units.movedim(0, axis.axis).to(like)
         mixed[axis.slot] = torch.tensordot(matrix, units, 1).movedim(0, axis.axis).to(like)
     silent = drawn | {group.axes[1].slot: torch.zeros_like(tensors[group.axes[1].slot])}
-    expected, found, without = (forward(values).double() for values in (drawn, mixed, silent))
+    expected, found, without = (widened(forward(values)) for values in (drawn, mixed, silent))
     effect = (expected - without).norm()
     return bool(effect > 0) and bool((expected - found).norm() <= _TOLERANCE * effect)
 

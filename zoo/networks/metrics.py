@@ -16,6 +16,7 @@ import torch
 from scipy.stats import ConstantInputWarning, spearmanr
 from torch import Tensor
 
+from zoo.devices import widened
 from zoo.networks.alignment import align, assign, groups_are_independent, unit_blocks
 from zoo.networks.layout import ParamLayout
 from zoo.networks.symmetry import numbers_outside
@@ -87,7 +88,7 @@ def mean_delta_share(deltas: Tensor) -> Tensor:
     Args:
         deltas: (N, P) update of each network.
     """
-    deltas = deltas.double()
+    deltas = widened(deltas)
     return deltas.mean(0).square().sum() / deltas.square().sum(1).mean()
 
 
@@ -104,8 +105,8 @@ def wrong_prediction_iou(predictions: Tensor, targets: Tensor, others: Tensor | 
 
     Source: Zeng et al. 2025 (arXiv 2506.07998).
     """
-    wrong = (predictions != targets).double()
-    others_wrong = wrong if others is None else (others != targets).double()
+    wrong = widened(predictions != targets)
+    others_wrong = wrong if others is None else widened(others != targets)
     both = wrong @ others_wrong.T
     either = wrong.sum(1, keepdim=True) + others_wrong.sum(1) - both
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
@@ -120,8 +121,8 @@ def loss_correlation(losses: Tensor, others: Tensor | None = None) -> Tensor:
         losses: (N, E) per-example losses in nats.
         others: (M, E); default `losses`.
     """
-    mine = _standardised((losses.double() + LOSS_FLOOR).log())
-    theirs = mine if others is None else _standardised((others.double() + LOSS_FLOOR).log())
+    mine = _standardised((widened(losses) + LOSS_FLOOR).log())
+    theirs = mine if others is None else _standardised((widened(others) + LOSS_FLOOR).log())
     return mine @ theirs.T / mine.shape[1]
 
 
@@ -132,8 +133,8 @@ def log_prob_distance(log_probs: Tensor, others: Tensor | None = None) -> Tensor
         log_probs: (N, E, K).
         others: (M, E, K); default `log_probs`.
     """
-    mine = log_probs.double().clamp(min=_LOG_PROB_FLOOR).flatten(1)
-    theirs = mine if others is None else others.double().clamp(min=_LOG_PROB_FLOOR).flatten(1)
+    mine = widened(log_probs).clamp(min=_LOG_PROB_FLOOR).flatten(1)
+    theirs = mine if others is None else widened(others).clamp(min=_LOG_PROB_FLOOR).flatten(1)
     return euclidean_distances(mine, theirs) / mine.shape[1] ** 0.5
 
 
@@ -144,10 +145,10 @@ def ensemble_gain(log_probs: Tensor, targets: Tensor) -> EnsembleGain:
         log_probs: (N, E, K).
         targets: (E,).
     """
-    log_probs = log_probs.double()
+    log_probs = widened(log_probs)
     mixture = log_probs.logsumexp(0) - math.log(len(log_probs))  # (E, K)
-    member_accuracy = (log_probs.argmax(-1) == targets).double().mean()
-    accuracy = (mixture.argmax(-1) == targets).double().mean() - member_accuracy
+    member_accuracy = widened(log_probs.argmax(-1) == targets).mean()
+    accuracy = widened(mixture.argmax(-1) == targets).mean() - member_accuracy
     index = targets.unsqueeze(-1)
     member_loss = -log_probs.gather(-1, index.expand(len(log_probs), -1, 1)).mean()
     return EnsembleGain(accuracy, member_loss + mixture.gather(-1, index).mean())
@@ -176,7 +177,7 @@ def r2(achieved: Tensor, prompted: Tensor) -> Tensor:
         achieved: values of the generated networks, any shape.
         prompted: the prompts, broadcastable to `achieved`.
     """
-    achieved, prompted = torch.broadcast_tensors(achieved.double(), prompted.double())
+    achieved, prompted = torch.broadcast_tensors(widened(achieved), widened(prompted))
     return 1 - (achieved - prompted).square().sum() / (prompted - prompted.mean()).square().sum()
 
 
@@ -229,9 +230,9 @@ def bootstrap_interval(
         samples = values[rows.unsqueeze(-1), entries]
     else:
         samples = values[rows]
-    results = samples.flatten(1).mean(1).double()  # (num_resamples,)
+    results = widened(samples.flatten(1).mean(1))  # (num_resamples,)
     tail = (1 - level) / 2
-    low, high = results.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64, device=values.device)).tolist()
+    low, high = results.quantile(torch.tensor([tail, 1 - tail], dtype=results.dtype, device=values.device)).tolist()
     return low, high
 
 
@@ -239,11 +240,11 @@ def _separable_distances(layout: ParamLayout, params: Tensor, others: Tensor | N
     """Matched distances from inner products: |a|^2 + |b|^2 - 2 (fixed part + each group's best assignment)."""
     theirs = params if others is None else others
     fixed = numbers_outside(layout, layout.groups)
-    norms = [value[:, : layout.num_trainable].double().square().sum(1) for value in (params, theirs)]
-    products = params[:, fixed].double() @ theirs[:, fixed].double().T  # (N, M)
+    norms = [widened(value[:, : layout.num_trainable]).square().sum(1) for value in (params, theirs)]
+    products = widened(params[:, fixed]) @ widened(theirs[:, fixed]).T  # (N, M)
     for group in layout.groups:
-        mine = torch.cat(list(unit_blocks(layout, group, params)), -1).double()  # (N, U, K)
-        columns = torch.cat(list(unit_blocks(layout, group, theirs)), -1).double()
+        mine = widened(torch.cat(list(unit_blocks(layout, group, params)), -1))  # (N, U, K)
+        columns = widened(torch.cat(list(unit_blocks(layout, group, theirs)), -1))
         num_rows = max(1, _MAX_BLOCK_BYTES // max(1, 8 * len(theirs) * group.size**2))
         for start in range(0, len(params), num_rows):
             first = start if others is None else 0  # pairs of one population are needed once
@@ -272,7 +273,7 @@ def _standardised(values: Tensor) -> Tensor:
 
 
 def _logs(achieved: Tensor, prompted: Tensor) -> tuple[Tensor, Tensor]:
-    achieved, prompted = torch.broadcast_tensors(achieved.double(), prompted.double())
+    achieved, prompted = torch.broadcast_tensors(widened(achieved), widened(prompted))
     if not bool((prompted > 0).all()):
         raise ValueError("prompts must be positive to be compared on a logarithmic scale")
     return achieved.nan_to_num(nan=torch.inf, posinf=torch.inf).log().clamp(*LOG_RANGE), prompted.log()

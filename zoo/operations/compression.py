@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from zoo.devices import widened
 from zoo.networks.layout import ParamLayout
 from zoo.operations.merging import keep_largest
 from zoo.storage.durable import write_file
@@ -61,7 +62,7 @@ def compress(vector: Tensor, density: float = 0.05, alpha: float | None = None) 
 
 def relative_error(vector: Tensor, approximation: Tensor) -> float:
     """|vector - approximation| / |vector|; 0 where both are 0."""
-    lost, whole = (vector - approximation).double().norm(), vector.double().norm()
+    lost, whole = widened(vector - approximation).norm(), widened(vector).norm()
     return float(lost / whole) if whole > 0 else float(lost > 0)
 
 
@@ -88,7 +89,7 @@ def save_compressed(
     tensors = {
         "positive": _packed(compressed.signs > 0),
         "negative": _packed(compressed.signs < 0),
-        "magnitude": compressed.magnitude.double().cpu().reshape(()),
+        "magnitude": compressed.magnitude.cpu().double().reshape(()),
         "rest": network[layout.num_trainable :].float().cpu().contiguous(),
     }
     metadata = {"format": FORMAT, "version": str(_VERSION), "about": json.dumps(known)}

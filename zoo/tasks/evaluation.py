@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from zoo.devices import sent
 from zoo.tasks.dataset import Split
 
 # Bytes of activations in one chunk, by kind of device: on a CPU what its caches hold.
@@ -58,4 +59,4 @@ def even_indices(count: int, most: int, device: torch.device) -> Tensor:
     """Indices of at most this many of `count` examples, evenly spaced from the first to the last."""
     if count <= most:
         return torch.arange(count, device=device)
-    return torch.linspace(0, count - 1, most, dtype=torch.float64, device=device).long()
+    return sent(torch.linspace(0, count - 1, most, dtype=torch.float64).long(), device)

@@ -230,6 +230,10 @@ class Task:
         """What distinguishes runs beside their seeds, by name, each (N,): here nothing."""
         return {}
 
+    def describe(self, runs: Sequence[int]) -> Tensor:
+        """Numbers (N, T) around -1 to 1 that say what runs are to solve, on the CPU: here none."""
+        return torch.zeros(len(runs), 0)
+
     @property
     def has_own_inputs(self) -> bool:
         """Whether networks see inputs of their own, by the member of a family that they are to solve."""
@@ -331,7 +335,7 @@ class Task:
             params: (N, P).
             split: "train", "val" or "test".
             memory_budget: bytes of activations that may exist at once; by default 4 MiB on a CPU, 256 MiB elsewhere, or
-                as many as a network's parameters take.
+                as many as a network takes with its base.
         """
         self.layout.check_vector(params)
         count = len(self.evaluated_examples(split))
@@ -366,7 +370,7 @@ class Task:
 
     def networks_at_once(self, num_examples: int, memory_budget: int | None = None) -> int:
         """How many networks to run together on `num_examples` each; see `evaluate` for the budget."""
-        network_bytes = 4 * self.layout.num_params
+        network_bytes = 4 * sum(slot.numel for slot in (*self.layout, *(self.layout.base or ())))
         pairs = pairs_at_once(self.bytes_per_example, self.device, memory_budget, network_bytes=network_bytes)
         return max(1, pairs // num_examples)
 

@@ -16,6 +16,7 @@ from typing import Final, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from zoo.devices import widened
 from zoo.networks.layout import ParamLayout
 from zoo.training.schedules import Schedule, StepCount
 
@@ -253,7 +254,7 @@ def as_coefficients(values: Mapping[str, Hyperparameter], like: Tensor) -> State
 
 def _exact(value: Hyperparameter) -> Tensor:
     """In float64, a number on the CPU whatever the program's default device."""
-    return value.double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
+    return widened(value) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def check_hyperparameters(optimizer: object, **upper_bounds: float | None) -> None:

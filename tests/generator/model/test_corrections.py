@@ -56,12 +56,15 @@ def test_the_first_change_is_a_step_along_the_gradient_whose_size_tells_nothing(
     corrections = Corrections(model_widths([tokenizer])[0], 8, 2, rate)
     gradient = torch.randn(params.shape, generator=torch.Generator().manual_seed(1))
     tokens = torch.randn(3, sum(group.size for group in tokenizer.groups), 8)
-    changes = [corrections.change(tokenizer, tokens, direction_of(tokenizer, size * gradient)) for size in (0.1, 10.0)]
-    torch.testing.assert_close(changes[0], changes[1], rtol=1e-4, atol=1e-5)
+    change, rates = corrections.change(tokenizer, tokens)
+    assert not change.any()
     if not rate:
-        assert not changes[0].any()
+        assert rates is None
+        return
+    steps = [-rates * tokenizer.decode(direction_of(tokenizer, size * gradient)) for size in (0.1, 10.0)]
+    torch.testing.assert_close(*steps, rtol=1e-4, atol=1e-5)
     for block in tokenizer.node_blocks:
-        step, slope = (tokenizer.encode(values)[block.name] for values in (changes[0], gradient))
+        step, slope = (tokenizer.encode(values)[block.name] for values in (steps[0], gradient))
         assert (step * slope <= 0).all()
         torch.testing.assert_close(step.square().mean((1, 2)).sqrt(), torch.full((3,), rate), rtol=1e-4, atol=1e-6)
 

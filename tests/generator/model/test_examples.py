@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from generator.model.examples import FrozenBase
+from generator.model.examples import ExampleDescriber, FrozenBase, ObservedExamples
 from tests.zoo.tasks.test_libraries import extra
 from zoo import get_task
 from zoo.networks.randomness import seeded_module
@@ -42,3 +43,34 @@ def test_of_each_adapted_layer_it_is_seen_what_is_usual_over_places(base):
     }
     expected = torch.cat([pooled[out.ndim](out) for out in seen], dim=1)
     torch.testing.assert_close(FrozenBase(task)(inputs), expected.unflatten(0, (2, 3)))
+
+
+def observed(task, members, num_examples, rng):
+    """Examples of members of digits_subset, their pixels and labels."""
+    indices = torch.randint(len(task.dataset.train), (len(members), num_examples), generator=rng)
+    inputs, targets, _ = task.for_members(members).batch(indices, len(members))
+    are_given = torch.ones(len(members), dtype=torch.bool)
+    return ObservedExamples(inputs.flatten(2), F.one_hot(targets, 2).float(), torch.zeros(len(members), 0), are_given)
+
+
+def test_it_is_learned_to_tell_the_description_of_tasks_that_it_has_not_seen():
+    task, rng = get_task("digits_subset", hidden=(2,)), torch.Generator().manual_seed(0)
+    members = torch.randperm(task.family.num_members, generator=rng)
+    unseen, seen = members[:100].tolist(), members[100:]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        describer = ExampleDescriber(64, 2, 32, 10)
+    optimizer = torch.optim.AdamW(describer.parameters(), 5e-3)
+    for _ in range(250):
+        some = seen[torch.randint(len(seen), (16,), generator=rng)].tolist()
+        told = describer(observed(task, some, 32, rng))
+        optimizer.zero_grad()
+        (told.values - task.describe(some)).square().mean().backward()
+        optimizer.step()
+    examples, wanted = observed(task, unseen, 64, rng), task.describe(unseen)
+    told = describer(examples)
+    assert ((told.values > 0) == (wanted > 0)).float().mean() > 0.97
+    few = describer(examples._replace(features=examples.features[:, :4], labels=examples.labels[:, :4]))
+    assert few.certainty.mean() < told.certainty.mean() - 0.1
+    left_out = describer(examples._replace(is_given=torch.zeros(100, dtype=torch.bool)))
+    assert not torch.cat(left_out).any()

@@ -10,7 +10,7 @@ from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.training.config import GeneratorConfig, OptimizationConfig
-from generator.training.module import GeneratorModule, PairDataModule, split_params
+from generator.training.module import GeneratorModule, PairDataModule, by_width, split_params
 from generator.training.pairs import PairConfig, batch_rng, draw_pairs, numbered_batch
 from generator.training.train import assemble, keep_last_checkpoint, lightning_without_hints, make_trainer
 from generator.trajectories import Trajectories
@@ -100,6 +100,23 @@ def test_muon_gets_the_matrices_of_the_blocks():
     assert matrices
     assert all(id(param) in inside and param.ndim == 2 for param in matrices)
     assert not split_params(model, use_muon=False)[0]
+
+
+def test_what_reads_more_changes_no_more_in_a_step():
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(width, 4) for width in (8, 64, 4096)]
+    params = [param for layer in layers for param in layer.parameters()]
+    assert [group["lr"] for group in by_width(params, 0.01, None)] == [0.01]
+    groups = by_width(params, 0.01, 64)
+    assert sum(len(group["params"]) for group in groups) == len(params)
+    optimizer = torch.optim.AdamW(groups, 0.01, weight_decay=0.0)
+    inputs = [torch.ones(1, layer.in_features) for layer in layers]
+    before = [layer(x).detach() for layer, x in zip(layers, inputs, strict=True)]
+    torch.stack([layer(x).sum() for layer, x in zip(layers, inputs, strict=True)]).sum().backward()
+    optimizer.step()
+    moved = [(layer(x) - old).abs().max() for layer, x, old in zip(layers, inputs, before, strict=True)]
+    torch.testing.assert_close(moved[2], moved[1], rtol=1e-2, atol=0)
+    assert moved[0] < 0.2 * moved[1]
 
 
 def test_training_on_two_depths_moves_every_parameter(tasks, tmp_path):

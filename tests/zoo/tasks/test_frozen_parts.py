@@ -51,6 +51,13 @@ def tasks():
     }
 
 
+def test_as_many_examples_run_at_once_as_fill_the_memory_of_the_base():
+    base = MLP(64, (1200, 1200), 10)
+    task = Task("adapters", DIGITS.dataset, lambda: adapt(base, rank=1), DIGITS.objective)
+    at_once = 4 * sum(param.numel() for param in base.parameters()) // task.bytes_per_example
+    assert at_once <= task.networks_at_once(1) <= 1.01 * at_once
+
+
 class Last(nn.Module):
     def __init__(self, inner):
         super().__init__()

@@ -3,12 +3,12 @@
 A member is a task of its own, with train, val and test examples. Families are split by member: a network, or a
 generator, that is tested on members of the test split has seen no example of theirs.
 
-Legend: N members, B examples.
+Legend: N members, B examples, T numbers that describe a member.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -63,12 +63,25 @@ class Family(Protocol):
         """What tells members (N,) apart, by name, each (N,) on the CPU: the columns that a zoo records."""
         ...
 
+    def describe(self, members: Tensor) -> Tensor:
+        """Numbers (N, T) around -1 to 1 that say what members (N,) ask for, on the CPU; T is 0 where none would do."""
+        ...
+
     def bind(self, members: Tensor) -> Members:
         """Members of those numbers (N,), which are on the CPU, on the device of the family's data."""
         ...
 
     def to(self, device: torch.device | str) -> Family:
         """The same family with its data on another device."""
+        ...
+
+
+@runtime_checkable
+class HasWords(Protocol):
+    """A family whose members can be said in words."""
+
+    def in_words(self, members: Tensor) -> list[list[str]]:
+        """What tells each of members (N,) from others, in several ways."""
         ...
 
 

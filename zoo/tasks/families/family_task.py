@@ -17,7 +17,7 @@ from zoo.networks.counter_rng import CounterRng, at
 from zoo.tasks.augmentation import Augmentation, Sampler
 from zoo.tasks.dataset import AUGMENTATION_PART
 from zoo.tasks.evaluation import even_indices
-from zoo.tasks.families.family import Family, Members
+from zoo.tasks.families.family import Family, HasWords, Members
 from zoo.tasks.objectives import Objective
 from zoo.tasks.task import Batch, Task
 
@@ -82,6 +82,19 @@ class FamilyTask(Task):
 
     def run_attributes(self, runs: Sequence[int]) -> dict[str, Tensor]:
         return self.family.attributes(torch.tensor(self._members_of(runs)))
+
+    def describe(self, runs: Sequence[int]) -> Tensor:
+        return self.family.describe(torch.tensor(self._members_of(runs)))
+
+    def in_words(self, runs: Sequence[int]) -> list[list[str]]:
+        """What the task of each run is in words, in several ways.
+
+        Raises:
+            ValueError: for a family that has no words.
+        """
+        if not isinstance(self.family, HasWords):
+            raise ValueError(f"members of task {self.name!r} are not known in words: say what they are, describe=...")
+        return self.family.in_words(torch.tensor(self._members_of(runs)))
 
     def batch(self, indices: Tensor, num_networks: int, split: str = "train", *, stream: Tensor | None = None) -> Batch:
         inputs, targets, _ = self._members(num_networks).examples(indices, split)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from zoo.tasks.dataset import Dataset
+from zoo.tasks.families.words import of_subset
 from zoo.tasks.task import Batch
 
 _MAX_LISTED: Final = 16  # classes of which all subsets are members
@@ -61,6 +62,18 @@ class LabelSubsets:
     def attributes(self, members: Tensor) -> dict[str, Tensor]:
         masks = self.masks[members]
         return {"mask": masks, "mask_pair": torch.minimum(masks, self.whole - masks)}
+
+    def describe(self, members: Tensor) -> Tensor:
+        """1 for each class in the subset, else -1: (N, C)."""
+        is_member = (self.masks[members, None] >> torch.arange(self.dataset.num_classes)) & 1
+        return 2.0 * is_member - 1
+
+    def in_words(self, members: Tensor) -> list[list[str]]:
+        count = self.dataset.num_classes
+        assert count is not None
+        return [
+            of_subset([mask >> number & 1 == 1 for number in range(count)]) for mask in self.masks[members].tolist()
+        ]
 
     def bind(self, members: Tensor) -> _Subsets:
         masks = self.masks[members].to(self.dataset.train.targets.device, non_blocking=True)

@@ -102,6 +102,10 @@ class TabularPrior:
         """Number, features, classes, and kind: 0 a function, 1 a graph, 2 clusters, 3 trees."""
         return {"member": members, **self._choices(members)._asdict()}
 
+    def describe(self, members: Tensor) -> Tensor:
+        """Nothing short describes a table: (N, 0)."""
+        return torch.zeros(len(members), 0)
+
     def bind(self, members: Tensor) -> _Tables:
         parts = [self._tables(some) for some in members.split(_MEMBERS_AT_ONCE)]
         inputs, targets = (torch.cat(values).split(self.sizes, dim=1) for values in zip(*parts, strict=True))

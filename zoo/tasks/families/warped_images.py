@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from zoo.tasks.dataset import SPLIT_NAMES, Dataset, Split
 from zoo.tasks.families.family import member_draws
+from zoo.tasks.families.words import of_warp
 from zoo.tasks.task import Batch
 
 _MAX_LOG_SCALE: Final = 0.3
@@ -83,6 +84,15 @@ class WarpedImages:
             "mirrored": (mirror < 0.5 * self.strength).long(),
             "inverted": (invert < 0.5 * self.strength).long(),
         }
+
+    def describe(self, members: Tensor) -> Tensor:
+        """The entries of the map that warps images, and 1 where they are inverted, else -1: (N, 5)."""
+        warp = self.attributes(members)
+        return torch.cat((_affine_maps(warp)[:, :, :2].flatten(1), 2.0 * warp["inverted"][:, None] - 1), dim=1)
+
+    def in_words(self, members: Tensor) -> list[list[str]]:
+        columns = {name: values.tolist() for name, values in self.attributes(members).items()}
+        return [of_warp(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
     def bind(self, members: Tensor) -> _Warps:
         warp = self.attributes(members)

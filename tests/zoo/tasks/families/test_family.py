@@ -100,6 +100,18 @@ def test_drawn_examples_are_each_networks_own(task):
     assert unbound.inputs.shape == (9, *task.dataset.train.inputs.shape[1:])
 
 
+def test_descriptions_are_numbers_of_about_one_that_tell_members_apart(task):
+    described = task.describe([5, 0, 41])
+    assert torch.equal(described[[1]], task.describe([0]))
+    if task.name in ("text_domains", "tabular_prior"):
+        assert described.shape == (3, 0)
+        return
+    many = task.describe(range(200))
+    assert 0.3 < many.std() < 2
+    assert many.abs().max() < 3
+    assert torch.pdist(many[:50]).min() > 1e-3
+
+
 def test_it_is_known_who_sees_inputs_of_their_own(task):
     assert task.has_own_inputs == (task.name not in ("digits_subset", "label_subsets"))
 
