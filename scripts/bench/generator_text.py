@@ -68,7 +68,7 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
         yield row(method, [networks])
     for name, folders in (argument.split("=", maxsplit=1) for argument in generators):
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
-        method = f"{name}, {take_steps(pipes, val)} steps"
+        method = f"{name}, {take_steps(pipes, val)} along the gradient"
         for kind, prompt in prompts(test.shown).items():
             yield row(f"{method}: {kind}", [generated(pipe, prompt, test) for pipe in pipes])
         of_test = [generated(pipe, test.shown[:2], test) for pipe in pipes]
