@@ -34,6 +34,12 @@ class Trajectories:
         counts: (R,) snapshots that each run has.
         task_bits: (R, T), T = 0 where all runs have the same task.
         descriptions: of the tasks in words; None for a training without.
+        as_trained: whether the factors of adapters are read as they were trained, not in canonical form. Where all runs
+            begin at one adapter they stay comparable, and their mean is near that start; canonical forms order
+            components by size, in each network anew.
+
+    Raises:
+        ValueError: if factors are to be read as trained and are of no adapters that begin at one.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Trajectories:
         counts: Tensor | None = None,
         task_bits: Tensor | None = None,
         descriptions: RunDescriptions | None = None,
+        as_trained: bool = False,
     ) -> None:
         self.layout = layout
         self.metrics = dict(sorted(metrics.items()))
@@ -56,9 +63,16 @@ class Trajectories:
         self.counts = torch.full(self.runs.shape, self.num_snapshots) if counts is None else counts
         self.task_bits = torch.zeros(len(self.runs), 0) if task_bits is None else task_bits
         self.descriptions = descriptions
-        if isinstance(params, Tensor) and has_adapters(layout):
+        if isinstance(params, Tensor) and has_adapters(layout) and not as_trained:
             params = in_one_form(layout, params.flatten(0, 1)).view_as(params)
-        self._params = params
+        self._params, self.as_trained = params, as_trained
+        if as_trained:
+            first = self.read(torch.arange(len(self.runs)), torch.zeros_like(self.runs))
+            if not has_adapters(layout) or not bool((first == first[0]).all()):
+                raise ValueError(
+                    "factors can be read as trained where all runs begin at one adapter (init_from=... of the build); "
+                    "set statistics_per_number=False"
+                )
 
     @classmethod
     def from_zoo(
@@ -72,6 +86,7 @@ class Trajectories:
         max_runs: int | None = None,
         min_snapshots: int = 2,
         memory_budget: int = _DEFAULT_MEMORY_BUDGET,
+        as_trained: bool = False,
     ) -> Trajectories:
         """The runs of a split that did not diverge.
 
@@ -84,6 +99,7 @@ class Trajectories:
             max_runs: at most this many, the first ones.
             min_snapshots: that a run must have; two for the update of a start.
             memory_budget: bytes; snapshots that fit are held in memory, others are read when they are drawn.
+            as_trained: as for the class.
 
         Raises:
             ValueError: if no run is left, or the zoo does not record a metric.
@@ -119,16 +135,18 @@ class Trajectories:
             runs=torch.from_numpy(chosen),
             counts=torch.from_numpy(counts[chosen]),
             task_bits=bits,
+            as_trained=as_trained,
         )
 
     def __len__(self) -> int:
         return len(self.runs)
 
     def read(self, rows: Tensor, snapshots: Tensor) -> Tensor:
-        """Networks (B, P) of the runs in rows (B,) at snapshots (B,), adapters in canonical form."""
+        """Networks (B, P) of the runs in rows (B,) at snapshots (B,), adapters in canonical form or as trained."""
         if isinstance(self._params, Zoo):
-            networks = self._params.read(torch.stack((self.runs[rows], snapshots), dim=1).numpy())
-            return in_one_form(self.layout, torch.from_numpy(networks))
+            read = self._params.read(torch.stack((self.runs[rows], snapshots), dim=1).numpy())
+            networks = torch.from_numpy(read)
+            return networks if self.as_trained else in_one_form(self.layout, networks)
         return self._params[rows, snapshots]
 
     def sample(self, num_networks: int, rng: torch.Generator) -> Tensor:

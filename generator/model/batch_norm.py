@@ -118,4 +118,5 @@ def with_recomputed_batch_norm(runs: Trajectories, task: Task) -> Trajectories:
         counts=runs.counts,
         task_bits=runs.task_bits,
         descriptions=runs.descriptions,
+        as_trained=runs.as_trained,
     )

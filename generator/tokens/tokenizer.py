@@ -114,12 +114,21 @@ class NeuronTokenizer(ParamTokenizer):
     axes of the adapted matrix mean something else in every module, so components have positions, and blocks of their
     own in every module. The rank is the number of nodes, so one model serves several.
 
+    Args:
+        layout: the network.
+        statistics_per_number: whether every number has statistics of its own; for adapters that begin at one, whose
+            components are no set. The rank is then that of the statistics.
+
     Raises:
-        ValueError: if a slot is indexed by more than two groups or twice by one (use ChunkTokenizer then).
+        ValueError: if a slot is indexed by more than two groups or twice by one (use ChunkTokenizer then), or numbers
+            of interchangeable units are to have statistics of their own.
     """
 
-    def __init__(self, layout: ParamLayout) -> None:
+    def __init__(self, layout: ParamLayout, *, statistics_per_number: bool = False) -> None:
+        if statistics_per_number and any(group.kind != "linear" for group in layout.groups):
+            raise ValueError("statistics_per_number is for chunk tokens and adapters; units of a network are a set")
         self.layout = layout
+        self.statistics_per_number = statistics_per_number
         units = (NodeGroup(group.name, group.size) for group in layout.groups)
         self.groups = (NodeGroup(GLOBAL_NODE, 1), *units)
         owners: dict[str, dict[int, tuple[int, int]]] = {}
@@ -142,7 +151,8 @@ class NeuronTokenizer(ParamTokenizer):
 
     @property
     def factor_keys(self) -> set[str]:
-        return {block.key for block in self.node_blocks if self._is_linear[block.groups[0]]}
+        factors = (block for block in self.node_blocks if self._is_linear[block.groups[0]])
+        return {block.name if self.statistics_per_number else block.key for block in factors}
 
     @property
     def drawn_keys(self) -> set[str]:
@@ -169,6 +179,8 @@ class NeuronTokenizer(ParamTokenizer):
         return _join_slots(self.layout, parts)
 
     def statistics(self) -> tuple[dict[str, int], Tensor]:
+        if self.statistics_per_number:
+            return _statistics_of_slots(self.layout, own=True)
         sizes: dict[str, int] = {}
         for block in self.blocks:
             sizes.setdefault(block.key, block.width)
@@ -237,14 +249,7 @@ class ChunkTokenizer(ParamTokenizer):
         return _join_slots(self.layout, parts)
 
     def statistics(self) -> tuple[dict[str, int], Tensor]:
-        own = self.statistics_per_number
-        sizes = {slot.name: slot.numel if own else 1 for piece in self._pieces for slot in piece}
-        sizes |= {_copied_key(slot): slot.numel for slot in self.layout if not is_generated(slot)}
-        first = _offsets(sizes)
-        parts = {
-            slot.name: first[slot.name] + torch.arange(slot.numel) * own for piece in self._pieces for slot in piece
-        }
-        return sizes, _fill_copied(self.layout, _join_slots(self.layout, parts), first)
+        return _statistics_of_slots(self.layout, own=self.statistics_per_number)
 
 
 def make_tokenizer(
@@ -264,7 +269,7 @@ def make_tokenizer(
         raise LayoutMismatchError(
             "the layout names no interchangeable units, of which neuron tokens are made; train with tokenizer='chunk'"
         )
-    return NeuronTokenizer(layout)
+    return NeuronTokenizer(layout, statistics_per_number=statistics_per_number)
 
 
 def is_generated(slot: ParamSlot) -> bool:
@@ -351,6 +356,16 @@ def _join_slots(layout: ParamLayout, parts: Mapping[str, Tensor]) -> Tensor:
         parts[slot.name] if slot.name in parts else like.new_zeros(*like.shape[:-1], slot.numel) for slot in layout
     ]
     return torch.cat(blank, dim=-1)
+
+
+def _statistics_of_slots(layout: ParamLayout, *, own: bool) -> tuple[dict[str, int], Tensor]:
+    """As `ParamTokenizer.statistics`: one for each slot, or for each of its numbers."""
+    generated = [slot for slot in layout if is_generated(slot) and slot.numel]
+    sizes = {slot.name: slot.numel if own else 1 for slot in generated}
+    sizes |= {_copied_key(slot): slot.numel for slot in layout if not is_generated(slot)}
+    first = _offsets(sizes)
+    parts = {slot.name: first[slot.name] + torch.arange(slot.numel) * own for slot in generated}
+    return sizes, _fill_copied(layout, _join_slots(layout, parts), first)
 
 
 def _copied_key(slot: ParamSlot) -> str:

@@ -71,7 +71,9 @@ class GeneratorConfig:
         tokenizer: "neuron" or "chunk".
         chunk_width: numbers per chunk token; 0 for the whole network in one token.
         statistics_per_number: whether chunk tokens are normalised number by number, not slot by slot: then what is
-            learned of networks of one run is how they differ, not what they share.
+            learned of networks of one run is how they differ, not what they share. So are adapters whose runs begin at
+            one adapter and stay near it; they are learned as they were trained, not in canonical form, and an untrained
+            model answers with their mean, which is as good as that one.
         metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
         task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
         num_task_bits: see there.
@@ -135,6 +137,10 @@ class GeneratorConfig:
             raise ValueError("num_validation_starts, num_held_out and num_references must not be negative")
         if self.pairs.start_share and not self.model.get("use_start", True):
             raise ValueError(f"a model with use_start=False needs pairs.start_share=0, got {self.pairs.start_share}")
+        if self.statistics_per_number and self.tokenizer == "neuron" and self.pairs.start_share:
+            raise ValueError(
+                "statistics_per_number of adapters needs pairs.start_share=0: starts are given in canonical form"
+            )
         if self.pairs.even_share and not self.metrics:
             raise ValueError("pairs.even_share covers the range of a metric: without metrics set it to 0")
 

@@ -20,6 +20,7 @@ from generator.training.tasks import task_of
 from generator.training.validation import ValidationStarts
 from generator.trajectories import Trajectories
 from zoo.networks.layout import LayoutMismatchError
+from zoo.networks.low_rank import has_adapters
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
 from zoo.tasks.families.family_task import FamilyTask
@@ -193,6 +194,7 @@ def _read_runs(zoos: Sequence[Zoo], config: GeneratorConfig, split: str) -> list
             num_task_bits=config.num_task_bits,
             max_runs=config.max_runs,
             min_snapshots=2 if config.pairs.start_share == 1 else 1,
+            as_trained=config.statistics_per_number and has_adapters(zoo.layout),
         )
         for zoo in zoos
     ]

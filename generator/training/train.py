@@ -180,8 +180,9 @@ def assemble(
         known = [one.range_of(name) for one in runs]
         ranges[name] = (min(one.low for one in known), max(one.high for one in known))
     options = {"use_latent": config.objective.energy_score, "num_task_bits": config.num_task_bits, **config.model}
-    if are_adapters:
-        options["drawn_blocks"] = sorted({key for one in contexts for key in one.tokenizer.drawn_keys})
+    if are_adapters:  # near a start that they share no product is zero, and draws would only disturb it
+        drawn = [one.tokenizer.drawn_keys for one, its in zip(contexts, runs, strict=True) if not its.as_trained]
+        options["drawn_blocks"] = sorted(set().union(*drawn))
     if not config.pairs.start_share and not options.get("noisy_as_start"):
         options["use_start"] = False  # no update of a start is ever trained
     if config.fingerprints:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,21 +74,24 @@ def batches(tensors: Sequence[TensorUpdate], max_numel: int) -> list[list[Tensor
     ]
 
 
+def whole_chunk(tensors: Sequence[TensorUpdate], place: slice = slice(None)) -> Chunk:
+    """All of some tensors of one shape."""
+    masks = [tensor.active for tensor in tensors if tensor.active is not None]
+    return Chunk(tensors, place, None, torch.stack(masks, dim=1) if masks else None)
+
+
 def chunks(batch: Sequence[TensorUpdate], max_numel: int) -> Iterator[list[Chunk]]:
     """Chunks of a batch; those that are slices of one tensor in one list."""
     first = batch[0].param
     count = max(1, max_numel // max(1, first.numel()))  # of a shard there may be nothing
     for start in range(0, len(batch), count):
-        tensors = batch[start : start + count]
-        place = slice(start, start + len(tensors))
-        masks = [tensor.active for tensor in tensors if tensor.active is not None]
-        active = torch.stack(masks, dim=1) if masks else None
+        whole = whole_chunk(batch[start : start + count], slice(start, start + count))
         if first.numel() <= max_numel or first.ndim == 1:
-            yield [Chunk(tensors, place, None, active)]
+            yield [whole]
             continue
         height = max(1, max_numel // first[:, 0].numel())
         rows = (slice(row, row + height) for row in range(0, first.shape[1], height))
-        yield [Chunk(tensors, place, part, active) for part in rows]
+        yield [replace(whole, rows=part) for part in rows]
 
 
 def unstacked(stack: Tensor) -> list[Tensor]:

@@ -31,8 +31,12 @@ of kernels; its power 1/2 is µP's spectral condition for orthogonalised updates
 outputs, whose rows do not grow in number, the condition is 1; with 1/2 final losses were lower up to widths of 2,048
 (tried before log_step was forgotten), though logits move more with width and mean losses at 2,048 were better with 3/4.
 
-The state is that of Adam: 8 bytes for each parameter. Tensors of one shape are handled together, large ones in slices
-(see `batches`): few operations, and no temporary above one tensor. `reference=True` takes them one by one.
+With `basis` the rule sees the gradients of matrices of small sides in other coordinates, and turns updates back from
+them, see `learned_opt.rules.basis`.
+
+The state is that of Adam: 8 bytes for each parameter, at most 16 with `basis`. Tensors of one shape are handled
+together, large ones in slices (see `batches`): few operations, and no temporary above one tensor. `reference=True`
+takes them one by one.
 
 Theta: the scalars of SCALARS in that order, each through its own map so that 0 is a sane start, then weights (15, 3)
 and biases (3,) of the layer, then the three for networks with embeddings, then weights and biases (16, 2) of the second
@@ -53,7 +57,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from learned_opt.rules.batches import Chunk, batches, chunks, per_row, unstacked
+from learned_opt.rules.basis import BASIS, COVARIANCE, gradient_of, has_basis, init_bases, turned_back, update_basis
+from learned_opt.rules.batches import Chunk, batches, chunks, per_row, unstacked, whole_chunk
 from learned_opt.rules.controller import (
     NUM_FEEDBACK,
     NUM_MEMORY,
@@ -102,12 +107,13 @@ class NormalizedRule(TensorwiseRule):
         feedback: False for the scalars alone.
         embedding_offset: whether theta has the three numbers for networks with embeddings.
         memory: whether a second layer sets how long momentum lasts and how fast agreement acts.
+        basis: whether matrices are seen in the eigenvectors of their gradients' covariance, see `basis`.
         reference: put new tensors into the lists instead of changing them in place, which autograd can follow.
     """
 
     name = "normalized"
     uses_horizon = True
-    large_state = ("momentum", "square")
+    large_state = ("momentum", "square", COVARIANCE, BASIS)
 
     def __init__(
         self,
@@ -115,6 +121,7 @@ class NormalizedRule(TensorwiseRule):
         feedback: bool = True,
         embedding_offset: bool = False,
         memory: bool = False,
+        basis: bool = False,
         reference: bool = False,
     ) -> None:
         if (embedding_offset or memory) and not feedback:
@@ -122,19 +129,26 @@ class NormalizedRule(TensorwiseRule):
         self.feedback = feedback
         self.embedding_offset = embedding_offset
         self.memory = memory
+        self.basis = basis
         self.reference = reference
 
     @classmethod
     def from_config(
-        cls, *, network: bool = True, tokens: bool = False, memory: bool = False, reference: bool = False
+        cls,
+        *,
+        network: bool = True,
+        tokens: bool = False,
+        memory: bool = False,
+        basis: bool = False,
+        reference: bool = False,
     ) -> NormalizedRule:
         """The rule of a file of meta-parameters, whose hash covers these names of `feedback` and `embedding_offset`."""
-        return cls(feedback=network, embedding_offset=tokens, memory=memory, reference=reference)
+        return cls(feedback=network, embedding_offset=tokens, memory=memory, basis=basis, reference=reference)
 
     @property
     def config(self) -> dict[str, RuleOption]:
         options: dict[str, RuleOption] = {"network": self.feedback}
-        named = {"tokens": self.embedding_offset, "memory": self.memory}
+        named = {"tokens": self.embedding_offset, "memory": self.memory, "basis": self.basis}
         return options | {name: True for name, is_on in named.items() if is_on}
 
     @property
@@ -156,6 +170,8 @@ class NormalizedRule(TensorwiseRule):
         }
         count = NUM_STATISTICS + NUM_MEMORY_OUTPUTS * self.memory
         state["statistics"] = [p.new_zeros(p.shape[0], count, dtype=torch.float32) for p in params]
+        if self.basis:
+            state |= init_bases(specs, params)
         return state
 
     def updates_shards(self, spec: TensorSpec) -> bool:
@@ -171,6 +187,9 @@ class NormalizedRule(TensorwiseRule):
         per_chunk, per_batch = (sys.maxsize, 1) if self.reference else numel_at_once(theta.device)
         parts = [(batch, list(chunks(batch, per_chunk))) for batch in batches(tensors, per_batch)]
         tensors = [tensor for batch, _ in parts for tensor in batch]
+        for batch, _ in parts:
+            if has_basis(batch[0]):
+                update_basis(whole_chunk(batch), inner_step, in_place=not self.reference)
         total = tensors[0].total or (lambda sums: sums)
         sums = [sum_of([self._accumulate(scalars, chunk) for chunk in slices]) for _, some in parts for slices in some]
         statistics, controls = control(
@@ -196,7 +215,7 @@ class NormalizedRule(TensorwiseRule):
 
     def _accumulate(self, scalars: Scalars, chunk: Chunk) -> Tensor:
         """Update momentum and second moment; what is seen of the gradient, summed: (N, K, 6), see `signals_of`."""
-        grad, momentum, square = chunk.grad(), chunk.state("momentum"), chunk.state("square")
+        grad, momentum, square = gradient_of(chunk), chunk.state("momentum"), chunk.state("square")
         normalised = momentum * (square + _TINY).rsqrt_()
         norm, dot = square_sum(normalised), _flat(normalised * grad).sum(2)
         forgotten = 1 - scalars["momentum_decay"]
@@ -252,6 +271,8 @@ class NormalizedRule(TensorwiseRule):
             update = self._directions(batch, parts, controls.nesterov)  # (N, K, *shape)
             if is_matrix:
                 update = orthogonal_mix(update, scalars[f"mix_{spec.role}"], exact=self.reference)
+            if has_basis(batch[0]):
+                update = turned_back(whole_chunk(batch), update)
             squares = square_sum(update)
         size = lr * controls.size * (squares / batch[0].numel + _TINY).rsqrt()
         decay = (controls.learned_decay if is_matrix else 0.0) if asked is None else asked
@@ -283,7 +304,7 @@ class NormalizedRule(TensorwiseRule):
 
 def direction_of(chunk: Chunk, nesterov: Tensor, out: Tensor | None = None) -> Tensor:
     """Direction (N, K, *shape) of a chunk, not normalised."""
-    momentum, square, grad = chunk.state("momentum"), chunk.state("square"), chunk.grad()
+    momentum, square, grad = chunk.state("momentum"), chunk.state("square"), gradient_of(chunk)
     return torch.lerp(momentum, grad, per_row(nesterov, grad), out=out).mul_((square + _TINY).rsqrt_())
 
 

@@ -4,9 +4,9 @@
 
 Builds the frozen base, the adapter where those of the zoo begin, the zoo (experiment=zoo_lora_resnet18 and its
 relatives) and a generator for each seed (experiment=generator_adapters_resnet18) in the folder `out`, each where it is
-not finished there, and then prints the table of `scripts.bench.generator_adapters`. `--size cores` is what one CPU core
-trains in half an hour; `--size card` has nine times as many adapters, each trained longer, and fifty times as many
-examples in the training of the generator. It has not been run on a card.
+not finished there, and then prints the table of `scripts.bench.generator_adapters`. `--size cores` takes some twenty
+minutes of one CPU core; `--size card` has thirteen times as many adapters, trained on six times as many images, and
+trains the generator on fifty times as many tasks. Neither has been run to its end.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from . import generator_adapters
 from .command import bench
 from .generator_table import PACKAGES
 
-SIZES: Final[dict[str, tuple[dict[str, object], dict[str, object]]]] = {  # settings of the zoo and of the generator
-    "cores": ({}, {}),
+SIZES: Final[dict[str, tuple[dict[str, object], ...]]] = {  # settings of the start, the zoo and the generator
+    "cores": ({}, {}, {}),
     "card": (
-        {"num_runs": 1024, "num_steps": 600, "batch_size": 32},
+        {"num_steps": 2000},
+        {"num_runs": 1024, "num_steps": 240, "batch_size": 32, "optimizer.lr": 0.0015},
         {
             "generator.pairs.batch_size": 32,
             "generator.pairs.num_examples": [16, 64],
@@ -53,10 +54,10 @@ def rows(
     """
     base, start, zoo = (Path(out) / name for name in ("base", "start", "zoo"))
     generators = [Path(out) / f"generator{seed}" for seed in range(seeds)]
-    of_zoo, of_generator = SIZES[size]
+    of_start, of_zoo, of_generator = SIZES[size]
     on_base = {"task.adapter.base": base, "device": device}
     run("build_zoo", "zoo_lora_resnet18_base", out=base, device=device)
-    run("build_zoo", "zoo_lora_resnet18_start", out=start, **on_base)
+    run("build_zoo", "zoo_lora_resnet18_start", out=start, **on_base, **of_start)
     run("build_zoo", "zoo_lora_resnet18", out=zoo, init_from=start, **on_base, **of_zoo)
     for seed, generator in enumerate(generators):
         seeded = of_generator | {"generator.optimization.seed": seed, "device": device}

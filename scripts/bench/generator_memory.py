@@ -28,6 +28,7 @@ from generator.trajectories import Trajectories
 from zoo.networks.architectures import MLP
 from zoo.networks.layout import ParamLayout
 
+from ..allocator import keep_freed_memory
 from ..rows import Row
 from .command import bench
 from .generator_table import PACKAGES
@@ -50,9 +51,10 @@ def rows(
     Args:
         windows: that a training step denoises
     """
+    keep_freed_memory()  # as training does
     work = Work(width, chunk_width, torch.device(device), num_windows=windows)
     yield row(work, work.training, Work.train, num_steps)
-    yield row(work, "sampling", lambda work: work.sample(1), num_steps)
+    yield row(work, "sampling, 1 step", lambda work: work.sample(1), num_steps)
 
 
 def stage(device: torch.device, size: str, budget: float) -> Iterator[Row]:

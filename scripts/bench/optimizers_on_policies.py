@@ -1,6 +1,6 @@
 """Do learned optimizers, meta-trained on losses of examples alone, train policies by the policy gradient?
 
-    python -m scripts.bench.optimizers_on_policies [--record]    (about six minutes on one core)
+    python -m scripts.bench.optimizers_on_policies [--optimizers mulo-norm ...] [--record]    (six minutes on one core)
 
 Policies of the cart-pole (MLP 4-16-2, eight episodes an update, 60 updates); Adam and Muon at a grid of constant rates,
 the learned ones as they are. All begin with the same policies and meet the same episodes. Prints a table: mean
@@ -24,14 +24,17 @@ from ..rows import Row
 from .command import bench
 
 RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
-LEARNED = ("mulo-norm", "mulo")
+LEARNED = ("mulo-norm", "mulo-wide", "mulo")
 LOOKED_AT = (10, 20, 40, 60)
 NUM_EPISODES = 8
 
 
-def rows(*, num_policies: int = 32, seeds: Sequence[int] = (0, 1, 2)) -> Iterator[Row]:
+def rows(
+    *, optimizers: Sequence[str] = ("Adam", "Muon", *LEARNED), num_policies: int = 32, seeds: Sequence[int] = (0, 1, 2)
+) -> Iterator[Row]:
     for setting, optimizer in methods():
-        yield row(setting, optimizer, seeds, num_policies)
+        if setting["optimizer"] in optimizers:
+            yield row(setting, optimizer, seeds, num_policies)
 
 
 def methods() -> Iterator[tuple[dict[str, str | float], InnerOptimizer]]:

@@ -14,9 +14,11 @@ from generator.model.objectives import ObjectiveConfig, product_distance, produc
 from generator.networks import in_one_form
 from generator.pipeline import ParameterPipeline
 from generator.prompts.plausibility import FEWEST_LABELLED
+from generator.prompts.prompt import Prompt
+from generator.sampler import make_scheduler, sample_params
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import MADE_UP_RUNS, PairConfig, batch_rng, draw_pairs
-from generator.training.train import train_generator
+from generator.training.train import assemble, train_generator
 from generator.trajectories import Trajectories
 from tests.generator.model.test_examples import adapters_on
 from zoo import build_zoo, get_task
@@ -293,3 +295,22 @@ def test_trajectories_and_starts_have_one_form(zoos):
     networks = runs.read(torch.arange(2), torch.full((2,), 2))
     mixed = low_rank.apply(runs.layout, networks, low_rank.sample(runs.layout, 2, torch.Generator().manual_seed(0)))
     torch.testing.assert_close(in_one_form(runs.layout, mixed), networks, rtol=1e-3, atol=1e-4)
+
+
+def test_adapters_that_begin_at_one_keep_their_factors_and_what_is_untrained_answers_near_it():
+    task, rng = adapter_task(), torch.Generator().manual_seed(0)
+    start = torch.randn(task.layout.num_params, generator=rng)
+    later = start + 0.01 * torch.randn(6, 1, len(start), generator=rng)
+    params = torch.cat((start.expand(6, 1, -1), later), dim=1)
+    runs = Trajectories(task.layout, params, {}, as_trained=True)
+    assert torch.equal(runs.read(torch.arange(6), torch.ones(6, dtype=torch.int64)), params[:, 1])
+    with pytest.raises(ValueError, match="all runs begin at one adapter"):
+        Trajectories(task.layout, params.flip(1), {}, as_trained=True)
+    with pytest.raises(ValueError, match=r"needs pairs\.start_share=0"):
+        GeneratorConfig(statistics_per_number=True)
+    config = replace(make_config(), metrics=(), statistics_per_number=True)
+    model, _, (context,) = assemble([runs], [task], config)
+    inputs, targets, _ = task.for_members(range(6)).batch(torch.arange(8), 6)
+    prompt = Prompt.of({"examples": (inputs, targets)}, [], 6, kind=model.example_kind)
+    made = sample_params(model, context, make_scheduler("sample"), prompt)
+    torch.testing.assert_close(made, start.expand(6, -1), rtol=0, atol=0.02)

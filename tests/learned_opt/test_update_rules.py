@@ -31,11 +31,12 @@ RULES = [
     MlpRule(8, "sp"),
     NormalizedRule(),
     NormalizedRule(feedback=False),
+    NormalizedRule(memory=True, basis=True),
     Celo2Rule(),
     Celo2Rule(orthogonalize=False),
     VeloRule(lstm=8, bank=6),
 ]
-IDS = ["mulo", "small-fc-lopt", "normalized", "scalars", "celo2", "celo2-base", "velo"]
+IDS = ["mulo", "small-fc-lopt", "normalized", "scalars", "basis", "celo2", "celo2-base", "velo"]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=IDS)
 
 

@@ -17,7 +17,7 @@ from learned_opt.evaluation.statistics import Interval, accuracy_points, compare
 
 from ...rows import Row
 from .comparison import ONE_CONSTANT, REFERENCE, TUNED_MUON, Comparison
-from .goals import SCALARS, STATIC
+from .goals import NORM, SCALARS, STATIC
 
 HOW_TO_READ: Final = """How to read it:
 
@@ -57,6 +57,7 @@ _OTHERS: Final = (
     "Schedule-Free AdamW",
     "AdamW 1e-3 untuned",
     ONE_CONSTANT.format(UNTRAINED_FRAME),
+    NORM,
     SCALARS,
     STATIC,
 )

@@ -22,6 +22,11 @@ TOKENIZERS = {
 }
 
 
+def test_interchangeable_units_have_no_statistics_of_their_own():
+    with pytest.raises(ValueError, match="units of a network are a set"):
+        make_tokenizer("neuron", ParamLayout.of(MLP(8, (6,), 3)), statistics_per_number=True)
+
+
 @pytest.fixture(params=ARCHITECTURES, ids=str)
 def layout(request):
     return ParamLayout.of(ARCHITECTURES[request.param]())

@@ -9,7 +9,11 @@ from zoo.networks.architectures import ByteTransformer
 
 from ...devices import never_waiting
 
-RULES = {"mulo": MlpRule(16), "mulo-norm": NormalizedRule(embedding_offset=True)}
+RULES = {
+    "mulo": MlpRule(16),
+    "mulo-norm": NormalizedRule(embedding_offset=True),
+    "basis": NormalizedRule(embedding_offset=True, memory=True, basis=True),
+}
 NUM_WARMUP, NUM_REPLAYS = 3, 10
 every_rule = pytest.mark.parametrize("name", RULES)
 

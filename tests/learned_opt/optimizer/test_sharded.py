@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from learned_opt import LearnedOptimizer, MuLO, load_pretrained
 from learned_opt.pretrained.files import Pretrained
+from learned_opt.rules.normalized import NormalizedRule
 from learned_opt.rules.rule import UpdateRule
 from zoo.networks.architectures import ByteTransformer
 from zoo.tasks.datasets import python_source
@@ -180,7 +181,9 @@ def any_placement_of_any_tensor(rank: int, path: Path) -> None:
     places = [(flat, [Shard(0)]), (flat, [Shard(-1)]), (flat, [Replicate()])]
     places += [(wide, [Replicate(), Shard(0)]), (tall, [Shard(0), Shard(-1)])]
     rng = torch.Generator().manual_seed(0)
-    for theta in (*map(load, NAMES), Pretrained(Average(), torch.full((1,), 0.1))):
+    basis = NormalizedRule(memory=True, basis=True)
+    others = (Pretrained(basis, basis.init_theta(rng)), Pretrained(Average(), torch.full((1,), 0.1)))
+    for theta in (*map(load, NAMES), *others):
         grads = [[torch.randn(p.shape, generator=rng) for p in Experts().parameters()] for _ in range(2)]
         for step in grads:
             step[0][1] = 0.0  # an expert without tokens

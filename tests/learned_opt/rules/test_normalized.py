@@ -59,7 +59,7 @@ def meta_trained_like(seed: int = 0, *, offset: bool = False, memory: bool = Fal
 class PerTensorRule:
     """The rule for one tensor, with floats, as plainly as it can be written."""
 
-    def __init__(self, scalars, network, spec, param, *, horizon, second=None):
+    def __init__(self, scalars, network, spec, param, *, horizon, second=None, basis=False):
         self.s, self.spec, self.param, self.horizon, self.t = scalars, spec, param, horizon, 0
         self.m = torch.zeros_like(param)
         self.v = torch.zeros_like(param)
@@ -67,6 +67,21 @@ class PerTensorRule:
         self.weight, self.bias = network[:45].view(15, 3), network[45:]
         self.second = torch.zeros(16, 2) if second is None else second.view(16, 2)
         self.log_memory = self.log_reaction = 0.0
+        self.has_basis = basis and spec.role in ("input", "hidden", "output")
+        self.covariance, self.basis = 0.0, None
+
+    def in_basis(self, g):
+        """The gradient in eigenvectors of its covariance along the shorter side, seen as a tall matrix."""
+        tall = g.reshape(len(g), -1)
+        self.is_wide = tall.shape[0] < tall.shape[1]
+        tall = tall.T if self.is_wide else tall
+        if self.basis is None:
+            self.basis, self.m, self.v = torch.eye(tall.shape[1]), torch.zeros_like(tall), torch.zeros_like(tall)
+        self.covariance = 0.95 * self.covariance + 0.05 * tall.T @ tall
+        if self.t % 10 == 0:
+            old, self.basis = self.basis, torch.linalg.qr(self.covariance @ self.basis).Q
+            self.m = self.m @ old.T @ self.basis
+        return tall @ self.basis
 
     def per_run(self, name):
         return (self.horizon / 400) ** self.s[f"{name}_horizon"]
@@ -74,6 +89,7 @@ class PerTensorRule:
     def update(self, g):
         s, role, t, horizon = self.s, self.spec.role, self.t, self.horizon
         f = min(t, horizon - 1) / horizon
+        g = self.in_basis(g) if self.has_basis else g
         last = self.m / (self.v + 1e-24).sqrt()
         square = float((g**2).mean())
         agreement = 0.0
@@ -124,6 +140,9 @@ class PerTensorRule:
         nesterov = min(1.0, s["nesterov"] * math.exp(max(-4.0, min(4.0, float(out[2])))))
         d = (self.m + nesterov * (g - self.m)) / (self.v + 1e-24).sqrt()
         d = d / (d**2).mean().sqrt()
+        if self.has_basis:
+            d = d @ self.basis.T
+            d = (d.T if self.is_wide else d).reshape(self.param.shape)
         if role in ("input", "hidden", "output"):
             matrix = d.reshape(d.shape[0], -1)
             tall = matrix.shape[0] > matrix.shape[1]
@@ -143,11 +162,20 @@ class PerTensorRule:
 
 
 @pytest.mark.parametrize(
-    ("reference", "offset", "memory"),
-    [(False, False, False), (True, False, False), (False, True, False), (False, True, True), (True, False, True)],
+    ("reference", "parts"),
+    [
+        (False, set()),
+        (True, set()),
+        (False, {"embedding_offset"}),
+        (False, {"embedding_offset", "memory"}),
+        (True, {"memory"}),
+        (False, {"basis"}),
+        (True, {"basis", "memory"}),
+    ],
 )
-def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference, offset, memory):
-    rule, horizon = NormalizedRule(reference=reference, embedding_offset=offset, memory=memory), 90
+def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference, parts):
+    rule, horizon = NormalizedRule(reference=reference, **dict.fromkeys(parts, True)), 90
+    offset, memory = "embedding_offset" in parts, "memory" in parts
     specs = [replace(spec, reads_tokens=offset) for spec in SPECS]
     theta = meta_trained_like(offset=offset, memory=memory)
     second = theta[-controller.NUM_MEMORY :] if memory else None
@@ -156,7 +184,7 @@ def test_equals_a_plain_per_tensor_implementation_over_100_updates(reference, of
     rng = torch.Generator().manual_seed(0)
     sizes = [0.1, 2.0, 0.3, *[1.0] * 6]  # with steps that both limits change
     params = [size * torch.randn(1, *s.shape, generator=rng) for size, s in zip(sizes, SPECS, strict=True)]
-    options = {"horizon": horizon, "second": second}
+    options = {"horizon": horizon, "second": second, "basis": "basis" in parts}
     plain = [PerTensorRule(SCALARS, network, s, p[0].clone(), **options) for s, p in zip(SPECS, params, strict=True)]
     state = rule.init_state(specs, params)
     with torch.no_grad():
@@ -331,8 +359,8 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("active", [None, [True, False]], ids=["all", "one network"])
-@pytest.mark.parametrize("num_networks", [1, 2])
-def test_slices_and_stacks_of_tensors_equal_the_readable_twin(num_networks, active, monkeypatch):
+@pytest.mark.parametrize(("num_networks", "basis"), [(1, False), (2, False), (1, True), (2, True)])
+def test_slices_and_stacks_of_tensors_equal_the_readable_twin(num_networks, basis, active, monkeypatch):
     small_chunks(monkeypatch)
     specs = [*SPECS, TensorSpec("large", "output", 8, (30, 8), 3), TensorSpec("vector", "norm", 1, (150,), 3), *SPECS]
     rng = torch.Generator().manual_seed(0)
@@ -343,7 +371,7 @@ def test_slices_and_stacks_of_tensors_equal_the_readable_twin(num_networks, acti
     lr = torch.tensor(0.5)
     results = []
     for reference in (False, True):
-        rule, params = NormalizedRule(reference=reference), [param.clone() for param in start]
+        rule, params = NormalizedRule(reference=reference, basis=basis), [param.clone() for param in start]
         state = rule.init_state(specs, params)
         grads_rng = torch.Generator().manual_seed(1)
         for inner_step in range(4):
@@ -365,10 +393,11 @@ def test_slices_and_stacks_of_tensors_equal_the_readable_twin(num_networks, acti
         torch.testing.assert_close(fast, readable, rtol=1e-4, atol=1e-5)
 
 
-def test_inactive_networks_stay_as_they_are_whatever_their_gradients(monkeypatch):
+@pytest.mark.parametrize("basis", [False, True])
+def test_inactive_networks_stay_as_they_are_whatever_their_gradients(basis, monkeypatch):
     small_chunks(monkeypatch)
     rng = torch.Generator().manual_seed(0)
-    rule, params = NormalizedRule(), [torch.randn(2, *spec.shape, generator=rng) for spec in SPECS]
+    rule, params = NormalizedRule(basis=basis), [torch.randn(2, *spec.shape, generator=rng) for spec in SPECS]
     state, active = rule.init_state(SPECS, params), [torch.tensor([True, False])] * len(SPECS)
     grads = [torch.randn(param.shape, generator=rng) for param in params]
     before = [[tensor.clone() for tensor in kept] for kept in (params, *state.values())]
@@ -379,5 +408,5 @@ def test_inactive_networks_stay_as_they_are_whatever_their_gradients(monkeypatch
     for old, new in zip(before, (params, *state.values()), strict=True):
         for a, b in zip(old, new, strict=True):
             assert torch.equal(a[1], b[1])
-            assert not torch.equal(a[0], b[0])
+            assert not a.numel() or not torch.equal(a[0], b[0])
             assert b.isfinite().all()

@@ -21,6 +21,7 @@ LAYOUT = ParamLayout.of(MLP(6, (5, 7), 3))
 RULES = {"normalized": NormalizedRule(), "mlp": MlpRule(4)}
 RECORDED = {
     "normalized": NormalizedRule(),
+    "basis": NormalizedRule(memory=True, basis=True),
     "mlp": MlpRule(4, native=False),  # C is the CPU's
     "celo2": Celo2Rule(),
     "velo": VeloRule(lstm=8, bank=4),
