@@ -35,13 +35,13 @@ def embedder_of(name: str) -> Embedder:
 
 
 def hashed_words(texts: Sequence[str]) -> Tensor:
-    """Counts (N, 512) of hashed words; case, order and punctuation count for nothing.
+    """Bags of words (N, 512) of length one; case, order and punctuation count for nothing.
 
     Source: Weinberger et al. 2009 (arXiv 0902.2206), signed feature hashing.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    reader = HashingVectorizer(n_features=_NUM_PLACES, token_pattern=r"\w+", norm=None)
+    reader = HashingVectorizer(n_features=_NUM_PLACES, token_pattern=r"\w+")
     return torch.from_numpy(reader.transform(texts).toarray()).float()
 
 
@@ -105,8 +105,7 @@ class RunDescriptions:
 class DescriptionReader(nn.Module):
     """Features (B, d + 1) of descriptions, the last one whether there is any.
 
-    What all sentences of the training share is taken out of them first: most of a sentence model's vector. Numbers in
-    which these do not differ are not read: words that training did not use would be noise.
+    What all sentences of the training share is taken out of them first: most of a sentence model's vector.
 
     Args:
         num_features: W.
@@ -116,22 +115,21 @@ class DescriptionReader(nn.Module):
     def __init__(self, num_features: int, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_features))
-        self.register_buffer("scale", torch.ones(num_features))
+        self.register_buffer("spread", torch.ones(()))
         self.mean: Tensor
-        self.scale: Tensor
+        self.spread: Tensor
         self.layers = nn.Sequential(nn.Linear(num_features, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def fit(self, vectors: Tensor) -> None:
         """Take the mean and the deviation from it over vectors (..., W)."""
         flat = vectors.flatten(0, -2)
         self.mean.copy_(flat.mean(0))
-        squares = (flat - self.mean).square().mean(0)
-        self.scale.copy_((squares > 1e-12) / squares.mean().sqrt().clamp(min=1e-6))
+        self.spread.copy_((flat - self.mean).square().mean().sqrt().clamp(min=1e-6))
 
     def forward(self, descriptions: Tensor) -> Tensor:
         """Of vectors (B, W), NaN where there is none."""
         is_given = ~descriptions.isnan().any(1, keepdim=True)
-        told = ((descriptions - self.mean) * self.scale).where(is_given, 0.0)
+        told = ((descriptions - self.mean) / self.spread).where(is_given, 0.0)
         read = self.layers(told.to(self.mean.dtype))
         return torch.cat((read * is_given, is_given.to(read.dtype)), dim=1)
 

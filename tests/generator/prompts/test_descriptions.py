@@ -17,9 +17,10 @@ def letters(texts):
 def test_hashed_words_know_words_alone():
     vectors = hashed_words(["tell 3, 5 and 7 from 1", "Tell 7 from 1! 5 and 3", "tell 3, 5 and 8 from 1", "unheard of"])
     assert vectors.shape == (4, 512)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
     assert torch.equal(vectors[0], vectors[1])
-    assert (vectors[0] != vectors[2]).sum() == 2, "one word for another"
-    assert float(vectors[0] @ vectors[3]) == 0
+    assert 0.5 < float(vectors[0] @ vectors[2]) < 0.95
+    assert abs(float(vectors[0] @ vectors[3])) < 1e-6
 
 
 def test_a_run_is_described_by_one_of_its_texts():
@@ -47,8 +48,6 @@ def test_what_all_sentences_share_is_taken_out():
     other = DescriptionReader(26, 4)
     other.load_state_dict(reader.state_dict() | {"mean": reader.mean - 100})
     torch.testing.assert_close(other(said), found[:3], rtol=1e-4, atol=1e-4)
-    unheard = letters(["the cat"]) + letters(["bjq"])
-    torch.testing.assert_close(reader(unheard + 100), found[:1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_prompt_in_words_is_of_one_sentence_or_of_one_each():

@@ -20,13 +20,6 @@ _OF_SUBSETS: Final = (
     "all classes but {outside_and}",
     "everything except {outside_and}",
     "anything that is not {outside_or}",
-    "{inside_and}",
-    "a classifier for {inside_or}",
-    "which examples show {inside_or}",
-    "only {inside_and}, nothing else",
-    "not {outside_or}",
-    "any class besides {outside_and}",
-    "leave out {outside_and}",
 )
 
 
