@@ -129,7 +129,7 @@ def _output(
     model: RecurrentDiffusionTransformer, context: NetworkContext, prompt: Prompt, start: Tensor | None, *, seed: int
 ) -> Output:
     """Of the model for B prompts, with a latent that depends on the time alone."""
-    predictor = Predictor.of(model, context, prompt, start, guidance_scale=1.0, rng=None)
+    predictor = Predictor.of(model, context, prompt, start)
 
     def output(noisy: Tensor, time: float) -> Tensor:
         rng = torch.Generator().manual_seed(seed + round(time * 2**31))

@@ -68,8 +68,8 @@ class ParameterPipeline(DiffusionPipeline):
         splits: which runs the training saw and held out, as `SplitRule.to_dict` has it; None for the zoo's own splits.
         task_bits_column: column of the zoo's runs that holds the task bits; None without a family of tasks.
         tasks: of each of the normalizer's layouts, as `get_task` takes them; None for those that it cannot make.
-        calibrations: of prompts of one metric, by mode ("start", "noise") for each of the normalizer's layouts;
-            None to ask the model for the very values of a prompt.
+        calibrations: of prompts of one metric and of the latents' scale, by mode ("start", "noise") for each of the
+            normalizer's layouts; None to ask the model for the very values of a prompt.
         usual_losses: that networks have at most on the examples of their own prompts, for each of the normalizer's
             layouts, see `generator.prompts.plausibility`; None where that is not known.
         reader: reads networks from their weights; None for a pipeline that only makes them.
@@ -249,17 +249,19 @@ class ParameterPipeline(DiffusionPipeline):
         if task_bits is not None:
             prompt = {**(prompt or {}), TASK_BITS: task_bits}
         asked = self._prompts(prompt, size, start_metrics)
+        calibration = self._calibration(layout, "noise" if start is None else "start")
         repeated = torch.arange(size).repeat_interleave(best_of)
         starts = None if starts is None else starts.expand(size, -1)[repeated.to(starts.device)]
         generated = sample_params(
             self.model,
             context,
             self.scheduler,
-            self._calibrated(asked, layout, "noise" if start is None else "start")[repeated],
+            self._calibrated(asked, calibration)[repeated],
             start=starts,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             eta=eta,
+            latent_scale=1.0 if calibration is None else calibration.latent_scale,
             generator=generator,
         )
         if starts is not None:
@@ -315,8 +317,9 @@ class ParameterPipeline(DiffusionPipeline):
             if len(begun) not in (1, len(networks)):
                 raise ValueError(f"start must be one start, or {len(networks)}, one for each network, got {len(begun)}")
             begun = begun.expand_as(networks)
-        mode, context = "noise" if begun is None else "start", self._context(layout, task)
-        own, asked = (self._calibrated(self._prompts(one, len(networks)), layout, mode) for one in (own_prompt, prompt))
+        context = self._context(layout, task)
+        calibration = self._calibration(layout, "noise" if begun is None else "start")
+        own, asked = (self._calibrated(self._prompts(one, len(networks)), calibration) for one in (own_prompt, prompt))
         edited = edit_params(
             self.model,
             context,
@@ -342,7 +345,7 @@ class ParameterPipeline(DiffusionPipeline):
         self, values: Mapping[str, Any] | None, size: int, start: Mapping[str, PromptValue] | None = None
     ) -> Prompt:
         """Prompts of `size` networks, with a warning where they are outside the trained range, brought into it."""
-        if values is not None and DESCRIPTION in values and self.embed is None and self.config["descriptions"]:
+        if isinstance(values, Mapping) and DESCRIPTION in values and self.embed is None and self.config["descriptions"]:
             self.embed = embedder_of(self.config["descriptions"])
         prompts = Prompt.of(
             values,
@@ -435,14 +438,17 @@ class ParameterPipeline(DiffusionPipeline):
         if usual is not None and context.task is not None:
             warn_of_unusual(loss_on_prompts(context.task, generated, examples.to(generated.device)), usual)
 
-    def _calibrated(self, prompt: Prompt, layout: ParamLayout, mode: str) -> Prompt:
-        """What to ask the model for; a layout or a mode that it was not trained on is asked as it is."""
+    def _calibration(self, layout: ParamLayout, mode: str) -> Calibration | None:
+        """How networks of a layout are asked for; None for layouts and modes that the model was not trained on."""
         if self.config["calibrations"] is None or layout not in self.normalizer.layouts:
-            return prompt
+            return None
         by_mode = self.config["calibrations"][self.normalizer.layouts.index(layout)]
-        if mode not in by_mode:
+        return Calibration(**by_mode[mode]) if mode in by_mode else None
+
+    def _calibrated(self, prompt: Prompt, calibration: Calibration | None) -> Prompt:
+        """What to ask the model for."""
+        if calibration is None:
             return prompt
-        calibration = Calibration(**by_mode[mode])
         target, column = prompt.target.clone(), self.metrics.index(calibration.metric)
         target[:, column] = calibration(target[:, column])
         return replace(prompt, target=target)

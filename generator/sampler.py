@@ -59,6 +59,7 @@ def sample_params(
     num_inference_steps: int = 8,
     guidance_scale: float = 1.0,
     eta: float = 0.0,
+    latent_scale: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Generated parameters (B, P).
@@ -72,6 +73,7 @@ def sample_params(
         num_inference_steps: denoising steps; a model without diffusion takes one.
         guidance_scale: 1 for none; above, predictions move away from those for the null prompt.
         eta: 0 for the deterministic sampler, 1 for ancestral sampling (DDIM only).
+        latent_scale: deviation of the latents; above 1 networks differ more.
         generator: random numbers.
     """
     if len(prompt) > NETWORKS_PER_PASS:
@@ -85,13 +87,16 @@ def sample_params(
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 eta=eta,
+                latent_scale=latent_scale,
                 generator=generator,
             )
             for chosen in torch.arange(len(prompt)).split(NETWORKS_PER_PASS)
         ]
         return torch.cat(parts)
 
-    predict = Predictor.of(model, context, prompt, start, guidance_scale=guidance_scale, rng=generator)
+    predict = Predictor.of(
+        model, context, prompt, start, guidance_scale=guidance_scale, latent_scale=latent_scale, rng=generator
+    )
     if not model.config["diffusion"]:
         return context.generated(predict(None, 0.0))
     noise = randn_tensor((len(prompt), context.layout.num_params), generator=generator, device=context.device)
@@ -117,6 +122,7 @@ class Predictor:
     readings: list[Any]
     noisy_as_start: bool
     guidance_scale: float
+    latent_scale: float
     rng: torch.Generator | None
 
     @classmethod
@@ -127,8 +133,9 @@ class Predictor:
         prompt: Prompt,
         start: Tensor | None,
         *,
-        guidance_scale: float,
-        rng: torch.Generator | None,
+        guidance_scale: float = 1.0,
+        latent_scale: float = 1.0,
+        rng: torch.Generator | None = None,
     ) -> Predictor:
         """For prompts (B) and starts (B, P), as `sample_params` takes them."""
         prompt = prompt.to(context.device)
@@ -151,13 +158,15 @@ class Predictor:
             )
             for asked in prompts
         ]
-        return cls(model, context, prompts, readings, noisy_as_start, guidance_scale, rng)
+        return cls(model, context, prompts, readings, noisy_as_start, guidance_scale, latent_scale, rng)
 
     def __call__(self, noisy: Tensor | None, time: float) -> Tensor:
         """Output (B, P) for noisy networks (B, P) at a time, and one draw of the latent."""
         model, context, size = self.model, self.context, len(self.prompts[0])
         shape, device = (size, context.layout.num_params), context.device
-        latent = randn_tensor(shape, generator=self.rng, device=device) if model.config["use_latent"] else None
+        latent = None
+        if model.config["use_latent"]:
+            latent = self.latent_scale * randn_tensor(shape, generator=self.rng, device=device)
         seen = None
         if self.noisy_as_start and model.config["num_fingerprints"] and noisy is not None:
             seen = context.fingerprints(context.scale.denormalize(noisy))

@@ -173,3 +173,19 @@ class Trajectories:
         values = self.metrics[metric]
         sign = 1 if is_lower_better(metric) else -1
         return sign * (sign * values).where(values.isfinite(), torch.inf).min(1).values.quantile(0.5).item()
+
+
+def nearest_snapshots(values: Tensor, asked: Tensor) -> Tensor:
+    """Snapshot (R,) at which each run is nearest to the value asked of it, on a logarithmic scale.
+
+    Args:
+        values: (R, S) metric of the runs, NaN where a run has no snapshot.
+        asked: (R,) or ().
+    """
+    return log_gap(values, asked.reshape(-1, 1)).argmin(1)
+
+
+def log_gap(values: Tensor, asked: Tensor) -> Tensor:
+    """|log values - log asked|, infinite where a value is not a positive number."""
+    usable = values.isfinite() & (values > 0)
+    return torch.where(usable, (values.clamp(min=1e-30).log() - asked.log()).abs(), torch.inf)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from generator.evaluation.neighbours import nearest, permutations_to
-from generator.evaluation.testbed import METRIC, log_gap, nearest_snapshots
-from generator.trajectories import Trajectories
+from generator.evaluation.testbed import METRIC
+from generator.trajectories import Trajectories, log_gap, nearest_snapshots
 from zoo.networks.layout import ParamLayout
 from zoo.networks.symmetry import apply
 

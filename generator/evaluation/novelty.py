@@ -21,9 +21,9 @@ from torch import Tensor
 from generator.evaluation.baselines import MatchedAverage, NoisyCopy
 from generator.evaluation.collapse import Behaviour
 from generator.evaluation.neighbours import nearest
-from generator.evaluation.testbed import METRIC, Testbed, nearest_snapshots
+from generator.evaluation.testbed import METRIC, Testbed
 from generator.evaluation.verdict import Estimate, Verdict
-from generator.trajectories import Trajectories
+from generator.trajectories import Trajectories, nearest_snapshots
 from zoo.networks.metrics import wrong_prediction_iou
 
 GENERATED: Final = "generated"

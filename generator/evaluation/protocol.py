@@ -29,9 +29,9 @@ from generator.evaluation.baselines import (
 from generator.evaluation.collapse import CollapseReport, collapse_report
 from generator.evaluation.generalization import MAX_GAP, Generalization
 from generator.evaluation.novelty import Foretelling, NoveltyReport, novelty_report, retrieval_verdict
-from generator.evaluation.testbed import METRIC, Sampler, Testbed, log_gap
+from generator.evaluation.testbed import METRIC, Sampler, Testbed
 from generator.evaluation.verdict import Estimate, Verdict
-from generator.trajectories import Trajectories
+from generator.trajectories import Trajectories, log_gap
 from zoo.ambient import torch_defaults
 from zoo.networks.metrics import LOG_RANGE
 

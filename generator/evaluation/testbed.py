@@ -21,7 +21,7 @@ from generator.alignment import measured, prompt_grid
 from generator.evaluation.generalization import RealCurves
 from generator.pipeline import ParameterPipeline
 from generator.training.tasks import task_of
-from generator.trajectories import Trajectories
+from generator.trajectories import Trajectories, nearest_snapshots
 from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
 from zoo.storage.zoo import Zoo
@@ -152,19 +152,3 @@ class Testbed:
     def val_loss(self, params: Tensor) -> Tensor:
         """Val losses (N,) of networks (N, P), on the CPU."""
         return measured(self.task, params, "val")["loss"]
-
-
-def nearest_snapshots(values: Tensor, asked: Tensor) -> Tensor:
-    """Snapshot (R,) at which each run is nearest to the value asked of it, on a logarithmic scale.
-
-    Args:
-        values: (R, S) metric of the runs, NaN where a run has no snapshot.
-        asked: (R,) or ().
-    """
-    return log_gap(values, asked.reshape(-1, 1)).argmin(1)
-
-
-def log_gap(values: Tensor, asked: Tensor) -> Tensor:
-    """|log values - log asked|, infinite where a value is not a positive number."""
-    usable = values.isfinite() & (values > 0)
-    return torch.where(usable, (values.clamp(min=1e-30).log() - asked.log()).abs(), torch.inf)

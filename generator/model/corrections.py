@@ -3,7 +3,7 @@
 The network that was predicted, in one pass or in a step of diffusion, is run on the examples of its prompt, and the
 gradient of its loss on them is given back to the model, as features of the tokens beside the answer itself. The model's
 blocks are run again and what comes out is added to the answer. So a correction is the step of a learned optimizer that
-sees the examples, too. Where examples have no labels there is no gradient, and the second look is at the answer alone.
+sees the examples, too. Examples without labels give the gradient of what the network's outputs leave undecided.
 
 What comes out is free or, with a rate, also steps along the gradient, whose rate the model gives for every number:
 where examples hold more than a token can, as those of a text do, the steps do not have to pass through one. Each may
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from generator.model.denoiser import zero_init
 from generator.prompts.examples import NO_LABEL, Examples
 from generator.tokens.tokenizer import ParamTokenizer
+from zoo.tasks.objectives import Probabilistic
 from zoo.tasks.task import Task
 
 _MIN_SIZE: Final = 1e-8
@@ -82,11 +83,37 @@ def direction_of(tokenizer: ParamTokenizer, gradient: Tensor) -> dict[str, Tenso
 
 
 def gradient_on_examples(task: Task, params: Tensor, examples: Examples) -> Tensor:
-    """Gradients (B, P) of the loss of networks (B, P) on the labelled examples of their prompts; zeros without."""
-    has_label = (examples.targets != NO_LABEL) & examples.is_given.view(-1, *[1] * (examples.targets.ndim - 1))
+    """Gradients (B, P) of the loss of networks (B, P) on the examples of their prompts; zeros without.
+
+    Of those without a label, it is what the outputs of a network that reads them as probabilities leave undecided.
+    """
+    is_given = examples.is_given.view(-1, *[1] * (examples.targets.ndim - 1))
+    has_label = (examples.targets != NO_LABEL) & is_given
     with torch.enable_grad(), torch.autocast(params.device.type, enabled=False):
         params = params.detach().requires_grad_()
         outputs = task.predict(params, examples.inputs)  # (B, E, ..., K)
         _, by_outputs = task.objective.loss_and_grad(outputs.detach(), examples.targets.clamp(min=0))
-        (gradient,) = torch.autograd.grad(outputs, params, by_outputs * has_label[..., None])
+        by_outputs = by_outputs * has_label[..., None]
+        if isinstance(task.objective, Probabilistic):
+            seen = outputs.detach().requires_grad_()
+            loss = undecided(task.objective.log_probs(seen).flatten(1, -2), (is_given & ~has_label).flatten(1))
+            by_outputs = by_outputs + torch.autograd.grad(loss.sum(), seen)[0]
+        (gradient,) = torch.autograd.grad(outputs, params, by_outputs)
     return gradient
+
+
+def undecided(log_probs: Tensor, counts: Tensor) -> Tensor:
+    """(B,) how unsure log-probabilities (B, E, K) are of each example, less how unsure their mean is of all: -I(X; Y).
+
+    Without the second, the same answer to every example would be best.
+
+    Args:
+        log_probs: of B networks.
+        counts: (B, E) bool, the examples that count.
+
+    Source: Bridle et al. 1991, unsupervised classifiers, mutual information; Liang et al. 2020 (arXiv 2002.08546),
+    equations 3 to 5.
+    """
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)  # (B, E)
+    mean = torch.logsumexp(log_probs + share.clamp(min=_MIN_SIZE).log()[..., None], dim=1, keepdim=True)
+    return -((log_probs.exp() * (log_probs - mean)).sum(2) * share).sum(1)

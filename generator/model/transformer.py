@@ -92,6 +92,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         drawn_blocks: keys of node blocks of which the untrained model predicts something, not the mean: one factor of
             each product, since where both are zero neither has a gradient.
         window: chunk tokens attend within windows of this many; 0 for attention over the whole network.
+        num_centred: numbers of the mean network, the buffer `centre`, to which answers are added; 0 for none.
         num_corrections: times that the model looks at what its answer makes of the prompt's examples, and answers again
             (`generator.model.corrections`); for networks without edges between units, such as adapters and MLPs of one
             hidden layer.
@@ -127,6 +128,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         mlp_ratio: int = 2,
         start_skip: float = 0.0,
         drawn_blocks: Sequence[str] = (),
+        num_centred: int = 0,
         window: int = 0,
         num_corrections: int = 0,
         correction_rate: float = 0.0,
@@ -148,6 +150,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
 
         asked_width = self._add_prompt_encoders(num_task_bits, examples, description_width, width)
         self.register_buffer("reference_networks", torch.zeros(*references) if references else None)
+        self.register_buffer("centre", torch.zeros(num_centred) if num_centred else None)
         condition_width = asked_width + 2 * _NUM_TIME_FREQUENCIES * diffusion
         self.condition = nn.Sequential(nn.Linear(condition_width, width), nn.GELU(), nn.Linear(width, width))
 
@@ -428,7 +431,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             skips = zip(self.edge_skips[block.key].unbind(), channels, strict=True)
             skipped = torch.stack([weight * features[block.name] for weight, features in skips]).sum(0)
             output[block.name] = self.edge_outputs[block.key](hidden) + skipped
-        return tokenizer.decode({name: values.float() for name, values in output.items()})  # (B, P)
+        answer = tokenizer.decode({name: values.float() for name, values in output.items()})  # (B, P)
+        return answer if self.centre is None else answer + self.centre
 
     def _through_blocks(
         self,

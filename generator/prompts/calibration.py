@@ -31,11 +31,13 @@ class Calibration:
         meant: (K,) mean values that were reached, never falling.
         asked: (K,) prompts that reached them, rising.
         metric: that the values are of.
+        latent_scale: deviation of the latents with which networks differ as real ones do.
     """
 
     meant: list[float]
     asked: list[float]
     metric: str = "val_loss"
+    latent_scale: float = 1.0
 
     @classmethod
     def fit(cls, prompts: Tensor, achieved: Tensor, metric: str = "val_loss") -> Calibration:

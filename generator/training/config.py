@@ -83,6 +83,8 @@ class GeneratorConfig:
             training run has, chosen by hash in place of the zoos' own splits; 0 for these.
         num_references: last networks of training runs, kept with the model, which vote on what the labelled examples of
             prompts ask for; for whole networks of one layout.
+        centred: whether the untrained model answers with the mean of the training adapters, not with random ones: for
+            one zoo, whose runs begin at one adapter.
         fingerprints: whether the model sees what the start computes on labelled examples (MLP and CNN classifiers).
         recompute_batch_norm: whether BatchNorm's running statistics are not taken from the model but recomputed on
             training images, in training (batch mode) and after sampling.
@@ -94,6 +96,8 @@ class GeneratorConfig:
         num_validation_starts: unseen starts on which prompt alignment selects the model; 0 keeps the last one.
         calibrate_prompts: whether prompts of the first metric are calibrated on these starts after training, see
             `generator.prompts.calibration`.
+        calibrate_latents: whether the scale of the latents is calibrated there, too: as far as networks of the lowest
+            loss differ less than validation runs do, and accuracy allows.
     """
 
     tokenizer: str = "neuron"
@@ -105,6 +109,7 @@ class GeneratorConfig:
     descriptions: str | None = None
     num_held_out: int = 0
     num_references: int = 0
+    centred: bool = False
     fingerprints: bool = False
     recompute_batch_norm: bool = False
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -114,6 +119,7 @@ class GeneratorConfig:
     max_runs: int | None = None
     num_validation_starts: int = 32
     calibrate_prompts: bool = True
+    calibrate_latents: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.metrics, str):
@@ -131,6 +137,10 @@ class GeneratorConfig:
             )
         if self.objective.description_weight and self.pairs.num_examples is None:
             raise ValueError("description_weight is of what examples in prompts tell: set pairs.num_examples")
+        if self.calibrate_latents and not (self.calibrate_prompts and self.objective.energy_score):
+            raise ValueError(
+                "calibrate_latents needs calibrate_prompts=True, and energy_score=True: others have no latents"
+            )
         if self.max_runs is not None and self.max_runs < 1:
             raise ValueError(f"max_runs must be at least 1, or None for all, got {self.max_runs}")
         if min(self.num_validation_starts, self.num_held_out, self.num_references) < 0:

@@ -132,8 +132,10 @@ def validation_starts(
     """Starts of each zoo on which the model is selected and its prompts are calibrated; none if that cannot be.
 
     Raises:
-        ValueError: if a zoo has no validation runs.
+        ValueError: if a zoo has no validation runs, or latents are to be calibrated by errors that a task has not.
     """
+    if config.calibrate_latents and any(task is None or "error" not in task.metric_names for task in tasks):
+        raise ValueError("calibrate_latents compares errors of networks, which a task of these zoos has not; unset it")
     by_task = config.num_task_bits or config.descriptions or config.pairs.num_examples is not None  # starts are of one
     if not config.num_validation_starts or by_task or not config.metrics:
         return []

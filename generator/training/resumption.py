@@ -23,7 +23,7 @@ from zoo.tasks.task import Task
 
 RECORD: Final = "settings.json"
 LAST_CHECKPOINT: Final = Path("checkpoints", "last.ckpt")
-_FREE: Final = ("config.calibrate_prompts",)  # done after every training
+_FREE: Final = ("config.calibrate_prompts", "config.calibrate_latents")  # done after every training
 _FROM_ZOOS: Final = ("node_widths", "edge_widths", "metrics")  # arguments of the model that follow from its zoos
 
 

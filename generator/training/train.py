@@ -32,7 +32,7 @@ from generator.training.validation import AlignmentSelection, calibrations, usua
 from generator.trajectories import Trajectories
 from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
-from zoo.networks.low_rank import has_adapters
+from zoo.networks import low_rank
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 from zoo.tracking import make_tracker
@@ -121,7 +121,9 @@ def train_generator(
     pipe.base = next((task.base for task in tasks if task is not None), {})
     if config.calibrate_prompts and validation:
         pipe.to(trainer.strategy.root_device)
-        pipe.register_to_config(calibrations=calibrations(pipe, validation, config.pairs.modes))
+        pipe.register_to_config(
+            calibrations=calibrations(pipe, validation, config.pairs.modes, latents=config.calibrate_latents)
+        )
     if config.pairs.num_examples is not None and "noise" in config.pairs.modes:
         pipe.to(trainer.strategy.root_device)
         pipe.register_to_config(usual_losses=usual_losses(pipe, zoos, tasks))
@@ -152,7 +154,7 @@ def assemble(
 
     The model's initial weights follow from the seed of the optimization.
     """
-    prediction, are_adapters = config.objective.prediction, any(has_adapters(one.layout) for one in runs)
+    prediction, are_adapters = config.objective.prediction, any(low_rank.has_adapters(one.layout) for one in runs)
     if prediction != "sample" and (are_adapters or config.model.get("num_corrections")):
         raise ValueError(
             "adapters are compared by products, and corrections run the networks that are predicted: use "
@@ -180,7 +182,11 @@ def assemble(
         known = [one.range_of(name) for one in runs]
         ranges[name] = (min(one.low for one in known), max(one.high for one in known))
     options = {"use_latent": config.objective.energy_score, "num_task_bits": config.num_task_bits, **config.model}
-    if are_adapters:  # near a start that they share no product is zero, and draws would only disturb it
+    centre = None
+    if config.centred:
+        centre = mean_answer(contexts, samples, diffusion=options.get("diffusion", True))
+        options["num_centred"] = len(centre)
+    elif are_adapters:  # near a start that they share no product is zero, and draws would only disturb it
         drawn = [one.tokenizer.drawn_keys for one, its in zip(contexts, runs, strict=True) if not its.as_trained]
         options["drawn_blocks"] = sorted(set().union(*drawn))
     if not config.pairs.start_share and not options.get("noisy_as_start"):
@@ -205,9 +211,19 @@ def assemble(
         model = RecurrentDiffusionTransformer(nodes, edges, ranges, **options)
     if references is not None:
         model.reference_networks.copy_(references)
+    if centre is not None:
+        model.centre.copy_(centre)
     if told:
         model.description_reader.fit(torch.cat([vectors.flatten(0, 1) for vectors in told]))
     return model, normalizer, contexts
+
+
+def mean_answer(contexts: Sequence[NetworkContext], samples: Sequence[Tensor], *, diffusion: bool) -> Tensor:
+    """The mean (P,) of adapters (N, P), normalised, to which answers in one pass are added."""
+    layout = contexts[0].layout
+    if not low_rank.has_adapters(layout) or len(contexts) > 1 or diffusion:
+        raise ValueError("centred answers, in one pass, are of one zoo of adapters: set centred=False")
+    return contexts[0].scale.normalize(low_rank.mean(layout, samples[0]))
 
 
 def reference_networks(runs: Sequence[Trajectories], count: int) -> Tensor:

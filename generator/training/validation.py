@@ -5,8 +5,9 @@ Legend: N starts, K prompts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import lightning
@@ -14,8 +15,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from generator.alignment import measure_alignment, prompt_grid
+from generator.alignment import measure_alignment, measured, prompt_grid
 from generator.model.context import NetworkContext
+from generator.model.objectives import comparable_outputs
 from generator.pipeline import ParameterPipeline
 from generator.prompts.calibration import Calibration
 from generator.prompts.examples import Examples
@@ -23,14 +25,18 @@ from generator.prompts.plausibility import FEWEST_TASKS, loss_on_prompts, usual_
 from generator.prompts.prompt import EXAMPLES, Prompt
 from generator.sampler import make_scheduler, sample_params
 from generator.training.module import GeneratorModule
-from generator.trajectories import Trajectories
+from generator.trajectories import Trajectories, nearest_snapshots
 from zoo.networks.layout import ParamLayout
+from zoo.networks.metrics import euclidean_distances
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task
 
 _NUM_SELECTION_PROMPTS: Final = 8
 _NUM_CALIBRATION_PROMPTS: Final = 16
 _NUM_EXAMPLES: Final = 64
+_NUM_FOR_LATENTS: Final = 128  # networks from which the latents' scale is chosen
+_LATENT_SCALES: Final = (1.0, 1.05, 1.1)
+_MAX_ERROR: Final = 1e-3  # that a scale may cost
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,14 @@ class ValidationStarts:
 
     Attributes:
         starts: (N, P) initial networks of validation runs.
+        unseen: all validation runs.
         seen: the training runs, whose reach bounds the prompts.
         task: that the networks are for.
         metric: that is prompted, "val_loss" for instance.
     """
 
     starts: Tensor
+    unseen: Trajectories
     seen: Trajectories
     task: Task
     metric: str
@@ -53,7 +61,7 @@ class ValidationStarts:
     def of(cls, unseen: Trajectories, seen: Trajectories, task: Task, metric: str, num_starts: int) -> ValidationStarts:
         """The first initial networks of the validation runs."""
         rows = torch.arange(min(num_starts, len(unseen)))
-        return cls(unseen.read(rows, torch.zeros_like(rows)), seen, task, metric)
+        return cls(unseen.read(rows, torch.zeros_like(rows)), unseen, seen, task, metric)
 
     @property
     def kind(self) -> str:
@@ -113,10 +121,13 @@ class AlignmentSelection(Callback):
 
 
 def calibrations(
-    pipe: ParameterPipeline, validation: Sequence[ValidationStarts], modes: Sequence[str]
+    pipe: ParameterPipeline, validation: Sequence[ValidationStarts], modes: Sequence[str], *, latents: bool = False
 ) -> list[dict[str, dict[str, Any]]]:
     """Calibrations of a trained pipeline by mode ("start", "noise"), for each of its layouts in turn."""
-    by_layout = {one.seen.layout: {mode: asdict(_calibration(pipe, one, mode)) for mode in modes} for one in validation}
+    by_layout = {
+        one.seen.layout: {mode: asdict(_calibration(pipe, one, mode, latents=latents)) for mode in modes}
+        for one in validation
+    }
     return [by_layout[layout] for layout in pipe.normalizer.layouts]
 
 
@@ -137,14 +148,59 @@ def usual_losses(pipe: ParameterPipeline, zoos: Sequence[Zoo], tasks: Sequence[T
     return [by_layout.get(layout) for layout in pipe.normalizer.layouts]
 
 
-def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, mode: str) -> Calibration:
-    task, layout = validation.task.to(pipe.device), validation.seen.layout
+def _calibration(pipe: ParameterPipeline, validation: ValidationStarts, mode: str, *, latents: bool) -> Calibration:
+    validation, kind = replace(validation, task=validation.task.to(pipe.device)), validation.kind
+    scale = _latent_scale(pipe, validation, mode) if latents else 1.0
     rng = torch.Generator().manual_seed(0)
 
     def generate(networks: Tensor, asked: Tensor) -> Tensor:
-        start, prompt = networks if mode == "start" else None, {validation.metric: asked}
-        return pipe(start, prompt, num_samples=len(asked), layout=layout, task=task, generator=rng).params
+        start = networks if mode == "start" else None
+        return _sampled(pipe, validation, asked, start=start, scale=scale, rng=rng)
 
-    prompts, kind = validation.prompts(_NUM_CALIBRATION_PROMPTS), validation.kind
-    achieved = measure_alignment(generate, task, validation.starts, prompts, metric=kind).val[kind]
-    return Calibration.fit(prompts, achieved, validation.metric)
+    prompts = validation.prompts(_NUM_CALIBRATION_PROMPTS)
+    achieved = measure_alignment(generate, validation.task, validation.starts, prompts, metric=kind).val[kind]
+    return replace(Calibration.fit(prompts, achieved, validation.metric), latent_scale=scale)
+
+
+def _latent_scale(pipe: ParameterPipeline, validation: ValidationStarts, mode: str) -> float:
+    """The largest scale of the latents at which networks of the lowest loss differ no more than validation runs do.
+
+    The distance is that of outputs, to that of what the same starts became at equal loss. It is bounded by what it may
+    cost in errors.
+    """
+    task, runs = validation.task, validation.unseen
+    rows = torch.arange(min(_NUM_FOR_LATENTS, len(runs)))
+    start = runs.read(rows, torch.zeros_like(rows)) if mode == "start" else None
+    chosen, bound = _LATENT_SCALES[0], math.inf
+    for scale in _LATENT_SCALES:
+        asked, rng = validation.prompts(1).expand(len(rows)), torch.Generator().manual_seed(0)
+        params = _sampled(pipe, validation, asked, start=start, scale=scale, rng=rng)
+        found = measured(task, params, "val")
+        error = found["error"].mean().item()
+        bound = min(bound, error + _MAX_ERROR)  # of the first scale
+        real = runs.read(rows, nearest_snapshots(runs.metrics[validation.metric][rows], found["loss"]))
+        if error > bound or _spread(task, params) > _spread(task, real):
+            break
+        chosen = scale
+    return chosen
+
+
+def _sampled(
+    pipe: ParameterPipeline,
+    validation: ValidationStarts,
+    asked: Tensor,
+    *,
+    start: Tensor | None,
+    scale: float,
+    rng: torch.Generator,
+) -> Tensor:
+    """Networks (B, P) for the very prompts (B,), with latents of a scale."""
+    context = NetworkContext.of(pipe.normalizer, validation.seen.layout, validation.task).to(pipe.device)
+    prompt = Prompt.of({validation.metric: asked}, pipe.metrics, len(asked)).clamped(pipe.model.ranges)
+    return sample_params(pipe.model, context, pipe.scheduler, prompt, start=start, latent_scale=scale, generator=rng)
+
+
+def _spread(task: Task, params: Tensor) -> float:
+    """Mean distance between the outputs of two of the networks (N, P) on validation examples."""
+    outputs = task.predict(params.to(task.device), task.dataset.val.inputs).detach()
+    return euclidean_distances(comparable_outputs(task, outputs.contiguous()).flatten(1)).mean().item()

@@ -34,7 +34,7 @@ from .generator_table import PACKAGES
 
 QUESTION = __doc__.splitlines()[0]
 FEW = 8
-FURTHER = ((1e-3, 20), (3e-3, 20), (3e-3, 60), (1e-2, 60))  # the same, after the pass
+FURTHER = ((1e-3, 20), (3e-3, 20), (3e-3, 60), (1e-2, 60))  # the same, of adapters that are good already
 LONGER = 4  # times the steps of the zoo's adapters, and a rate that is best of these times theirs
 LONGER_RATES = (1, 2)
 TUNINGS = ((3e-3, 60), (1e-2, 40), (1e-2, 120), (3e-2, 80))  # learning rate and steps
@@ -143,14 +143,16 @@ def controls(zoo: Zoo, test: Tasks, val: Tasks, shared: Tensor, *, frugal: bool)
     of_test = ranked(test, train)
     yield "nearest adapter of the zoo, by the examples", train[of_test[:, 0]]
     best = NEIGHBOURS[0]
+    ways = [(", from the one for all", shared, shared, FRUGAL_TUNINGS if frugal else TUNINGS)]
     if not frugal:
         of_val = ranked(val, train)
         best = max(NEIGHBOURS, key=lambda count: val.accuracy(means(val, train[of_val[:, :count]]), "val"))
+        nearest = (", from the nearest", train[of_val[:, 0]], train[of_test[:, 0]], FURTHER)
+        ways = [("", val.start, test.start, TUNINGS), *ways, nearest]
     yield f"mean of the {best} nearest", means(test, train[of_test[:, :best]])
-    settings = FRUGAL_TUNINGS if frugal else TUNINGS
-    for name, start in (({} if frugal else {"": None}) | {", from the one for all": shared}).items():
-        rate, steps = max(settings, key=lambda setting: val.accuracy(tuned(val, *setting, start), "val"))
-        yield f"tuned on the examples{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, start)
+    for name, of_val_tasks, of_test_tasks, settings in ways:
+        rate, steps = max(settings, key=lambda setting: val.accuracy(tuned(val, *setting, of_val_tasks), "val"))
+        yield f"tuned on the examples{name}: Adam {rate:g}, {steps} steps", tuned(test, rate, steps, of_test_tasks)
 
 
 def prompts(shown: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -182,9 +184,9 @@ def multi_task_adapter(zoo: Zoo, rate: float, device: torch.device | str = "cpu"
     return minimized(loss, params, rate, MULTI_TASK_STEPS)
 
 
-def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor | None) -> Tensor:
-    """Adapters (N, P) tuned on the examples of the prompts, from where the zoo's began, or from (N, P) or (1, P)."""
-    params = tasks.start if start is None else start.expand(len(tasks.runs), -1)
+def tuned(tasks: Tasks, rate: float, steps: int, start: Tensor) -> Tensor:
+    """Adapters (N, P) tuned on the examples of the prompts, from `start` (N, P) or (1, P)."""
+    params = start.expand(len(tasks.runs), -1)
     return minimized(lambda params: tasks.task.loss(params, tasks.shown).sum(), params, rate, steps)
 
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from generator import ParameterPipeline, prompt_grid
 from generator.evaluation.collapse import Behaviour
 from generator.evaluation.neighbours import paired_distances
-from generator.evaluation.testbed import METRIC, nearest_snapshots
+from generator.evaluation.testbed import METRIC
 from generator.prompts.calibration import Calibration
 from generator.training.tasks import task_of
-from generator.trajectories import Trajectories
+from generator.trajectories import Trajectories, nearest_snapshots
 from zoo.networks.metrics import wrong_prediction_iou
 from zoo.storage.zoo import Zoo
 from zoo.tasks.task import Task

@@ -255,6 +255,21 @@ def test_references_are_of_one_zoo_with_as_many_runs(zoos, tmp_path):
         GeneratorConfig(num_references=2)
 
 
+def test_centred_answers_begin_at_the_mean_of_the_zoos_adapters(zoos, tmp_path, examples):
+    still = OptimizationConfig(num_steps=1, num_epochs=1, learning_rate=1e-9, muon_learning_rate=0, warmup_steps=0)
+    config = replace(make_config(), centred=True, optimization=still)
+    train_generator(zoos[0], config, out=tmp_path / "out", tasks=[adapter_task()], trainer_options=QUIET)
+    pipe = ParameterPipeline.from_pretrained(tmp_path / "out")
+    answers = torch.cat([pipe(prompt=prompt).params for prompt in (None, {"examples": examples})])
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-4, atol=1e-6)
+    real = torch.from_numpy(zoos[0].params[zoos[0].split("train")]).flatten(0, 1)
+    mean = low_rank.mean(zoos[0].layout, real)[None]
+    spread = low_rank.distances(zoos[0].layout, real, mean).mean()
+    assert low_rank.distances(zoos[0].layout, answers, mean).max() < 0.25 * spread
+    with pytest.raises(ValueError, match="one zoo of adapters"):
+        train_generator(zoos, config, out=tmp_path / "both", trainer_options=QUIET)
+
+
 def test_tasks_are_made_up_only_by_families_without_end(tmp_path):
     zoo = build_zoo(tmp_path / "zoo", get_task("digits_subset", hidden=(2,)), num_runs=8, num_steps=2, num_snapshots=2)
     with pytest.raises(ValueError, match="family without end"):

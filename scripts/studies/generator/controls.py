@@ -20,9 +20,9 @@ from torch import Tensor
 from generator import GeneratorConfig, PipelineSampler, Testbed, train_generator
 from generator.evaluation.neighbours import nearest, paired_distances
 from generator.evaluation.novelty import pool_at
-from generator.evaluation.testbed import METRIC, Sampler, log_gap
+from generator.evaluation.testbed import METRIC, Sampler
 from generator.evaluation.verdict import Estimate, Verdict
-from generator.trajectories import Trajectories
+from generator.trajectories import Trajectories, log_gap
 from zoo import Zoo
 from zoo.devices import resolve_device
 from zoo.storage.selection import SelectedZoo

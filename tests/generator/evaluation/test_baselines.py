@@ -6,8 +6,8 @@ from torch import Tensor
 
 from generator.evaluation.baselines import MatchedAverage, MeanDelta, NearestNeighbours, NoisyCopy, Retrieval
 from generator.evaluation.neighbours import distance_bounds, nearest, paired_distances
-from generator.evaluation.testbed import METRIC, nearest_snapshots
-from generator.trajectories import Trajectories
+from generator.evaluation.testbed import METRIC
+from generator.trajectories import Trajectories, nearest_snapshots
 from zoo.networks.metrics import matched_distances
 from zoo.networks.symmetry import apply, sample
 from zoo.tasks.registry import get_task

@@ -15,8 +15,8 @@ from generator.evaluation.novelty import (
     pool_at,
     retrieval_verdict,
 )
-from generator.evaluation.testbed import METRIC, Testbed, nearest_snapshots
-from generator.trajectories import Trajectories
+from generator.evaluation.testbed import METRIC, Testbed
+from generator.trajectories import Trajectories, nearest_snapshots
 from zoo.networks.metrics import euclidean_distances
 from zoo.networks.symmetry import apply, sample
 from zoo.tasks.registry import get_task

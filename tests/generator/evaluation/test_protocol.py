@@ -10,12 +10,12 @@ from generator.evaluation.baselines import Retrieval
 from generator.evaluation.generalization import Generalization
 from generator.evaluation.novelty import Foretelling
 from generator.evaluation.protocol import GENERATOR, EvaluationConfig, SamplerResult, evaluate, saturation_verdict
-from generator.evaluation.testbed import METRIC, PipelineSampler, Testbed, nearest_snapshots
+from generator.evaluation.testbed import METRIC, PipelineSampler, Testbed
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
 from generator.training.config import GeneratorConfig
 from generator.training.train import assemble
-from generator.trajectories import Trajectories
+from generator.trajectories import Trajectories, nearest_snapshots
 from zoo.networks.metrics import euclidean_distances
 from zoo.tasks.registry import get_task
 from zoo.training.optimizers import Adam

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from generator.model.context import NetworkContext
-from generator.model.corrections import Corrections, direction_of, gradient_on_examples
+from generator.model.corrections import Corrections, direction_of, gradient_on_examples, undecided
 from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
 from generator.prompts.examples import NO_LABEL, Examples
 from generator.prompts.prompt import Prompt
@@ -34,20 +34,36 @@ def shown(task, targets, is_given=True):
     return Examples(inputs, targets.expand(3, 6), torch.full((3,), is_given))
 
 
-def test_the_gradient_is_that_of_the_loss_on_labelled_examples(task, params):
-    targets = task.dataset.train.targets[:6].clone()
+def test_the_gradient_is_of_the_loss_on_labelled_examples_and_of_what_is_undecided_on_others(task, params):
+    inputs, targets = task.dataset.train.inputs[:6], task.dataset.train.targets[:6].clone()
     targets[4:] = NO_LABEL
     wanted = params.clone().requires_grad_()
-    labelled = (task.dataset.train.inputs[:4], targets[:4])
-    task.objective.loss(task.predict(wanted, labelled[0]), labelled[1]).sum().backward()
+    outputs = task.predict(wanted, inputs)
+    labelled = task.objective.loss(outputs[:, :4], targets[:4]) * 4 / 6
+    others = undecided(task.objective.log_probs(outputs), targets.expand(3, 6) == NO_LABEL)
+    (labelled + others).sum().backward()
     found = gradient_on_examples(task, params, shown(task, targets))
-    torch.testing.assert_close(found, wanted.grad * 4 / 6, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, wanted.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_without_labels_or_examples_there_is_no_gradient(task, params):
+def test_without_examples_there_is_no_gradient(task, params):
     targets = task.dataset.train.targets[:6]
-    for examples in (shown(task, torch.full_like(targets, NO_LABEL)), shown(task, targets, is_given=False)):
-        assert not gradient_on_examples(task, params, examples).any()
+    for labels in (targets, torch.full_like(targets, NO_LABEL)):
+        assert not gradient_on_examples(task, params, shown(task, labels, is_given=False)).any()
+
+
+def test_what_is_undecided_is_the_information_of_outputs_on_inputs_that_is_missing():
+    logits = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
+    counts = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+    probs = logits.softmax(-1)
+    for found, some in zip(undecided(logits.log_softmax(-1), counts), (probs[0], probs[1, :4]), strict=True):
+        by_kl = (some * (some / some.mean(0)).log()).sum(1).mean()
+        torch.testing.assert_close(found, -by_kl)
+    sure = torch.eye(5).expand(2, 5, 5).clamp(min=1e-30).log()
+    same = sure[:, :1].expand(2, 5, 5)
+    every = torch.ones(2, 5, dtype=torch.bool)
+    torch.testing.assert_close(undecided(sure, every), -torch.full((2,), 5.0).log())
+    torch.testing.assert_close(undecided(same, every), torch.zeros(2))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])

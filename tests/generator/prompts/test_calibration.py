@@ -61,7 +61,7 @@ def test_a_pipeline_asks_its_model_by_layout_and_mode(tmp_path):
     prompt = Prompt.of({"loss": 0.2, "error": 0.3}, loaded.metrics, 1)
 
     def asked(layout, mode):
-        return loaded._calibrated(prompt, layout, mode).target[0].tolist()
+        return loaded._calibrated(prompt, loaded._calibration(layout, mode)).target[0].tolist()
 
     assert asked(shallow, "start") == pytest.approx([0.3, 0.4])
     assert asked(shallow, "noise") == pytest.approx([0.3, 0.2])
