@@ -124,3 +124,14 @@ def test_names_in_files_are_read_as_spreadsheets_write_them_and_none_is_passed_o
     np.savez(tmp_path / "some.npz", inputs=INPUTS.numpy(), labels=TARGETS.numpy())
     with pytest.raises(ValueError, match=r"`inputs` and perhaps `targets`, got \['inputs', 'labels'\]"):
         load_examples(str(tmp_path / "some.npz"))
+
+
+def test_parts_of_examples_are_all_of_them_in_turn():
+    inputs = torch.arange(10.0).expand(2, 10)[..., None]
+    examples = Examples(inputs, inputs[..., 0].long(), torch.ones(2, dtype=torch.bool))
+    parts = [examples.part(number, 4) for number in range(4)]
+    assert parts[0].targets[1].tolist() == [0, 2, 4, 6, 8]
+    assert parts[1].targets[1].tolist() == [1, 3, 5, 7, 9]
+    assert torch.equal(parts[2].inputs, parts[0].inputs)
+    for size in (0, 8, 100):
+        assert torch.equal(examples.part(3, size).inputs, inputs)
