@@ -32,7 +32,7 @@ from learned_opt.pretrained.files import Pretrained, Source, load_pretrained
 from learned_opt.rules.rule import reads_loss
 from zoo.devices import sent
 
-RECOMMENDED: Final = "mulo-norm"
+RECOMMENDED: Final = {True: "mulo-wide", False: "mulo-norm"}  # by whether the number of steps is known
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
 
 # Kept in every parameter group, where any way of saving optimizers finds them.
@@ -58,7 +58,9 @@ class LearnedOptimizer(Optimizer):
     Args:
         params: a model, whose tensors' roles are inferred (see `zoo.networks.roles`); or parameters, named parameters
             or groups as torch takes them, whose roles are guessed unless a group has a "role".
-        theta: a name of `available()`, a file, whatever else `load_pretrained` takes, or a `Pretrained`.
+        theta: a name of `available()`, a file, whatever else `load_pretrained` takes, or a `Pretrained`; default
+            "mulo-wide" where `num_training_steps` is given and "mulo-norm" where it is not, or what a state that is
+            loaded was made with, if it is one of the two.
         num_training_steps: horizon T of the run; infinity is no horizon. Steps beyond it keep the last step size, with
             one warning.
         lr: multiplier of the update.
@@ -82,7 +84,7 @@ class LearnedOptimizer(Optimizer):
     def __init__(
         self,
         params: Params,
-        theta: Source | Pretrained = RECOMMENDED,
+        theta: Source | Pretrained | None = None,
         *,
         num_training_steps: float | None = None,
         lr: float | Tensor = 1.0,
@@ -96,6 +98,8 @@ class LearnedOptimizer(Optimizer):
     ) -> None:
         check_options(lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, average=average, depth=depth, roles=roles)
         horizon = checked_horizon(num_training_steps)
+        self._is_recommended = theta is None
+        theta = RECOMMENDED[horizon is not None] if theta is None else theta
         self.pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
         self.kahan_sum = kahan_sum
         self._thetas: dict[torch.device, Tensor] = {}
@@ -127,7 +131,8 @@ class LearnedOptimizer(Optimizer):
 
     @property
     def num_training_steps(self) -> int | None:
-        """Horizon T; it may be changed at any time. Where it is taken away, an average begins if one is the default."""
+        """Horizon T; it may be changed at any time, and the meta-parameters stay. Where it is taken away, an average
+        begins if one is the default."""
         return self.param_groups[0]["num_training_steps"]
 
     @num_training_steps.setter
@@ -284,7 +289,16 @@ class LearnedOptimizer(Optimizer):
         self._report_skips()
         with read_counters(self.param_groups):
             groups = [dict(group) for group in self.param_groups]
-        own = ("pretrained", "kahan_sum", "_remarks", "_skips", "_loading", "_is_loaded", "_num_idle_in_a_row")
+        own = (
+            "pretrained",
+            "_is_recommended",
+            "kahan_sum",
+            "_remarks",
+            "_skips",
+            "_loading",
+            "_is_loaded",
+            "_num_idle_in_a_row",
+        )
         return {
             **super().__getstate__(),
             "param_groups": groups,
@@ -359,28 +373,11 @@ class MuLO(LearnedOptimizer):
     `optimizer.train()` before training goes on, as with Schedule-Free optimizers. BatchNorm's running statistics are
     those of the iterates; after `eval()`, `torch.optim.swa_utils.update_bn(loader, model)` makes them fit.
 
-    Args:
-        params: as of `LearnedOptimizer`.
-        theta: other meta-parameters, such as "mulo".
-        num_training_steps: horizon T of the run; infinity is no horizon.
-        average: as of `LearnedOptimizer`; default AVERAGE_POWER where no horizon is given.
-        options: as of `LearnedOptimizer`.
+    Its arguments are those of `LearnedOptimizer`. The meta-parameters are "mulo-wide" where `num_training_steps` is
+    given; where it is not, they are "mulo-norm", and `average` is AVERAGE_POWER.
     """
 
     default_average = AVERAGE_POWER
-
-    def __init__(
-        self,
-        params: Params,
-        theta: Source | Pretrained | None = None,
-        *,
-        num_training_steps: float | None = None,
-        average: float | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            params, theta or RECOMMENDED, num_training_steps=num_training_steps, average=average, **options
-        )
 
 
 def _note_loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -389,6 +386,10 @@ def _note_loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     if not state_dict.get("param_groups"):
         raise ValueError(f"expected what state_dict() of an optimizer gives, got the keys {sorted(state_dict)[:8]}")
     saved, mine = state_dict["param_groups"][0].get("theta_hash"), optimizer.pretrained
+    if saved != mine.hash and optimizer._is_recommended:
+        others = (load_pretrained(name) for name in RECOMMENDED.values())
+        mine = next((other for other in others if other.hash == saved), mine)
+        optimizer.pretrained, optimizer._thetas = mine, {}
     if saved != mine.hash:
         of = f"used meta-parameters {saved}" if saved else "is of another kind, without meta-parameters"
         raise ThetaMismatchError(

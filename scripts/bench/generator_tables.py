@@ -94,7 +94,7 @@ def rival_rows(tables: Mapping[str, Callable[[], Table]], options: Options) -> I
 
 def accuracies(table: Table, options: Options) -> tuple[dict[str, np.ndarray], int]:
     """Accuracy in % by method, (generators,) or (1,) means over splits, and the number of encoded features."""
-    optimizer = partial(MuLO, num_training_steps=FINETUNE_STEPS, lr=MULO_LR)
+    optimizer = partial(MuLO, theta="mulo-norm", num_training_steps=FINETUNE_STEPS, lr=MULO_LR)
     generated = [GeneratedClassifier(weights=path, device="cpu") for path in options.weights]
     finetuned = [clone(one).set_params(finetune_steps=FINETUNE_STEPS, optimizer=optimizer) for one in generated]
     scores: dict[str, list[list[float]]] = defaultdict(list)

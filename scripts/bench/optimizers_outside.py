@@ -33,7 +33,7 @@ def rows(
     panels: Sequence[str] = PANELS,
     tasks: Sequence[str] = (),
     methods: Sequence[str] = (),
-    learned: Sequence[str] = (RECOMMENDED, "mulo"),
+    learned: Sequence[str] = (*RECOMMENDED.values(), "mulo"),
     seeds: Sequence[int] = (0,),
     folder: str = "out/outside",
     report_only: bool = False,

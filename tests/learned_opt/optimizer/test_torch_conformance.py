@@ -387,7 +387,7 @@ def test_compiled_step(name):
 def test_horizons_of_any_numeric_type_are_kept_as_integers(horizon):
     optimizer = MuLO(make_model(), num_training_steps=horizon)
     assert type(optimizer.num_training_steps) is int
-    assert optimizer.pretrained.name == RECOMMENDED
+    assert optimizer.pretrained.name == RECOMMENDED[True]
 
 
 def test_an_infinite_horizon_is_none():

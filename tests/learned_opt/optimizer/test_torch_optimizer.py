@@ -487,8 +487,26 @@ def test_the_weights_in_the_package_train_a_model():
     for options in ({}, {"num_training_steps": 100}, {"theta": "mulo"}):
         model = make_model()
         optimizer = MuLO(model, **options)
-        assert optimizer.pretrained.name == options.get("theta", RECOMMENDED)
+        assert optimizer.pretrained.name == options.get("theta", RECOMMENDED["num_training_steps" in options])
         losses = train(model, optimizer, 0, 100)
         assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     scalars = LearnedOptimizer(make_model(), "mulo-norm-scalars", num_training_steps=5).pretrained.rule
-    assert scalars.num_theta < load_pretrained(RECOMMENDED).rule.num_theta
+    assert scalars.num_theta < load_pretrained("mulo-norm").rule.num_theta
+
+
+@pytest.mark.parametrize(("began", "goes_on"), [({"num_training_steps": 20}, {}), ({}, {"num_training_steps": 20})])
+def test_a_loaded_state_says_which_of_the_recommended_weights_go_on(began, goes_on):
+    """A script that resumes need not know whether the number of steps was given, unless it names other weights."""
+    model, resumed = make_model(), make_model()
+    optimizer = MuLO(model, **began)
+    train(model, optimizer, 0, 5)
+    saved = copy.deepcopy(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(model.state_dict()))
+    other = MuLO(resumed, **goes_on)
+    assert other.pretrained.hash != optimizer.pretrained.hash
+    other.load_state_dict(saved)
+    assert other.pretrained.hash == optimizer.pretrained.hash
+    optimizer.num_training_steps = other.num_training_steps
+    assert train(model, optimizer, 5, 10) == train(resumed, other, 5, 10)
+    with pytest.raises(ThetaMismatchError, match="same theta"):
+        MuLO(resumed, RECOMMENDED[not began], **goes_on).load_state_dict(saved)

@@ -55,7 +55,7 @@ def test_a_sweep_goes_on_until_the_best_rate_has_worse_neighbours(tmp_path):
 
 def test_what_counts_is_what_would_be_kept():
     """Averages are measured where the method has any, after every power of two steps, and training goes on."""
-    run = train(TASK, learned()[1], 1.0, 128, seed=0)
+    run = train(TASK, learned("mulo-norm")[1], 1.0, 128, seed=0)
     assert list(run.losses) == [64, 128]
     assert max(run.losses.values()) < run.start / 2
     exploded = train(TASK, OutsideMethod("SGD", sgd), 1e4, 64, seed=0)
@@ -64,7 +64,7 @@ def test_what_counts_is_what_would_be_kept():
 
 def test_tables_of_a_small_panel(tmp_path):
     adamw = next(method for method in outside_rivals() if method.name == REFERENCE)
-    rows = list(panel_rows(Trainings(tmp_path), [TASK], [adamw], learned()))
+    rows = list(panel_rows(Trainings(tmp_path), [TASK], [adamw], learned("mulo-norm")))
     ours = {row.setting["method"]: row.figures for row in rows if "geometric mean" in row.figures}
     assert ours[REFERENCE]["geometric mean"] == 1
     assert all(math.isfinite(figures["worst"]) for figures in ours.values())
@@ -77,5 +77,5 @@ def test_every_task_can_be_learned(task):
     import_torchvision()
     for name in ("timm", "transformers", "peft"):
         pytest.importorskip(name)
-    run = train(task, learned()[0], 1.0, 64, seed=0)
+    run = train(task, learned("mulo-norm")[0], 1.0, 64, seed=0)
     assert run.losses[64] < run.start

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from learned_opt import MuLO, Pretrained, load_pretrained
-from learned_opt.optimizer.torch_optimizer import AVERAGE_POWER, RECOMMENDED
+from learned_opt.optimizer.torch_optimizer import AVERAGE_POWER
 from learned_opt.rules.controller import CHANGE_LIMIT, DISAGREEMENT, GROWTH_LIMIT, GROWTH_POWER
 from learned_opt.rules.normalized import OPEN_FRACTION
 
@@ -71,7 +71,7 @@ def outside_rivals() -> list[OutsideMethod]:
     ]
 
 
-def learned(theta: str | Pretrained = RECOMMENDED) -> list[OutsideMethod]:
+def learned(theta: str | Pretrained) -> list[OutsideMethod]:
     """Meta-parameters as a rule that is told T, if it asks for it, and as one that is not and averages its weights."""
     pretrained = theta if isinstance(theta, Pretrained) else load_pretrained(theta)
 
