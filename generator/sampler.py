@@ -21,6 +21,7 @@ from generator.model.corrections import direction_of, gradient_on_examples
 from generator.model.examples import ObservedExamples
 from generator.model.objectives import signal_and_noise
 from generator.model.transformer import Reading, RecurrentDiffusionTransformer
+from generator.prompts.examples import Examples
 from generator.prompts.prompt import Prompt
 
 NETWORKS_PER_PASS: Final = 256
@@ -249,7 +250,8 @@ def corrected(
             return torch.zeros_like(answer)
         assert task is not None
         part, several = examples.part(next(turns), model.config["step_examples"]), context.scale.denormalize(answer)
-        slopes = [gradient_on_examples(task, params, part) for params in several.split(len(prompt))]
+        options = {"unlabelled": not model.config["correction_rate"]}
+        slopes = [gradient_on_examples(task, params, part, **options) for params in several.split(len(prompt))]
         return torch.cat(slopes) * context.scale.std
 
     for number in range(model.config["num_corrections"]):
@@ -257,7 +259,15 @@ def corrected(
         answer, rates = model.correct(context.tokenizer, reading, number, answer, slope, timestep=timestep)
         if rates is None:
             continue
-        for step in range(model.config["correction_steps"]):
+        for step in range(_num_steps(model, examples)):
             slope = gradient() if step else slope
             answer = answer - rates * context.tokenizer.decode(direction_of(context.tokenizer, slope))
     return answer
+
+
+def _num_steps(model: RecurrentDiffusionTransformer, examples: Examples | None) -> int:
+    """Steps along the gradient that follow each correction."""
+    passes = model.config["correction_passes"]
+    if model.training or not passes or examples is None:
+        return model.config["correction_steps"]
+    return max(1, round(passes * examples.num_parts(model.config["step_examples"])))

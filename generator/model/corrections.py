@@ -3,7 +3,8 @@
 The network that was predicted, in one pass or in a step of diffusion, is run on the examples of its prompt, and the
 gradient of its loss on them is given back to the model, as features of the tokens beside the answer itself. The model's
 blocks are run again and what comes out is added to the answer. So a correction is the step of a learned optimizer that
-sees the examples, too. Examples without labels give the gradient of what the network's outputs leave undecided.
+sees the examples, too. Examples without labels give the gradient of what the network's outputs leave undecided, along
+which no steps are taken: where nothing else holds them, they lead to a network that is sure of anything.
 
 What comes out is free or, with a rate, also steps along the gradient, whose rate the model gives for every number:
 where examples hold more than a token can, as those of a text do, the steps do not have to pass through one. Each may
@@ -82,10 +83,11 @@ def direction_of(tokenizer: ParamTokenizer, gradient: Tensor) -> dict[str, Tenso
     return {name: slope / scales[name] for name, slope in slopes.items()}
 
 
-def gradient_on_examples(task: Task, params: Tensor, examples: Examples) -> Tensor:
+def gradient_on_examples(task: Task, params: Tensor, examples: Examples, *, unlabelled: bool = True) -> Tensor:
     """Gradients (B, P) of the loss of networks (B, P) on the examples of their prompts; zeros without.
 
-    Of those without a label, it is what the outputs of a network that reads them as probabilities leave undecided.
+    Of those without a label, it is what the outputs of a network that reads them as probabilities leave undecided, or,
+    if `unlabelled` is False, nothing.
     """
     is_given = examples.is_given.view(-1, *[1] * (examples.targets.ndim - 1))
     has_label = (examples.targets != NO_LABEL) & is_given
@@ -94,7 +96,7 @@ def gradient_on_examples(task: Task, params: Tensor, examples: Examples) -> Tens
         outputs = task.predict(params, examples.inputs)  # (B, E, ..., K)
         _, by_outputs = task.objective.loss_and_grad(outputs.detach(), examples.targets.clamp(min=0))
         by_outputs = by_outputs * has_label[..., None]
-        if isinstance(task.objective, Probabilistic):
+        if unlabelled and isinstance(task.objective, Probabilistic):
             seen = outputs.detach().requires_grad_()
             loss = undecided(task.objective.log_probs(seen).flatten(1, -2), (is_given & ~has_label).flatten(1))
             by_outputs = by_outputs + torch.autograd.grad(loss.sum(), seen)[0]

@@ -97,7 +97,9 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             (`generator.model.corrections`); for networks without edges between units, such as adapters and MLPs of one
             hidden layer.
         correction_rate: at first, of the steps along the gradient that follow each correction; 0 for none.
-        correction_steps: how many.
+        correction_steps: how many in training.
+        correction_passes: over the prompt's examples, by the steps that follow each correction in a trained model, so
+            that few examples are not fitted as long as many; 0 for `correction_steps` steps.
         step_examples: about how many examples of the prompt each step sees, in turn; 0 for all.
     """
 
@@ -133,6 +135,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         num_corrections: int = 0,
         correction_rate: float = 0.0,
         correction_steps: int = 1,
+        correction_passes: float = 0.0,
         step_examples: int = 0,
     ) -> None:
         super().__init__()

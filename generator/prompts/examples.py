@@ -134,9 +134,13 @@ class Examples:
         parts = (self.inputs, self.targets, self.is_given)
         return Examples(*(part.to(device, non_blocking=non_blocking) for part in parts))
 
+    def num_parts(self, size: int) -> int:
+        """Of about `size` examples; 1 for size 0."""
+        return max(1, self.inputs.shape[1] // size) if size else 1
+
     def part(self, number: int, size: int) -> Examples:
         """Of parts of about `size` examples one, evenly spread over each set; all after the last it begins again."""
-        count = max(1, self.inputs.shape[1] // size) if size else 1
+        count = self.num_parts(size)
         chosen = slice(number % count, None, count)
         return Examples(self.inputs[:, chosen], self.targets[:, chosen], self.is_given)
 

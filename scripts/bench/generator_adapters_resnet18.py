@@ -4,9 +4,9 @@
 
 Builds the frozen base, the adapter where those of the zoo begin, the zoo (experiment=zoo_lora_resnet18 and its
 relatives) and a generator for each seed (experiment=generator_adapters_resnet18) in the folder `out`, each where it is
-not finished there, and then prints the table of `scripts.bench.generator_adapters`. `--size cores` takes some twenty
+not finished there, and then prints the table of `scripts.bench.generator_adapters`. `--size cores` takes 14
 minutes of one CPU core; `--size card` has thirteen times as many adapters, trained on six times as many images, and
-trains the generator on fifty times as many tasks. Neither has been run to its end.
+trains the generator on fifty times as many tasks. It has not been run.
 """
 
 from __future__ import annotations

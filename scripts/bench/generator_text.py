@@ -30,7 +30,7 @@ QUESTION = str(__doc__).splitlines()[0]
 FEW = 16
 TUNINGS = ((3e-3, 10), (3e-3, 30), (1e-2, 10))  # learning rate and steps
 FURTHER = (1e-3, 20)  # the same, after the pass; not chosen
-LONGER = (1, 2, 4)
+PASSES = (0.75, 1.5, 3.0)  # over the text, after each correction; training takes the first over 4 kB
 NEIGHBOURS = (1, 4, 16)
 MULTI_TASK = (1e-2, 200)
 
@@ -68,7 +68,7 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
         yield row(method, [networks])
     for name, folders in (argument.split("=", maxsplit=1) for argument in generators):
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
-        method = f"{name}, {take_steps(pipes, val)} along the gradient"
+        method = f"{name}, {take_passes(pipes, val):g} passes along the gradient"
         for kind, prompt in prompts(test.shown).items():
             yield row(f"{method}: {kind}", [generated(pipe, prompt, test) for pipe in pipes])
         rate, steps = FURTHER
@@ -108,19 +108,17 @@ def losses(tasks: Tasks, params: Tensor, split: str = "test") -> Tensor:
     return tasks.task.evaluate(params, split)["loss"]
 
 
-def take_steps(pipes: Sequence[ParameterPipeline], val: Tasks) -> int:
-    """Let generators take so many steps as are best on the later text of the validation domains; how many in all."""
-    options = pipes[0].model.config
-    counts = [factor * options["correction_steps"] for factor in LONGER]
+def take_passes(pipes: Sequence[ParameterPipeline], val: Tasks) -> float:
+    """Let generators go over a text as often as is best on later text of the validation domains; how often in all."""
 
-    def loss(count: int) -> float:
-        pipes[0].model.register_to_config(correction_steps=count)
+    def loss(passes: float) -> float:
+        pipes[0].model.register_to_config(correction_passes=passes)
         return losses(val, generated(pipes[0], val.shown[:2], val), "val").mean().item()
 
-    best = min(counts, key=loss)
+    best = min(PASSES, key=loss)
     for pipe in pipes:
-        pipe.model.register_to_config(correction_steps=best)
-    return best * options["num_corrections"]
+        pipe.model.register_to_config(correction_passes=best)
+    return best * pipes[0].model.config["num_corrections"]
 
 
 def chosen(val: Tasks, start: Tensor | None, settings: Sequence[tuple[float, int]]) -> tuple[float, int]:

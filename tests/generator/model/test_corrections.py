@@ -50,6 +50,9 @@ def test_without_examples_there_is_no_gradient(task, params):
     targets = task.dataset.train.targets[:6]
     for labels in (targets, torch.full_like(targets, NO_LABEL)):
         assert not gradient_on_examples(task, params, shown(task, labels, is_given=False)).any()
+    unlabelled = shown(task, torch.full_like(targets, NO_LABEL))
+    assert gradient_on_examples(task, params, unlabelled).any()
+    assert not gradient_on_examples(task, params, unlabelled, unlabelled=False).any()
 
 
 def test_what_is_undecided_is_the_information_of_outputs_on_inputs_that_is_missing():
@@ -83,6 +86,29 @@ def test_the_first_change_is_a_step_along_the_gradient_whose_size_tells_nothing(
         step, slope = (tokenizer.encode(values)[block.name] for values in (steps[0], gradient))
         assert (step * slope <= 0).all()
         torch.testing.assert_close(step.square().mean((1, 2)).sqrt(), torch.full((3,), rate), rtol=1e-4, atol=1e-6)
+
+
+def test_a_trained_model_goes_over_few_examples_as_often_as_over_many(task):
+    pipe = make_pipeline(
+        task.layout,
+        examples=KIND,
+        num_corrections=1,
+        correction_rate=0.1,
+        correction_passes=2.0,
+        step_examples=4,
+        **ONE_PASS,
+    )
+    inputs, targets, _ = task.batch(torch.arange(16), 1)
+
+    def answered(count, steps, labelled=True):
+        pipe.model.register_to_config(correction_passes=0.0 if steps else 2.0, correction_steps=steps or 1)
+        prompt = {"examples": (inputs[:count], targets[:count] if labelled else None)}
+        return pipe(prompt=prompt, task=task, generator=torch.Generator().manual_seed(0)).params
+
+    for count, steps in ((4, 2), (8, 4), (16, 8)):
+        torch.testing.assert_close(answered(count, 0), answered(count, steps), rtol=0, atol=0)
+    assert not torch.allclose(answered(16, 0), answered(16, 2))
+    torch.testing.assert_close(*[answered(16, steps, labelled=False) for steps in (2, 8)], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
