@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, Final
 
+import numpy as np
 from torch import Tensor
 
 NONFINITE: Final = ("skip", "raise")
@@ -54,8 +55,8 @@ def checked_horizon(value: Any) -> int | None:
     if value is None:
         return None
     try:
-        number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool | np.bool_ | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if number == math.inf:
         return None
