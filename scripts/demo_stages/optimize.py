@@ -20,7 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from learned_opt import MuLO
+from learned_opt import MuLO, load_pretrained
+from learned_opt.optimizer.torch_optimizer import RECOMMENDED
+from learned_opt.rules.registry import rules_digest
 from zoo import Task, get_task
 from zoo.devices import resolve_device
 from zoo.networks.initialization import run_seed
@@ -36,6 +38,7 @@ COSINE: Final = "AdamW + cosine"
 TUNED: Final = "AdamW + cosine, tuned"
 MULO: Final = "MuLO(model)"
 MULO_TOLD_STEPS: Final = "MuLO(model, num_training_steps=T)"
+_WEIGHTS: Final = {MULO: RECOMMENDED[False], MULO_TOLD_STEPS: RECOMMENDED[True]}
 NUM_CURVE_POINTS: Final = 50
 
 MakeOptimizer = Callable[[nn.Module], tuple[torch.optim.Optimizer, LRScheduler | None]]
@@ -72,6 +75,8 @@ def run(config: DictConfig) -> StageResult:
             for seed in range(options.num_seeds):
                 progress.update(bar, description=f"{name}, seed {seed}")
                 settings = [name, seed, options.num_steps, options.batch_size, config.seed, task.config]
+                if name in _WEIGHTS:  # whose results are not those of other weights or of another release's rule
+                    settings += [rules_digest(), load_pretrained(_WEIGHTS[name]).hash]
                 path = Path(str(config.out)) / "optimizer" / f"{digest(settings)[:16]}.json"
                 if not path.exists():  # it is there from an earlier session
                     write_file(path, [json.dumps(asdict(train(task, make, config, seed=seed))).encode()])
