@@ -170,8 +170,8 @@ class LearnedOptimizer(Optimizer):
         """Add a group; roles come from its "role" or are guessed, names are made up where the others have some."""
         if "roles" not in param_group:
             (param_group,) = groups_of_params([param_group], beside=self.param_groups)
-        for param in tensors_of(param_group):
-            check_param(param)
+        for param, role in zip(tensors_of(param_group), param_group["roles"], strict=True):
+            check_param(param, role)
         common = self.param_groups[0] if self.param_groups else self.defaults
         for key in ("num_training_steps", "average"):
             if param_group.get(key, common[key]) != common[key]:

@@ -526,5 +526,5 @@ def test_a_loaded_state_says_which_of_the_recommended_weights_go_on(began, goes_
     assert other.pretrained.hash == optimizer.pretrained.hash
     optimizer.num_training_steps = other.num_training_steps
     assert train(model, optimizer, 5, 10) == train(resumed, other, 5, 10)
-    with pytest.raises(ThetaMismatchError, match="same theta"):
+    with pytest.raises(ThetaMismatchError, match="make it with theta="):
         MuLO(resumed, RECOMMENDED[not began], **goes_on).load_state_dict(saved)
