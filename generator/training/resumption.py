@@ -34,6 +34,7 @@ def begin_or_resume(
     tasks: Sequence[Task | None],
     config: GeneratorConfig,
     model: RecurrentDiffusionTransformer,
+    *,
     runs: Sequence[Trajectories],
 ) -> Path | None:
     """The checkpoint from which a training in that folder is resumed; None, and the settings recorded, for a new one.

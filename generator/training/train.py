@@ -100,7 +100,7 @@ def train_generator(
 
     # The training, or what is left of it.
     model, normalizer, contexts = assemble(runs, tasks, config)
-    checkpoint = begin_or_resume(Path(out), zoos, tasks, config, model, runs)
+    checkpoint = begin_or_resume(Path(out), zoos, tasks, config, model, runs=runs)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
     selection = AlignmentSelection(validation, config.objective.prediction, config.pairs.modes)
