@@ -25,6 +25,7 @@ from torch import Tensor
 from learned_opt.evaluation.rivals import Method, TorchPopulation
 from learned_opt.evaluation.tasks import EvaluationTask
 from learned_opt.meta_training.objective import cap_loss, final_loss
+from learned_opt.rules.registry import rules_digest
 from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
 from zoo.settings import digest
@@ -199,7 +200,7 @@ def _key(task: EvaluationTask, method: Method, learning_rate: float, num_seeds: 
         "num_steps": task.num_steps,
         "batch_size": family.batch_size,
         "data_hash": family.tasks[0].dataset.data_hash,
-        "method": method.identity or method.name,
+        "method": f"{rules_digest()} {method.identity}" if method.identity else method.name,
         "learning_rate": f"{learning_rate:.6g}",
         "num_seeds": num_seeds,
     }

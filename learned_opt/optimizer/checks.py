@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, Final
 
+import numpy as np
 from torch import Tensor
+
+from zoo.networks.roles import MATRIX_ROLES
 
 NONFINITE: Final = ("skip", "raise")
 
@@ -54,8 +57,8 @@ def checked_horizon(value: Any) -> int | None:
     if value is None:
         return None
     try:
-        number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool | np.bool_ | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if number == math.inf:
         return None
@@ -64,9 +67,11 @@ def checked_horizon(value: Any) -> int | None:
     return int(value)
 
 
-def check_param(param: Tensor) -> None:
-    """Raise ValueError for a parameter that no rule can update."""
+def check_param(param: Tensor, role: str) -> None:
+    """Raise ValueError for a parameter that no rule can update, or not in that role."""
     shape = tuple(param.shape)
+    if role in MATRIX_ROLES and not shape:
+        raise ValueError(f'a parameter of shape () cannot have the role {role!r} of a matrix; give it "bias" or "norm"')
     if param.is_complex():
         raise ValueError(f"complex parameters are not supported, got one of shape {shape}; train view_as_real of it")
     if getattr(param, "_fsdp_flattened", False):

@@ -28,7 +28,7 @@ from learned_opt.optimizer.param_groups import Params, complete_group, groups_of
 from learned_opt.optimizer.remarks import LATE_STEP, Remarks
 from learned_opt.optimizer.skipped_steps import SkippedSteps
 from learned_opt.optimizer.whole_tensors import check_state, complete_state, update_whole
-from learned_opt.pretrained.files import Pretrained, Source, load_pretrained
+from learned_opt.pretrained.files import Pretrained, Source, available, load_pretrained
 from learned_opt.rules.rule import reads_loss
 from zoo.devices import sent
 
@@ -170,8 +170,8 @@ class LearnedOptimizer(Optimizer):
         """Add a group; roles come from its "role" or are guessed, names are made up where the others have some."""
         if "roles" not in param_group:
             (param_group,) = groups_of_params([param_group], beside=self.param_groups)
-        for param in tensors_of(param_group):
-            check_param(param)
+        for param, role in zip(tensors_of(param_group), param_group["roles"], strict=True):
+            check_param(param, role)
         common = self.param_groups[0] if self.param_groups else self.defaults
         for key in ("num_training_steps", "average"):
             if param_group.get(key, common[key]) != common[key]:
@@ -278,9 +278,13 @@ class LearnedOptimizer(Optimizer):
         Raises:
             ThetaMismatchError: if the state is of other meta-parameters.
         """
+        own = self.pretrained
         handle = self.register_load_state_dict_pre_hook(_note_loading)  # after the user's hooks, which may replace it
         try:
             super().load_state_dict(state_dict)
+        except BaseException:
+            self.pretrained, self._thetas = own, {}
+            raise
         finally:
             handle.remove()
             self._loading = None
@@ -392,8 +396,9 @@ def _note_loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         optimizer.pretrained, optimizer._thetas = mine, {}
     if saved != mine.hash:
         of = f"used meta-parameters {saved}" if saved else "is of another kind, without meta-parameters"
+        name = next((name for name in available() if load_pretrained(name).hash == saved), None)
         raise ThetaMismatchError(
             f"the saved optimizer {of}, this one has {mine.hash} ({mine.name or mine.rule.name}); "
-            "make it with the same theta"
+            f"make it with {'the same theta' if name is None else f'theta={name!r}'}"
         )
     optimizer._loading = state_dict

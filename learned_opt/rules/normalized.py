@@ -1,4 +1,4 @@
-"""The self-tuning normalised rule "mulo-norm": an orthogonalised direction, and a controller of its size per tensor.
+"""The rule of "mulo-norm" and "mulo-wide": an orthogonalised direction, and a controller of its size per tensor.
 
 With gradient g of one tensor, seen as a matrix of fan_out rows (vectors, norms and embeddings are not orthogonalised):
 

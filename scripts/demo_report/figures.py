@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from ..demo_stages import tables
-from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
+from ..demo_stages.optimize import ADAMW, MULO, MULO_TOLD_STEPS, TUNED
 from .chart import LIGHT, Chart
 
 BLUE, ORANGE, GREEN, GREY, INK = (LIGHT[name] for name in ("blue", "orange", "green", "grey", "ink"))
@@ -29,7 +29,7 @@ TABLE_METHODS: Final = dict(
     zip(tables.SHOWN, (("o", BLUE, 8), ("D", ORANGE, 5), ("s", GREEN, 5), ("|", GREY, 10)), strict=True)
 )
 _BAND: Final[dict[str, Any]] = {"alpha": 0.2, "linewidth": 0}
-METHOD_COLOURS: Final = {ADAMW: "grey", TUNED: "orange", MULO: "green", MULO_NORM: "blue"}
+METHOD_COLOURS: Final = {ADAMW: "grey", TUNED: "orange", MULO: "green", MULO_TOLD_STEPS: "blue"}
 
 
 def training_fan(axes: Axes, data: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from generator.tabular.files import SHIPPED
 from zoo.storage.durable import write_file
 
-from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
+from ..demo_stages.optimize import ADAMW, MULO, MULO_TOLD_STEPS, TUNED
 from ..demo_stages.prompt import SHOWN_SETS
 from ..demo_stages.stage import Record
 from . import figures, pictures
@@ -69,7 +69,7 @@ def write_report(
         colours={name: f"var(--{colour})" for name, colour in figures.METHOD_COLOURS.items()},
         script=lambda name: Markup((_FOLDER / name).read_text()),
         pictures=_pictures(data["prompting"]["pictures"]) if "prompting" in data else None,
-        methods=(ADAMW, TUNED, MULO, MULO_NORM),
+        methods=(ADAMW, TUNED, MULO, MULO_TOLD_STEPS),
         kinds={name: figures.NETWORK_KINDS[name][0] for name in SHOWN_SETS},
         summary=summary,
         date=datetime.date.today().isoformat(),

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..demo_stages.all import STAGES
-from ..demo_stages.optimize import ADAMW, MULO, MULO_NORM, TUNED
+from ..demo_stages.optimize import ADAMW, MULO, MULO_TOLD_STEPS, TUNED
 from ..demo_stages.stage import Record
 from ..machine import commit, num_cores, processor, versions
 
@@ -87,7 +87,7 @@ def _prompting_lines(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _optimizer_lines(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = []
-    for name in (ADAMW, TUNED, MULO, MULO_NORM):
+    for name in (ADAMW, TUNED, MULO, MULO_TOLD_STEPS):
         one = numbers["methods"][name]
         lines.append((name, f"mean loss {one['mean_loss']:.3f}, accuracy {_percent(one['test_accuracy'])}"))
     return lines

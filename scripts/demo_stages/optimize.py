@@ -20,7 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from learned_opt import MuLO
+from learned_opt import MuLO, load_pretrained
+from learned_opt.optimizer.torch_optimizer import RECOMMENDED
+from learned_opt.rules.registry import rules_digest
 from zoo import Task, get_task
 from zoo.devices import resolve_device
 from zoo.networks.initialization import run_seed
@@ -35,7 +37,8 @@ ADAMW: Final = "AdamW, default 1e-3"
 COSINE: Final = "AdamW + cosine"
 TUNED: Final = "AdamW + cosine, tuned"
 MULO: Final = "MuLO(model)"
-MULO_NORM: Final = "MuLO(model, num_training_steps=T)"
+MULO_TOLD_STEPS: Final = "MuLO(model, num_training_steps=T)"
+_WEIGHTS: Final = {MULO: RECOMMENDED[False], MULO_TOLD_STEPS: RECOMMENDED[True]}
 NUM_CURVE_POINTS: Final = 50
 
 MakeOptimizer = Callable[[nn.Module], tuple[torch.optim.Optimizer, LRScheduler | None]]
@@ -72,6 +75,8 @@ def run(config: DictConfig) -> StageResult:
             for seed in range(options.num_seeds):
                 progress.update(bar, description=f"{name}, seed {seed}")
                 settings = [name, seed, options.num_steps, options.batch_size, config.seed, task.config]
+                if name in _WEIGHTS:  # whose results are not those of other weights or of another release's rule
+                    settings += [rules_digest(), load_pretrained(_WEIGHTS[name]).hash]
                 path = Path(str(config.out)) / "optimizer" / f"{digest(settings)[:16]}.json"
                 if not path.exists():  # it is there from an earlier session
                     write_file(path, [json.dumps(asdict(train(task, make, config, seed=seed))).encode()])
@@ -120,7 +125,7 @@ def all_methods(rates: list[float], num_steps: int) -> dict[str, MakeOptimizer]:
         ADAMW: lambda model: (torch.optim.AdamW(model.parameters()), None),
         **{f"{COSINE}, {rate:g}": partial(cosine, rate=rate) for rate in rates},
         MULO: lambda model: (MuLO(model), None),
-        MULO_NORM: lambda model: (MuLO(model, num_training_steps=num_steps), None),
+        MULO_TOLD_STEPS: lambda model: (MuLO(model, num_training_steps=num_steps), None),
     }
 
 
@@ -132,7 +137,7 @@ def best_rate(runs: dict[str, list[Trained]], rates: list[float], measure: str) 
 def _numbers(runs: dict[str, list[Trained]], tuned: dict[str, float], task: Task) -> dict:
     """Each figure of the tuned rival at the learning rate that is best for it: the most that tuning can give."""
     methods = {}
-    for name in (ADAMW, TUNED, MULO, MULO_NORM):
+    for name in (ADAMW, TUNED, MULO, MULO_TOLD_STEPS):
         for_loss, for_error = (runs[f"{COSINE}, {rate:g}" if name == TUNED else name] for rate in tuned.values())
         losses = [one.mean_loss for one in for_loss]
         accuracies = [1 - one.test_error for one in for_error]
@@ -156,7 +161,7 @@ def _numbers(runs: dict[str, list[Trained]], tuned: dict[str, float], task: Task
 def _data(runs: dict[str, list[Trained]], rate: float, num_steps: int) -> dict:
     """Training curves of the methods: lowest, mean and highest over seeds at each piece of the run."""
     curves = {}
-    for name in (ADAMW, TUNED, MULO, MULO_NORM):
+    for name in (ADAMW, TUNED, MULO, MULO_TOLD_STEPS):
         values = np.array([one.curve for one in runs[f"{COSINE}, {rate:g}" if name == TUNED else name]])
         curves[name] = [values.min(0), values.mean(0), values.max(0)]
     pieces = np.array_split(np.arange(num_steps), min(NUM_CURVE_POINTS, num_steps))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from learned_opt.evaluation import comparison
 from learned_opt.evaluation.comparison import Result, evaluate, joined, train
 from learned_opt.evaluation.learned_methods import celo2, learned_methods, shipped, untrained_frame
 from learned_opt.evaluation.rivals import Method, TorchPopulation, muon, rivals
@@ -115,6 +116,19 @@ def test_only_missing_settings_are_trained(tmp_path: Path) -> None:
     assert evaluate([wider], [small_task()], num_seeds=2, cache=tmp_path, train_missing=False) == {wider.name: {}}
     alone = train(small_task(), method("AdamW cosine", (1e-1,)), num_seeds=2)
     np.testing.assert_allclose(extended.setting(2).mean_loss, alone.mean_loss, rtol=1e-4)
+
+
+def test_results_of_other_code_of_the_rules_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame, rival = untrained_frame().at((1.0,)), method("AdamW 1e-3 untuned")
+
+    def kept() -> list[bool]:
+        found = evaluate([frame, rival], [small_task()], num_seeds=2, cache=tmp_path, train_missing=False)
+        return [bool(found[one.name]) for one in (frame, rival)]
+
+    evaluate([frame, rival], [small_task()], num_seeds=2, cache=tmp_path)
+    assert kept() == [True, True]
+    monkeypatch.setattr(comparison, "rules_digest", lambda: "of other code")
+    assert kept() == [False, True]
 
 
 def test_settings_are_chosen_on_other_examples_than_they_are_reported_on() -> None:

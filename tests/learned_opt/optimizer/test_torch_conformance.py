@@ -390,6 +390,19 @@ def test_horizons_of_any_numeric_type_are_kept_as_integers(horizon):
     assert optimizer.pretrained.name == RECOMMENDED[True]
 
 
+@pytest.mark.parametrize("horizon", [np.bool_(True), 10**400, torch.tensor([3, 4])], ids=["bool", "huge", "two"])
+def test_what_is_no_horizon_is_refused(horizon):
+    with pytest.raises(ValueError, match="num_training_steps must be"):
+        MuLO(make_model(), num_training_steps=horizon)
+
+
+def test_a_number_in_the_role_of_a_matrix_is_refused():
+    scale = torch.nn.Parameter(torch.ones(()))
+    with pytest.raises(ValueError, match=r"shape \(\) cannot have the role 'hidden'"):
+        MuLO([{"params": [scale], "role": "hidden"}], num_training_steps=T)
+    MuLO([{"params": [scale], "role": "bias"}], num_training_steps=T)
+
+
 def test_an_infinite_horizon_is_none():
     assert MuLO(make_model(), num_training_steps=float("inf")).num_training_steps is None
     assert make("mulo-norm", make_model(), num_training_steps=float("inf")).num_training_steps is None

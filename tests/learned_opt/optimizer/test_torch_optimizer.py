@@ -112,6 +112,24 @@ def test_resume_with_other_meta_weights_is_refused():
         other.load_state_dict(optimizer.state_dict())
 
 
+def test_the_state_of_other_weights_of_the_package_names_them():
+    state = LearnedOptimizer(make_model(), "mulo").state_dict()
+    with pytest.raises(ThetaMismatchError, match="make it with theta='mulo'"):
+        MuLO(make_model()).load_state_dict(state)
+
+
+def test_a_refused_state_leaves_the_weights_that_were_not_named_as_they_were():
+    model, longer = make_model(), torch.nn.Sequential(make_model(), torch.nn.Linear(2, 2))
+    optimizer = MuLO(model, num_training_steps=9)
+    train(model, optimizer, 0, 2)
+    before = optimizer.pretrained
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        optimizer.load_state_dict(MuLO(longer).state_dict())
+    assert optimizer.pretrained is before
+    assert optimizer.param_groups[0]["theta_hash"] == before.hash
+    train(model, optimizer, 2, 3)
+
+
 def test_horizon_is_restored_or_changed_on_resume():
     model = make_model()
     optimizer = LearnedOptimizer(model, pretrained("mulo-norm"), num_training_steps=20)
@@ -508,5 +526,5 @@ def test_a_loaded_state_says_which_of_the_recommended_weights_go_on(began, goes_
     assert other.pretrained.hash == optimizer.pretrained.hash
     optimizer.num_training_steps = other.num_training_steps
     assert train(model, optimizer, 5, 10) == train(resumed, other, 5, 10)
-    with pytest.raises(ThetaMismatchError, match="same theta"):
+    with pytest.raises(ThetaMismatchError, match="make it with theta="):
         MuLO(resumed, RECOMMENDED[not began], **goes_on).load_state_dict(saved)

@@ -20,16 +20,12 @@ from torch.optim import Optimizer
 
 from learned_opt import MuLO, Pretrained, load_pretrained
 from learned_opt.optimizer.torch_optimizer import AVERAGE_POWER
-from learned_opt.rules.controller import CHANGE_LIMIT, DISAGREEMENT, GROWTH_LIMIT, GROWTH_POWER
 from learned_opt.rules.normalized import OPEN_FRACTION
 
 RATE_STEP: Final = 10**0.5  # between neighbouring learning rates
 WEIGHT_DECAY: Final = 0.01
 SCHEDULE_FREE_WARMUP: Final = 16
 SOAP_LARGEST_SIDE: Final = 512  # of matrices that SOAP preconditions
-_FRAME: Final = (
-    f"{CHANGE_LIMIT:g} {GROWTH_LIMIT:g} {GROWTH_POWER:g} {DISAGREEMENT:g}"  # what is not in the hash of meta-parameters
-)
 
 
 @dataclass(frozen=True)
@@ -81,9 +77,9 @@ def learned(theta: str | Pretrained) -> list[OutsideMethod]:
     def not_told(model: nn.Module, rate: float, num_steps: int) -> Optimizer:
         return MuLO(model, pretrained, lr=rate)
 
-    name, identity = f"{pretrained.name}, T known", f"told {_FRAME} {pretrained.hash}"
+    name, identity = f"{pretrained.name}, T known", f"told {pretrained.hash}"
     methods = [OutsideMethod(name, told, identity=identity)] if pretrained.rule.uses_horizon else []
-    identity = f"{OPEN_FRACTION:g} {AVERAGE_POWER:g} {_FRAME} {pretrained.hash}"
+    identity = f"{OPEN_FRACTION:g} {AVERAGE_POWER:g} {pretrained.hash}"
     return [*methods, OutsideMethod(pretrained.name, not_told, is_anytime=True, identity=identity)]
 
 

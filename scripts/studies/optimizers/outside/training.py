@@ -18,6 +18,7 @@ from typing import Final
 import torch
 from torch.optim import Optimizer
 
+from learned_opt.rules.registry import rules_digest
 from zoo.settings import digest
 from zoo.storage.durable import write_file
 
@@ -122,7 +123,7 @@ class Trainings:
         settings = {
             "version": _VERSION,
             "task": task.name,
-            "method": method.identity or method.name,
+            "method": f"{rules_digest()} {method.identity}" if method.identity else method.name,
             "rate": f"{rate:.4g}",
             "num_steps": num_steps,
             "seed": seed,
