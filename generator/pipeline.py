@@ -354,7 +354,7 @@ class ParameterPipeline(DiffusionPipeline):
             start=start,
             num_task_bits=self.model.config["num_task_bits"],
             kind=self.model.example_kind,
-            embed=self.embed,
+            embed=self.embed if self.model.config["description_width"] else None,
         )
         said, width = prompts.description, self.model.config["description_width"]
         if said is not None and said.shape[1] != width:

@@ -139,6 +139,11 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         step_examples: int = 0,
     ) -> None:
         super().__init__()
+        if not (num_corrections >= 0 and correction_rate >= 0 and correction_steps >= 1 and step_examples >= 0):
+            raise ValueError(
+                "num_corrections, correction_rate and step_examples must be at least 0, correction_steps at least 1, "
+                f"got {num_corrections}, {correction_rate}, {step_examples} and {correction_steps}"
+            )
         self.ranges = {name: MetricRange(*bounds) for name, bounds in sorted(metrics.items())}
         self.window = window
         self.num_drawn = int(diffusion) + int(use_latent)  # channels that are drawn: noisy values, latent

@@ -16,6 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from zoo.settings import digest
 from zoo.tasks.files.examples import resource_folder
 
 Embedder = Callable[[Sequence[str]], Tensor]  # texts to (N, W)
@@ -81,21 +82,29 @@ class RunDescriptions:
     Attributes:
         vectors: (T, V, W).
         tasks: (R,) which of them each run has.
+        digest: of all texts, for the record of a training.
     """
 
     vectors: Tensor
     tasks: Tensor
+    digest: str = ""
 
     @classmethod
     def of(cls, texts: Sequence[str | Sequence[str]], embed: Embedder) -> RunDescriptions:
         """From one text, or several, of each of R runs."""
-        several = [(one,) if isinstance(one, str) else tuple(one) for one in texts]
-        if bad := [one for one in several if not one or not all(isinstance(text, str) and text for text in one)]:
+        several = [tuple(one) if isinstance(one, list | tuple) else (one,) for one in texts]
+        if bad := [
+            one for one in several if not one or not all(isinstance(text, str) and text.strip() for text in one)
+        ]:
             raise ValueError(f"each run must be described by a text or several, got {bad[0]!r}")
         known = {one: i for i, one in enumerate(dict.fromkeys(several))}
         most = max(map(len, known))
         vectors = embedded([one[i % len(one)] for one in known for i in range(most)], embed)
-        return cls(vectors.unflatten(0, (len(known), most)), torch.tensor([known[one] for one in several]))
+        return cls(
+            vectors.unflatten(0, (len(known), most)),
+            torch.tensor([known[one] for one in several]),
+            digest(several)[:16],
+        )
 
     def draw(self, rows: Tensor, rng: torch.Generator) -> Tensor:
         """(B, W) of one text for each of the runs in rows (B,)."""
@@ -140,8 +149,14 @@ def embedded(texts: Sequence[str], embed: Embedder) -> Tensor:
     Raises:
         ValueError: if they are not finite, or not one for each text.
     """
-    vectors = torch.as_tensor(embed(texts)).detach().cpu().float()
-    if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.isfinite().all():
+    if not callable(embed):
+        raise ValueError(f"what reads descriptions must be a function from texts to vectors, got {embed!r}")
+    given = embed(texts)
+    try:
+        vectors = torch.as_tensor(given).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"what reads descriptions must give {len(texts)} texts as many vectors: {error}") from None
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.numel() or not vectors.isfinite().all():
         raise ValueError(
             f"what reads descriptions must give {len(texts)} texts as many vectors of finite numbers, got shape "
             f"{tuple(vectors.shape)}"

@@ -141,6 +141,8 @@ class GeneratorConfig:
             raise ValueError(
                 "calibrate_latents needs calibrate_prompts=True, and energy_score=True: others have no latents"
             )
+        if self.calibrate_latents and not (self.num_validation_starts and self.metrics):
+            raise ValueError("calibrate_latents is done on validation starts, by a metric: set both, or unset it")
         if self.max_runs is not None and self.max_runs < 1:
             raise ValueError(f"max_runs must be at least 1, or None for all, got {self.max_runs}")
         if min(self.num_validation_starts, self.num_held_out, self.num_references) < 0:

@@ -175,6 +175,8 @@ def describe_runs(
     Raises:
         ValueError: if nothing says it.
     """
+    if describe is not None and not callable(describe):
+        raise ValueError(f"describe must be a function from a run's number to its description, got {describe!r}")
     for one, task in zip(runs, tasks, strict=True):
         numbers = one.runs.tolist()
         if describe is not None:

@@ -15,6 +15,7 @@ from typing import Final
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.prompts.prompt import ALIASES
 from generator.training.config import GeneratorConfig
+from generator.trajectories import Trajectories
 from zoo.settings import as_json, digest, installed_software, require_same, warn_of_other_software
 from zoo.storage.durable import write_file
 from zoo.storage.schema import RunStatus
@@ -33,6 +34,8 @@ def begin_or_resume(
     tasks: Sequence[Task | None],
     config: GeneratorConfig,
     model: RecurrentDiffusionTransformer,
+    *,
+    runs: Sequence[Trajectories],
 ) -> Path | None:
     """The checkpoint from which a training in that folder is resumed; None, and the settings recorded, for a new one.
 
@@ -42,6 +45,7 @@ def begin_or_resume(
         out: folder of the training.
         zoos, tasks, config: of the training.
         model: untrained; its options are recorded with their defaults.
+        runs: of each zoo, of which the descriptions in words are recorded by their hash.
 
     Raises:
         SettingsMismatchError: if the folder holds a training with other settings, or of other zoos or tasks.
@@ -56,6 +60,8 @@ def begin_or_resume(
             for task in tasks
         ],
     }
+    if described := [one.descriptions.digest for one in runs if one.descriptions is not None]:
+        now["descriptions"] = described
     software = installed_software("lightning", "diffusers")
     record, checkpoint = out / RECORD, out / LAST_CHECKPOINT
     if checkpoint.exists() and record.exists():

@@ -23,6 +23,7 @@ from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
 from generator.prompts.descriptions import Embedder, embedder_of
 from generator.sampler import make_scheduler
 from generator.tokens.normalizer import ParamNormalizer
+from generator.tokens.tokenizer import ChunkTokenizer
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.inputs import describe_runs, opened, tasks_of, training_runs, validation_starts
 from generator.training.module import GeneratorModule, PairDataModule
@@ -92,10 +93,14 @@ def train_generator(
     if config.descriptions is not None:
         embed = embedder_of(config.descriptions) if embed is None else embed
         describe_runs(runs, tasks, describe, embed)
+    elif describe is not None or embed is not None:
+        raise ValueError(
+            "describe and embed are of a training on descriptions: set descriptions=..., or leave them out"
+        )
 
     # The training, or what is left of it.
     model, normalizer, contexts = assemble(runs, tasks, config)
-    checkpoint = begin_or_resume(Path(out), zoos, tasks, config, model)
+    checkpoint = begin_or_resume(Path(out), zoos, tasks, config, model, runs=runs)
     module = GeneratorModule(model, contexts, config.objective, config.optimization)
     data = PairDataModule(runs, config.pairs, config.optimization)
     selection = AlignmentSelection(validation, config.objective.prediction, config.pairs.modes)
@@ -221,8 +226,15 @@ def assemble(
 def mean_answer(contexts: Sequence[NetworkContext], samples: Sequence[Tensor], *, diffusion: bool) -> Tensor:
     """The mean (P,) of adapters (N, P), normalised, to which answers in one pass are added."""
     layout = contexts[0].layout
-    if not low_rank.has_adapters(layout) or len(contexts) > 1 or diffusion:
-        raise ValueError("centred answers, in one pass, are of one zoo of adapters: set centred=False")
+    if (
+        not low_rank.has_adapters(layout)
+        or len(contexts) > 1
+        or diffusion
+        or isinstance(contexts[0].tokenizer, ChunkTokenizer)
+    ):
+        raise ValueError(
+            "centred answers, in one pass, are of one zoo of adapters, in neuron tokens: set centred=False"
+        )
     return contexts[0].scale.normalize(low_rank.mean(layout, samples[0]))
 
 

@@ -172,6 +172,8 @@ def _latent_scale(pipe: ParameterPipeline, validation: ValidationStarts, mode: s
     rows = torch.arange(min(_NUM_FOR_LATENTS, len(runs)))
     start = runs.read(rows, torch.zeros_like(rows)) if mode == "start" else None
     chosen, bound = _LATENT_SCALES[0], math.inf
+    if len(rows) < 2:
+        return chosen  # one run differs from none
     for scale in _LATENT_SCALES:
         asked, rng = validation.prompts(1).expand(len(rows)), torch.Generator().manual_seed(0)
         params = _sampled(pipe, validation, asked, start=start, scale=scale, rng=rng)

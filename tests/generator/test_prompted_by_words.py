@@ -1,5 +1,7 @@
 """A generator that is told its task in words, from training to a pipeline on the disk."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import PairConfig
 from generator.training.train import train_generator
 from zoo import build_zoo, get_task
+from zoo.settings import SettingsMismatchError
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
 CONFIG = GeneratorConfig(
@@ -69,3 +72,9 @@ def test_runs_and_words_may_be_ones_own(zoo, tmp_path):
     loaded.embed = lambda texts: torch.zeros(len(texts), 3)
     with pytest.raises(ValueError, match="descriptions of 2 numbers, got 3"):
         loaded(prompt={"description": "small"})
+    with pytest.raises(SettingsMismatchError, match="descriptions: begun with"):
+        train_generator([zoo], config, out=tmp_path, describe=str, embed=embed, trainer_options=QUIET)
+    with pytest.raises(ValueError, match="describe must be a function"):
+        train_generator([zoo], config, out=tmp_path, describe={0: "a"}, embed=embed, trainer_options=QUIET)
+    with pytest.raises(ValueError, match="describe and embed are of a training on descriptions"):
+        train_generator([zoo], replace(config, descriptions=None), out=tmp_path, embed=embed, trainer_options=QUIET)

@@ -31,7 +31,7 @@ def test_a_run_is_described_by_one_of_its_texts():
     for i, of_run in enumerate(texts):
         wanted = letters([of_run] if isinstance(of_run, str) else of_run)
         assert {tuple(row) for row in drawn[:, i].tolist()} == {tuple(row) for row in wanted.tolist()}
-    for bad in ([[]], [""], [["a", 3]]):
+    for bad in ([[]], [""], [" "], [["a", 3]], [None], [3]):
         with pytest.raises(ValueError, match="described by a text or several"):
             RunDescriptions.of(bad, letters)
 
@@ -65,10 +65,18 @@ def test_a_prompt_in_words_is_of_one_sentence_or_of_one_each():
         Prompt.of({"description": "cat"}, [], 2)
 
 
-@pytest.mark.parametrize("vectors", [torch.zeros(3, 4), torch.zeros(2), torch.full((2, 4), torch.nan)])
+@pytest.mark.parametrize(
+    "vectors", [torch.zeros(3, 4), torch.zeros(2), torch.full((2, 4), torch.nan), torch.zeros(2, 0)]
+)
 def test_vectors_that_are_none_are_refused(vectors):
     with pytest.raises(ValueError, match="2 texts as many vectors of finite numbers"):
         embedded(["a", "b"], lambda texts: vectors)
+
+
+@pytest.mark.parametrize("embed", ["words", lambda texts: None, lambda texts: [torch.zeros(3)] * 2])
+def test_what_reads_no_texts_is_refused(embed):
+    with pytest.raises(ValueError, match="what reads descriptions must"):
+        embedded(["a", "b"], embed)
 
 
 def test_a_sentence_model_is_a_folder(tmp_path):
