@@ -22,7 +22,7 @@ from generator.pipeline import ParameterPipeline
 from generator.prompts.calibration import Calibration
 from generator.prompts.examples import Examples
 from generator.prompts.plausibility import FEWEST_TASKS, loss_on_prompts, usual_loss
-from generator.prompts.prompt import EXAMPLES, Prompt
+from generator.prompts.prompt import EXAMPLES, Prompt, log_floor
 from generator.sampler import make_scheduler, sample_params
 from generator.training.module import GeneratorModule
 from generator.trajectories import Trajectories, nearest_snapshots
@@ -180,7 +180,8 @@ def _latent_scale(pipe: ParameterPipeline, validation: ValidationStarts, mode: s
         found = measured(task, params, "val")
         error = found["error"].mean().item()
         bound = min(bound, error + _MAX_ERROR)  # of the first scale
-        real = runs.read(rows, nearest_snapshots(runs.metrics[validation.metric][rows], found["loss"]))
+        achieved = found[validation.kind].clamp(min=log_floor(validation.metric))
+        real = runs.read(rows, nearest_snapshots(runs.metrics[validation.metric][rows], achieved))
         if error > bound or _spread(task, params) > _spread(task, real):
             break
         chosen = scale

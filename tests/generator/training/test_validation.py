@@ -56,6 +56,22 @@ def test_latents_are_as_large_as_real_networks_differ_and_accuracy_allows(pipe, 
     assert found["noise"]["latent_scale"] == 1.0
 
 
+def test_real_networks_are_those_of_equal_error_where_errors_are_asked_for(monkeypatch):
+    task = get_task("digits", hidden=(4,))
+    params = task.init(torch.Generator().manual_seed(0), 6)[:, None].repeat(1, 3, 1)
+    errors = torch.tensor([0.9, 0.5, 0.1]).repeat(6, 1)
+    runs = Trajectories(task.layout, params, {"val_error": errors})
+    starts = ValidationStarts.of(runs, runs, task, "val_error", 4)
+    pipe = make_pipeline(task.layout, metrics={"val_error": (0.1, 0.9)})
+    read, chosen = Trajectories.read, []
+    monkeypatch.setattr(Trajectories, "read", lambda self, rows, at: chosen.append(at) or read(self, rows, at))
+    found = {"loss": torch.full((6,), 2.0), "error": torch.full((6,), 0.5)}
+    monkeypatch.setattr(validation, "measured", lambda *args: found)
+    calibrations(pipe, [starts], ["noise"], latents=True)
+    assert chosen
+    assert all((at == 1).all() for at in chosen)
+
+
 def test_a_pipeline_draws_latents_of_the_scale_of_its_calibration(pipe):
     def drawn(scale):
         known = {"meant": [0.1, 2.0], "asked": [0.1, 2.0]}
