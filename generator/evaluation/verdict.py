@@ -43,7 +43,7 @@ class Estimate:
         Raises:
             ValueError: if a value is not finite.
         """
-        values = values.double().cpu()
+        values = values.cpu().double()
         if not bool(values.isfinite().all()):
             raise ValueError(f"an estimate needs finite values, got {values[~values.isfinite()][:4].tolist()}")
         low, high = bootstrap_interval(values, torch.Generator().manual_seed(_SEED), level=LEVEL)

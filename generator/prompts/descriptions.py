@@ -16,6 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from zoo.lazy import needs
 from zoo.settings import digest
 from zoo.tasks.files.examples import resource_folder
 
@@ -54,9 +55,9 @@ class SentenceModel:
     """
 
     def __init__(self, folder: str) -> None:
-        from transformers import AutoModel, AutoTokenizer
-
         place = resource_folder(folder)
+        with needs("sentence models are read by transformers", "'weightfoundry[adapters]'"):
+            from transformers import AutoModel, AutoTokenizer
         pooling = place / "1_Pooling" / "config.json"
         if pooling.exists() and not json.loads(pooling.read_text()).get("pooling_mode_mean_tokens", True):
             raise ValueError(f"{folder} does not average over tokens; give a function from texts to vectors instead")

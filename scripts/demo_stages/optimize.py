@@ -105,7 +105,7 @@ def train(task: Task, make: MakeOptimizer, config: DictConfig, *, seed: int) -> 
         if scheduler is not None:
             scheduler.step()
         losses.append(loss.detach())
-    values = torch.stack(losses).double().cpu().numpy()
+    values = torch.stack(losses).cpu().double().numpy()
     pieces = np.array_split(values, min(NUM_CURVE_POINTS, num_steps))
     if isinstance(optimizer, MuLO):
         optimizer.eval()  # where it does not know the end of the run, averaged weights are what to keep

@@ -172,7 +172,7 @@ def mean(layout: ParamLayout, params: Tensor, shares: Tensor | None = None) -> T
     """
     layout.check_vector(params)
     count, wide = len(params), widened(params)
-    shares = (torch.full((count,), 1 / count, dtype=torch.float64) if shares is None else shares).to(wide)
+    shares = wide.new_full((count,), 1 / count) if shares is None else shares.to(wide)
     averaged = (shares @ wide)[None]
     changed = {}
     for group in linear_groups(layout):

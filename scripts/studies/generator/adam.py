@@ -219,7 +219,7 @@ def _mean_log(losses: Tensor) -> Tensor:
 
 def _steps_to(steps: Sequence[int], curve: Tensor, values: Tensor) -> Tensor:
     """Interpolated number of steps at which the running minimum of a curve (S,) comes down to values (...)."""
-    lowest = curve.cummin(0).values.flip(0).double().cpu().numpy()
+    lowest = curve.cummin(0).values.flip(0).cpu().double().numpy()
     positions = np.log1p(np.asarray(steps, dtype=np.float64))[::-1]
-    found = np.expm1(np.interp(values.double().cpu().numpy(), lowest, positions, left=np.inf))
+    found = np.expm1(np.interp(values.cpu().double().numpy(), lowest, positions, left=np.inf))
     return torch.from_numpy(np.atleast_1d(found)).view(values.shape)
