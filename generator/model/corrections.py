@@ -3,8 +3,8 @@
 The network that was predicted, in one pass or in a step of diffusion, is run on the examples of its prompt, and the
 gradient of its loss on them is given back to the model, as features of the tokens beside the answer itself. The model's
 blocks are run again and what comes out is added to the answer. So a correction is the step of a learned optimizer that
-sees the examples, too. Examples without labels give the gradient of what the network's outputs leave undecided, along
-which no steps are taken: where nothing else holds them, they lead to a network that is sure of anything.
+sees the examples, too. Examples without labels give the gradient of what the network's outputs leave undecided; not
+to models that step along it, since where nothing else holds them, steps lead to a network that is sure of anything.
 
 What comes out is free or, with a rate, also steps along the gradient, whose rate the model gives for every number:
 where examples hold more than a token can, as those of a text do, the steps do not have to pass through one. Each may

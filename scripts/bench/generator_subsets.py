@@ -11,7 +11,7 @@ of one core.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from generator import ParameterPipeline
 from generator.evaluation.unseen_tasks import NUM_EXAMPLES, task_figures
 from zoo import Zoo
+from zoo.tasks.task import Task
 
 from ..rows import Row, over_seeds
 from .command import bench
@@ -43,15 +44,7 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
     _, which = torch.from_numpy(subsets.runs["mask"])[test.runs].unique(return_inverse=True)
 
     def row(method: str, *networks: Tensor) -> Row:
-        seeds = [task_figures(test.task, one, which) for one in networks]
-        found = [{"accuracy, %": 100 * seed["mean"], "worst task, %": 100 * seed["worst"]} for seed in seeds]
-        return Row(
-            question=__doc__.splitlines()[0],
-            setting={"method": method},
-            **over_seeds(found),
-            note=f"digits_subset, 64-16-1, {int(which.max()) + 1} tasks never seen; mean and range of several seeds, "
-            "else one.",
-        )
+        return accuracies(str(__doc__), method, networks, test.task, which)
 
     for method, networks in () if no_controls else controls(subsets, test, val):
         yield row(method, networks)
@@ -63,6 +56,26 @@ def rows(*generators: str, zoo: str, no_controls: bool = False) -> Iterator[Row]
         pipes = [ParameterPipeline.from_pretrained(folder) for folder in folders.split(",")]
         for kind, prompt in prompts.items():
             yield row(f"{name}: {kind}", *(generated(pipe, prompt, test) for pipe in pipes))
+
+
+def accuracies(title: str, method: str, networks: Sequence[Tensor], task: Task, which: Tensor) -> Row:
+    """The row of a method: mean accuracy and worst task of networks (N, P) of one or several seeds.
+
+    Args:
+        title: a text whose first line is the question.
+        method: its name.
+        networks: of each seed.
+        task: bound to their runs.
+        which: (N,) task of each, counted from 0.
+    """
+    seeds = [task_figures(task, one, which) for one in networks]
+    return Row(
+        question=title.splitlines()[0],
+        setting={"method": method},
+        **over_seeds([{"accuracy, %": 100 * one["mean"], "worst task, %": 100 * one["worst"]} for one in seeds]),
+        note=f"digits_subset, 64-16-1, {int(which.max()) + 1} tasks never seen; mean and range of several seeds, "
+        "else one.",
+    )
 
 
 def controls(zoo: Zoo, test: Tasks, val: Tasks) -> Iterator[tuple[str, Tensor]]:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from generator import ParameterPipeline
-from generator.evaluation.unseen_tasks import task_figures
 from generator.training.tasks import task_of
 from zoo import Zoo
 from zoo.tasks.families.words import NUMBER_WORDS, listed, of_subset
 
-from ..rows import Row, over_seeds
+from ..rows import Row
 from .command import bench
+from .generator_subsets import accuracies
 from .generator_table import PACKAGES
 
 TYPED = (
@@ -51,15 +51,7 @@ def rows(*generators: str, zoo: str) -> Iterator[Row]:
     members = ((masks[:, None] >> torch.arange(task.dataset.num_classes or 0)) & 1 == 1).tolist()
 
     def row(method: str, networks: Sequence[Tensor]) -> Row:
-        seeds = [task_figures(task, one, which) for one in networks]
-        found = [{"accuracy, %": 100 * seed["mean"], "worst task, %": 100 * seed["worst"]} for seed in seeds]
-        return Row(
-            question=__doc__.splitlines()[0],
-            setting={"method": method},
-            **over_seeds(found),
-            note=f"digits_subset, 64-16-1, {int(which.max()) + 1} tasks never seen; mean and range of several seeds, "
-            "else one.",
-        )
+        return accuracies(str(__doc__), method, networks, task, which)
 
     yield row("own runs", [torch.from_numpy(subsets.params[runs][:, -1])])
     for name, folders in (argument.split("=", maxsplit=1) for argument in generators):
