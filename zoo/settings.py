@@ -61,19 +61,14 @@ def check_numbers(
         value = options.get(name)
         if name not in options or not {int, float} & {*kinds} or (value is None and type(None) in kinds):
             continue
-        is_whole, is_positive = float not in kinds, name in positive
-        wanted = ["an integer" if is_whole else "a finite number"]
-        if name not in signed:
-            wanted.append("at least 1" if is_whole and is_positive else "above 0" if is_positive else "at least 0")
-        wanted += ["at most 1"] * (name in shares)
-        if (
-            not isinstance(value, Integral if is_whole else Real)
-            or isinstance(value, bool)
-            or not math.isfinite(value)
-            or (name not in signed and (value < 0 or (is_positive and value == 0)))
-            or (name in shares and value > 1)
-        ):
-            raise ValueError(f"{name} must be {', '.join(wanted)}, got {value!r}")
+        is_whole = float not in kinds
+        is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool)
+        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+        is_above = name in signed or (number > 0 if name in positive else number >= 0)
+        if not (math.isfinite(number) and is_above and (number <= 1 or name not in shares)):
+            wanted = "an integer" if is_whole else "a finite number"
+            bounds = "" if name in signed else " above 0" if name in positive else " from 0 up"
+            raise ValueError(f"{name} must be {wanted}{' from 0 to 1' if name in shares else bounds}, got {value!r}")
 
 
 def as_json(settings: object) -> Json:
