@@ -19,6 +19,7 @@ from generator.prompts.prompt import ALIASES
 from generator.training.config import GeneratorConfig
 from generator.trajectories import Trajectories
 from zoo.settings import (
+    Json,
     SettingsMismatchError,
     as_json,
     digest,
@@ -35,7 +36,8 @@ RECORD: Final = "settings.json"
 LAST_CHECKPOINT: Final = Path("checkpoints", "last.ckpt")
 _FREE: Final = ("config.calibrate_prompts", "config.calibrate_latents")  # done after every training
 _SAME_EMBEDDING: Final = 0.02  # of sketches, which rounding changes far less
-_GONE: Final = {"num_references": 0, "model": {"references": [], "examples": {"num_votes": 0}}}  # and what they were
+# Options that are gone, and what they were where nobody used them.
+_GONE: Final[Json] = {"config": {"num_references": 0, "model": {"references": [], "examples": {"num_votes": 0}}}}
 _FROM_ZOOS: Final = ("node_widths", "edge_widths", "metrics")  # arguments of the model that follow from its zoos
 
 
@@ -79,7 +81,7 @@ def begin_or_resume(
     record, checkpoint = out / RECORD, out / LAST_CHECKPOINT
     if checkpoint.exists() and record.exists():
         begun = json.loads(record.read_text())
-        require_same(begun["settings"], now, f"the training in {out}", defaults={"config": _GONE}, free=_FREE)
+        require_same(begun["settings"], now, f"the training in {out}", defaults=_GONE, free=_FREE)
         if not np.allclose(begun.get("embedded", embedded), embedded, rtol=_SAME_EMBEDDING, atol=_SAME_EMBEDDING):
             raise SettingsMismatchError(
                 f"the training in {out} was begun with other vectors of its descriptions: give the `embed` that it was "
