@@ -98,7 +98,7 @@ class Prompt:
         bits = torch.full((batch_size, num_task_bits), math.nan)
         if task_bits is not None:
             if not num_task_bits:
-                raise ValueError("the generator was not trained on task bits; leave them out of the prompt")
+                raise ValueError("the generator was not trained on task_bits; leave them out of the prompt")
             asked = torch.as_tensor(task_bits, dtype=torch.float32).cpu()
             if asked.shape not in ((num_task_bits,), (1, num_task_bits), (batch_size, num_task_bits)):
                 raise ValueError(

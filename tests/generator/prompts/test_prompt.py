@@ -58,7 +58,7 @@ def test_task_bits_and_starts_are_part_of_the_prompt():
 
 
 def test_task_bits_are_refused_where_none_were_trained_on():
-    with pytest.raises(ValueError, match="was not trained on task bits"):
+    with pytest.raises(ValueError, match="was not trained on task_bits"):
         Prompt.of({"task_bits": [1, 0]}, METRICS, 1)
 
 
