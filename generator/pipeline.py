@@ -307,7 +307,10 @@ class ParameterPipeline(DiffusionPipeline):
             LayoutMismatchError: if a network is of another architecture.
         """
         if not self.model.config["diffusion"]:
-            raise ValueError("this generator makes networks in one pass, not from noise; use pipe(start=network)")
+            instead = "pipe(start=network)" if self.model.config["use_start"] else "pipe(prompt=...)"
+            raise ValueError(
+                f"this generator makes networks in one pass, not from noise, so none is edited; use {instead}"
+            )
         self._check_sampling(num_inference_steps, 1.0, 0.0, generator)
         layout, networks = self._starts(network, layout, task)
         if networks is None:
@@ -415,7 +418,8 @@ class ParameterPipeline(DiffusionPipeline):
         if start is None:
             return layout or only_layout(self.normalizer.layouts), None
         layout, starts = read_start(start, self.normalizer.layouts, layout)
-        return layout, in_one_form(layout, starts)
+        is_as_trained = self.normalizer.config["statistics_per_number"]
+        return layout, starts if is_as_trained else in_one_form(layout, starts)
 
     def _check_sampling(self, num_steps: int, guidance_scale: float, eta: float, rng: torch.Generator | None) -> None:
         number = as_count("num_inference_steps", num_steps, NUM_TRAIN_TIMESTEPS)

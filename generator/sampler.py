@@ -216,7 +216,7 @@ def observed_examples(
     if prompt.examples is None:
         return None
     assert model.example_kind is not None
-    observed = partial(context.observed, prompt.examples, model.example_kind, references=model.reference_networks)
+    observed = partial(context.observed, prompt.examples, model.example_kind)
     if not model.config["use_start"]:
         return observed()
     has_start = torch.full((len(prompt),), float(start is not None), device=context.device)

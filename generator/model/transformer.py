@@ -33,6 +33,7 @@ from generator.prompts.examples import ExampleKind
 from generator.prompts.prompt import MetricRange, Prompt, PromptEncoder
 from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer, ParamTokenizer
 from generator.tokens.windows import from_windows, sinusoids, to_windows
+from zoo.settings import check_numbers
 
 _NUM_TIME_FREQUENCIES: Final = 5
 _DRAWN_STD: Final = 0.5  # in normalised units
@@ -72,9 +73,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         edge_widths: features per edge by block key; empty for chunk tokens.
         metrics: (low, high) of each metric that can be prompted, as seen in training.
         num_task_bits: length of a task's bit mask; 0 for none.
-        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, `num_votes` of the
-            references, and `num_described` numbers that are told of their task; None for no examples.
-        references: how many networks, and of how many numbers, vote on what examples ask for; none by default.
+        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, and `num_described` numbers
+            that are told of their task; None for no examples.
         description_width: numbers of the vector of a description in words; 0 for none.
         num_fingerprints: functional features per unit of the start; 0 for none.
         fingerprint_scale: factor on fingerprints, which at 1 are faint beside what tokens hold else.
@@ -114,7 +114,6 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         *,
         num_task_bits: int = 0,
         examples: dict[str, Any] | None = None,
-        references: Sequence[int] = (),
         description_width: int = 0,
         num_fingerprints: int = 0,
         fingerprint_scale: float = 1.0,
@@ -139,11 +138,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         step_examples: int = 0,
     ) -> None:
         super().__init__()
-        if not (num_corrections >= 0 and correction_rate >= 0 and correction_steps >= 1 and step_examples >= 0):
-            raise ValueError(
-                "num_corrections, correction_rate and step_examples must be at least 0, correction_steps at least 1, "
-                f"got {num_corrections}, {correction_rate}, {step_examples} and {correction_steps}"
-            )
+        sizes = ("width", "num_heads", "edge_width", "mlp_ratio", "correction_steps")
+        check_numbers(self.config, type(self).__init__, positive=sizes, signed=("start_skip",))
         self.ranges = {name: MetricRange(*bounds) for name, bounds in sorted(metrics.items())}
         self.window = window
         self.num_drawn = int(diffusion) + int(use_latent)  # channels that are drawn: noisy values, latent
@@ -157,7 +153,6 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             )
 
         asked_width = self._add_prompt_encoders(num_task_bits, examples, description_width, width)
-        self.register_buffer("reference_networks", torch.zeros(*references) if references else None)
         self.register_buffer("centre", torch.zeros(num_centred) if num_centred else None)
         condition_width = asked_width + 2 * _NUM_TIME_FREQUENCIES * diffusion
         self.condition = nn.Sequential(nn.Linear(condition_width, width), nn.GELU(), nn.Linear(width, width))
@@ -193,6 +188,21 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             skips[self.num_drawn :] = start_skip
             self.edge_skips = nn.ParameterDict({key: skips.clone() for key in edge_widths})
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Arguments in a saved config, without those of networks that vote on examples, which there once were.
+
+        Raises:
+            ValueError: if the model had any.
+        """
+        options = dict(config_dict)
+        if options.pop("references", None):
+            raise ValueError("the generator was trained with num_references, which is no longer there: train it again")
+        if options.get("examples"):
+            options["examples"] = {name: one for name, one in options["examples"].items() if name != "num_votes"}
+        extracted: tuple[dict, dict, dict] = super().extract_init_dict(options, **kwargs)
+        return extracted
+
     def _add_prompt_encoders(
         self, num_task_bits: int, examples: dict[str, Any] | None, description_width: int, width: int
     ) -> int:
@@ -204,14 +214,13 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             kind: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
             }
-            num_features = kind.pop("num_features")
-            num_votes, num_described = kind.pop("num_votes", 0), kind.pop("num_described", 0)
+            num_features, num_described = kind.pop("num_features"), kind.pop("num_described", 0)
             self.example_kind = ExampleKind(**kind)
             sizes = num_features, self.example_kind.num_classes, width
             self.example_encoder = ExampleEncoder(*sizes)
             if num_described:
                 self.example_describer = ExampleDescriber(*sizes, num_described)
-            asked_width += 1 + width + num_votes + 2 * num_described
+            asked_width += 1 + width + 2 * num_described
         self.description_reader = None
         if description_width:
             self.description_reader = DescriptionReader(description_width, width)
@@ -390,13 +399,12 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
                 raise ValueError("this model was built without examples; pass examples=None")
             return asked, asked.new_zeros(batch, 0, width)
         if examples is None:
-            options = self.config["examples"]
-            num_told = 1 + options.get("num_votes", 0) + 2 * options.get("num_described", 0)
+            num_told = 1 + 2 * self.config["examples"].get("num_described", 0)
             num_tokens = len(self.example_encoder.place)  # as many as of examples that are left out, as in training
             tokens, told = asked.new_zeros(batch, num_tokens, width), asked.new_zeros(batch, num_told)
         else:
             tokens = self.example_encoder(examples)
-            parts = [examples.is_given[:, None], examples.votes]
+            parts = [examples.is_given[:, None]]
             if self.example_describer is not None:
                 parts += [part.detach() for part in self.example_describer(examples)]
             told = torch.cat([part.to(asked.dtype) for part in parts], dim=1)

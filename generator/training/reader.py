@@ -58,11 +58,9 @@ class ReaderConfig(AveragedTrainingConfig):
     batch_size: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.coverage < 1:
             raise ValueError(f"coverage must be between 0 and 1, got {self.coverage}")
-        for name in ("width", "num_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @torch_defaults()

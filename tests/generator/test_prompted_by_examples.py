@@ -248,32 +248,6 @@ def test_each_prompt_of_a_batch_has_examples_of_its_own(tmp_path, monkeypatch):
         assert not any(torch.equal(first[i], second[i]) for i in range(len(first)))
 
 
-def test_references_are_last_networks_of_training_runs_and_tell_what_examples_are(tmp_path):
-    zoo = build_zoo(tmp_path / "zoo", get_task("digits_subset", hidden=(2,)), num_runs=8, num_steps=2, num_snapshots=2)
-    config = replace(make_config(), model=SMALL | {"num_corrections": 0}, num_references=3)
-    train_generator(zoo, config, out=tmp_path / "out", trainer_options=QUIET)
-    pipe = ParameterPipeline.from_pretrained(tmp_path / "out")
-    kept = pipe.model.reference_networks
-    last = torch.from_numpy(zoo.params[zoo.split("train")][:, -1])
-    assert torch.equal(torch.cdist(kept, last).argmin(1), torch.arange(3) * len(last) // 3)
-    assert torch.equal(kept, last[torch.cdist(kept, last).argmin(1)])
-    inputs, targets, _ = get_task("digits_subset").for_members([5]).batch(torch.arange(8), 1)
-    for decoder in pipe.model.decoders.values():
-        torch.nn.init.normal_(decoder.weight)
-    first = pipe(prompt={"examples": (inputs, targets)}).params
-    pipe.model.reference_networks.neg_()
-    assert not torch.allclose(pipe(prompt={"examples": (inputs, targets)}).params, first, atol=1e-4)
-
-
-def test_references_are_of_one_zoo_with_as_many_runs(zoos, tmp_path):
-    with pytest.raises(ValueError, match="the training runs, got 9"):
-        train_generator(zoos[0], replace(make_config(), num_references=9), out=tmp_path / "out", trainer_options=QUIET)
-    with pytest.raises(ValueError, match="one layout, got 2 zoos"):
-        train_generator(zoos, replace(make_config(), num_references=2), out=tmp_path / "out", trainer_options=QUIET)
-    with pytest.raises(ValueError, match=r"set pairs\.num_examples"):
-        GeneratorConfig(num_references=2)
-
-
 def test_centred_answers_begin_at_the_mean_of_the_zoos_adapters(zoos, tmp_path, examples):
     still = OptimizationConfig(num_steps=1, num_epochs=1, learning_rate=1e-9, muon_learning_rate=0, warmup_steps=0)
     config = replace(make_config(), centred=True, optimization=still)

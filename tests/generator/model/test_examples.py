@@ -50,7 +50,7 @@ def observed(task, members, num_examples, rng):
     indices = torch.randint(len(task.dataset.train), (len(members), num_examples), generator=rng)
     inputs, targets, _ = task.for_members(members).batch(indices, len(members))
     are_given = torch.ones(len(members), dtype=torch.bool)
-    return ObservedExamples(inputs.flatten(2), F.one_hot(targets, 2).float(), torch.zeros(len(members), 0), are_given)
+    return ObservedExamples(inputs.flatten(2), F.one_hot(targets, 2).float(), are_given)
 
 
 def test_it_is_learned_to_tell_the_description_of_tasks_that_it_has_not_seen():
