@@ -5,6 +5,7 @@ import warnings
 from dataclasses import replace
 
 import lightning
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,8 @@ from generator.prompts.prompt import Prompt
 from generator.sampler import make_scheduler, sample_params
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import MADE_UP_RUNS, PairConfig, batch_rng, draw_pairs
+from generator.training.reader import Labelled
+from generator.training.tasks import task_of
 from generator.training.train import assemble, train_generator
 from generator.trajectories import Trajectories
 from tests.generator.model.test_examples import adapters_on
@@ -27,6 +30,7 @@ from zoo import build_zoo, get_task
 from zoo.networks import low_rank
 from zoo.networks.layout import LayoutMismatchError
 from zoo.networks.randomness import seeded_module
+from zoo.storage.selection import SelectedZoo
 
 SMALL = {"width": 16, "num_blocks": 1, "num_heads": 2, "diffusion": False, "use_start": False, "use_latent": False}
 SMALL["num_corrections"] = 1
@@ -128,6 +132,21 @@ def test_answers_that_do_not_fit_their_prompt_are_warned_of(pipe, layout):
         pipe(prompt={"examples": examples}, layout=layout, num_samples=2, best_of=3)
     pipe.reader = None
     pipe.register_to_config(usual_losses=[None, None])
+
+
+def test_a_reader_can_be_asked_which_task_an_adapter_is_for(zoos):
+    names = [f"task_{place}" for place in range(5)]
+    known = Labelled.of(zoos[0], "train", names)
+    wanted = task_of(zoos[0]).describe(known.runs.runs.tolist())
+    rows, snapshots = known.everything()
+    values = known.at(rows, snapshots)[1]
+    assert torch.equal(torch.stack([values[name] for name in names], 1), wanted[rows])
+    with pytest.raises(ValueError, match="does not record"):
+        Labelled.of(zoos[0], "train", ["task_5"])
+    last = Labelled.of(
+        SelectedZoo(zoos[0], keep=np.tile(np.arange(3) == 2, (8, 1))), "train", names
+    )  # the others are missing
+    assert torch.equal(last.at(rows[::3], torch.zeros_like(rows[::3]))[0], known.at(rows[::3], snapshots[2::3])[0])
 
 
 def test_one_model_makes_adapters_of_every_rank(pipe, examples):
