@@ -64,5 +64,5 @@ def check_task(
         )
 
 
-def _scale(adapter: Mapping[str, Any]) -> float:
+def _scale(adapter: Any) -> float:
     return scale_of(**{name: adapter[name] for name in ("rank", "alpha", "scaling") if name in adapter})
