@@ -133,6 +133,20 @@ def test_another_zoo_is_refused(folder, task, zoo, out):
         train_generator([zoo, other], CONFIG, out=out, trainer_options=QUIET)
 
 
+def test_options_that_are_gone_keep_out_only_trainings_that_used_them(zoo, out):
+    record = json.loads((out / "settings.json").read_text())
+    config = record["settings"]["config"]
+    for num_references in (0, 8):
+        old = config | {"num_references": num_references, "model": config["model"] | {"references": []}}
+        (out / "settings.json").write_text(json.dumps(record | {"settings": record["settings"] | {"config": old}}))
+        if num_references:
+            with pytest.raises(SettingsMismatchError, match="num_references: begun with 8, now 0"):
+                train(zoo, out)
+        else:
+            train(zoo, out)
+    (out / "settings.json").write_text(json.dumps(record))
+
+
 def test_a_zoo_that_was_built_again_is_the_same(folder, task, zoo, out):
     train(build_zoo(folder / "again", task, num_runs=24, **PLAN), out)
 
