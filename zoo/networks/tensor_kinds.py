@@ -45,6 +45,10 @@ _TABLE: Final = re.compile(
     r"|quer(y|ies)\d?$|probe|memory|vector_bank|rpb$",
     re.IGNORECASE,
 )
+_EMBEDDING: Final = re.compile(  # names in full, where there is no module
+    r"(?<!un)(embed(?!_out)|(^|[._])(emb|embs|w[tp]e)(_|\b)|(^|\.)shared\b|relative_attention_bias)[^.]*(\.weight)?$"
+)
+_NORM: Final = re.compile(r"norm|(^|[._])(bn|ln|gn)\d*(_|\b)")
 _WEIGHT: Final = re.compile(r"(^|_)(weights?|kernel|w)(_?\d+)?$")
 
 
@@ -106,9 +110,9 @@ def kind_of(owned: Owned, graph: ModuleGraph) -> Kind:
 def kind_of_named(name: str, tensor: Tensor) -> Kind:
     """Kind of a parameter without its module, from its name ("" if it has none), its shape, and ones of new norms."""
     lower, label = name.lower(), name.rpartition(".")[2]
-    if any(part in lower for part in ("embed", "wte", "wpe")) and not is_adapter(name):
+    if tensor.ndim == 2 and _EMBEDDING.search(lower) and not is_adapter(name):
         return Kind("embedding")
-    if tensor.ndim < 2 and label != "bias" and ("norm" in lower or "ln_" in lower or _is_ones(tensor)):
+    if tensor.ndim < 2 and label != "bias" and (_NORM.search(lower) or _is_ones(tensor)):
         return Kind("norm")
     if told := _of_name(Owned(name, tensor, nn.Module(), label)):
         return told

@@ -268,7 +268,16 @@ def test_patterns_override_and_later_ones_win():
     assert known["layers.0.weight"].fan_in == 8
 
 
-@pytest.mark.parametrize("overrides", [{"nonsense.*": "input"}, {"layers.0.weight": "nonsense"}])
-def test_bad_overrides_are_refused(overrides):
-    with pytest.raises(ValueError, match="nonsense"):
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"nonsense.*": "input"}, "nonsense.* module does not have .* it has layers.0.weight"),
+        ({0: "input"}, "0.* module does not have"),
+        ({"layers.0.weight": "nonsense"}, "must be one of .* got 'nonsense'"),
+        ({"*.bias": "hidden"}, r"nothing that '\*.bias' names can have the role 'hidden'"),
+        ({"*": "counter"}, "nothing .* the role 'counter'"),
+    ],
+)
+def test_bad_overrides_are_refused(overrides, said):
+    with pytest.raises(ValueError, match=said):
         infer_roles(MLP(8, (6,), 3), overrides)
