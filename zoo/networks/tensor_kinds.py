@@ -185,7 +185,8 @@ def _axes_of_stack(owned: Owned) -> str:
     """Axes of a stack of matrices: told by the module (Hugging Face), else by what fits the stack beside it."""
     if hasattr(owned.owner, "is_transposed"):
         return "eio" if owned.owner.is_transposed else "eoi"
-    stacks = [param for param in owned.owner.parameters(recurse=False) if param.ndim == 3] or [owned.tensor]
+    beside: list[Tensor] = [param for param in owned.owner.parameters(recurse=False) if param.ndim == 3]
+    stacks = beside or [owned.tensor]
     (_, rows, columns), (_, next_rows, next_columns) = stacks[0].shape, stacks[-1].shape
     fits_io = rows == next_columns and columns % next_rows == 0  # inputs x inner, inner x outputs
     fits_oi = columns == next_rows and rows % next_columns == 0
