@@ -57,10 +57,10 @@ def rows(
         dropout: of the rival
         time_width: of the rival
         seeds: of the rival, and of all noise
-        number: of networks of each kind
+        number: of networks of each kind, at most as many as there are held-out runs
     """
     few, whole = (Testbed.from_zoo(Zoo.open(zoo), max_runs=most) for most in (_NUM_LEARNED_FROM, max_runs or None))
-    finals = last_networks(few.train)
+    finals, number = last_networks(few.train), min(number, len(whole.unseen))
     kinds: dict[str, Callable[[int], Sampler]] = {
         f"copies with noise of {noise:g}" if noise else "copies": lambda seed, noise=noise: NoisyCopy(few.train, noise)
         for noise in noises
@@ -72,7 +72,8 @@ def rows(
         kinds[f"DeepWeightFlow, {components or 'no'} components"] = lambda seed, config=config: WeightFlow.fit(
             few.task.layout, finals, config, seed=seed
         )
-    setting = {"network": "-".join(map(str, widths(whole.task))), "task": whole.task.name}
+    source = whole.task.config.get("source", whole.task.name)  # of a real table
+    setting = {"network": "-".join(map(str, widths(whole.task))), "task": str(source)}
     for name, make in kinds.items():
         found = [measured(few, finals, make(seed), number, seed) for seed in seeds]
         yield row_of(setting | {"made by": name, "from runs": len(few.train)}, found, seeds, number)
@@ -86,13 +87,12 @@ def rows(
     held_out = last_networks(whole.unseen)[:number]
     for testbed in {len(one.train): one for one in (few, whole)}.values():
         made = {"made by": "training, held-out runs", "from runs": len(testbed.train)}
-        found = [measured(testbed, finals, lambda *_: held_out, len(held_out), 0)]
+        found = [measured(testbed, finals, lambda *_: held_out, number, 0)]
         yield row_of(setting | made, found, (0,), number)
 
 
 def measured(testbed: Testbed, learned: Tensor, sampler: Sampler, number: int, seed: int) -> dict[str, float]:
     """Figures of a sampler's networks against a testbed's training runs, and against the span of networks (N, P)."""
-    number = min(number, len(testbed.unseen))
     asked = torch.full((number,), testbed.floor)
     params = sampler(None, {METRIC: asked}, torch.Generator().manual_seed(seed)).cpu()
     losses = testbed.val_loss(params)
