@@ -39,7 +39,9 @@ def rows(
     zoo: str,
     *pipelines: str,
     max_runs: int = 0,
+    from_starts: bool = False,
     noises: Sequence[float] = (0.0, 0.1),
+    averaged: Sequence[int] = (4, 2),
     num_components: Sequence[int] = (99, 0),
     dropout: float = WeightFlowConfig.dropout,
     time_width: int = WeightFlowConfig.time_width,
@@ -52,7 +54,9 @@ def rows(
         zoo: of one architecture
         pipelines: folders of pipelines of several seeds that were trained on it
         max_runs: that the pipelines were trained on, the first ones; 0 for all
+        from_starts: whether pipelines update the initial networks of held-out runs, not noise
         noises: of the copies, to the size of what is copied
+        averaged: how many networks the averages are of
         num_components: of the rival; 0 for the numbers themselves
         dropout: of the rival
         time_width: of the rival
@@ -65,7 +69,7 @@ def rows(
         f"copies with noise of {noise:g}" if noise else "copies": lambda seed, noise=noise: NoisyCopy(few.train, noise)
         for noise in noises
     }
-    for count in (4, 2):
+    for count in averaged:
         kinds[f"averages of {count}, matched"] = lambda seed, count=count: MatchedAverage(few.train, count)
     for components in num_components:
         config = WeightFlowConfig(num_components=components, dropout=dropout, time_width=time_width)
@@ -80,9 +84,10 @@ def rows(
     if pipelines:
         found = []
         for seed, folder in enumerate(pipelines):
-            sampler = PipelineSampler(ParameterPipeline.from_pretrained(folder), whole.task, use_start=False)
+            sampler = PipelineSampler(ParameterPipeline.from_pretrained(folder), whole.task, use_start=from_starts)
             found.append(measured(whole, finals, sampler, number, seed))
-        made = {"made by": "generator, asked for the floor", "from runs": len(whole.train)}
+        origin = ", one update of unseen starts" if from_starts else ""
+        made = {"made by": f"generator, asked for the floor{origin}", "from runs": len(whole.train)}
         yield row_of(setting | made, found, range(len(pipelines)), number)
     held_out = last_networks(whole.unseen)[:number]
     for testbed in {len(one.train): one for one in (few, whole)}.values():
@@ -94,7 +99,7 @@ def rows(
 def measured(testbed: Testbed, learned: Tensor, sampler: Sampler, number: int, seed: int) -> dict[str, float]:
     """Figures of a sampler's networks against a testbed's training runs, and against the span of networks (N, P)."""
     asked = torch.full((number,), testbed.floor)
-    params = sampler(None, {METRIC: asked}, torch.Generator().manual_seed(seed)).cpu()
+    params = sampler(testbed.starts(number), {METRIC: asked}, torch.Generator().manual_seed(seed)).cpu()
     losses = testbed.val_loss(params)
     pool = pool_at(testbed.train, losses.log().mean().exp())
     known = Behaviour.of(testbed.task, pool, OVERLAP_SPLITS)
