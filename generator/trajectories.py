@@ -5,7 +5,7 @@ Legend: R runs, S snapshots, P numbers of one network, T task bits, B pairs of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,7 +20,8 @@ from zoo.networks.low_rank import has_adapters
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
 
-_DEFAULT_MEMORY_BUDGET: Final = 4 * 2**30
+_DEFAULT_MEMORY_BUDGET: Final = 2**30
+_NUMBERS_PER_PART: Final = 2**26
 
 
 class Trajectories:
@@ -64,7 +65,9 @@ class Trajectories:
         self.task_bits = torch.zeros(len(self.runs), 0) if task_bits is None else task_bits
         self.descriptions = descriptions
         if isinstance(params, Tensor) and has_adapters(layout) and not as_trained:
-            params = in_one_form(layout, params.flatten(0, 1)).view_as(params)
+            is_there = params.isfinite().all(2)  # a run that was stopped lacks its last snapshots
+            params = params.clone()
+            params[is_there] = in_one_form(layout, params[is_there])
         self._params, self.as_trained = params, as_trained
         if as_trained:
             first = self.read(torch.arange(len(self.runs)), torch.zeros_like(self.runs))
@@ -151,9 +154,14 @@ class Trajectories:
 
     def sample(self, num_networks: int, rng: torch.Generator) -> Tensor:
         """Networks (N, P) drawn uniformly over runs and their snapshots."""
+        return torch.cat([*self.sample_in_parts(num_networks, rng)])
+
+    def sample_in_parts(self, num_networks: int, rng: torch.Generator) -> Iterator[Tensor]:
+        """The networks of `sample`, some at a time, so that memory does not hold many large ones; drawn at once."""
         rows = torch.randint(len(self), (num_networks,), generator=rng)
         snapshots = (torch.rand(num_networks, generator=rng) * self.counts[rows]).long()
-        return self.read(rows, snapshots)
+        size = max(1, _NUMBERS_PER_PART // self.layout.num_params)
+        return (self.read(*part) for part in zip(rows.split(size), snapshots.split(size), strict=True))
 
     @property
     def has_updates(self) -> bool:

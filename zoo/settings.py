@@ -2,7 +2,8 @@
 
 Settings are dataclasses, mappings, sequences, tensors and scalars, in any nesting. A record of them is JSON: what is
 read back is compared with what is given now, field by field, so that 1 and 1.0, tuples and lists, and a tensor and its
-hash are the same. A field that the record lacks, because a later release added it, had its default.
+hash are the same. A field that the record lacks, because a later release added it, had its default. Before anything is
+begun, `check_numbers` refuses numbers that none can mean.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import platform
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import PurePath
-from typing import Any, Final, TypeAlias, TypeGuard
+from types import UnionType
+from typing import Any, Final, TypeAlias, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -31,6 +34,41 @@ _ABSENT: Final = object()
 
 class SettingsMismatchError(ValueError):
     """What was begun with other settings than those given now; the message names each field that differs."""
+
+
+def check_numbers(
+    options: Mapping[str, object],
+    kind: Callable[..., Any],
+    *,
+    positive: Collection[str] = (),
+    shares: Collection[str] = (),
+    signed: Collection[str] = (),
+) -> None:
+    """Refuse options that are no finite number where `kind` declares one, no whole one where it declares that, or < 0.
+
+    Args:
+        options: values by name.
+        kind: dataclass or function that declares their types.
+        positive: those that must be above 0.
+        shares: those that must not be above 1.
+        signed: those that may be below 0.
+
+    Raises:
+        ValueError: for the first such option, with its name and value.
+    """
+    for name, hint in get_type_hints(kind).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        value = options.get(name)
+        if name not in options or not {int, float} & {*kinds} or (value is None and type(None) in kinds):
+            continue
+        is_whole = float not in kinds
+        is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool)
+        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+        is_above = name in signed or (number > 0 if name in positive else number >= 0)
+        if not (math.isfinite(number) and is_above and (number <= 1 or name not in shares)):
+            wanted = "an integer" if is_whole else "a finite number"
+            bounds = "" if name in signed else " above 0" if name in positive else " from 0 up"
+            raise ValueError(f"{name} must be {wanted}{' from 0 to 1' if name in shares else bounds}, got {value!r}")
 
 
 def as_json(settings: object) -> Json:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.networks import low_rank
 from zoo.networks.alignment import align, groups_are_independent
 from zoo.networks.layout import ParamLayout
 from zoo.networks.metrics import euclidean_distances, matched_distances
@@ -37,7 +38,7 @@ class Neighbours:
 def nearest(
     layout: ParamLayout, params: Tensor, others: Tensor, *, k: int = 1, num_candidates: int | None = None
 ) -> Neighbours:
-    """The k others that are nearest to each network by matched distance over trainable parameters.
+    """The k others that are nearest to each network by matched distance over trainable parameters, adapters by B A.
 
     Args:
         layout: of all networks.
@@ -46,13 +47,15 @@ def nearest(
         k: how many neighbours.
         num_candidates: others that are matched with each network, those of the lowest bounds. Default: all where
             matching is cheap (no slot belongs to two groups), else DEFAULT_NUM_CANDIDATES. With fewer than M the
-            distances are upper bounds of the smallest.
+            distances are upper bounds of the smallest. Products B A need no matching.
 
     Raises:
         ValueError: if there are fewer than k others.
     """
     if not 1 <= k <= len(others):
         raise ValueError(f"k must be from 1 to {len(others)}, the number of other networks, got {k}")
+    if low_rank.has_adapters(layout):
+        return Neighbours(*low_rank.distances(layout, params, others).topk(k, largest=False))
     if num_candidates is None:
         num_candidates = len(others) if groups_are_independent(layout) else DEFAULT_NUM_CANDIDATES
     num_candidates = min(max(num_candidates, k), len(others))

@@ -34,6 +34,7 @@ from generator.evaluation.verdict import Estimate, Verdict
 from generator.trajectories import Trajectories, log_gap
 from zoo.ambient import torch_defaults
 from zoo.networks.metrics import LOG_RANGE
+from zoo.settings import check_numbers
 
 GENERATOR: Final = "generator"
 BELOW_FLOOR: Final = (0.25, 0.4, 0.63)  # of the floor
@@ -65,9 +66,10 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_starts", "num_novelty_starts", "num_prompts", "num_updates"):
-            if getattr(self, name) < 1 + (name != "num_updates"):
-                raise ValueError(f"{name} must be at least {1 + (name != 'num_updates')}, got {getattr(self, name)}")
+        check_numbers(vars(self), type(self), positive=("num_updates",))
+        for name in ("num_starts", "num_novelty_starts", "num_prompts"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

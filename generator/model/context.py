@@ -20,8 +20,6 @@ from generator.model.examples import (
     input_features,
     label_shares,
     output_features,
-    reference_features,
-    votes_of,
 )
 from generator.model.fingerprints import fixed_examples, unit_fingerprints
 from generator.model.objectives import Distance, product_distance, product_sizes, rms_distance
@@ -98,24 +96,22 @@ class NetworkContext:
 
     @cached_property
     def base(self) -> FrozenBase | None:
-        """What computes features of examples beside the networks of the layout; None where nothing is frozen."""
-        return FrozenBase(self.task) if self.task is not None and self.task.layout.base is not None else None
+        """What computes features of examples beside the networks of the layout; None for other networks."""
+        return FrozenBase(self.task) if self.task is not None and has_adapters(self.task.layout) else None
 
     def observed(
         self,
         examples: Examples,
         kind: ExampleKind,
         *,
-        references: Tensor | None = None,
         start: Tensor | None = None,
         has_start: Tensor | None = None,
     ) -> ObservedExamples:
-        """Examples as the model reads them: with what the base, references and starts compute on them.
+        """Examples as the model reads them: with what the base and starts compute on them.
 
         Args:
             examples: of B prompts.
             kind: of the examples.
-            references: (R, P) networks of other tasks; None for none.
             start: (B, P), of which the outputs are read; None for a model that takes no start.
             has_start: (B,) 0 or 1, zeros for outputs that are not to be seen; default all 1.
 
@@ -131,28 +127,20 @@ class NetworkContext:
             outputs = output_features(self.task, start, examples.inputs)
             parts.append(outputs if has_start is None else outputs * has_start[:, None, None])
         labels = label_shares(examples, kind.num_classes) * examples.is_given[:, None, None]
-        votes = labels.new_zeros(len(labels), 0)
-        if references is not None:
-            answers = reference_features(self.task, references, examples.inputs)
-            parts.append(answers)
-            votes = votes_of(answers, labels)
-        return ObservedExamples(torch.cat(parts, dim=2), labels, votes, examples.is_given)
+        return ObservedExamples(torch.cat(parts, dim=2), labels, examples.is_given)
 
-    def example_options(
-        self, *, use_start: bool, references: Tensor | None = None, described: bool = False
-    ) -> dict[str, Any]:
+    def example_options(self, *, use_start: bool, described: bool = False) -> dict[str, Any]:
         """What a model of this layout has to be told of the examples in its prompts; see `observed`.
 
         Args:
-            use_start, references: as of the model.
+            use_start: as of the model.
             described: whether they are to tell what describes their task.
         """
         assert self.task is not None
         train, kind = self.task.dataset.train, ExampleKind.of(self.task)
         one = Examples(train.inputs[None, :1], train.targets[None, :1], torch.ones(1, dtype=torch.bool))
         start = torch.zeros(1, self.layout.num_params, device=self.device) if use_start else None
-        seen = self.observed(one, kind, references=references, start=start)
-        options = {**asdict(kind), "num_features": seen.features.shape[2], "num_votes": seen.votes.shape[1]}
+        options = {**asdict(kind), "num_features": self.observed(one, kind, start=start).features.shape[2]}
         return {**options, "num_described": self.task.describe([0]).shape[1]} if described else options
 
     def outputs(self, task: Task, params: Tensor, inputs: Tensor) -> Tensor:

@@ -1,11 +1,9 @@
 """What the model makes of examples: each is read together with what a network computes on it, and averaged in its set.
 
 The network is the frozen base of adapters, whose units mean the same in every task, and the start of an update, of
-which the outputs do. Whole networks have no base: in its place are training networks of other tasks, the references,
-whose answers to an input say what it is, and which vote, each by how its answers go with the labels. Examples are
-averaged over each class, as fingerprints are, and over parts of the set that the model has learned to tell apart
-without labels. So their order means nothing, and their number little. The averages are tokens, to which those of the
-network attend.
+which the outputs do. Examples are averaged over each class, as fingerprints are, and over parts of the set that the
+model has learned to tell apart without labels. So their order means nothing, and their number little. The averages are
+tokens, to which those of the network attend.
 
 Where a family describes its members by numbers, a network of its own learns to tell these from the examples, and the
 model is given what it tells: each example gives an estimate of each number and how much it counts, beside an estimate
@@ -29,7 +27,7 @@ from torch.nn import functional as F
 
 from generator.model.denoiser import zero_init
 from generator.prompts.examples import ExampleKind, Examples
-from zoo.networks.adapters import adapted_layers
+from zoo.networks.low_rank import linear_groups
 from zoo.tasks.task import Task
 
 _NUM_PARTS: Final = 6
@@ -41,13 +39,11 @@ class ObservedExamples(NamedTuple):
     Attributes:
         features: (B, E, F) inputs, and what networks compute on them.
         labels: (B, E, K) share of each class in an example's targets; zeros without.
-        votes: (B, V) of references; V may be 0.
         is_given: (B,) bool.
     """
 
     features: Tensor
     labels: Tensor
-    votes: Tensor
     is_given: Tensor
 
     def repeat(self, times: int) -> ObservedExamples:
@@ -73,12 +69,12 @@ class FrozenBase:
     Of convolutions also deviations over pixels: in means, as of edges, most of what a kernel finds cancels.
 
     Args:
-        task: of adapters; as they are built they change nothing.
+        task: of adapters, ours or PEFT's; as they are built they change nothing.
     """
 
     def __init__(self, task: Task) -> None:
-        network = task.make_model()
-        self.layers = list(adapted_layers(network))
+        network, groups = task.make_model(), linear_groups(task.layout)
+        self.layers = [group.axes[0].slot.rpartition(".lora_")[0] for group in groups]
         self.network = network.eval().requires_grad_(False).to(task.device)
 
     @torch.no_grad()
@@ -123,7 +119,7 @@ class ExampleEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, examples: ObservedExamples) -> Tensor:
-        features, labels, _, is_given = examples
+        features, labels, is_given = examples
         features, labels = features.to(self.place.dtype), labels.to(self.place.dtype)
         z = F.gelu(self.features(features) + self.label(labels))  # (B, E, d)
         share = torch.cat((labels.to(z.dtype), self.part(z).softmax(-1)), dim=2)  # (B, E, K + M)
@@ -170,21 +166,6 @@ def label_shares(examples: Examples, num_classes: int) -> Tensor:
     """Shares (B, E, K) of the classes in the targets of each example; zeros for what has none."""
     one_hot = examples.targets[..., None] == torch.arange(num_classes, device=examples.targets.device)
     return one_hot.float().flatten(2, -2).mean(2) if one_hot.ndim > 3 else one_hot.float()
-
-
-@torch.no_grad()
-def reference_features(task: Task, references: Tensor, inputs: Tensor) -> Tensor:
-    """What networks (R, P) make of inputs (B, E, ...), means over positions: (B, E, R * K), from -1 to 1."""
-    outputs = task.predict(references, inputs.flatten(0, 1)).tanh()  # (R, B * E, ..., K)
-    outputs = outputs.flatten(2, -2).mean(2) if outputs.ndim > 3 else outputs
-    return outputs.movedim(0, 1).flatten(1).unflatten(0, inputs.shape[:2])
-
-
-def votes_of(answers: Tensor, labels: Tensor) -> Tensor:
-    """How each of answers (B, E, A) goes with labels (B, E, K): (B, K * A), around 0."""
-    is_told = labels.sum(2, keepdim=True)
-    signs = labels.shape[2] * labels - is_told
-    return (signs.mT @ answers / is_told.sum(1, keepdim=True).clamp(min=1)).flatten(1)
 
 
 def output_features(task: Task, params: Tensor, inputs: Tensor) -> Tensor:

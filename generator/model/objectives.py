@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zoo.networks import low_rank
 from zoo.networks.layout import ParamLayout
+from zoo.settings import check_numbers
 from zoo.tasks.objectives import Probabilistic
 from zoo.tasks.task import Task
 
@@ -49,7 +50,8 @@ class ObjectiveConfig:
             examples overlap, as windows of a text do: a network is to be good beyond the examples of its prompt.
         function_energy_weight: of the energy score on outputs.
         description_weight: of the squared error with which examples of a prompt tell the numbers that describe their
-            task, where its family has such (`Family.describe`). The model is then given what they tell.
+            task, where its family has such (`Family.describe`). The model is then given what they tell. This is nothing
+            to do with descriptions in words, which are prompts (`GeneratorConfig.descriptions`).
         self_fed_share: of the steps in which the model is given what it would meet in sampling, its own noisier
             prediction brought one step on, instead of the noisy target; against the drift of small errors over steps.
         windows_per_step: score only this many random windows of chunk tokens, so that memory does not grow with the
@@ -77,10 +79,8 @@ class ObjectiveConfig:
             raise ValueError("function_energy_weight needs energy_score=True: it scores two samples per target")
         if self.self_fed_share and self.prediction != "sample":
             raise ValueError(f"self_fed_share needs prediction='sample', got {self.prediction!r}")
-        for name, value in vars(self).items():
-            least = 1 if name in ("function_examples", "function_episodes") else 0
-            if isinstance(value, int | float) and not value >= least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        counts = ("function_examples", "function_episodes")
+        check_numbers(vars(self), type(self), positive=counts, shares=("self_fed_share",))
         if not (self.params_weight or self.function_weight):
             raise ValueError("params_weight or function_weight must be positive, both are 0: nothing would be learned")
 

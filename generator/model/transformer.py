@@ -27,12 +27,14 @@ from generator.from_folder import FromFolder
 from generator.model.corrections import Corrections, direction_of
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
 from generator.model.examples import ExampleDescriber, ExampleEncoder, ObservedExamples
+from generator.model.forward import denoise_chunks, denoise_graph
 from generator.model.recurrence import GatedLinearRecurrence
 from generator.prompts.descriptions import DescriptionReader
 from generator.prompts.examples import ExampleKind
 from generator.prompts.prompt import MetricRange, Prompt, PromptEncoder
-from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer, ParamTokenizer
-from generator.tokens.windows import from_windows, sinusoids, to_windows
+from generator.tokens.tokenizer import ChunkTokenizer, ParamTokenizer
+from generator.tokens.windows import sinusoids
+from zoo.settings import check_numbers
 
 _NUM_TIME_FREQUENCIES: Final = 5
 _DRAWN_STD: Final = 0.5  # in normalised units
@@ -72,9 +74,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         edge_widths: features per edge by block key; empty for chunk tokens.
         metrics: (low, high) of each metric that can be prompted, as seen in training.
         num_task_bits: length of a task's bit mask; 0 for none.
-        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, `num_votes` of the
-            references, and `num_described` numbers that are told of their task; None for no examples.
-        references: how many networks, and of how many numbers, vote on what examples ask for; none by default.
+        examples: fields of the ExampleKind that a prompt can hold, `num_features` of each, and `num_described` numbers
+            that are told of their task; None for no examples.
         description_width: numbers of the vector of a description in words; 0 for none.
         num_fingerprints: functional features per unit of the start; 0 for none.
         fingerprint_scale: factor on fingerprints, which at 1 are faint beside what tokens hold else.
@@ -114,7 +115,6 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         *,
         num_task_bits: int = 0,
         examples: dict[str, Any] | None = None,
-        references: Sequence[int] = (),
         description_width: int = 0,
         num_fingerprints: int = 0,
         fingerprint_scale: float = 1.0,
@@ -139,11 +139,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         step_examples: int = 0,
     ) -> None:
         super().__init__()
-        if not (num_corrections >= 0 and correction_rate >= 0 and correction_steps >= 1 and step_examples >= 0):
-            raise ValueError(
-                "num_corrections, correction_rate and step_examples must be at least 0, correction_steps at least 1, "
-                f"got {num_corrections}, {correction_rate}, {step_examples} and {correction_steps}"
-            )
+        sizes = ("width", "num_heads", "edge_width", "mlp_ratio", "correction_steps")
+        check_numbers(self.config, type(self).__init__, positive=sizes, signed=("start_skip",))
         self.ranges = {name: MetricRange(*bounds) for name, bounds in sorted(metrics.items())}
         self.window = window
         self.num_drawn = int(diffusion) + int(use_latent)  # channels that are drawn: noisy values, latent
@@ -157,7 +154,6 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             )
 
         asked_width = self._add_prompt_encoders(num_task_bits, examples, description_width, width)
-        self.register_buffer("reference_networks", torch.zeros(*references) if references else None)
         self.register_buffer("centre", torch.zeros(num_centred) if num_centred else None)
         condition_width = asked_width + 2 * _NUM_TIME_FREQUENCIES * diffusion
         self.condition = nn.Sequential(nn.Linear(condition_width, width), nn.GELU(), nn.Linear(width, width))
@@ -193,6 +189,21 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             skips[self.num_drawn :] = start_skip
             self.edge_skips = nn.ParameterDict({key: skips.clone() for key in edge_widths})
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Arguments in a saved config, without those of networks that vote on examples, which there once were.
+
+        Raises:
+            ValueError: if the model had any.
+        """
+        options = dict(config_dict)
+        if options.pop("references", None):
+            raise ValueError("the generator was trained with num_references, which is no longer there: train it again")
+        if options.get("examples"):
+            options["examples"] = {name: one for name, one in options["examples"].items() if name != "num_votes"}
+        extracted: tuple[dict, dict, dict] = super().extract_init_dict(options, **kwargs)
+        return extracted
+
     def _add_prompt_encoders(
         self, num_task_bits: int, examples: dict[str, Any] | None, description_width: int, width: int
     ) -> int:
@@ -204,14 +215,13 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
             kind: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in examples.items()
             }
-            num_features = kind.pop("num_features")
-            num_votes, num_described = kind.pop("num_votes", 0), kind.pop("num_described", 0)
+            num_features, num_described = kind.pop("num_features"), kind.pop("num_described", 0)
             self.example_kind = ExampleKind(**kind)
             sizes = num_features, self.example_kind.num_classes, width
             self.example_encoder = ExampleEncoder(*sizes)
             if num_described:
                 self.example_describer = ExampleDescriber(*sizes, num_described)
-            asked_width += 1 + width + num_votes + 2 * num_described
+            asked_width += 1 + width + 2 * num_described
         self.description_reader = None
         if description_width:
             self.description_reader = DescriptionReader(description_width, width)
@@ -283,8 +293,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         condition = self._condition(reading, timestep)
         features = [tokenizer.encode(values.to(reading.asked.dtype)) for values in drawn]
         if isinstance(tokenizer, ChunkTokenizer):
-            return self._denoise_chunks(tokenizer, reading, features, condition, windows)
-        return self._denoise_graph(tokenizer, reading, features, condition)
+            return denoise_chunks(self, tokenizer, reading, features, condition, windows=windows)
+        return denoise_graph(self, tokenizer, reading, features, condition)
 
     def read(
         self,
@@ -363,7 +373,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         direction = direction_of(tokenizer, gradient)
         told = self.corrections.read(tokenizer, number, answer, direction)
         tokens = [part + more for part, more in zip(reading.tokens, told, strict=True)]
-        x = self._through_blocks(tokens, reading, self._condition(reading, timestep))
+        x = self.through_blocks(tokens, reading, self._condition(reading, timestep))
         change, rates = self.corrections.change(tokenizer, x)
         return answer + change, rates
 
@@ -390,13 +400,12 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
                 raise ValueError("this model was built without examples; pass examples=None")
             return asked, asked.new_zeros(batch, 0, width)
         if examples is None:
-            options = self.config["examples"]
-            num_told = 1 + options.get("num_votes", 0) + 2 * options.get("num_described", 0)
+            num_told = 1 + 2 * self.config["examples"].get("num_described", 0)
             num_tokens = len(self.example_encoder.place)  # as many as of examples that are left out, as in training
             tokens, told = asked.new_zeros(batch, num_tokens, width), asked.new_zeros(batch, num_told)
         else:
             tokens = self.example_encoder(examples)
-            parts = [examples.is_given[:, None], examples.votes]
+            parts = [examples.is_given[:, None]]
             if self.example_describer is not None:
                 parts += [part.detach() for part in self.example_describer(examples)]
             told = torch.cat([part.to(asked.dtype) for part in parts], dim=1)
@@ -417,32 +426,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         roles = self.role(of_groups.to(self.dtype))  # (G, d)
         return [role.expand(batch, group.size, -1) for role, group in zip(roles, tokenizer.groups, strict=True)]
 
-    def _denoise_graph(
-        self, tokenizer: ParamTokenizer, reading: Reading, drawn: Sequence[Mapping[str, Tensor]], condition: Tensor
-    ) -> Tensor:
-        tokens, spans = list(reading.tokens), tokenizer.spans
-        for block in tokenizer.node_blocks if drawn else []:
-            stacked = torch.cat([features[block.name] for features in drawn], dim=-1)
-            tokens[block.groups[0]] = tokens[block.groups[0]] + self.drawn_encoders[block.key](stacked)
-        channels = [*drawn, reading.start] if reading.start else list(drawn)
-        pairs = [EdgePair(spans[block.groups[0]], spans[block.groups[1]]) for block in tokenizer.edge_blocks]
-        edges = []
-        for block in tokenizer.edge_blocks:
-            stacked = torch.cat([features[block.name] for features in channels], dim=-1)
-            encoded = self.edge_encoders[block.key](stacked)
-            edges.append(encoded + self.edge_condition(condition)[:, None, None])  # (B, n_target, n_source, e)
-
-        x = self._through_blocks(tokens, reading, condition, edges, pairs)
-        output = {block.name: self.decoders[block.key](x[:, spans[block.groups[0]]]) for block in tokenizer.node_blocks}
-        for block, edge, pair in zip(tokenizer.edge_blocks, edges, pairs, strict=True):
-            hidden = self.edge_decoder(edge, x[:, pair.target], x[:, pair.source])
-            skips = zip(self.edge_skips[block.key].unbind(), channels, strict=True)
-            skipped = torch.stack([weight * features[block.name] for weight, features in skips]).sum(0)
-            output[block.name] = self.edge_outputs[block.key](hidden) + skipped
-        answer = tokenizer.decode({name: values.float() for name, values in output.items()})  # (B, P)
-        return answer if self.centre is None else answer + self.centre
-
-    def _through_blocks(
+    def through_blocks(
         self,
         tokens: Sequence[Tensor],
         reading: Reading,
@@ -455,34 +439,6 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         for layer in self.blocks:
             x = layer(x, condition, edges, pairs)
         return self.final_norm(x[:, : x.shape[1] - reading.examples.shape[1]])
-
-    def _denoise_chunks(
-        self,
-        tokenizer: ChunkTokenizer,
-        reading: Reading,
-        drawn: Sequence[Mapping[str, Tensor]],
-        condition: Tensor,
-        windows: Tensor | None,
-    ) -> Tensor:
-        (known,) = reading.tokens
-        batch, length, _ = known.shape
-        window = self.window or length
-        everything = torch.arange(math.ceil(length / window), device=known.device)
-        chosen = everything if windows is None else windows
-        x = to_windows(known, window, chosen)  # (B * K, window, d)
-        (block,) = tokenizer.blocks
-        if drawn:
-            stacked = torch.cat([features[CHUNKS] for features in drawn], dim=-1)
-            x = x + self.drawn_encoders[block.key](to_windows(stacked, window, chosen))
-        per_window = condition.repeat_interleave(len(chosen), dim=0)  # (B * K, d)
-        of_window = reading.examples.repeat_interleave(len(chosen), dim=0)
-        x = torch.cat((x, of_window), dim=1) + per_window[:, None]
-        for layer in self.blocks:
-            x = layer(x, per_window, (), ())
-        chunks = self.decoders[block.key](self.final_norm(x[:, :window])).float()  # (B * K, window, W)
-        if windows is not None:
-            return chunks
-        return tokenizer.decode({CHUNKS: from_windows(chunks, batch, length)})  # (B, P)
 
 
 def model_widths(tokenizers: Sequence[ParamTokenizer]) -> tuple[dict[str, int], dict[str, int]]:

@@ -31,7 +31,7 @@ def embedder_of(name: str) -> Embedder:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: for a model whose sentence vectors are no means over its tokens.
+        ValueError: for a folder without one, or a model whose sentence vectors are no means over its tokens.
     """
     return hashed_words if name == WORDS else SentenceModel(name)
 
@@ -61,8 +61,14 @@ class SentenceModel:
         pooling = place / "1_Pooling" / "config.json"
         if pooling.exists() and not json.loads(pooling.read_text()).get("pooling_mode_mean_tokens", True):
             raise ValueError(f"{folder} does not average over tokens; give a function from texts to vectors instead")
-        self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-        self._model = AutoModel.from_pretrained(place, local_files_only=True).eval()
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+            self._model = AutoModel.from_pretrained(place, local_files_only=True).eval()
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"descriptions must be {WORDS!r} or the folder of a sentence model, got {folder!r}: {reason}"
+            ) from error
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -106,6 +112,13 @@ class RunDescriptions:
             torch.tensor([known[one] for one in several]),
             digest(several)[:16],
         )
+
+    def sketch(self) -> list[float]:
+        """The size of all vectors and eight projections in units of it, by which those of another embedder are told."""
+        every, rng = self.vectors.flatten(0, 1).double(), torch.Generator().manual_seed(0)
+        size = every.norm().clamp(min=1e-12)
+        over_texts, over_numbers = (torch.randn(8, count, dtype=every.dtype, generator=rng) for count in every.shape)
+        return [size.item(), *((over_texts @ every / size) * over_numbers).sum(1).tolist()]
 
     def draw(self, rows: Tensor, rng: torch.Generator) -> Tensor:
         """(B, W) of one text for each of the runs in rows (B,)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -97,6 +98,8 @@ class Examples:
             raise ValueError("the generator was not trained on examples; leave them out of the prompt")
         value = _windows(value, kind) if isinstance(value, str | bytes) else value
         inputs, targets = value if isinstance(value, tuple | list) and len(value) == 2 else (value, None)
+        if inputs is value and (isinstance(value, tuple | Mapping) or not hasattr(value, "__len__")):
+            raise ValueError(f"examples must be (inputs, targets) or (inputs, None), got a {type(value).__name__}")
         try:
             inputs = _tensor(inputs, "inputs")
             labels = None if targets is None else _tensor(targets, "targets").double()
@@ -203,7 +206,10 @@ def _check_scale(inputs: Tensor, low: float, high: float) -> None:
 def _tensor(values: object, what: str) -> Tensor:
     """A tensor, or what NumPy makes an array of numbers of: frames, lists of arrays."""
     if isinstance(values, Tensor):
-        return values.detach().cpu()
+        values = values.detach().cpu()
+        if values.is_complex():
+            raise ValueError(f"{what} must be real numbers, got {values.dtype}")
+        return values
     try:
         array = np.array(values)
     except ValueError:
@@ -220,7 +226,7 @@ def _shaped(inputs: Tensor, kind: ExampleKind, batch_size: int) -> Tensor:
     flat = (math.prod(kind.shape),)
     for shape in dict.fromkeys((kind.shape, flat)):
         lead = inputs.shape[: inputs.ndim - len(shape)]
-        if tuple(inputs.shape[len(lead) :]) == shape and len(lead) in (1, 2):
+        if tuple(inputs.shape[len(lead) :]) == shape and len(lead) in (1, 2) and inputs.numel():
             sets = inputs.reshape(-1, lead[-1], *kind.shape)
             if len(sets) in (1, batch_size):
                 return sets

@@ -97,6 +97,8 @@ class Prompt:
         description = None if said is None else _description(said, batch_size, embed)
         bits = torch.full((batch_size, num_task_bits), math.nan)
         if task_bits is not None:
+            if not num_task_bits:
+                raise ValueError("the generator was not trained on task_bits; leave them out of the prompt")
             asked = torch.as_tensor(task_bits, dtype=torch.float32).cpu()
             if asked.shape not in ((num_task_bits,), (1, num_task_bits), (batch_size, num_task_bits)):
                 raise ValueError(

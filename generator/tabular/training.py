@@ -52,6 +52,7 @@ class TabularConfig(AveragedTrainingConfig):
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 2 <= self.min_rows <= self.max_rows <= self.rows_per_batch:
             raise ValueError(
                 "expected 2 <= min_rows <= max_rows <= rows_per_batch, got "

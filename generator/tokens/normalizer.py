@@ -9,7 +9,7 @@ Legend: N networks, P numbers of one network, S statistics over all keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -109,7 +109,7 @@ class ParamNormalizer(FromFolder, ModelMixin, ConfigMixin):  # type: ignore[misc
         cls,
         tokenizer: str,
         layouts: Sequence[ParamLayout],
-        params: Sequence[Tensor],
+        params: Sequence[Tensor | Iterable[Tensor]],
         *,
         chunk_width: int = 64,
         recompute_batch_norm: bool = False,
@@ -120,7 +120,7 @@ class ParamNormalizer(FromFolder, ModelMixin, ConfigMixin):  # type: ignore[misc
         Args:
             tokenizer: "neuron" or "chunk".
             layouts: one or several.
-            params: for each layout, networks (N, P) of training runs.
+            params: for each layout, networks (N, P) of training runs, or parts of them.
             chunk_width: numbers per chunk.
             recompute_batch_norm: whether running statistics are recomputed after sampling.
             statistics_per_number: of chunk tokens, see ChunkTokenizer.
@@ -131,7 +131,7 @@ class ParamNormalizer(FromFolder, ModelMixin, ConfigMixin):  # type: ignore[misc
             cut = make_tokenizer(
                 tokenizer, layout, chunk_width=chunk_width, statistics_per_number=statistics_per_number
             )
-            for key, moment in _moments(cut, networks).items():
+            for key, moment in _moments(cut, [networks] if isinstance(networks, Tensor) else networks).items():
                 moments.setdefault(key, []).append(moment)
             factors |= cut.factor_keys
         pooled = {key: torch.stack(parts).mean(0) for key, parts in sorted(moments.items())}  # (2, size)
@@ -179,22 +179,27 @@ class ParamNormalizer(FromFolder, ModelMixin, ConfigMixin):  # type: ignore[misc
         return Scale(mean[ids], std[ids], is_log if bool(is_log.any()) else None)
 
 
-def _moments(tokenizer: ParamTokenizer, params: Tensor) -> dict[str, Tensor]:
-    """First and second moments (2, size) by key of networks (N, P), computed on their device."""
-    tokenizer.layout.check_vector(params)
+def _moments(tokenizer: ParamTokenizer, parts: Iterable[Tensor]) -> dict[str, Tensor]:
+    """First and second moments (2, size) by key of parts (N, P) of networks, computed on their device."""
     sizes, ids = tokenizer.statistics()
-    is_log, ids = _is_log(tokenizer.layout).to(params.device), ids.to(params.device)
-    width = max(1, _NUMBERS_PER_PASS // len(params))
-    sums = []
-    for part, logs in zip(params.split(width, dim=1), is_log.split(width), strict=True):
+    count, totals = 0, torch.zeros(())
+    for params in parts:
+        count, totals = count + len(params), _sums(tokenizer.layout, params) + totals.to(params.device)
+    ids, num_statistics = ids.to(totals.device), sum(sizes.values())
+    counts = torch.bincount(ids, minlength=num_statistics) * count
+    total = totals.new_zeros(2, num_statistics).index_add_(1, ids, totals)
+    return dict(zip(sizes, (total / counts).cpu().split(list(sizes.values()), dim=1), strict=True))
+
+
+def _sums(layout: ParamLayout, params: Tensor) -> Tensor:
+    """Sums and sums of squares (2, P) of networks (N, P)."""
+    layout.check_vector(params)
+    width, sums = max(1, _NUMBERS_PER_PASS // len(params)), []
+    for part, logs in zip(params.split(width, dim=1), _is_log(layout).to(params.device).split(width), strict=True):
         values = widened(part)
         values = torch.where(logs, values.clamp(min=_MIN_VARIANCE).log(), values)
         sums.append(torch.stack((values.sum(0), values.square().sum(0))))
-    totals = torch.cat(sums, dim=1)  # (2, P)
-    num_statistics = sum(sizes.values())
-    counts = torch.bincount(ids, minlength=num_statistics) * params.shape[0]
-    total = totals.new_zeros(2, num_statistics).index_add_(1, ids, totals)
-    return dict(zip(sizes, (total / counts).cpu().split(list(sizes.values()), dim=1), strict=True))
+    return torch.cat(sums, dim=1)
 
 
 def _is_log(layout: ParamLayout) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Final, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from zoo.settings import check_numbers
 from zoo.training.schedules import Schedule
 
 BETAS: Final = (0.9, 0.98)
@@ -37,6 +38,11 @@ class AveragedTrainingConfig:
     clip_norm: float = 1.0
     average_decay: float = 0.998
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        not_counts = ("warmup_steps", "weight_decay", "average_decay", "num_inputs", "seed")
+        positive = vars(self).keys() - not_counts
+        check_numbers(vars(self), type(self), positive=positive, shares=("average_decay",))
 
 
 class AveragedTraining(Generic[Model]):

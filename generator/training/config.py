@@ -9,6 +9,7 @@ from typing import Any, Final
 from generator.model.objectives import ObjectiveConfig
 from generator.prompts.prompt import ALIASES
 from generator.training.pairs import PairConfig
+from zoo.settings import check_numbers
 
 PRECISIONS: Final = ("auto", "bfloat16", "float32")
 
@@ -47,15 +48,9 @@ class OptimizationConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
-        for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("muon_learning_rate", "warmup_steps", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay must be from 0 to below 1, got {self.average_decay}")
-        if self.num_steps < 1 or self.num_epochs < 1 or self.num_steps % self.num_epochs:
+        positive = ("num_steps", "num_epochs", "learning_rate", "wide_inputs", "clip_norm")
+        check_numbers(vars(self), type(self), positive=positive, shares=("average_decay",))
+        if self.num_steps % self.num_epochs:
             raise ValueError(f"num_steps must be a multiple of num_epochs, got {self.num_steps} and {self.num_epochs}")
 
     @property
@@ -71,9 +66,7 @@ class GeneratorConfig:
         tokenizer: "neuron" or "chunk".
         chunk_width: numbers per chunk token; 0 for the whole network in one token.
         statistics_per_number: whether chunk tokens are normalised number by number, not slot by slot: then what is
-            learned of networks of one run is how they differ, not what they share. So are adapters whose runs begin at
-            one adapter and stay near it; they are learned as they were trained, not in canonical form, and an untrained
-            model answers with their mean, which is as good as that one.
+            learned of networks of one run is how they differ, not what they share. Of adapters, see below.
         metrics: that can be prompted; "loss" means "val_loss". The first one is used to select the model.
         task_bits: column of the zoo's runs whose bits are a task condition, with `num_task_bits` bits; or None.
         num_task_bits: see there.
@@ -81,10 +74,7 @@ class GeneratorConfig:
             model; None for none.
         num_held_out: values of the zoos' split column (with `digits_subset` pairs of a mask and its complement) that no
             training run has, chosen by hash in place of the zoos' own splits; 0 for these.
-        num_references: last networks of training runs, kept with the model, which vote on what the labelled examples of
-            prompts ask for; for whole networks of one layout.
-        centred: whether the untrained model answers with the mean of the training adapters, not with random ones: for
-            one zoo, whose runs begin at one adapter.
+        centred: whether the untrained model answers with the mean of the training adapters; see below.
         fingerprints: whether the model sees what the start computes on labelled examples (MLP and CNN classifiers).
         recompute_batch_norm: whether BatchNorm's running statistics are not taken from the model but recomputed on
             training images, in training (batch mode) and after sampling.
@@ -98,6 +88,13 @@ class GeneratorConfig:
             `generator.prompts.calibration`.
         calibrate_latents: whether the scale of the latents is calibrated there, too: as far as networks of the lowest
             loss differ less than validation runs do, and accuracy allows.
+
+    Adapters whose runs begin at one for all tasks have a mean that is most of what they are, and an untrained model
+    should answer with that, not with random ones. There are two ways, not to be combined. Where they move far from
+    where they began, `centred`: canonical forms are averaged by their products B A, and what is learned is added, in
+    one pass, for one zoo. Where they stay near, `statistics_per_number`: factors are learned as they were trained,
+    since canonical forms of one component are not alike enough to have a mean, and every number has its own mean and
+    deviation, which say how far it moves. It learns ranks that were trained, and no updates of a start.
     """
 
     tokenizer: str = "neuron"
@@ -108,7 +105,6 @@ class GeneratorConfig:
     num_task_bits: int = 0
     descriptions: str | None = None
     num_held_out: int = 0
-    num_references: int = 0
     centred: bool = False
     fingerprints: bool = False
     recompute_batch_norm: bool = False
@@ -122,6 +118,7 @@ class GeneratorConfig:
     calibrate_latents: bool = False
 
     def __post_init__(self) -> None:
+        check_numbers(vars(self), type(self), positive=("max_runs",))
         if isinstance(self.metrics, str):
             raise ValueError(f"metrics must be a sequence of names, got {self.metrics!r}; write [{self.metrics!r}]")
         if self.num_held_out and self.num_validation_starts:
@@ -131,10 +128,6 @@ class GeneratorConfig:
                 "task_bits (a column) and num_task_bits (how many of its bits) belong together, "
                 f"got {self.task_bits!r} and {self.num_task_bits}"
             )
-        if self.num_references and self.pairs.num_examples is None:
-            raise ValueError(
-                "num_references are networks that are run on the examples of prompts: set pairs.num_examples"
-            )
         if self.objective.description_weight and self.pairs.num_examples is None:
             raise ValueError("description_weight is of what examples in prompts tell: set pairs.num_examples")
         if self.calibrate_latents and not (self.calibrate_prompts and self.objective.energy_score):
@@ -143,12 +136,10 @@ class GeneratorConfig:
             )
         if self.calibrate_latents and not (self.num_validation_starts and self.metrics):
             raise ValueError("calibrate_latents is done on validation starts, by a metric: set both, or unset it")
-        if self.max_runs is not None and self.max_runs < 1:
-            raise ValueError(f"max_runs must be at least 1, or None for all, got {self.max_runs}")
-        if min(self.num_validation_starts, self.num_held_out, self.num_references) < 0:
-            raise ValueError("num_validation_starts, num_held_out and num_references must not be negative")
         if self.pairs.start_share and not self.model.get("use_start", True):
             raise ValueError(f"a model with use_start=False needs pairs.start_share=0, got {self.pairs.start_share}")
+        if self.statistics_per_number and self.centred:
+            raise ValueError("centred and statistics_per_number both begin at the mean of adapters: set one of them")
         if self.statistics_per_number and self.tokenizer == "neuron" and self.pairs.start_share:
             raise ValueError(
                 "statistics_per_number of adapters needs pairs.start_share=0: starts are given in canonical form"

@@ -215,13 +215,7 @@ def _observed(model: RecurrentDiffusionTransformer, context: NetworkContext, bat
     assert batch.prompt.examples is not None
     assert model.example_kind is not None
     start = batch.start if model.config["use_start"] else None
-    return context.observed(
-        batch.prompt.examples,
-        model.example_kind,
-        references=model.reference_networks,
-        start=start,
-        has_start=batch.has_start,
-    )
+    return context.observed(batch.prompt.examples, model.example_kind, start=start, has_start=batch.has_start)
 
 
 def _description_loss(model: RecurrentDiffusionTransformer, observed: ObservedExamples, described: Tensor) -> Tensor:

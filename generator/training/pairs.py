@@ -21,6 +21,7 @@ from generator.prompts.examples import FEWEST, MOST
 from generator.prompts.prompt import Prompt, readable
 from generator.trajectories import Trajectories
 from zoo.networks import symmetry
+from zoo.settings import check_numbers
 
 MADE_UP_RUNS: Final = 2**31  # the first number of runs that no zoo has
 
@@ -66,11 +67,8 @@ class PairConfig:
     permute_units: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        for name, value in vars(self).items():
-            if name.endswith(("_share", "_dropout", "_targets")) and not 0 <= value <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        shares = [name for name in vars(self) if name.endswith(("_share", "_dropout", "_targets"))]
+        check_numbers(vars(self), type(self), positive=("batch_size",), shares=shares)
         if self.num_examples is not None:
             fewest, most = self.num_examples if len(self.num_examples) == 2 else (0, 0)
             if not FEWEST <= fewest <= most <= MOST:

@@ -12,11 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.prompts.prompt import ALIASES
 from generator.training.config import GeneratorConfig
 from generator.trajectories import Trajectories
-from zoo.settings import as_json, digest, installed_software, require_same, warn_of_other_software
+from zoo.settings import (
+    Json,
+    SettingsMismatchError,
+    as_json,
+    digest,
+    installed_software,
+    require_same,
+    warn_of_other_software,
+)
 from zoo.storage.durable import write_file
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
@@ -25,6 +35,9 @@ from zoo.tasks.task import Task
 RECORD: Final = "settings.json"
 LAST_CHECKPOINT: Final = Path("checkpoints", "last.ckpt")
 _FREE: Final = ("config.calibrate_prompts", "config.calibrate_latents")  # done after every training
+_SAME_EMBEDDING: Final = 0.02  # of sketches, which rounding changes far less
+# Options that are gone, and what they were where nobody used them.
+_GONE: Final[Json] = {"config": {"num_references": 0, "model": {"references": [], "examples": {"num_votes": 0}}}}
 _FROM_ZOOS: Final = ("node_widths", "edge_widths", "metrics")  # arguments of the model that follow from its zoos
 
 
@@ -60,13 +73,20 @@ def begin_or_resume(
             for task in tasks
         ],
     }
-    if described := [one.descriptions.digest for one in runs if one.descriptions is not None]:
-        now["descriptions"] = described
+    described = [one.descriptions for one in runs if one.descriptions is not None]
+    if described:
+        now["descriptions"] = [one.digest for one in described]
+    embedded = [one.sketch() for one in described]
     software = installed_software("lightning", "diffusers")
     record, checkpoint = out / RECORD, out / LAST_CHECKPOINT
     if checkpoint.exists() and record.exists():
         begun = json.loads(record.read_text())
-        require_same(begun["settings"], now, f"the training in {out}", free=_FREE)
+        require_same(begun["settings"], now, f"the training in {out}", defaults=_GONE, free=_FREE)
+        if not np.allclose(begun.get("embedded", embedded), embedded, rtol=_SAME_EMBEDDING, atol=_SAME_EMBEDDING):
+            raise SettingsMismatchError(
+                f"the training in {out} was begun with other vectors of its descriptions: give the `embed` that it was "
+                "begun with, choose another folder, or remove this one"
+            )
         warn_of_other_software(begun["software"], software, f"the training in {out}")
         return checkpoint
     if checkpoint.exists():
@@ -75,7 +95,7 @@ def begin_or_resume(
             "were these. If they were not, choose another folder or remove this one",
             stacklevel=3,
         )
-    content = json.dumps({"settings": as_json(now), "software": software}, indent=1)
+    content = json.dumps({"settings": as_json(now), "embedded": embedded, "software": software}, indent=1)
     write_file(record, [content.encode()])
     return checkpoint if checkpoint.exists() else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +18,11 @@ from torch import Tensor
 from generator.model.context import NetworkContext
 from generator.model.fingerprints import num_fingerprints
 from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
-from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
+from generator.pipeline import ParameterPipeline
 from generator.prompts.descriptions import Embedder, embedder_of
+from generator.recorded_tasks import records_of
 from generator.sampler import make_scheduler
+from generator.saved_pipeline import PIPELINE_FOLDER
 from generator.tokens.normalizer import ParamNormalizer
 from generator.tokens.tokenizer import ChunkTokenizer
 from generator.training.config import GeneratorConfig, OptimizationConfig
@@ -29,7 +30,7 @@ from generator.training.inputs import describe_runs, opened, tasks_of, training_
 from generator.training.module import GeneratorModule, PairDataModule
 from generator.training.resumption import begin_or_resume
 from generator.training.tasks import holding_out, with_splits
-from generator.training.validation import AlignmentSelection, calibrations, usual_losses
+from generator.training.validation import AlignmentSelection, calibrate
 from generator.trajectories import Trajectories
 from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
@@ -119,19 +120,13 @@ def train_generator(
         make_scheduler(config.objective.prediction),
         splits=None if splits is None else splits.to_dict(),
         task_bits_column=config.task_bits,
-        tasks=recorded_tasks(normalizer, tasks),
+        tasks=records_of(normalizer.layouts, tasks),
         descriptions=config.descriptions,
     )
     pipe.embed = embed
     pipe.base = next((task.base for task in tasks if task is not None), {})
-    if config.calibrate_prompts and validation:
-        pipe.to(trainer.strategy.root_device)
-        pipe.register_to_config(
-            calibrations=calibrations(pipe, validation, config.pairs.modes, latents=config.calibrate_latents)
-        )
-    if config.pairs.num_examples is not None and "noise" in config.pairs.modes:
-        pipe.to(trainer.strategy.root_device)
-        pipe.register_to_config(usual_losses=usual_losses(pipe, zoos, tasks))
+    pipe.to(trainer.strategy.root_device)
+    calibrate(pipe, config, validation, zoos, tasks)
     pipe.to("cpu")
     if trainer.is_global_zero:
         pipe.save_pretrained(Path(out) / PIPELINE_FOLDER)
@@ -166,8 +161,10 @@ def assemble(
             f"prediction='sample', not {prediction!r}"
         )
     rng = torch.Generator().manual_seed(config.optimization.seed)
-    samples = [
-        one.sample(min(_NETWORKS_FOR_STATISTICS, _MAX_NUMBERS // one.layout.num_params + 1), rng) for one in runs
+    sizes = [min(_NETWORKS_FOR_STATISTICS, _MAX_NUMBERS // one.layout.num_params + 1) for one in runs]
+    samples: list[Tensor | Iterator[Tensor]] = [  # adapters, which are small, are looked at again
+        one.sample(size, rng) if low_rank.has_adapters(one.layout) else one.sample_in_parts(size, rng)
+        for one, size in zip(runs, sizes, strict=True)
     ]
     normalizer = ParamNormalizer.fit(
         config.tokenizer,
@@ -178,7 +175,7 @@ def assemble(
         statistics_per_number=config.statistics_per_number,
     )
     contexts = [
-        NetworkContext.of(normalizer, one.layout, task, real)
+        NetworkContext.of(normalizer, one.layout, task, real if isinstance(real, Tensor) else None)
         for one, task, real in zip(runs, tasks, samples, strict=True)
     ]
     nodes, edges = model_widths([context.tokenizer for context in contexts])
@@ -189,7 +186,7 @@ def assemble(
     options = {"use_latent": config.objective.energy_score, "num_task_bits": config.num_task_bits, **config.model}
     centre = None
     if config.centred:
-        centre = mean_answer(contexts, samples, diffusion=options.get("diffusion", True))
+        centre = mean_answer(contexts, samples[0], diffusion=options.get("diffusion", True))
         options["num_centred"] = len(centre)
     elif are_adapters:  # near a start that they share no product is zero, and draws would only disturb it
         drawn = [one.tokenizer.drawn_keys for one, its in zip(contexts, runs, strict=True) if not its.as_trained]
@@ -198,15 +195,9 @@ def assemble(
         options["use_start"] = False  # no update of a start is ever trained
     if config.fingerprints:
         options["num_fingerprints"] = max(num_fingerprints(task) for task in tasks if task is not None)
-    references = None
-    if config.num_references:
-        references = reference_networks(runs, config.num_references)
-        options["references"] = list(references.shape)
     if config.pairs.num_examples is not None:
         options["examples"] = contexts[0].example_options(
-            use_start=options.get("use_start", True),
-            references=references,
-            described=config.objective.description_weight > 0,
+            use_start=options.get("use_start", True), described=config.objective.description_weight > 0
         )
     told = [one.descriptions.vectors for one in runs if one.descriptions is not None]
     if told:
@@ -214,8 +205,6 @@ def assemble(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optimization.seed)
         model = RecurrentDiffusionTransformer(nodes, edges, ranges, **options)
-    if references is not None:
-        model.reference_networks.copy_(references)
     if centre is not None:
         model.centre.copy_(centre)
     if told:
@@ -223,11 +212,11 @@ def assemble(
     return model, normalizer, contexts
 
 
-def mean_answer(contexts: Sequence[NetworkContext], samples: Sequence[Tensor], *, diffusion: bool) -> Tensor:
+def mean_answer(contexts: Sequence[NetworkContext], adapters: object, *, diffusion: bool) -> Tensor:
     """The mean (P,) of adapters (N, P), normalised, to which answers in one pass are added."""
     layout = contexts[0].layout
     if (
-        not low_rank.has_adapters(layout)
+        not isinstance(adapters, Tensor)
         or len(contexts) > 1
         or diffusion
         or isinstance(contexts[0].tokenizer, ChunkTokenizer)
@@ -235,23 +224,7 @@ def mean_answer(contexts: Sequence[NetworkContext], samples: Sequence[Tensor], *
         raise ValueError(
             "centred answers, in one pass, are of one zoo of adapters, in neuron tokens: set centred=False"
         )
-    return contexts[0].scale.normalize(low_rank.mean(layout, samples[0]))
-
-
-def reference_networks(runs: Sequence[Trajectories], count: int) -> Tensor:
-    """Last networks (R, P) of training runs, evenly spread over their numbers."""
-    if len(runs) > 1:
-        raise ValueError(f"num_references are networks of one layout, got {len(runs)} zoos")
-    if len(runs[0]) < count:
-        raise ValueError(f"num_references must be at most {len(runs[0])}, the training runs, got {count}")
-    rows = torch.arange(count) * len(runs[0]) // count
-    return runs[0].read(rows, runs[0].counts[rows] - 1)
-
-
-def recorded_tasks(normalizer: ParamNormalizer, tasks: Sequence[Task | None]) -> list[dict[str, Any] | None]:
-    """What `get_task` makes the first task of each layout from, without the base; None where it cannot."""
-    found = {task.layout: task.config for task in reversed([task for task in tasks if task is not None])}
-    return [json.loads(json.dumps(found.get(layout) or None)) for layout in normalizer.layouts]
+    return contexts[0].scale.normalize(low_rank.mean(layout, adapters))
 
 
 def keep_last_checkpoint(out: str | Path) -> ModelCheckpoint:

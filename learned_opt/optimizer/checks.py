@@ -11,8 +11,6 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from zoo.networks.roles import MATRIX_ROLES
-
 NONFINITE: Final = ("skip", "raise")
 
 
@@ -67,12 +65,10 @@ def checked_horizon(value: Any) -> int | None:
     return int(value)
 
 
-def check_param(param: Tensor, role: str) -> None:
-    """Raise ValueError for a parameter that no rule can update, or not in that role."""
-    shape = tuple(param.shape)
-    if role in MATRIX_ROLES and not shape:
-        raise ValueError(f'a parameter of shape () cannot have the role {role!r} of a matrix; give it "bias" or "norm"')
+def check_param(param: Tensor) -> None:
+    """Raise ValueError for a parameter that no rule can update."""
     if param.is_complex():
+        shape = tuple(param.shape)
         raise ValueError(f"complex parameters are not supported, got one of shape {shape}; train view_as_real of it")
     if getattr(param, "_fsdp_flattened", False):
         raise ValueError(

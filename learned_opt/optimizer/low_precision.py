@@ -9,8 +9,8 @@ Source: Kahan 1965; Zamirai et al. 2020 (arXiv 2010.06192) for weights in bfloat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -59,13 +59,3 @@ def write_back(part: Tensor, remainder: Tensor | None, new: Tensor) -> None:
     rounded, is_changed = new.to(part.dtype), new != before
     remainder.copy_(torch.where(is_changed, (new - rounded).to(remainder.dtype), remainder))
     part.copy_(torch.where(is_changed, rounded, part))
-
-
-def restore_float32(loaded: dict[str, Any], saved: Mapping[str, Any]) -> None:
-    """Undo torch's cast of the state to the parameters' dtype."""
-    for group, saved_group in zip(loaded["param_groups"], saved["param_groups"], strict=True):
-        for param, i in zip(group["params"], saved_group["params"], strict=True):
-            if param.dtype != torch.float32 and i in saved["state"]:
-                loaded["state"][param] = {
-                    key: value.to(param.device, copy=True) for key, value in saved["state"][i].items()
-                }

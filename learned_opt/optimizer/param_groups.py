@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from learned_opt.rules.tensor_specs import NamedParam, guessed_roles, model_roles, unwrapped
-from zoo.networks.roles import TensorRole
+from zoo.networks.roles import TensorRole, can_have
 
 UNDECAYED_ROLES: Final = ("bias", "norm")
 DESCRIPTION: Final = ("roles", "fan_ins", "axes", "depth", "reads_tokens")
@@ -64,13 +64,10 @@ def groups_of_params(
     if not all(isinstance(group, dict) for group in groups):
         raise TypeError("params must be all parameters or all groups, got groups and parameters")
     groups = [{**group, "params": _as_list(group)} for group in groups]
-    flat = [
-        _named_param(entry, f"group {g}, tensor {i}", group.get("role"))
-        for g, group in enumerate(groups, start=len(beside))
-        for i, entry in enumerate(group["params"])
-    ]
-    known, depth = guessed_roles(flat, depth=depth, beside=[role for group in beside for role in group["roles"]])
-    reads_tokens = any(role.role == "embedding" for role in known) or any(group["reads_tokens"] for group in beside)
+    flat = [entry for i, group in enumerate(groups, start=len(beside)) for entry in _named_params(group, i)]
+    others = [role for group in beside for role in group["roles"]]
+    known, depth, reads_tokens = guessed_roles(flat, depth=depth, beside=others)
+    reads_tokens = reads_tokens or any(group["reads_tokens"] for group in beside)
     remaining = iter(known)
     return [
         {
@@ -81,20 +78,9 @@ def groups_of_params(
     ]
 
 
-def complete_group(group: dict[str, Any], own: Mapping[str, Any]) -> None:
-    """Add to a loaded group what its release did not save, and what the constructor was told: `own`."""
-    if "axes" in group:
-        group |= {key: own[key] for key in DESCRIPTION}
-    else:  # version 0.1: every tensor as it lies in memory, and no decay meant the learned one
-        group["axes"] = ["oi"] * len(group["params"])
-        group["weight_decay"] = group["weight_decay"] or None
-    group |= {key: value for key, value in own.items() if key not in group}
-    group["num_training_steps"] = own["num_training_steps"] or group["num_training_steps"]
-
-
 def tensors_of(group: Mapping[str, Any]) -> list[Tensor]:
     """Parameters of a group, named or not."""
-    return [entry[1] if isinstance(entry, tuple) else entry for entry in group["params"]]
+    return [entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry for entry in group["params"]]
 
 
 def _described(params: Sequence[Any], known: Sequence[TensorRole], depth: int, reads_tokens: bool) -> dict[str, Any]:
@@ -117,11 +103,24 @@ def _as_list(group: Mapping[str, Any]) -> list[Any]:
     return [params] if isinstance(params, Tensor) else list(params)
 
 
-def _named_param(entry: Any, default: str, role: str | None) -> NamedParam:
-    name, param = entry if isinstance(entry, tuple) and len(entry) == 2 else (default, entry)
-    if not isinstance(param, Tensor):
-        raise TypeError(f"optimizer can only optimize Tensors, but one of the params is {type(param).__name__}")
-    return NamedParam(name, param, role, named=isinstance(entry, tuple))
+def _named_params(group: Mapping[str, Any], place: int) -> list[NamedParam]:
+    """The tensors of a group with its role; biases and norms beside matrices do not have the role of these."""
+    role, params = group.get("role"), tensors_of(group)
+    for param in params:
+        if not isinstance(param, Tensor):
+            raise TypeError(f"optimizer can only optimize Tensors, but one of the params is {type(param).__name__}")
+    can_have_it = [can_have(role, param) for param in params]
+    if params and not any(can_have_it):
+        raise ValueError(f"the role {role!r} is one of matrices, got shapes {[tuple(p.shape) for p in params][:8]}")
+    return [
+        NamedParam(
+            entry[0] if isinstance(entry, tuple) else f"group {place}, tensor {i}",
+            param,
+            role if fits else None,
+            named=isinstance(entry, tuple),
+        )
+        for i, (entry, param, fits) in enumerate(zip(group["params"], params, can_have_it, strict=True))
+    ]
 
 
 def _refuse_flattened(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -18,6 +19,7 @@ class Remarks:
 
     def __init__(self) -> None:
         self._said: set[str] = set()
+        self._num_idle_in_a_row = 0
 
     def of_skips(self, num_in_a_row: int, names: Sequence[str]) -> None:
         """Steps skipped in a row, and the tensors whose gradients were not finite."""
@@ -28,14 +30,16 @@ class Remarks:
                 'trained. nonfinite="raise" stops at the first one',
             )
 
-    def of_no_gradients(self, num_in_a_row: int) -> None:
-        """Steps in a row without any gradient; so it may be meant, where one is made for every microbatch."""
-        if num_in_a_row >= NUM_IN_A_ROW:
+    def of_gradients(self, num_gradients: int, params: Iterable[Tensor]) -> None:
+        """Steps in a row without any, unless all is frozen; where one is made for every microbatch it may be meant."""
+        is_idle = not num_gradients and any(param.requires_grad for param in params)
+        self._num_idle_in_a_row = self._num_idle_in_a_row + 1 if is_idle else 0
+        if self._num_idle_in_a_row >= NUM_IN_A_ROW:
             self._say(
                 "no gradients",
-                f"the last {num_in_a_row} steps changed nothing, because no parameter had a gradient. If that is not "
-                "meant, either backward() was not called before step(), or the model's parameters were replaced after "
-                "the optimizer was made",
+                f"the last {self._num_idle_in_a_row} steps changed nothing, because no parameter had a gradient. If "
+                "that is not meant, either backward() was not called before step(), or the model's parameters were "
+                "replaced after the optimizer was made",
             )
 
     def of_small_lr(self, groups: Iterable[Mapping[str, Any]]) -> None:
@@ -89,4 +93,12 @@ class Remarks:
     def _say(self, topic: str, message: str) -> None:
         if topic not in self._said:
             self._said.add(topic)
-            warnings.warn(message, stacklevel=7)  # through step and what torch wraps around it
+            warnings.warn(message, stacklevel=_caller_level())
+
+
+def _caller_level() -> int:
+    """How many calls up the program is: above this package, and what torch wraps around a step."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in ("learned_opt", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -11,7 +11,7 @@ rule's base step, so that the usual values (0.01 to 0.1) are sensible.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, overload
 
@@ -22,13 +22,13 @@ from torch.optim import Optimizer
 from learned_opt.optimizer.averaging import holds_averages, show_averages, show_iterates, update_averages
 from learned_opt.optimizer.checks import check_options, check_param, checked_horizon
 from learned_opt.optimizer.counters import COUNTERS, advance, read_counters
-from learned_opt.optimizer.gradients import gradients_of, known, largest_entries, to_update
-from learned_opt.optimizer.low_precision import restore_float32
-from learned_opt.optimizer.param_groups import Params, complete_group, groups_of_model, groups_of_params, tensors_of
+from learned_opt.optimizer.gradients import Pending, gradients_of, known, largest_entries, to_update
+from learned_opt.optimizer.loading import fit, theta_of
+from learned_opt.optimizer.param_groups import Params, groups_of_model, groups_of_params, tensors_of
 from learned_opt.optimizer.remarks import LATE_STEP, Remarks
 from learned_opt.optimizer.skipped_steps import SkippedSteps
-from learned_opt.optimizer.whole_tensors import check_state, complete_state, update_whole
-from learned_opt.pretrained.files import Pretrained, Source, available, load_pretrained
+from learned_opt.optimizer.whole_tensors import complete_state, update_whole
+from learned_opt.pretrained.files import Pretrained, Source, load_pretrained
 from learned_opt.rules.rule import reads_loss
 from zoo.devices import sent
 
@@ -38,9 +38,8 @@ AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over ab
 # Kept in every parameter group, where any way of saving optimizers finds them.
 _COMMON: Final = (*COUNTERS, "num_training_steps", "theta_hash", "average", "train_mode")
 
-
-class ThetaMismatchError(ValueError):
-    """A saved optimizer was run by other meta-parameters."""
+# Kept of the optimizer itself where it is pickled or copied.
+_OWN: Final = ("pretrained", "kahan_sum", "_is_recommended", "_is_loaded", "_remarks", "_skips")
 
 
 class LearnedOptimizer(Optimizer):
@@ -105,9 +104,7 @@ class LearnedOptimizer(Optimizer):
         self._thetas: dict[torch.device, Tensor] = {}
         self._remarks = Remarks()
         self._most_steps = 0  # no fewer than `inner_step`, which may be on a device
-        self._num_idle_in_a_row = 0
         self._skips = SkippedSteps(raises=nonfinite == "raise")
-        self._loading: Mapping[str, Any] | None = None
         if average is None and horizon is None:
             average = self.default_average
         if isinstance(params, nn.Module):
@@ -128,6 +125,7 @@ class LearnedOptimizer(Optimizer):
 
     default_average: float | None = None  # where there is no horizon
     _is_loaded = False  # and has not been used since
+    _loading: Mapping[str, Any] | None = None  # while it is loaded
 
     @property
     def num_training_steps(self) -> int | None:
@@ -170,8 +168,8 @@ class LearnedOptimizer(Optimizer):
         """Add a group; roles come from its "role" or are guessed, names are made up where the others have some."""
         if "roles" not in param_group:
             (param_group,) = groups_of_params([param_group], beside=self.param_groups)
-        for param, role in zip(tensors_of(param_group), param_group["roles"], strict=True):
-            check_param(param, role)
+        for param in tensors_of(param_group):
+            check_param(param)
         common = self.param_groups[0] if self.param_groups else self.defaults
         for key in ("num_training_steps", "average"):
             if param_group.get(key, common[key]) != common[key]:
@@ -219,23 +217,11 @@ class LearnedOptimizer(Optimizer):
             with torch.enable_grad():
                 returned = closure()
         pending = [entry for group in self.param_groups for entry in gradients_of(group)]
-        self._num_idle_in_a_row = 0 if pending else self._num_idle_in_a_row + 1
+        self._remarks.of_gradients(len(pending), self._all_params())
         if not pending:
-            if any(param.requires_grad for param in self._all_params()):  # else it is frozen, and meant to be
-                self._remarks.of_no_gradients(self._num_idle_in_a_row)
             return returned
         told = self._told(returned if loss is None else loss)
-        largest = largest_entries([entry.grad for entry in pending])
-        if "loss" in told:  # what is not finite would stay in the rule's averages
-            largest = largest.masked_fill(~sent(told["loss"].isfinite(), largest.device), torch.nan)
-        if any(entry.sharding is not None for entry in pending):
-            if getattr(self.pretrained.rule, "mixes_tensors", False):
-                raise ValueError(
-                    f"rule {self.pretrained.rule.name!r} looks at all tensors at once, got sharded ones; use DDP"
-                )
-            from learned_opt.optimizer.sharded import largest_over_ranks
-
-            largest = largest_over_ranks(pending, largest)
+        largest = self._largest_entries(pending, told)
         is_skipped = self._skips.decide(pending, largest, first["inner_step"])
         advance(self.param_groups, "num_skipped_steps", is_skipped)
         if is_skipped is True:
@@ -245,23 +231,8 @@ class LearnedOptimizer(Optimizer):
             entry.state = self.state[entry.param]
             complete_state(entry, self.pretrained.rule, kahan_sum=self.kahan_sum)
         has_gradient = largest != 0 if is_skipped is False else (largest != 0) & ~is_skipped
-        pending = to_update(pending, has_gradient)
-        if not pending:
-            return returned
-        self._report_settings()
-        inner_step = first["inner_step"]
-        horizon, rule = self.num_training_steps, self.pretrained.rule
-        update = partial(update_whole, rule, self._theta_on, inner_step=inner_step, num_steps=horizon, told=told)
-        update([entry for entry in pending if entry.sharding is None])
-        if sharded := [entry for entry in pending if entry.sharding is not None]:
-            from learned_opt.optimizer.sharded import update_sharded
-
-            update_sharded(sharded, rule, update)
-        is_update = known(has_gradient.any())
-        if (power := first["average"]) is not None:
-            update_averages(self._all_params(), self.state, power=power, inner_step=inner_step, by=is_update)
-        advance(self.param_groups, "inner_step", is_update)
-        self._most_steps += 1
+        if pending := to_update(pending, has_gradient):
+            self._update(pending, told, is_update=known(has_gradient.any()))
         return returned
 
     def state_dict(self) -> dict[str, Any]:
@@ -293,32 +264,12 @@ class LearnedOptimizer(Optimizer):
         self._report_skips()
         with read_counters(self.param_groups):
             groups = [dict(group) for group in self.param_groups]
-        own = (
-            "pretrained",
-            "_is_recommended",
-            "kahan_sum",
-            "_remarks",
-            "_skips",
-            "_loading",
-            "_is_loaded",
-            "_num_idle_in_a_row",
-        )
-        return {
-            **super().__getstate__(),
-            "param_groups": groups,
-            **{name: getattr(self, name) for name in own},
-            "_thetas": {},
-        }
+        own = {name: getattr(self, name) for name in _OWN}
+        return {**super().__getstate__(), "param_groups": groups, **own, "_thetas": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        loading = self.__dict__.get("_loading")
-        if loading is not None:  # before the user's hooks that run after loading
-            for group, own in zip(state["param_groups"], self.param_groups, strict=True):
-                complete_group(group, own)
-            restore_float32(state, loading)
-            check_state(state["param_groups"], state["state"], self.pretrained.rule)
-            for tensors in state["state"].values():  # kernels take dense ones alone; others may have been saved
-                tensors.update({key: value.contiguous() for key, value in tensors.items()})
+        if self._loading is not None:  # before the user's hooks that run after loading
+            fit(state, self._loading, self.param_groups, self.pretrained.rule)
             self._is_loaded = True
         super().__setstate__(state)
         self._most_steps = self.inner_step
@@ -333,6 +284,37 @@ class LearnedOptimizer(Optimizer):
                 "optimizer.step(closure) with a closure that returns it"
             )
         return {"loss": torch.as_tensor(loss, dtype=torch.float32).detach().mean()}
+
+    def _largest_entries(self, pending: Sequence[Pending], told: Mapping[str, Tensor]) -> Tensor:
+        """Largest absolute entry of the gradient of every whole matrix; none is finite if the loss is not."""
+        largest = largest_entries([entry.grad for entry in pending])
+        if "loss" in told:  # what is not finite would stay in the rule's averages
+            largest = largest.masked_fill(~sent(told["loss"].isfinite(), largest.device), torch.nan)
+        if all(entry.sharding is None for entry in pending):
+            return largest
+        if getattr(self.pretrained.rule, "mixes_tensors", False):
+            raise ValueError(
+                f"rule {self.pretrained.rule.name!r} looks at all tensors at once, got sharded ones; use DDP"
+            )
+        from learned_opt.optimizer.sharded import largest_over_ranks
+
+        return largest_over_ranks(pending, largest)
+
+    def _update(self, pending: Sequence[Pending], told: Mapping[str, Tensor], *, is_update: bool | Tensor) -> None:
+        """Run the rule, then what follows the parameters: averages and the counter."""
+        self._report_settings()
+        first, rule = self.param_groups[0], self.pretrained.rule
+        inner_step, power, horizon = first["inner_step"], first["average"], first["num_training_steps"]
+        update = partial(update_whole, rule, self._theta_on, inner_step=inner_step, num_steps=horizon, told=told)
+        update([entry for entry in pending if entry.sharding is None])
+        if sharded := [entry for entry in pending if entry.sharding is not None]:
+            from learned_opt.optimizer.sharded import update_sharded
+
+            update_sharded(sharded, rule, update)
+        if power is not None:
+            update_averages(self._all_params(), self.state, power=power, inner_step=inner_step, by=is_update)
+        advance(self.param_groups, "inner_step", is_update)
+        self._most_steps += 1
 
     def _theta_on(self, device: torch.device) -> Tensor:
         """The meta-parameters, copied to a device once."""
@@ -387,18 +369,6 @@ class MuLO(LearnedOptimizer):
 def _note_loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Refuse the state of other meta-parameters, and keep it for `__setstate__`."""
     assert isinstance(optimizer, LearnedOptimizer)
-    if not state_dict.get("param_groups"):
-        raise ValueError(f"expected what state_dict() of an optimizer gives, got the keys {sorted(state_dict)[:8]}")
-    saved, mine = state_dict["param_groups"][0].get("theta_hash"), optimizer.pretrained
-    if saved != mine.hash and optimizer._is_recommended:
-        others = (load_pretrained(name) for name in RECOMMENDED.values())
-        mine = next((other for other in others if other.hash == saved), mine)
-        optimizer.pretrained, optimizer._thetas = mine, {}
-    if saved != mine.hash:
-        of = f"used meta-parameters {saved}" if saved else "is of another kind, without meta-parameters"
-        name = next((name for name in available() if load_pretrained(name).hash == saved), None)
-        raise ThetaMismatchError(
-            f"the saved optimizer {of}, this one has {mine.hash} ({mine.name or mine.rule.name}); "
-            f"make it with {'the same theta' if name is None else f'theta={name!r}'}"
-        )
+    others = RECOMMENDED.values() if optimizer._is_recommended else ()
+    optimizer.pretrained, optimizer._thetas = theta_of(state_dict, optimizer.pretrained, others), {}
     optimizer._loading = state_dict

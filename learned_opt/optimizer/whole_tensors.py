@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from learned_opt.optimizer.averaging import AVERAGE, new_average
-from learned_opt.optimizer.checks import is_sharded
-from learned_opt.optimizer.gradients import Pending, spec_in
+from learned_opt.optimizer.gradients import Pending
 from learned_opt.optimizer.low_precision import REMAINDER, loses_updates, portions, to_float32, write_back
 from learned_opt.rules.rule import RuleState, StepCount, Total, UpdateRule, update_active
 from learned_opt.rules.tensor_specs import matrix_view
@@ -40,23 +39,6 @@ def complete_state(entry: Pending, rule: UpdateRule, *, kahan_sum: bool) -> None
         from learned_opt.optimizer.sharded import shard_state
 
         shard_state(entry, (*getattr(rule, "large_state", ()), REMAINDER, AVERAGE))
-
-
-def check_state(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Any], rule: UpdateRule) -> None:
-    """Raise ValueError for state that is of parameters of other shapes."""
-    for group in groups:
-        for i, (param, axes) in enumerate(zip(group["params"], group["axes"], strict=True)):
-            if not states.get(param) or is_sharded(param):
-                continue
-            view = matrix_view(torch.empty(param.shape, device="meta"), axes)
-            fresh = rule.init_state([spec := spec_in(group, i, view.shape[1:])], [view])
-            like = {key: tensor if axes.startswith("e") else tensor[0] for key, (tensor,) in fresh.items()}
-            for key, tensor in (like | {REMAINDER: param, AVERAGE: param}).items():
-                if key in states[param] and (got := states[param][key].shape) != tensor.shape:
-                    raise ValueError(
-                        f"the saved optimizer is of another model: {key} of {spec.name} has shape {tuple(got)}, "
-                        f"expected {tuple(tensor.shape)} for a parameter {tuple(param.shape)}"
-                    )
 
 
 @torch_defaults()

@@ -18,7 +18,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from learned_opt.rules.rule import TensorSpec
 from zoo.networks.layout import ParamLayout
 from zoo.networks.module_graph import own_class
-from zoo.networks.roles import PARAM_ROLES, TensorRole, fan_in, guesses, infer_roles
+from zoo.networks.roles import PARAM_ROLES, TensorRole, fan_in, guesses, infer_roles, is_head
 from zoo.networks.tensor_kinds import kind_of_named
 
 MIN_BLOCK_MATRICES: Final = 2  # modules with fewer matrices are layers
@@ -101,11 +101,11 @@ def specs_of(layout: ParamLayout, depth: int | None = None) -> tuple[TensorSpec,
 
 def guessed_roles(
     params: Sequence[NamedParam], *, depth: int | None = None, beside: Sequence[str] = ()
-) -> tuple[list[TensorRole], int]:
-    """What can be known of parameters without their model, from given roles, names and the order of shapes; depth.
+) -> tuple[list[TensorRole], int, bool]:
+    """As `model_roles`, of parameters without their model, from given roles, names and the order of shapes.
 
-    Among matrices the first counts as input (unless there is an embedding), the last as output, all others as hidden.
-    Warns about what was guessed.
+    Among matrices the first counts as input (unless there is a table of tokens), those with names of heads, or else the
+    last, as output, all others as hidden. Warns about what was guessed.
 
     Args:
         params: in the order in which they are used.
@@ -118,11 +118,13 @@ def guessed_roles(
     kinds = [kind_of_named(entry.name if entry.named else "", entry.param) for entry in params]
     roles = [entry.role or kind.name for entry, kind in zip(params, kinds, strict=True)]
     matrices = [i for i, entry in enumerate(params) if entry.role is None and roles[i] == "matrix"]
-    has_input = any(role in ("embedding", "input") for role in (*roles, *beside))
+    reads_tokens = any(map(_is_token_table, params, roles))
+    has_input = reads_tokens or "input" in roles or any(role in ("embedding", "input") for role in beside)
     has_output = "output" in (*roles, *beside)
+    heads = [] if has_output else [i for i in matrices if is_head(params[i].name)] or matrices[-1:]
     for i in matrices:
         is_first = i == matrices[0] and not has_input and (len(matrices) > 1 or has_output)
-        roles[i] = "input" if is_first else "output" if i == matrices[-1] and not has_output else "hidden"
+        roles[i] = "input" if is_first else "output" if i in heads else "hidden"
     for entry, role in zip(params, roles, strict=True):
         if role not in PARAM_ROLES:
             raise ValueError(f"role of {entry.name!r} must be one of {PARAM_ROLES}, got {role!r}")
@@ -138,7 +140,7 @@ def guessed_roles(
             'the model itself, or groups {"params": ..., "role": ...}, to be sure',
             stacklevel=4,
         )
-    return known, depth or _count_hidden_layers((*roles, *beside))
+    return known, depth or _count_hidden_layers((*roles, *beside)), reads_tokens
 
 
 def infer_depth(module: nn.Module) -> int:
@@ -178,6 +180,11 @@ def _num_own_norms(block: nn.Module) -> int:
     """Norms of the block itself that act within an example, by the names of their classes."""
     names = [own_class(child).__name__.lower() for child in block.children()]
     return sum("norm" in name and not name.startswith(("batch", "sync", "group", "instance")) for name in names)
+
+
+def _is_token_table(entry: NamedParam, role: str) -> bool:
+    """Whether a parameter is a table of tokens, so that no matrix reads the inputs; one of positions is none."""
+    return role == "embedding" and entry.param.ndim == 2 and "pos" not in entry.name
 
 
 def _count_hidden_layers(roles: Iterable[str]) -> int:

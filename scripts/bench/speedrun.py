@@ -9,8 +9,9 @@ rule (target - mean) * sqrt(n) >= bound, and those of STRIDE steps less must not
 the course's length, in factors of sqrt(10), until the best has worse neighbours; steps are counted on other seeds.
 `--make` names a function (model, learning rate, T) -> optimizer, so that anyone can add a row; its rate then decays
 along a cosine as that of the other contestants does, unless `--constant` is given. Runs are kept in `--folder`, so
-that the same command resumes. About 10 CPU-seconds a run of the smaller size, half an hour in all; 40 a run of the
-larger one, whose target is a little below what Muon .8 reached at the course's length on the tuning seed.
+that the same command resumes. About 10 CPU-seconds a run of the smaller size, half an hour in all; 45 a run of the
+larger one, whose target is a little below what Muon .8 reached at the course's length on the tuning seed: there
+`--rate 0.01` takes the rate of a recorded sweep and saves another.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ STRIDE: Final = 8  # steps between entries that are told apart
 SLOPE: Final = 0.35  # nats by which a loss falls for a factor e of steps, to guess by
 CONTEXT: Final = 64
 BATCH: Final = 12
-HOPELESS: Final = 0.1  # nats above the target after which no other seeds are tried
+HOPELESS: Final = 0.05  # nats above the target after which no other seeds are tried
 RIVALS: Final = ("AdamW", "Muon .95", "Muon .8", "NorMuon", "SOAP")
 LEARNED: Final = ("mulo-norm", "mulo-wide")
 
@@ -104,6 +105,7 @@ def rows(
     contestants: Sequence[str] = (),
     make: str = "",
     rates: Sequence[float] = (1e-3, 10**-2.5, 1e-2),
+    rate: float = 0.0,
     constant: bool = False,
     sweep_only: bool = False,
     device: str | torch.device = "auto",
@@ -116,6 +118,7 @@ def rows(
         contestants: only these; of one of your own the name
         make: module:function (model, learning rate, T) -> optimizer of a contestant of your own
         rates: that its sweep begins with, in factors of sqrt(10)
+        rate: the one that was swept before; 0 sweeps
         constant: its rate does not decay along a cosine
         sweep_only: leave out how many steps are needed
         device: auto, cpu, cuda, mps
@@ -126,13 +129,16 @@ def rows(
     course, trainings = COURSES[size], Trainings(Path(folder))
     task = OutsideTask(f"speedrun-{size}", "speed-run", "none", partial(course.problem, resolve_device(device)))
     for method in [_own(contestants, make, rates, constant=constant)] if make else _known(contestants):
-        swept = trainings.sweep(task, method, course.num_steps)
-        assert swept is not None
-        yield _sweep_row(size, method, swept)
+        best = rate
+        if not best:
+            swept = trainings.sweep(task, method, course.num_steps)
+            assert swept is not None
+            yield _sweep_row(size, method, swept)
+            best = swept.rate
         if sweep_only:
             continue
 
-        def losses(num_steps: int, method: OutsideMethod = method, rate: float = swept.rate) -> list[float]:
+        def losses(num_steps: int, method: OutsideMethod = method, rate: float = best) -> list[float]:
             found: list[float] = []
             for seed in SEEDS:
                 if (run := trainings.run(task, method, rate, num_steps, seed)) is not None:
@@ -142,7 +148,7 @@ def rows(
             return found
 
         num_steps = fewest_steps(course, losses)
-        yield _row(size, method, swept, num_steps, losses(num_steps))
+        yield _row(size, method, best, num_steps, losses(num_steps))
 
 
 def _own(names: Sequence[str], make: str, rates: Sequence[float], *, constant: bool) -> OutsideMethod:
@@ -208,7 +214,7 @@ def _sweep_row(size: str, method: OutsideMethod, swept: Swept) -> Row:
     )
 
 
-def _row(size: str, method: OutsideMethod, swept: Swept, num_steps: int, losses: list[float]) -> Row:
+def _row(size: str, method: OutsideMethod, rate: float, num_steps: int, losses: list[float]) -> Row:
     course = COURSES[size]
     return Row(
         question=f"How many steps bring a GPT of {size} parameters to {course.target} nats a byte on held-out files?",
@@ -218,7 +224,7 @@ def _row(size: str, method: OutsideMethod, swept: Swept, num_steps: int, losses:
             "validation loss": statistics.fmean(losses),
             "standard deviation": statistics.stdev(losses),
             "(target - mean) sqrt(n)": (course.target - statistics.fmean(losses)) * math.sqrt(len(losses)),
-            "learning rate": swept.rate,
+            "learning rate": rate,
         },
         seeds=SEEDS,
         note=(

@@ -81,7 +81,6 @@ CASES = {
         [{"name": "digits_subset", "hidden": (4,)}],
         replace(
             CONFIG,
-            num_references=3,
             model={**CONFIG.model, "use_start": False},
             pairs=replace(CONFIG.pairs, start_share=0.0, num_examples=(4, 6)),
         ),

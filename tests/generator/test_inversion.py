@@ -5,7 +5,9 @@ import torch
 
 from generator.inversion import Inversion
 from generator.model.objectives import PREDICTIONS
+from generator.networks import in_one_form
 from tests.generator.test_pipeline import make_pipeline, seeded
+from tests.generator.test_prompted_by_examples import adapter_task
 from zoo.networks.architectures import CNN, MLP
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.networks.symmetry import apply
@@ -59,6 +61,17 @@ def test_a_network_asked_for_its_own_prompt_comes_back(kind, start):
     assert (other - networks()).abs().max() > 1e-3
 
 
+def test_adapters_learned_as_they_were_trained_are_edited_as_they_are():
+    layout = adapter_task().layout
+    network = torch.randn(1, layout.num_params, generator=seeded())
+    asked = {"loss": 0.5}
+    for as_trained in (True, False):
+        pipe = make_pipeline(layout, statistics_per_number=as_trained)
+        same = pipe.edit(network, asked, own_prompt=asked, generator=seeded()).params
+        expected = network if as_trained else in_one_form(layout, network)
+        torch.testing.assert_close(same, expected, rtol=0, atol=1e-5)
+
+
 def test_edits_are_seeded_and_take_what_a_start_may_be(pipe):
     module = MLP(8, (6,), 3)
     given = (module, module.state_dict(), LAYOUT.flatten(module))
@@ -92,7 +105,7 @@ def test_counters_are_copied():
         (networks(), {"prompt": {"loss": [0.1, 0.2]}}, "one for each network"),
         (networks(), {"own_prompt": {"loss": math.nan}}, "NaN"),
         (networks(), {"own_prompt": {"accuracy": 0.9}}, "not trained on metric"),
-        (networks(), {"num_inference_steps": 0}, "from 1 to"),
+        (networks(), {"num_inference_steps": 0}, "an integer above 0"),
         (networks(), {"generator": 0}, "torch.Generator"),
         (networks(), {"start": networks(2)}, "one start, or 3"),
     ],
@@ -106,5 +119,6 @@ def test_what_cannot_be_edited_is_refused_in_one_line(pipe, network, settings, m
 def test_networks_of_another_architecture_and_pipelines_without_noise_are_refused(pipe):
     with pytest.raises(LayoutMismatchError):
         pipe.edit(MLP(9, (6,), 3), {"loss": 0.5})
-    with pytest.raises(ValueError, match="in one pass"):
-        make_pipeline(LAYOUT, diffusion=False).edit(networks(), {"loss": 0.5})
+    for use_start, instead in ((True, r"pipe\(start=network\)"), (False, r"pipe\(prompt=\.\.\.\)")):
+        with pytest.raises(ValueError, match=f"in one pass.*use {instead}"):
+            make_pipeline(LAYOUT, diffusion=False, use_start=use_start).edit(networks(), {"loss": 0.5})

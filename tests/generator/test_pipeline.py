@@ -17,10 +17,11 @@ from zoo.tasks.registry import get_task
 METRICS = {"val_error": (0.05, 0.9), "val_loss": (0.1, 2.3)}
 
 
-def make_pipeline(*layouts, kind="neuron", metrics=METRICS, **options):
+def make_pipeline(*layouts, kind="neuron", metrics=METRICS, statistics_per_number=False, **options):
     torch.manual_seed(0)
     networks = [torch.randn(20, layout.num_params).abs() for layout in layouts]
-    normalizer = ParamNormalizer.fit(kind, layouts, networks, chunk_width=7)
+    own = {"statistics_per_number": statistics_per_number}
+    normalizer = ParamNormalizer.fit(kind, layouts, networks, chunk_width=7, **own)
     nodes, edges = model_widths([normalizer.make_tokenizer(layout) for layout in layouts])
     defaults = {"width": 16, "num_blocks": 1, "num_heads": 2, "edge_width": 8}
     model = RecurrentDiffusionTransformer(nodes, edges, metrics, **{**defaults, **options}).eval()
@@ -126,8 +127,8 @@ def test_wrong_requests_are_refused(pipe):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_inference_steps": 0}, "from 1 to 5040, got 0"),
-        ({"num_inference_steps": -1}, "from 1 to 5040, got -1"),
+        ({"num_inference_steps": 0}, "an integer above 0, got 0"),
+        ({"num_inference_steps": -1}, "an integer above 0, got -1"),
         ({"num_inference_steps": 5041}, "from 1 to 5040, got 5041"),
         ({"num_inference_steps": 3000}, "must divide 5040"),
         ({"num_inference_steps": 2.5}, "must be an integer"),

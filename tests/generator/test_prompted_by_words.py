@@ -74,6 +74,9 @@ def test_runs_and_words_may_be_ones_own(zoo, tmp_path):
         loaded(prompt={"description": "small"})
     with pytest.raises(SettingsMismatchError, match="descriptions: begun with"):
         train_generator([zoo], config, out=tmp_path, describe=str, embed=embed, trainer_options=QUIET)
+    options = {"describe": describe, "embed": lambda texts: 1 - embed(texts), "trainer_options": QUIET}
+    with pytest.raises(SettingsMismatchError, match="give the `embed` that it was begun with"):
+        train_generator([zoo], config, out=tmp_path, **options)
     with pytest.raises(ValueError, match="describe must be a function"):
         train_generator([zoo], config, out=tmp_path, describe={0: "a"}, embed=embed, trainer_options=QUIET)
     with pytest.raises(ValueError, match="describe and embed are of a training on descriptions"):

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from generator import trajectories
+from generator.tokens.normalizer import ParamNormalizer
 from generator.tokens.windows import from_windows, sinusoids, to_windows
 from generator.training.pairs import PairConfig, batch_rng, draw_pairs
 from generator.trajectories import Trajectories
@@ -26,6 +28,18 @@ def test_snapshots_in_memory_are_those_on_disk(zoo):
     assert torch.equal(held.read(rows, snapshots), streamed.read(rows, snapshots))
     assert torch.equal(held.read(rows, snapshots)[0], torch.from_numpy(zoo.params[int(held.runs[0]), 2]))
     assert set(held.runs.tolist()) == set(zoo.split("train").tolist())
+
+
+def test_statistics_of_parts_are_those_of_all(zoo, monkeypatch):
+    runs, rng = read(zoo, memory_budget=0), torch.Generator()
+    whole = ParamNormalizer.fit("neuron", [runs.layout], [runs.sample(50, rng.manual_seed(0))])
+    monkeypatch.setattr(trajectories, "_NUMBERS_PER_PART", 7 * runs.layout.num_params)
+    parts = [*runs.sample_in_parts(50, rng.manual_seed(0))]
+    assert [len(part) for part in parts] == [7] * 7 + [1]
+    assert torch.equal(torch.cat(parts), runs.sample(50, rng.manual_seed(0)))
+    streamed = ParamNormalizer.fit("neuron", [runs.layout], [iter(parts)])
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(streamed.state_dict()[name], value)
 
 
 def test_metrics_belong_to_the_targets(zoo):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.networks.module_graph import ModuleGraph, own_class
 from zoo.networks.tensor_kinds import Kind, Owned, is_adapter, is_lookup, is_recurrent, kind_of, owned_tensors
@@ -55,10 +55,11 @@ def infer_roles(module: nn.Module, overrides: Mapping[str, str] | None = None) -
 
     Args:
         module: any module.
-        overrides: roles that go before what is inferred, by name or pattern ("blocks.*.mlp.*"); later ones win.
+        overrides: roles that go before what is inferred, by name or pattern ("blocks.*.mlp.*"); later ones win. Roles
+            of matrices leave biases and norms that a pattern matches as they are.
 
     Raises:
-        ValueError: if an override matches no tensor of the module, or is no role.
+        ValueError: if an override matches no tensor of the module that can have the role, or is no role.
     """
     tensors, graph = owned_tensors(module), ModuleGraph(module)
     kinds = {name: kind_of(owned, graph) for name, owned in tensors.items() if isinstance(owned.tensor, nn.Parameter)}
@@ -66,14 +67,22 @@ def infer_roles(module: nn.Module, overrides: Mapping[str, str] | None = None) -
     roles = _place(module, tensors, kinds, graph)
     roles |= {name: _buffer_role(owned) for name, owned in tensors.items() if name not in kinds}
     for pattern, role in (overrides or {}).items():
-        matched = [pattern] if pattern in roles else [name for name in roles if fnmatchcase(name, pattern)]
-        if not matched:
-            raise ValueError(f"roles names {pattern!r}, which the module does not have; it has {sorted(roles)}")
         if role not in ROLES:
             raise ValueError(f"role of {pattern!r} must be one of {ROLES}, got {role!r}")
+        matched = _matched(str(pattern), role, tensors)
         roles |= dict.fromkeys(matched, role)
         kinds |= {name: replace(kinds[name], known=True) for name in matched if name in kinds}
     return _described(roles, kinds, tensors)
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is one of a head, by its name in the model."""
+    return next((part for part in name.split(".") if part not in _WRAPPERS), "") in _HEADS
+
+
+def can_have(role: str | None, tensor: Tensor) -> bool:
+    """Whether a tensor can have a role: what has no rows and columns is no matrix. Any can have none."""
+    return role not in MATRIX_ROLES or tensor.ndim >= 2
 
 
 def fan_in(role: str, shape: tuple[int, ...], axes: str = "oi", groups: int = 1) -> int:
@@ -91,10 +100,24 @@ def fan_in(role: str, shape: tuple[int, ...], axes: str = "oi", groups: int = 1)
     return shape[2 if axes == "eoi" else 1]
 
 
-def guesses(roles: Mapping[str, TensorRole], limit: int = 8) -> str:
+def guesses(roles: Mapping[str, TensorRole]) -> str:
     """The guessed roles as words, "" if there are none."""
-    found = [f"{name}: {known.role}" for name, known in roles.items() if known.guessed]
-    return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
+    return _some([f"{name}: {known.role}" for name, known in roles.items() if known.guessed])
+
+
+def _matched(pattern: str, role: str, tensors: Mapping[str, Owned]) -> list[str]:
+    """The tensors that a pattern gives a role to."""
+    names = [pattern] if pattern in tensors else [name for name in tensors if fnmatchcase(name, pattern)]
+    if not names:
+        raise ValueError(
+            f'roles names {pattern!r}, which the module does not have (what is inside of "head" is "head.*"); '
+            f"it has {_some(list(tensors))}"
+        )
+    of_kind = {name for name in names if isinstance(tensors[name].tensor, nn.Parameter) == (role in PARAM_ROLES)}
+    matched = [name for name in names if name in of_kind and can_have(role, tensors[name].tensor)]
+    if not matched:
+        raise ValueError(f"nothing that {pattern!r} names can have the role {role!r}: {_some(names)}")
+    return matched
 
 
 def _place(
@@ -104,18 +127,20 @@ def _place(
     roles = {name: "hidden" if kind.name == "matrix" else kind.name for name, kind in kinds.items()}
     matrices = [name for name, role in roles.items() if role == "hidden" and not is_adapter(name)]
     lookups = [name for name in kinds if is_lookup(tensors[name])]
+    tied: list[str] = []  # tables that are multiplied with, too
     first, last = _declared_inputs(module, tensors), _declared_outputs(module, tensors)
     if first is None or last is None:
         tables = [name for name, kind in kinds.items() if kind.name == "embedding"]
-        ends = graph.ends(matrices, tables)
+        tied = [n for n in tables if isinstance(tensors[n].owner, nn.Linear) or (n in lookups and graph.multiplies(n))]
+        ends = graph.ends([*matrices, *tied], tables)
         first = ends.first if first is None and ends else first
         last = ends.last if last is None and ends else last
     if first is None:
         first = set() if lookups else set(matrices[:1])
         _note_guess(kinds, {n for n in first if not (_ENTRANCE.search(n) or _is_in_order(module, n))}, matrices)
     if last is None:
-        last = {name for name in matrices if _top_part(name) in _HEADS}
-        if not last:
+        last = {name for name in matrices if is_head(name)}
+        if not last and not tied:  # else a table is the output
             last = {name for name in matrices[-1:] if not is_recurrent(tensors[name])}
             _note_guess(kinds, {name for name in last if not _is_in_order(module, name)}, matrices)
     roles |= {name: "input" for name in first if roles[name] == "hidden"}
@@ -141,7 +166,7 @@ def _declared_outputs(module: nn.Module, tensors: Mapping[str, Owned]) -> set[st
             heads = [found] if isinstance(found, nn.Module) and not isinstance(found, nn.ModuleList) else list(found)
             last = [[n for n in _names_inside(head, tensors) if tensors[n].tensor.ndim > 1][-1:] for head in heads]
             return {name for names in last for name in names}
-        if declarer is module and not any(_top_part(name) in _HEADS for name in tensors):
+        if declarer is module and not any(map(is_head, tensors)):
             return set()  # a model of hidden states, without a head
     return None
 
@@ -163,21 +188,18 @@ def _names_inside(modules: Any, tensors: Mapping[str, Owned]) -> list[str]:
     return [name for name, owned in tensors.items() if id(owned.tensor) in inside]
 
 
-def _top_part(name: str) -> str:
-    return next((part for part in name.split(".") if part not in _WRAPPERS), "")
-
-
 def _note_guess(kinds: dict[str, Kind], placed: Iterable[str], matrices: Sequence[str]) -> None:
     """Mark matrices that were placed by their order alone; a single one has no other place."""
     kinds.update({name: replace(kinds[name], known=False) for name in placed if len(matrices) > 1})
 
 
 def _is_in_order(module: nn.Module, name: str) -> bool:
-    """Whether the modules around a tensor run in the order of registration, as torch's own do."""
+    """Whether the modules around a tensor run in the order of registration, as torch's own do but for lists."""
     around = [module]
     for part in name.split(".")[:-1]:
         around.append(around[-1].get_submodule(part))
-    return all(own_class(owner).__module__.startswith("torch.nn.") for owner in around)
+    are_lists = any(isinstance(owner, nn.ModuleList | nn.ModuleDict) for owner in around)
+    return not are_lists and all(own_class(owner).__module__.startswith("torch.nn.") for owner in around)
 
 
 def _unite_tied(kinds: dict[str, Kind], tensors: Mapping[str, Owned]) -> None:
@@ -210,3 +232,7 @@ def _buffer_role(owned: Owned) -> str:
     if owned.label in ("running_mean", "running_var"):
         return owned.label
     return "buffer" if owned.tensor.is_floating_point() else "counter"
+
+
+def _some(words: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")

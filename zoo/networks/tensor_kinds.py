@@ -45,6 +45,10 @@ _TABLE: Final = re.compile(
     r"|quer(y|ies)\d?$|probe|memory|vector_bank|rpb$",
     re.IGNORECASE,
 )
+_EMBEDDING: Final = re.compile(  # names in full, where there is no module
+    r"(?<!un)(embed(?!_out)|(^|[._])(emb|embs|w[tp]e)(_|\b)|(^|\.)shared\b|relative_attention_bias)[^.]*(\.weight)?$"
+)
+_NORM: Final = re.compile(r"norm|(^|[._])(bn|ln|gn)\d*(_|\b)")
 _WEIGHT: Final = re.compile(r"(^|_)(weights?|kernel|w)(_?\d+)?$")
 
 
@@ -97,18 +101,16 @@ def kind_of(owned: Owned, graph: ModuleGraph) -> Kind:
     use = graph.use_of(owned.name)
     if use is not None:
         stacked = use.kind == "matrix" and owned.tensor.ndim == 3
-        return Kind(use.kind, f"e{use.axes}" if stacked else use.axes)
-    if owned.tensor.ndim == 3 and "expert" in f"{owned.name} {type(owned.owner).__name__}".lower():
-        return Kind("matrix", _axes_of_stack(owned))
-    return _of_shape(owned.tensor)
+        return Kind("matrix" if use.kind == "kernel" else use.kind, f"e{use.axes}" if stacked else use.axes)
+    return _of_shape(owned)
 
 
 def kind_of_named(name: str, tensor: Tensor) -> Kind:
     """Kind of a parameter without its module, from its name ("" if it has none), its shape, and ones of new norms."""
     lower, label = name.lower(), name.rpartition(".")[2]
-    if any(part in lower for part in ("embed", "wte", "wpe")) and not is_adapter(name):
+    if tensor.ndim == 2 and _EMBEDDING.search(lower) and not is_adapter(name):
         return Kind("embedding")
-    if tensor.ndim < 2 and label != "bias" and ("norm" in lower or "ln_" in lower or _is_ones(tensor)):
+    if tensor.ndim < 2 and label != "bias" and (_NORM.search(lower) or _is_ones(tensor)):
         return Kind("norm")
     if told := _of_name(Owned(name, tensor, nn.Module(), label)):
         return told
@@ -169,21 +171,22 @@ def _of_name(owned: Owned) -> Kind | None:
     return found
 
 
-def _of_shape(tensor: Tensor) -> Kind:
+def _of_shape(owned: Owned) -> Kind:
     """A guess: axes of length one belong to vectors and to tables that are broadcast over examples."""
-    long_axes = sum(size > 1 for size in tensor.shape)
-    if long_axes < 2:
+    tensor, words = owned.tensor, f"{owned.name} {type(owned.owner).__name__}".lower()
+    if tensor.ndim == 3 and (1 not in tensor.shape or "expert" in words):
+        return Kind("matrix", _axes_of_stack(owned), known="expert" in words)
+    if sum(size > 1 for size in tensor.shape) < 2:
         return Kind("bias")
-    if tensor.shape[0] == 1 and tensor.ndim > 2:
-        return Kind("embedding", known=False)
-    return Kind("matrix", "eoi" if tensor.ndim == 3 else "oi", known=False)
+    return Kind("embedding" if tensor.shape[0] == 1 and tensor.ndim > 2 else "matrix", known=False)
 
 
 def _axes_of_stack(owned: Owned) -> str:
-    """Axes of a stack of experts: told by the module (Hugging Face), else by what fits the stack beside it."""
+    """Axes of a stack of matrices: told by the module (Hugging Face), else by what fits the stack beside it."""
     if hasattr(owned.owner, "is_transposed"):
         return "eio" if owned.owner.is_transposed else "eoi"
-    stacks = [param for param in owned.owner.parameters(recurse=False) if param.ndim == 3]
+    beside: list[Tensor] = [param for param in owned.owner.parameters(recurse=False) if param.ndim == 3]
+    stacks = beside or [owned.tensor]
     (_, rows, columns), (_, next_rows, next_columns) = stacks[0].shape, stacks[-1].shape
     fits_io = rows == next_columns and columns % next_rows == 0  # inputs x inner, inner x outputs
     fits_oi = columns == next_rows and rows % next_columns == 0

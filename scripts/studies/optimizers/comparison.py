@@ -44,7 +44,8 @@ class Comparison:
         for task in self.tasks:
             groups.setdefault(task.group, []).append(task.name)
         unseen = [task.name for task in self.tasks if task.group in _SPREAD_GROUPS and not task.seen_data]
-        return groups | ({"main and far, data never drawn": unseen} if unseen else {})
+        names = " and ".join(name for name in _SPREAD_GROUPS if name in groups)
+        return groups | ({f"{names}, data never drawn": unseen} if unseen else {})
 
     def completed(self, tasks: Sequence[str]) -> Results:
         """Methods that have all these tasks, with tuned Muon and single constants among them."""

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -198,3 +200,17 @@ def test_without_a_start_the_noisy_network_takes_its_place():
     torch.testing.assert_close(mixed[[0, 2]], alone[[0, 2]])
     torch.testing.assert_close(mixed[1], given[1])
     assert not torch.allclose(alone, unread, atol=1e-3)
+
+
+def test_saved_models_load_without_networks_that_vote_and_are_refused_with_them(tmp_path):
+    kind = {"shape": (2,), "num_symbols": 0, "num_classes": 3, "num_features": 2}
+    model = make_model(NeuronTokenizer(ParamLayout.of(LAYOUTS["mlp-1"]())), examples=kind)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    old = saved | {"references": [], "examples": saved["examples"] | {"num_votes": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    again = RecurrentDiffusionTransformer.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    (tmp_path / "config.json").write_text(json.dumps(old | {"references": [8, 75]}))
+    with pytest.raises(ValueError, match="num_references, which is no longer there: train it again"):
+        RecurrentDiffusionTransformer.from_pretrained(tmp_path)

@@ -97,3 +97,16 @@ def test_a_sentence_model_is_a_folder(tmp_path):
         embedder_of(str(tmp_path))
     with pytest.raises(FileNotFoundError):
         embedder_of(str(tmp_path / "nothing"))
+    for place in ("", "/", str(tmp_path / "1_Pooling")):
+        with pytest.raises(ValueError, match=f"or the folder of a sentence model, got '{place}'") as refused:
+            embedder_of(place)
+        assert "\n" not in str(refused.value)
+
+
+def test_vectors_of_another_embedder_have_another_sketch():
+    texts = ["ab", "cd", "xyz"]
+    known = torch.tensor(RunDescriptions.of(texts, letters).sketch())
+    nearly = RunDescriptions.of(texts, lambda some: letters(some) * (1 + 1e-5)).sketch()
+    torch.testing.assert_close(torch.tensor(nearly), known, rtol=1e-3, atol=1e-3)
+    for other in (lambda some: letters(some).flip(0), lambda some: letters(some).flip(1), lambda some: -letters(some)):
+        assert (torch.tensor(RunDescriptions.of(texts, other).sketch()) - known).abs().max() > 0.1

@@ -50,6 +50,11 @@ def test_examples_may_lack_labels(value):
         ((INPUTS, [None, 1, 1, 1, 1, 1]), "targets must be numbers, got None; -1 is a target that is not known"),
         ((INPUTS, list("abcdef")), "targets must be numbers, got 'a'"),
         (([[1, 2], [3]], None), "inputs must be of one length"),
+        ((INPUTS[:0], TARGETS[:0]), r"inputs of examples must be \(E, 1, 2, 3\).*got \(0, 1, 2, 3\)"),
+        ((INPUTS + 1j, TARGETS), "inputs must be real numbers, got torch.complex64"),
+        ({"inputs": INPUTS, "targets": TARGETS}, "got a dict"),
+        ((INPUTS, TARGETS, TARGETS), "got a tuple"),
+        (iter(INPUTS), r"must be \(inputs, targets\) or \(inputs, None\), got a"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_line(value, message):

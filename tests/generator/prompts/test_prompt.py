@@ -57,6 +57,11 @@ def test_task_bits_and_starts_are_part_of_the_prompt():
     assert torch.equal(free[0], free[1])
 
 
+def test_task_bits_are_refused_where_none_were_trained_on():
+    with pytest.raises(ValueError, match="was not trained on task_bits"):
+        Prompt.of({"task_bits": [1, 0]}, METRICS, 1)
+
+
 def test_batches_can_be_cut():
     prompt = Prompt.of({"loss": torch.tensor([0.1, 0.2, 0.3])}, METRICS, 3)
     assert prompt[torch.tensor([2])].target[0, 1].item() == pytest.approx(0.3)

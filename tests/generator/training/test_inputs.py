@@ -1,21 +1,28 @@
 """Any zoo that holds networks can be trained on; what it lacks for a setting is said before training, in one line."""
 
+import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from generator.evaluation.protocol import EvaluationConfig
 from generator.evaluation.unseen_starts import alignment_report
 from generator.model.objectives import ObjectiveConfig
+from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.pipeline import ParameterPipeline
+from generator.tabular.training import TabularConfig
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import PairConfig
+from generator.training.reader import ReaderConfig
 from generator.training.train import train_generator
 from zoo.building.build import build_zoo
 from zoo.checkpoints.importer import import_checkpoints
 from zoo.networks.layout import LayoutMismatchError
+from zoo.settings import defaults_of
 from zoo.tasks.registry import get_task
 
 TASK = get_task("digits", hidden=(3,))
@@ -137,10 +144,11 @@ def test_what_does_not_fit_is_said(zoo, tmp_path):
         {"num_validation_starts": -1},
         {"model": {"use_start": False}},
         {"metrics": (), "pairs": PairConfig(even_share=0.5)},
+        {"centred": True, "statistics_per_number": True, "pairs": PairConfig(start_share=0.0)},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(options):
-    with pytest.raises(ValueError, match=r"must|need|belong|without"):
+    with pytest.raises(ValueError, match=r"must|need|belong|without|one of them"):
         make_config(**options)
 
 
@@ -149,14 +157,35 @@ def test_settings_that_contradict_each_other_are_refused(options):
     [
         lambda: PairConfig(start_share=1.5),
         lambda: PairConfig(batch_size=0),
-        lambda: PairConfig(prompt_dropout=-0.1),
-        lambda: ObjectiveConfig(function_weight=-1.0),
         lambda: ObjectiveConfig(function_examples=0),
         lambda: OptimizationConfig(learning_rate=0.0),
         lambda: OptimizationConfig(average_decay=1.5),
-        lambda: OptimizationConfig(warmup_steps=-1),
+        lambda: RecurrentDiffusionTransformer({}, {}, {}, width=0),
     ],
 )
 def test_settings_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="must be"):
         make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        PairConfig,
+        ObjectiveConfig,
+        OptimizationConfig,
+        GeneratorConfig,
+        EvaluationConfig,
+        ReaderConfig,
+        TabularConfig,
+        partial(RecurrentDiffusionTransformer, {}, {}, {}),
+    ],
+)
+def test_every_number_must_be_finite_and_none_is_negative(make):
+    numbers = {name: value for name, value in defaults_of(make).items() if type(value) in (int, float)}
+    assert numbers
+    for name in numbers:
+        for value in [math.nan, math.inf, "1", *([-1] if name != "start_skip" else [])]:
+            with pytest.raises(ValueError, match=f"{name} must be .*got") as refused:
+                make(**{name: value})
+            assert "\n" not in str(refused.value)

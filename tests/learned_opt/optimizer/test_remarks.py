@@ -67,3 +67,12 @@ def test_long_warm_ups_ends_of_runs_and_frozen_models_are_no_remark():
         optimizer.zero_grad()
         for _ in range(NUM_IN_A_ROW + 1):
             optimizer.step()
+
+
+def test_they_point_at_the_program():
+    model = make_model()
+    optimizer = MuLO(model, num_training_steps=2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=9)
+    with pytest.warns(UserWarning, match=r"momentum|beyond num_training_steps") as said:
+        train(model, optimizer, 3, schedule)
+    assert [remark.filename for remark in said] == [__file__] * 2

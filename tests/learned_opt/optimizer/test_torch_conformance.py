@@ -396,11 +396,19 @@ def test_what_is_no_horizon_is_refused(horizon):
         MuLO(make_model(), num_training_steps=horizon)
 
 
-def test_a_number_in_the_role_of_a_matrix_is_refused():
-    scale = torch.nn.Parameter(torch.ones(()))
-    with pytest.raises(ValueError, match=r"shape \(\) cannot have the role 'hidden'"):
-        MuLO([{"params": [scale], "role": "hidden"}], num_training_steps=T)
-    MuLO([{"params": [scale], "role": "bias"}], num_training_steps=T)
+def test_a_role_of_matrices_is_not_for_the_biases_beside_them():
+    model = make_model()
+    plain = MuLO(model, num_training_steps=T).param_groups[0]
+    roles = {"0.*": "input", "2.*": "hidden", "4.*": "output"}
+    assert MuLO(model, num_training_steps=T, roles=roles).param_groups[0] == plain
+    groups = [{"params": model[i].parameters(), "role": roles[f"{i}.*"]} for i in (0, 2, 4)]
+    groups = MuLO(groups, num_training_steps=T).param_groups
+    assert [role for group in groups for role in group["roles"]] == plain["roles"]
+    assert groups[0]["depth"] == plain["depth"]
+    for vector in (nn.Parameter(torch.ones(())), model[0].bias):
+        with pytest.raises(ValueError, match="the role 'hidden' is one of matrices, got shapes"):
+            MuLO([{"params": [vector], "role": "hidden"}], num_training_steps=T)
+        MuLO([{"params": [vector], "role": "bias"}], num_training_steps=T)
 
 
 def test_an_infinite_horizon_is_none():

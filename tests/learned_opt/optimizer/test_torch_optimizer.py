@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from learned_opt import LearnedOptimizer, MlpRule, MuLO, NormalizedRule, Pretrained, load_pretrained
+from learned_opt.optimizer.loading import ThetaMismatchError
 from learned_opt.optimizer.skipped_steps import NonFiniteGradientError
-from learned_opt.optimizer.torch_optimizer import RECOMMENDED, ThetaMismatchError
+from learned_opt.optimizer.torch_optimizer import RECOMMENDED
 from learned_opt.rules.celo2 import Celo2Rule
 from learned_opt.rules.kernels.native_mlp import is_available
 from tests.ambient import AMBIENTS

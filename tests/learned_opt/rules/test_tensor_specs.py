@@ -118,9 +118,55 @@ def test_guessing_uses_given_roles_names_and_order():
     shapes = {"embed.weight": (9, 4), "a": (4, 4), "norm.weight": (4,), "norm.bias": (4,), "b": (4, 4), "head": (2, 4)}
     params = [NamedParam(name, torch.zeros(shape)) for name, shape in shapes.items()]
     with pytest.warns(UserWarning, match=r"a: hidden, b: hidden, head: output"):
-        roles, depth = guessed_roles(params)
+        roles, depth, _ = guessed_roles(params)
     assert [known.role for known in roles] == ["embedding", "hidden", "norm", "bias", "hidden", "output"]
     assert depth == 2
+
+
+TOLD = {  # shapes and roles by names of public models
+    "ViT": {
+        "cls_token": ((1, 1, 8), "embedding"),
+        "pos_embed": ((1, 5, 8), "embedding"),
+        "patch_embed.proj.weight": ((8, 3, 4, 4), "input"),
+        "patch_embed.proj.bias": ((8,), "bias"),
+        "patch_embed.norm.weight": ((8,), "norm"),
+        "blocks.0.attn.qkv.weight": ((24, 8), "hidden"),
+        "head.weight": ((5, 8), "output"),
+        "head_dist.weight": ((5, 8), "output"),
+    },
+    "BERT": {
+        "embeddings.word_embeddings.weight": ((9, 8), "embedding"),
+        "embeddings.position_embeddings.weight": ((9, 8), "embedding"),
+        "embeddings.LayerNorm.weight": ((8,), "norm"),
+        "embeddings.LayerNorm.bias": ((8,), "bias"),
+        "encoder.layer.0.output.dense.weight": ((8, 8), "hidden"),
+        "classifier.weight": ((2, 8), "output"),
+    },
+    "T5": {
+        "shared.weight": ((9, 8), "embedding"),
+        "relative_attention_bias.weight": ((4, 2), "embedding"),
+        "decoder.0.shared_expert.gate.weight": ((8, 8), "hidden"),
+        "time_embed.0.weight": ((8, 8), "hidden"),
+        "tok_emb.weight": ((9, 8), "embedding"),
+        "lm_head.weight": ((9, 8), "output"),
+    },
+    "ResNet": {
+        "conv1.weight": ((8, 3, 3, 3), "input"),
+        "bn1.weight": ((8,), "norm"),
+        "bn1.bias": ((8,), "bias"),
+        "layer1.0.conv1.weight": ((8, 8, 3, 3), "hidden"),
+        "fc.weight": ((5, 8), "output"),
+    },
+}
+
+
+@pytest.mark.parametrize("model", TOLD)
+@pytest.mark.filterwarnings("ignore:parameters do not tell")
+def test_names_tell_roles(model):
+    params = [NamedParam(name, torch.zeros(shape)) for name, (shape, _) in TOLD[model].items()]
+    roles, _, reads_tokens = guessed_roles(params)
+    assert [known.role for known in roles] == [role for _, role in TOLD[model].values()]
+    assert reads_tokens == (model in ("BERT", "T5"))
 
 
 def test_new_norms_are_told_by_their_ones():
@@ -131,7 +177,7 @@ def test_new_norms_are_told_by_their_ones():
 def test_parameters_beside_others_are_no_second_first_or_last_layer():
     params = [NamedParam(str(i), torch.zeros(4, 4), named=False) for i in range(2)]
     with pytest.warns(UserWarning, match="guessed"):
-        roles, depth = guessed_roles(params, beside=["input", "bias", "output"])
+        roles, depth, _ = guessed_roles(params, beside=["input", "bias", "output"])
     assert [known.role for known in roles] == ["hidden", "hidden"]
     assert depth == 3
 

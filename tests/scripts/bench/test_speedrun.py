@@ -53,3 +53,4 @@ def test_a_contestant_of_ones_own_gets_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.studies.optimizers.outside.training.train", None)  # all is kept in the folder
     assert list(speedrun.rows(**options, device="cpu")) == [sweep, row]
     assert list(speedrun.rows(**options, device="cpu", sweep_only=True)) == [sweep]
+    assert list(speedrun.rows(**options, device="cpu", rate=sweep.figures["learning rate"])) == [row]

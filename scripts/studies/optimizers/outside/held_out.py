@@ -30,6 +30,7 @@ GRID: Final = "Final training losses given T, by the gate's numbers"
 NO_DECAY: Final = 1e-6
 
 Logs = Mapping[str, float]  # task -> logarithm of the loss, to that of AdamW
+SeedLogs = Mapping[str, np.ndarray]  # the same, of each seed
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,15 @@ def held_out_rows(
         losses = {"AdamW": final(reference[0])} | {str(numbers): final(runs[0]) for numbers, runs in found.items()}
         yield Row(question=GRID, setting={"task": task.name}, figures=losses, seeds=first.seeds)
     families = {family: [task for task in tasks if task.family == family] for family in {task.family for task in tasks}}
-    held_out: dict[str, Logs] = {}
+    held_out: dict[str, SeedLogs] = {}
     for family, inside in sorted(families.items()):
         chosen = choice(logs, {name: group for name, group in families.items() if name != family})
         held_out[family] = {
-            task.name: log_loss(runs_of(trainings, task, told[chosen])) - log_loss(runs_of(trainings, task, adamw))
+            task.name: log_losses(runs_of(trainings, task, told[chosen])) - log_losses(runs_of(trainings, task, adamw))
             for task in inside
         }
         yield family_row(family, str(chosen), held_out[family], trainings.seeds)
-    means = {family: float(np.mean(list(values.values()))) for family, values in held_out.items()}
+    means = {family: np.mean(list(values.values()), axis=0) for family, values in held_out.items()}
     yield family_row("mean of the families", "", means, trainings.seeds)
 
 
@@ -107,17 +108,28 @@ def runs_of(trainings: Trainings, task: OutsideTask, method: OutsideMethod) -> t
     return swept.runs
 
 
-def family_row(family: str, chosen: str, logs: Logs, seeds: Sequence[int]) -> Row:
-    worst = max(logs, key=lambda name: logs[name])
+def log_losses(runs: Sequence[Run]) -> np.ndarray:
+    """(seeds,) logarithms of the final losses."""
+    return np.array([log_loss([run]) for run in runs])
+
+
+def family_row(family: str, chosen: str, logs: SeedLogs, seeds: Sequence[int]) -> Row:
+    mean = np.mean(list(logs.values()), axis=0)
+    worst = max(logs, key=lambda name: logs[name].mean())
+    ranges = {"geometric mean": mean, "worst": logs[worst]}
     return Row(
         question=FAMILIES,
         setting={"family left out": family, "chosen by the others": chosen},
         figures={
             "tasks": len(logs),
-            "geometric mean": float(np.exp(np.mean(list(logs.values())))),
-            "worst": float(np.exp(logs[worst])),
+            "geometric mean": float(np.exp(mean.mean())),
+            "worst": float(np.exp(logs[worst].mean())),
             "worst one": worst,
         },
+        spread={name: (float(np.exp(one.min())), float(np.exp(one.max()))) for name, one in ranges.items()},
         seeds=seeds,
-        note="Chosen on the first seed, reported on all; the last row is of the families, each as one.",
+        note=(
+            "Chosen on the first seed, reported on all: geometric means over seeds and their ranges; "
+            "the last row is of the families, each as one."
+        ),
     )
