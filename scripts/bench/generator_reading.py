@@ -59,8 +59,8 @@ SHOWN = {
 OF_ADAPTERS = ReaderConfig(  # chosen on validation runs
     quantities=("test_error", "test_loss", *(f"{TOLD}{place}" for place in range(5))),
     num_inputs=32,
-    num_steps=300,
-    batch_size=32,
+    num_steps=600,
+    batch_size=64,
 )
 NUM_LEAVES = (15, 63)
 NUM_TREES = 400
