@@ -1,5 +1,6 @@
 """A generator of adapters, prompted by examples, from its training to a folder for PEFT."""
 
+import copy
 import warnings
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from generator.training.tasks import task_of
 from generator.training.train import assemble, train_generator
 from generator.trajectories import Trajectories
 from tests.generator.model.test_examples import adapters_on
+from tests.zoo.checkpoints.test_adapters import digits_task
 from zoo import build_zoo, get_task
 from zoo.networks import low_rank
 from zoo.networks.layout import LayoutMismatchError
@@ -188,6 +190,21 @@ def test_an_adapter_is_saved_for_peft(pipe, layout, examples, tmp_path):
     torch.testing.assert_close(loaded(examples[0]), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="no network 2"):
         pipe.save_adapter(tmp_path / "other", generated, index=2)
+
+
+def test_adapters_of_peft_with_magnitudes_and_biases_are_generated_and_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    network = seeded_module(get_task("digits", hidden=(6,)).make_model, 0)
+    config = peft.LoraConfig(r=2, target_modules=["layers.0", "layers.1"], use_dora=True, bias="all")
+    task = digits_task(lambda: peft.get_peft_model(copy.deepcopy(network), copy.deepcopy(config)))
+    zoo = build_zoo(tmp_path / "zoo", task, num_runs=4, num_steps=3, num_snapshots=2, batch_size=8)
+    train_generator([zoo], make_config(), out=tmp_path / "out", tasks=[task], trainer_options=QUIET)
+    pipe = ParameterPipeline.from_pretrained(tmp_path / "out")
+    inputs, targets = (some[:12] for some in (task.dataset.train.inputs, task.dataset.train.targets))
+    generated = pipe(prompt={"examples": (inputs, targets)}, task=task)
+    pipe.save_adapter(tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(network, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(inputs), task.predict(generated.params, inputs[None])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_adapters_of_another_base_are_refused(pipe, examples):
