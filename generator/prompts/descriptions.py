@@ -65,9 +65,9 @@ class SentenceModel:
             self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
             self._model = AutoModel.from_pretrained(place, local_files_only=True).eval()
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"descriptions must be {WORDS!r} or the folder of a sentence model, got {folder!r}: {reason}"
+                f"descriptions must be {WORDS!r} or the folder of a sentence model, got {folder!r}, in which "
+                "transformers finds none"
             ) from error
 
     @torch.no_grad()
