@@ -39,12 +39,18 @@ def embedder_of(name: str) -> Embedder:
 def hashed_words(texts: Sequence[str]) -> Tensor:
     """Bags of words (N, 512) of length one; case, order and punctuation count for nothing.
 
+    Raises:
+        ValueError: for a text without a word.
+
     Source: Weinberger et al. 2009 (arXiv 0902.2206), signed feature hashing.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
 
     reader = HashingVectorizer(n_features=_NUM_PLACES, token_pattern=r"\w+")
-    return torch.from_numpy(reader.transform(texts).toarray()).float()
+    bags = torch.from_numpy(reader.transform(texts).toarray()).float()
+    if silent := [text for text, bag in zip(texts, bags, strict=True) if not bag.any()]:
+        raise ValueError(f"a description must have words, got {silent[0]!r}")
+    return bags
 
 
 class SentenceModel:
