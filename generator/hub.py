@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
-from zoo.hub import CARD, UploadOptions, card, facts, upload
+from zoo.hub import card, facts
 from zoo.storage.zoo import Zoo
 
 if TYPE_CHECKING:
-    from generator.pipeline import ParameterPipeline
-
-
-def push_to_hub(
-    pipe: ParameterPipeline,
-    repo_id: str,
-    *,
-    license: str | None,
-    zoos: Sequence[Zoo],
-    results: Mapping[str, Mapping[str, float]],
-    **options: Unpack[UploadOptions],
-) -> str:
-    """Upload a pipeline; see `ParameterPipeline.push_to_hub`."""
-    with tempfile.TemporaryDirectory() as folder:
-        pipe.save_pretrained(folder)
-        files: dict[str, Path | bytes] = {
-            path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*")) if path.is_file()
-        }
-        text = pipeline_card(pipe, repo_id, license=license, zoos=zoos, results=results)
-        return upload({**files, CARD: text}, repo_id, **options)
+    from generator.saved_pipeline import SavedPipeline
 
 
 def pipeline_card(
-    pipe: ParameterPipeline,
+    pipe: SavedPipeline,
     repo_id: str,
     *,
     license: str | None = None,

@@ -11,22 +11,15 @@ Legend: B networks generated, P numbers of one network.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
-from operator import index
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, Unpack
+from typing import Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from generator.hub import push_to_hub
 from generator.inversion import edit_params
 from generator.model import transformer
 from generator.model.context import NetworkContext
@@ -38,27 +31,21 @@ from generator.prompts.plausibility import loss_on_prompts, warn_of_unusual
 from generator.prompts.prompt import DESCRIPTION, TASK_BITS, Prompt, PromptValue
 from generator.reading import reader as readers
 from generator.reading.choice import best_of as index_of_best
-from generator.sampler import NUM_TRAIN_TIMESTEPS, DDIMScheduler, Scheduler, sample_params
+from generator.recorded_tasks import check_task, made_again
+from generator.sampler import Scheduler, check_sampling, sample_params
+from generator.saved_pipeline import SavedPipeline
 from generator.tokens import normalizer as normalizers
 from generator.tokens.tokenizer import is_generated
 from zoo.ambient import torch_defaults
 from zoo.checkpoints.adapters import save_adapter
-from zoo.hub import SCHEME, UploadOptions, local_copy
-from zoo.networks.adapters import scale_of
-from zoo.networks.base import hash_of
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.networks.low_rank import has_adapters
+from zoo.settings import check_numbers
 from zoo.storage.splits import SplitRule
-from zoo.storage.zoo import Zoo
-from zoo.tasks.registry import get_task
 from zoo.tasks.task import Task
 
-PIPELINE_FOLDER: Final = "pipeline"  # where a training keeps its pipeline
-_BASE_FILE: Final = "base.safetensors"
-_FEW_STEPS: Final = 100  # up to here, steps that are not evenly spaced differ by less than two per cent
 
-
-class ParameterPipeline(DiffusionPipeline):
+class ParameterPipeline(SavedPipeline):
     """Generates parameters of a network, or the update of a start that reaches a prompted loss.
 
     Args:
@@ -104,83 +91,12 @@ class ParameterPipeline(DiffusionPipeline):
             descriptions=descriptions,
         )
         self.embed: Embedder | None = None
-        self.base: dict[str, Tensor] = {}
+        self.base = {}
         self.model: transformer.RecurrentDiffusionTransformer
         self.normalizer: normalizers.ParamNormalizer
         self.scheduler: Scheduler
-        self.reader: readers.WeightReader | None
         self._contexts: dict[tuple[ParamLayout, torch.device], NetworkContext] = {}
         self._last: tuple[GeneratedParams, Task | None] | None = None
-
-    @classmethod
-    @torch_defaults()
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ParameterPipeline:
-        """Pipeline in the folder that `save_pretrained` wrote, or in the one that a training was given as `out`.
-
-        An address hf://USER/REPO is fetched (extra `hub`); nothing else is ever downloaded.
-
-        Raises:
-            FileNotFoundError: if there is none.
-            HubError: if the address cannot be fetched.
-        """
-        address = str(pretrained_model_name_or_path)
-        folder = local_copy(address) if address.startswith(SCHEME) else Path(address)
-        found = [path for path in (folder, folder / PIPELINE_FOLDER) if (path / cls.config_name).exists()]
-        if not found:
-            is_unfinished = (folder / "checkpoints").exists()
-            reason = "its training has not ended, run the same command again" if is_unfinished else "was it moved?"
-            raise FileNotFoundError(f"no pipeline ({cls.config_name}) in {folder} or its {PIPELINE_FOLDER}/: {reason}")
-        pipe = super().from_pretrained(str(found[0]), **{"low_cpu_mem_usage": False, **kwargs})
-        if (found[0] / _BASE_FILE).exists():
-            pipe.base = load_file(found[0] / _BASE_FILE)
-        return pipe
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Write the pipeline, and the frozen base of its adapters, into a folder that `from_pretrained` reads."""
-        self.register_modules(reader=self.reader)  # which may have been set since
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if self.base:
-            save_file(
-                {name: value.contiguous() for name, value in self.base.items()}, Path(save_directory) / _BASE_FILE
-            )
-
-    @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The saved index, with the modules in which this release keeps the classes of the pipeline's parts.
-
-        An index names the public surface, that of release 0.1 names files; diffusers looks for base classes there, too.
-        """
-        config: Any = super().load_config(*args, **kwargs)
-        modules = {"model": transformer.__name__, "normalizer": normalizers.__name__}
-        if config.get("reader", [None])[0] is not None:
-            modules["reader"] = readers.__name__
-        return {**config, **{name: [module, config[name][1]] for name, module in modules.items()}}
-
-    def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        *,
-        license: str | None = None,
-        zoos: Sequence[Zoo] = (),
-        results: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
-        **options: Unpack[UploadOptions],
-    ) -> str:
-        """Upload the pipeline to the Hugging Face Hub with a filled-in card; returns its address.
-
-        It is then read from `hf://REPO_ID`. Needs the extra `hub`.
-
-        Args:
-            repo_id: USER/NAME; made if it is not there.
-            license: that the card names, such as "apache-2.0".
-            zoos: that it learned from; the card says their tasks, sizes and hashes of data.
-            results: figures by name for the card, such as `alignment` of a training's `summary.json` has for each zoo.
-            **options: `private`, `token`, `revision` and `replace`, see `zoo.hub.UploadOptions`.
-
-        Raises:
-            FileExistsError: if the repository holds files, and `replace` is not set.
-            HubError: if the hub cannot be reached, or refuses.
-        """
-        return push_to_hub(self, repo_id, license=license, zoos=zoos, results=results, **options)
 
     @property
     def metrics(self) -> list[str]:
@@ -239,8 +155,10 @@ class ParameterPipeline(DiffusionPipeline):
                 together.
             LayoutMismatchError: if the start is of another architecture.
         """
-        self._check_sampling(num_inference_steps, guidance_scale, eta, generator)
-        best_of = as_count("best_of", best_of)
+        counts = {"num_samples": num_samples, "best_of": best_of, "num_inference_steps": num_inference_steps}
+        options = {**counts, "guidance_scale": guidance_scale, "eta": eta}
+        check_numbers(options, type(self).__call__, positive=counts, shares=("eta",))
+        check_sampling(self.scheduler, num_inference_steps, eta=eta, rng=generator)
         if best_of > 1:
             self._require_reader()
         layout, starts = self._starts(start, layout, task)
@@ -311,7 +229,9 @@ class ParameterPipeline(DiffusionPipeline):
             raise ValueError(
                 f"this generator makes networks in one pass, not from noise, so none is edited; use {instead}"
             )
-        self._check_sampling(num_inference_steps, 1.0, 0.0, generator)
+        steps = {"num_inference_steps": num_inference_steps}
+        check_numbers(steps, type(self).edit, positive=steps)
+        check_sampling(self.scheduler, num_inference_steps, rng=generator)
         layout, networks = self._starts(network, layout, task)
         if networks is None:
             raise ValueError("edit needs a network, got None; for one from noise call the pipeline: pipe(prompt=...)")
@@ -421,20 +341,6 @@ class ParameterPipeline(DiffusionPipeline):
         is_as_trained = self.normalizer.config["statistics_per_number"]
         return layout, starts if is_as_trained else in_one_form(layout, starts)
 
-    def _check_sampling(self, num_steps: int, guidance_scale: float, eta: float, rng: torch.Generator | None) -> None:
-        number = as_count("num_inference_steps", num_steps, NUM_TRAIN_TIMESTEPS)
-        is_ddim = isinstance(self.scheduler, DDIMScheduler)
-        if is_ddim and number > _FEW_STEPS and NUM_TRAIN_TIMESTEPS % number:
-            raise ValueError(f"above {_FEW_STEPS}, num_inference_steps must divide {NUM_TRAIN_TIMESTEPS}, got {number}")
-        if not (isinstance(guidance_scale, Real) and 0 <= guidance_scale < math.inf):
-            raise ValueError(f"guidance_scale must be a number from 0 up (1 for no guidance), got {guidance_scale!r}")
-        if not (isinstance(eta, Real) and 0 <= eta <= 1):
-            raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral sampling), got {eta!r}")
-        if eta and not is_ddim:
-            raise ValueError(f"eta must be 0 for a generator trained with prediction='flow', got {eta}")
-        if rng is not None and not isinstance(rng, torch.Generator):
-            raise ValueError(f"generator must be a torch.Generator, got {rng!r}; use torch.Generator().manual_seed(0)")
-
     def _check_fit(self, context: NetworkContext, examples: Examples, generated: Tensor) -> None:
         """Warn of networks that do not fit the examples by which alone they were asked for."""
         known = dict(zip(self.normalizer.layouts, self.config["usual_losses"] or (), strict=False))
@@ -471,31 +377,15 @@ class ParameterPipeline(DiffusionPipeline):
         context = self._contexts[key]
         if task is None:
             return context
-        if [(slot.name, slot.shape) for slot in task.layout] != [(slot.name, slot.shape) for slot in layout]:
-            raise LayoutMismatchError(f"task {task.name!r} is of another architecture than the networks to generate")
-        if self.base and task.base_hash != hash_of(self.base):
-            raise LayoutMismatchError(
-                f"task {task.name!r} has the base {task.base_hash[:19] or 'none'}, the generator's adapters are of "
-                f"{hash_of(self.base)[:19]}; make the task on that: adapter={{'base': pipe.base, ...}}"
-            )
-        tasks = [one for one in (task.config, *(self.config["tasks"] or ())) if one and "adapter" in one]
-        scale, *known = (_scale(one["adapter"]) for one in tasks) if "adapter" in task.config else (1.0,)
-        if known and scale not in known:
-            raise LayoutMismatchError(
-                f"the adapters of task {task.name!r} are scaled by {scale:g}, those that the generator learned from by "
-                f"{known[0]:g}; give the task their alpha"
-            )
+        check_task(task, layout, base=self.base, records=self.config["tasks"])
         return replace(context, task=task.to(self.device))
 
     def _recorded_task(self, layout: ParamLayout) -> Task | None:
         """The task that the training recorded for a layout, which only generators that run networks need."""
-        runs_networks = self.model.example_kind is not None or has_adapters(layout)
-        if not runs_networks or layout not in self.normalizer.layouts or self.config["tasks"] is None:
+        runs_networks, known = self.model.example_kind is not None or has_adapters(layout), self.normalizer.layouts
+        if not runs_networks or layout not in known or self.config["tasks"] is None:
             return None
-        options = self.config["tasks"][self.normalizer.layouts.index(layout)]
-        if options is not None and "adapter" in options:
-            options = {**options, "adapter": {**options["adapter"], "base": self.base}}
-        return None if options is None else get_task(**options)
+        return made_again(self.config["tasks"][known.index(layout)], self.base)
 
 
 def _copy_counters(layout: ParamLayout, source: Tensor, target: Tensor) -> None:
@@ -505,27 +395,10 @@ def _copy_counters(layout: ParamLayout, source: Tensor, target: Tensor) -> None:
             target[:, slot.span] = source[:, slot.span].to(target.device)
 
 
-def _scale(adapter: Any) -> float:
-    return scale_of(**{name: adapter[name] for name in ("rank", "alpha", "scaling") if name in adapter})
-
-
 def _num_networks(num_starts: int, num_samples: int | None) -> int:
     """How many to generate: one for each start, or samples of a single one."""
     if num_samples is None:
         return num_starts
-    wanted = as_count("num_samples", num_samples)
-    if wanted != num_starts > 1:
-        raise ValueError(f"num_samples must be {num_starts}, one for each start, got {wanted}")
-    return wanted
-
-
-def as_count(name: str, value: int, most: int | None = None) -> int:
-    """The value as a positive integer; ValueError with its name otherwise."""
-    try:
-        number = index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer, got {value!r}") from None
-    if number < 1 or (most is not None and number > most):
-        bound = "at least 1" if most is None else f"from 1 to {most}"
-        raise ValueError(f"{name} must be {bound}, got {number}")
-    return number
+    if num_samples != num_starts > 1:
+        raise ValueError(f"num_samples must be {num_starts}, one for each start, got {num_samples}")
+    return int(num_samples)

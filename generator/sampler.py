@@ -26,6 +26,7 @@ from generator.prompts.prompt import Prompt
 
 NETWORKS_PER_PASS: Final = 256
 NUM_TRAIN_TIMESTEPS: Final = 5040  # divisible by most numbers of sampling steps, which DDIM's spacing assumes
+_FEW_STEPS: Final = 100  # up to here, steps that are not evenly spaced differ by less than two per cent
 Scheduler = DDIMScheduler | FlowMatchEulerDiscreteScheduler
 
 
@@ -47,6 +48,22 @@ def make_scheduler(prediction: str) -> Scheduler:
         prediction_type=prediction,
         timestep_spacing="trailing",
     )
+
+
+def check_sampling(
+    scheduler: Scheduler, num_inference_steps: int, *, eta: float = 0.0, rng: torch.Generator | None = None
+) -> None:
+    """Refuse what a scheduler cannot do, and random numbers that are none."""
+    number, most = num_inference_steps, NUM_TRAIN_TIMESTEPS
+    if number > most:
+        raise ValueError(f"num_inference_steps must be from 1 to {most}, got {number}")
+    is_ddim = isinstance(scheduler, DDIMScheduler)
+    if is_ddim and number > _FEW_STEPS and most % number:
+        raise ValueError(f"above {_FEW_STEPS}, num_inference_steps must divide {most}, got {number}")
+    if eta and not is_ddim:
+        raise ValueError(f"eta must be 0 for a generator trained with prediction='flow', got {eta}")
+    if rng is not None and not isinstance(rng, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator, got {rng!r}; use torch.Generator().manual_seed(0)")
 
 
 @torch.no_grad()

@@ -65,7 +65,9 @@ class Trajectories:
         self.task_bits = torch.zeros(len(self.runs), 0) if task_bits is None else task_bits
         self.descriptions = descriptions
         if isinstance(params, Tensor) and has_adapters(layout) and not as_trained:
-            params = in_one_form(layout, params.flatten(0, 1)).view_as(params)
+            is_there = params.isfinite().all(2)  # a run that was stopped lacks its last snapshots
+            params = params.clone()
+            params[is_there] = in_one_form(layout, params[is_there])
         self._params, self.as_trained = params, as_trained
         if as_trained:
             first = self.read(torch.arange(len(self.runs)), torch.zeros_like(self.runs))

@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
 
     from generator import ParameterPipeline, train_reader
     from generator.evaluation.reading import reading_report
-    from generator.pipeline import PIPELINE_FOLDER
+    from generator.saved_pipeline import PIPELINE_FOLDER
     from zoo.devices import resolve_device
     from zoo.storage.zoo import Zoo
 

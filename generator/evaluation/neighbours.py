@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.networks import low_rank
 from zoo.networks.alignment import align, groups_are_independent
 from zoo.networks.layout import ParamLayout
 from zoo.networks.metrics import euclidean_distances, matched_distances
@@ -23,7 +24,7 @@ from zoo.networks.symmetry import Permutations, grouped_axes
 from zoo.storage.zoo import Zoo
 
 DEFAULT_NUM_CANDIDATES: Final = 128
-_PAIRS_PER_MATCHING: Final = 4096
+_NUMBERS_PER_MATCHING: Final = 2**20  # of networks whose units are matched at once: what indexes them fits caches
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Neighbours:
 def nearest(
     layout: ParamLayout, params: Tensor, others: Tensor, *, k: int = 1, num_candidates: int | None = None
 ) -> Neighbours:
-    """The k others that are nearest to each network by matched distance over trainable parameters.
+    """The k others that are nearest to each network by matched distance over trainable parameters, adapters by B A.
 
     Args:
         layout: of all networks.
@@ -46,13 +47,15 @@ def nearest(
         k: how many neighbours.
         num_candidates: others that are matched with each network, those of the lowest bounds. Default: all where
             matching is cheap (no slot belongs to two groups), else DEFAULT_NUM_CANDIDATES. With fewer than M the
-            distances are upper bounds of the smallest.
+            distances are upper bounds of the smallest. Products B A need no matching.
 
     Raises:
         ValueError: if there are fewer than k others.
     """
     if not 1 <= k <= len(others):
         raise ValueError(f"k must be from 1 to {len(others)}, the number of other networks, got {k}")
+    if low_rank.has_adapters(layout):
+        return Neighbours(*low_rank.distances(layout, params, others).topk(k, largest=False))
     if num_candidates is None:
         num_candidates = len(others) if groups_are_independent(layout) else DEFAULT_NUM_CANDIDATES
     num_candidates = min(max(num_candidates, k), len(others))
@@ -81,7 +84,7 @@ def nearest_runs(zoo: Zoo, params: Tensor, *, k: int = 3) -> Neighbours:
 def paired_distances(layout: ParamLayout, params: Tensor, others: Tensor) -> Tensor:
     """Matched distance (N,) of network i to other i, over trainable parameters."""
     used = slice(0, layout.num_trainable)
-    parts = zip(params.split(_PAIRS_PER_MATCHING), others.split(_PAIRS_PER_MATCHING), strict=True)
+    parts = zip(*_portions(params, others), strict=True)
     return torch.cat([(align(layout, other, one).params - one)[:, used].norm(dim=1) for one, other in parts])
 
 
@@ -90,9 +93,14 @@ def permutations_to(layout: ParamLayout, params: Tensor, references: Tensor) -> 
     references = references.expand_as(params)
     parts = [
         align(layout, one, reference).permutations
-        for one, reference in zip(params.split(_PAIRS_PER_MATCHING), references.split(_PAIRS_PER_MATCHING), strict=True)
+        for one, reference in zip(*_portions(params, references), strict=True)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _portions(*networks: Tensor) -> list[tuple[Tensor, ...]]:
+    """Each of some sets of networks (N, P) in portions of the same sizes."""
+    return [some.split(max(1, _NUMBERS_PER_MATCHING // some.shape[1])) for some in networks]
 
 
 def distance_bounds(layout: ParamLayout, params: Tensor, others: Tensor) -> Tensor:

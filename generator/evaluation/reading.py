@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from generator.reading.reader import WeightReader, WeightReading
-from generator.training.reader import Labelled
+from generator.training.reader import Labelled, told_of_tasks
 from generator.training.tasks import task_of
 from zoo.networks.metrics import r2
 from zoo.storage.zoo import Zoo
@@ -22,7 +22,8 @@ def reading_report(reader: WeightReader, zoo: Zoo, split: str = "test") -> dict[
     """
     if not len(zoo.split(split)):
         return {}
-    known = [name for name in reader.quantities if name in {*zoo.spec.metric_names, *zoo.spec.columns}]
+    recorded = {*zoo.spec.metric_names, *zoo.spec.columns, *told_of_tasks(zoo, reader.quantities)}
+    known = [name for name in reader.quantities if name in recorded]
     runs = Labelled.of(zoo, split, known)
     rows, snapshots = runs.everything()
     params, values = runs.at(rows, snapshots)

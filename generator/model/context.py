@@ -96,8 +96,8 @@ class NetworkContext:
 
     @cached_property
     def base(self) -> FrozenBase | None:
-        """What computes features of examples beside the networks of the layout; None where nothing is frozen."""
-        return FrozenBase(self.task) if self.task is not None and self.task.layout.base is not None else None
+        """What computes features of examples beside the networks of the layout; None for other networks."""
+        return FrozenBase(self.task) if self.task is not None and has_adapters(self.task.layout) else None
 
     def observed(
         self,

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from generator.model.denoiser import zero_init
 from generator.prompts.examples import ExampleKind, Examples
-from zoo.networks.adapters import adapted_layers
+from zoo.networks.low_rank import linear_groups
 from zoo.tasks.task import Task
 
 _NUM_PARTS: Final = 6
@@ -69,12 +69,12 @@ class FrozenBase:
     Of convolutions also deviations over pixels: in means, as of edges, most of what a kernel finds cancels.
 
     Args:
-        task: of adapters; as they are built they change nothing.
+        task: of adapters, ours or PEFT's; as they are built they change nothing.
     """
 
     def __init__(self, task: Task) -> None:
-        network = task.make_model()
-        self.layers = list(adapted_layers(network))
+        network, groups = task.make_model(), linear_groups(task.layout)
+        self.layers = [group.axes[0].slot.rpartition(".lora_")[0] for group in groups]
         self.network = network.eval().requires_grad_(False).to(task.device)
 
     @torch.no_grad()

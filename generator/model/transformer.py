@@ -27,12 +27,13 @@ from generator.from_folder import FromFolder
 from generator.model.corrections import Corrections, direction_of
 from generator.model.denoiser import DenoiserBlock, EdgeDecoder, EdgePair, zero_init
 from generator.model.examples import ExampleDescriber, ExampleEncoder, ObservedExamples
+from generator.model.forward import denoise_chunks, denoise_graph
 from generator.model.recurrence import GatedLinearRecurrence
 from generator.prompts.descriptions import DescriptionReader
 from generator.prompts.examples import ExampleKind
 from generator.prompts.prompt import MetricRange, Prompt, PromptEncoder
-from generator.tokens.tokenizer import CHUNKS, ChunkTokenizer, ParamTokenizer
-from generator.tokens.windows import from_windows, sinusoids, to_windows
+from generator.tokens.tokenizer import ChunkTokenizer, ParamTokenizer
+from generator.tokens.windows import sinusoids
 from zoo.settings import check_numbers
 
 _NUM_TIME_FREQUENCIES: Final = 5
@@ -292,8 +293,8 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         condition = self._condition(reading, timestep)
         features = [tokenizer.encode(values.to(reading.asked.dtype)) for values in drawn]
         if isinstance(tokenizer, ChunkTokenizer):
-            return self._denoise_chunks(tokenizer, reading, features, condition, windows)
-        return self._denoise_graph(tokenizer, reading, features, condition)
+            return denoise_chunks(self, tokenizer, reading, features, condition, windows=windows)
+        return denoise_graph(self, tokenizer, reading, features, condition)
 
     def read(
         self,
@@ -372,7 +373,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         direction = direction_of(tokenizer, gradient)
         told = self.corrections.read(tokenizer, number, answer, direction)
         tokens = [part + more for part, more in zip(reading.tokens, told, strict=True)]
-        x = self._through_blocks(tokens, reading, self._condition(reading, timestep))
+        x = self.through_blocks(tokens, reading, self._condition(reading, timestep))
         change, rates = self.corrections.change(tokenizer, x)
         return answer + change, rates
 
@@ -425,32 +426,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         roles = self.role(of_groups.to(self.dtype))  # (G, d)
         return [role.expand(batch, group.size, -1) for role, group in zip(roles, tokenizer.groups, strict=True)]
 
-    def _denoise_graph(
-        self, tokenizer: ParamTokenizer, reading: Reading, drawn: Sequence[Mapping[str, Tensor]], condition: Tensor
-    ) -> Tensor:
-        tokens, spans = list(reading.tokens), tokenizer.spans
-        for block in tokenizer.node_blocks if drawn else []:
-            stacked = torch.cat([features[block.name] for features in drawn], dim=-1)
-            tokens[block.groups[0]] = tokens[block.groups[0]] + self.drawn_encoders[block.key](stacked)
-        channels = [*drawn, reading.start] if reading.start else list(drawn)
-        pairs = [EdgePair(spans[block.groups[0]], spans[block.groups[1]]) for block in tokenizer.edge_blocks]
-        edges = []
-        for block in tokenizer.edge_blocks:
-            stacked = torch.cat([features[block.name] for features in channels], dim=-1)
-            encoded = self.edge_encoders[block.key](stacked)
-            edges.append(encoded + self.edge_condition(condition)[:, None, None])  # (B, n_target, n_source, e)
-
-        x = self._through_blocks(tokens, reading, condition, edges, pairs)
-        output = {block.name: self.decoders[block.key](x[:, spans[block.groups[0]]]) for block in tokenizer.node_blocks}
-        for block, edge, pair in zip(tokenizer.edge_blocks, edges, pairs, strict=True):
-            hidden = self.edge_decoder(edge, x[:, pair.target], x[:, pair.source])
-            skips = zip(self.edge_skips[block.key].unbind(), channels, strict=True)
-            skipped = torch.stack([weight * features[block.name] for weight, features in skips]).sum(0)
-            output[block.name] = self.edge_outputs[block.key](hidden) + skipped
-        answer = tokenizer.decode({name: values.float() for name, values in output.items()})  # (B, P)
-        return answer if self.centre is None else answer + self.centre
-
-    def _through_blocks(
+    def through_blocks(
         self,
         tokens: Sequence[Tensor],
         reading: Reading,
@@ -463,34 +439,6 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
         for layer in self.blocks:
             x = layer(x, condition, edges, pairs)
         return self.final_norm(x[:, : x.shape[1] - reading.examples.shape[1]])
-
-    def _denoise_chunks(
-        self,
-        tokenizer: ChunkTokenizer,
-        reading: Reading,
-        drawn: Sequence[Mapping[str, Tensor]],
-        condition: Tensor,
-        windows: Tensor | None,
-    ) -> Tensor:
-        (known,) = reading.tokens
-        batch, length, _ = known.shape
-        window = self.window or length
-        everything = torch.arange(math.ceil(length / window), device=known.device)
-        chosen = everything if windows is None else windows
-        x = to_windows(known, window, chosen)  # (B * K, window, d)
-        (block,) = tokenizer.blocks
-        if drawn:
-            stacked = torch.cat([features[CHUNKS] for features in drawn], dim=-1)
-            x = x + self.drawn_encoders[block.key](to_windows(stacked, window, chosen))
-        per_window = condition.repeat_interleave(len(chosen), dim=0)  # (B * K, d)
-        of_window = reading.examples.repeat_interleave(len(chosen), dim=0)
-        x = torch.cat((x, of_window), dim=1) + per_window[:, None]
-        for layer in self.blocks:
-            x = layer(x, per_window, (), ())
-        chunks = self.decoders[block.key](self.final_norm(x[:, :window])).float()  # (B * K, window, W)
-        if windows is not None:
-            return chunks
-        return tokenizer.decode({CHUNKS: from_windows(chunks, batch, length)})  # (B, P)
 
 
 def model_widths(tokenizers: Sequence[ParamTokenizer]) -> tuple[dict[str, int], dict[str, int]]:

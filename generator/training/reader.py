@@ -31,6 +31,7 @@ from zoo.storage.zoo import Zoo
 from zoo.tasks.regression import Regression
 from zoo.tasks.task import Task
 
+TOLD: Final = "task_"  # and a number: one of the numbers by which a family describes what a run is to solve
 _NETWORKS_FOR_STATISTICS: Final = 4096
 _NETWORKS_PER_PASS: Final = 512
 _MIN_STD: Final = 1e-6
@@ -41,7 +42,8 @@ class ReaderConfig(AveragedTrainingConfig):
     """How a reader is trained; see `AveragedTrainingConfig` for what is not named here.
 
     Attributes:
-        quantities: metrics and columns of the runs to read; None for all that the zoos record and that vary.
+        quantities: metrics and columns of the runs to read, and "task_0", "task_1" ... for the numbers by which a
+            family describes its tasks (`Task.describe`); None for all metrics and columns of real numbers that vary.
         num_inputs: that the reader learns, and runs networks on; 0 for a reader of statistics alone.
         width: of its hidden layers.
         coverage: share of intervals that hold the true value.
@@ -140,11 +142,14 @@ class Labelled:
     @classmethod
     def of(cls, zoo: Zoo, split: str, quantities: Sequence[str]) -> Labelled:
         metrics = [name for name in quantities if name in zoo.spec.metric_names]
-        if unknown := sorted(set(quantities) - {*zoo.spec.metric_names, *zoo.spec.columns}):
-            raise ValueError(f"the zoo does not record {unknown}, only {[*zoo.spec.metric_names, *zoo.spec.columns]}")
+        told = told_of_tasks(zoo, quantities)
+        known = [*zoo.spec.metric_names, *zoo.spec.columns, *told]
+        if unknown := sorted(set(quantities) - set(known)):
+            raise ValueError(f"the zoo does not record {unknown}, only {known}")
         runs = Trajectories.from_zoo(zoo, split, metrics, min_snapshots=1)
+        of_runs = {name: torch.from_numpy(zoo.runs[name]) for name in zoo.spec.columns} | told
         columns = {
-            name: torch.from_numpy(zoo.runs[name][runs.runs.numpy()]).float()[:, None].expand(-1, runs.num_snapshots)
+            name: of_runs[name][runs.runs].float()[:, None].expand(-1, runs.num_snapshots)
             for name in quantities
             if name not in metrics
         }
@@ -169,6 +174,15 @@ class Labelled:
         there = torch.arange(self.runs.num_snapshots) < self.runs.counts[:, None]  # (R, S)
         rows, snapshots = there.nonzero(as_tuple=True)
         return rows, snapshots
+
+
+def told_of_tasks(zoo: Zoo, quantities: Sequence[str]) -> dict[str, Tensor]:
+    """By name "task_0", "task_1" ...: the numbers (R,) by which a family describes runs' tasks, if one is asked for."""
+    if not any(name.startswith(TOLD) for name in quantities):
+        return {}
+    return {
+        f"{TOLD}{place}": values for place, values in enumerate(task_of(zoo).describe(range(zoo.num_runs)).unbind(1))
+    }
 
 
 def known_quantities(zoos: Sequence[Zoo]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +18,11 @@ from torch import Tensor
 from generator.model.context import NetworkContext
 from generator.model.fingerprints import num_fingerprints
 from generator.model.transformer import RecurrentDiffusionTransformer, model_widths
-from generator.pipeline import PIPELINE_FOLDER, ParameterPipeline
+from generator.pipeline import ParameterPipeline
 from generator.prompts.descriptions import Embedder, embedder_of
+from generator.recorded_tasks import records_of
 from generator.sampler import make_scheduler
+from generator.saved_pipeline import PIPELINE_FOLDER
 from generator.tokens.normalizer import ParamNormalizer
 from generator.tokens.tokenizer import ChunkTokenizer
 from generator.training.config import GeneratorConfig, OptimizationConfig
@@ -29,7 +30,7 @@ from generator.training.inputs import describe_runs, opened, tasks_of, training_
 from generator.training.module import GeneratorModule, PairDataModule
 from generator.training.resumption import begin_or_resume
 from generator.training.tasks import holding_out, with_splits
-from generator.training.validation import AlignmentSelection, calibrations, usual_losses
+from generator.training.validation import AlignmentSelection, calibrate
 from generator.trajectories import Trajectories
 from zoo.ambient import torch_defaults
 from zoo.devices import resolve_device
@@ -119,19 +120,13 @@ def train_generator(
         make_scheduler(config.objective.prediction),
         splits=None if splits is None else splits.to_dict(),
         task_bits_column=config.task_bits,
-        tasks=recorded_tasks(normalizer, tasks),
+        tasks=records_of(normalizer.layouts, tasks),
         descriptions=config.descriptions,
     )
     pipe.embed = embed
     pipe.base = next((task.base for task in tasks if task is not None), {})
-    if config.calibrate_prompts and validation:
-        pipe.to(trainer.strategy.root_device)
-        pipe.register_to_config(
-            calibrations=calibrations(pipe, validation, config.pairs.modes, latents=config.calibrate_latents)
-        )
-    if config.pairs.num_examples is not None and "noise" in config.pairs.modes:
-        pipe.to(trainer.strategy.root_device)
-        pipe.register_to_config(usual_losses=usual_losses(pipe, zoos, tasks))
+    pipe.to(trainer.strategy.root_device)
+    calibrate(pipe, config, validation, zoos, tasks)
     pipe.to("cpu")
     if trainer.is_global_zero:
         pipe.save_pretrained(Path(out) / PIPELINE_FOLDER)
@@ -230,12 +225,6 @@ def mean_answer(contexts: Sequence[NetworkContext], adapters: object, *, diffusi
             "centred answers, in one pass, are of one zoo of adapters, in neuron tokens: set centred=False"
         )
     return contexts[0].scale.normalize(low_rank.mean(layout, adapters))
-
-
-def recorded_tasks(normalizer: ParamNormalizer, tasks: Sequence[Task | None]) -> list[dict[str, Any] | None]:
-    """What `get_task` makes the first task of each layout from, without the base; None where it cannot."""
-    found = {task.layout: task.config for task in reversed([task for task in tasks if task is not None])}
-    return [json.loads(json.dumps(found.get(layout) or None)) for layout in normalizer.layouts]
 
 
 def keep_last_checkpoint(out: str | Path) -> ModelCheckpoint:

@@ -24,6 +24,7 @@ from generator.prompts.examples import Examples
 from generator.prompts.plausibility import FEWEST_TASKS, loss_on_prompts, usual_loss
 from generator.prompts.prompt import EXAMPLES, Prompt, log_floor
 from generator.sampler import make_scheduler, sample_params
+from generator.training.config import GeneratorConfig
 from generator.training.module import GeneratorModule
 from generator.trajectories import Trajectories, nearest_snapshots
 from zoo.networks.layout import ParamLayout
@@ -118,6 +119,22 @@ class AlignmentSelection(Callback):
 
         assert context.task is not None
         return measure_alignment(generate, context.task, validation.starts, prompts, metric=validation.kind).r2
+
+
+def calibrate(
+    pipe: ParameterPipeline,
+    config: GeneratorConfig,
+    validation: Sequence[ValidationStarts],
+    zoos: Sequence[Zoo],
+    tasks: Sequence[Task | None],
+) -> None:
+    """Tell a trained pipeline what to ask its model for, and which losses on the examples of a prompt are usual."""
+    modes = config.pairs.modes
+    if config.calibrate_prompts and validation:
+        found = calibrations(pipe, validation, modes, latents=config.calibrate_latents)
+        pipe.register_to_config(calibrations=found)
+    if config.pairs.num_examples is not None and "noise" in modes:
+        pipe.register_to_config(usual_losses=usual_losses(pipe, zoos, tasks))
 
 
 def calibrations(

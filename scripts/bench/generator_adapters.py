@@ -166,8 +166,10 @@ def prompts(shown: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
     }
 
 
-def generated(pipe: ParameterPipeline, examples: tuple[Tensor, Tensor | None], tasks: Tasks) -> Tensor:
-    rng = torch.Generator().manual_seed(0)
+def generated(
+    pipe: ParameterPipeline, examples: tuple[Tensor, Tensor | None], tasks: Tasks, *, seed: int = 0
+) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
     return pipe(prompt={"examples": examples}, num_samples=len(tasks.runs), task=tasks.task, generator=rng).params
 
 

@@ -2,12 +2,14 @@
 
     python -m scripts.bench.generator_reading runs out/zoo [--seeds 3] [--record]
     python -m scripts.bench.generator_reading widths A,B,C --unseen D,E [--record]
+    python -m scripts.bench.generator_reading adapters out/zoos/lora_images_cnn [--record]
     python -m scripts.bench.generator_reading best-of out/zoo --pipeline out/generator [--record]
 
-`runs` reads all snapshots of the test runs of a zoo, `widths` the test runs of zoos of widths that were not trained on.
-The rivals are those of Unterthiner et al. 2020 (arXiv 2002.11448): mean, deviation and quantiles of every layer; their
-settings are chosen on validation runs. `best-of` asks a generator for losses, from noise, and keeps one network of so
-many by what the pipeline's reader says of them. Two to six CPU-minutes a seed.
+`runs` reads all snapshots of the test runs of a zoo, `widths` the test runs of zoos of widths that were not trained on,
+`adapters` their last networks alone, and which task they are for. The rivals are those of Unterthiner et al. 2020
+(arXiv 2002.11448): mean, deviation and quantiles of every layer; their settings are chosen on validation runs.
+`best-of` asks a generator for losses, from noise, and keeps one network of so many by what the pipeline's reader says
+of them. Two to six CPU-minutes a seed.
 """
 
 from __future__ import annotations
@@ -31,11 +33,12 @@ from torch import Tensor
 from generator import ParameterPipeline, prompt_grid, train_reader
 from generator.evaluation.reading import reading_report
 from generator.reading.statistics import weight_statistics
-from generator.training.reader import Labelled, ReaderConfig
+from generator.training.reader import TOLD, Labelled, ReaderConfig
 from generator.training.tasks import task_of
 from generator.trajectories import Trajectories
 from zoo import Zoo
 from zoo.networks.metrics import r2
+from zoo.storage.selection import SelectedZoo
 
 from ..rows import Row
 from .command import bench
@@ -47,7 +50,18 @@ SHOWN = {
     "weight_decay": "weight decay",
     "rotation": "rotation",
     "scale": "scale",
+    "task_0": "map 1, 1",
+    "task_1": "map 1, 2",
+    "task_2": "map 2, 1",
+    "task_3": "map 2, 2",
+    "task_4": "inverted",
 }
+OF_ADAPTERS = ReaderConfig(  # chosen on validation runs
+    quantities=("test_error", "test_loss", *(f"{TOLD}{place}" for place in range(5))),
+    num_inputs=32,
+    num_steps=600,
+    batch_size=64,
+)
 NUM_LEAVES = (15, 63)
 NUM_TREES = 400
 PENALTIES = np.logspace(-4, 4, 9)
@@ -71,7 +85,7 @@ def rows(
     """What is asked.
 
     Args:
-        question: runs, widths or best-of.
+        question: runs, widths, adapters or best-of.
         zoos: to train on, separated by commas.
         unseen: zoos of other widths.
         readers: of learned (with inputs), statistics (learned, without them), boosting and ridge; all by default.
@@ -81,13 +95,16 @@ def rows(
     some = [Zoo.open(path) for path in zoos.split(",")]
     if question == "runs":
         yield from run_rows(some, methods(some, readers, seeds))
+    elif question == "adapters":
+        last = [last_networks(zoo) for zoo in some]
+        yield from adapter_rows(last, methods(last, readers, seeds, OF_ADAPTERS))
     elif question == "widths":
         others = [Zoo.open(path) for path in unseen.split(",")]
         yield from width_rows(some, others, methods(some, readers, seeds))
     elif question == "best-of":
         yield from best_of_rows(some[0], ParameterPipeline.from_pretrained(pipeline), seeds)
     else:
-        raise ValueError(f"question must be runs, widths or best-of, got {question!r}")
+        raise ValueError(f"question must be runs, widths, adapters or best-of, got {question!r}")
 
 
 def run_rows(zoos: Sequence[Zoo], compared: Iterable[tuple[str, Reports]]) -> Iterator[Row]:
@@ -101,6 +118,23 @@ def run_rows(zoos: Sequence[Zoo], compared: Iterable[tuple[str, Reports]]) -> It
         )
 
 
+def adapter_rows(zoos: Sequence[Zoo], compared: Iterable[tuple[str, Reports]]) -> Iterator[Row]:
+    for method, reports in compared:
+        yield row(
+            "What do adapters say of their worth and of their task? R²",
+            {"runs": described(zoos), "reader": method},
+            [{name: {"r2": one["r2"]} for name, one in report[0].items()} for report in reports(zoos)],
+            f"Last networks of {len(zoos[0].split('test'))} test runs, each of another warp; readers learned from "
+            f"{len(zoos[0].split('train'))}. Maps warp places in images. Mean and range over seeds.",
+        )
+
+
+def last_networks(zoo: Zoo) -> Zoo:
+    """A zoo without what its runs began at, which may be one network for all."""
+    is_there = zoo.inner_step >= 0
+    return SelectedZoo(zoo, keep=np.arange(is_there.shape[1]) == is_there.sum(1, keepdims=True) - 1)
+
+
 def width_rows(zoos: Sequence[Zoo], unseen: Sequence[Zoo], compared: Iterable[tuple[str, Reports]]) -> Iterator[Row]:
     for method, reports in compared:
         for zoo, of_seeds in zip(unseen, zip(*reports(unseen), strict=True), strict=True):
@@ -112,17 +146,20 @@ def width_rows(zoos: Sequence[Zoo], unseen: Sequence[Zoo], compared: Iterable[tu
             )
 
 
-def methods(zoos: Sequence[Zoo], names: Sequence[str], num_seeds: int) -> Iterator[tuple[str, Reports]]:
+def methods(
+    zoos: Sequence[Zoo], names: Sequence[str], num_seeds: int, options: ReaderConfig | None = None
+) -> Iterator[tuple[str, Reports]]:
     """Readers of zoos by name."""
+    options = options or ReaderConfig()
     learned = {
-        "learned": ("learned", ReaderConfig()),
-        "statistics": ("learned, statistics alone", ReaderConfig(num_inputs=0)),
+        "learned": ("learned", options),
+        "statistics": ("learned, statistics alone", replace(options, num_inputs=0)),
     }
     for name, config in (learned[name] for name in names if name in learned):
         readers = [train_reader(zoos, replace(config, seed=seed)) for seed in range(num_seeds)]
         yield name, lambda some, readers=readers: [[reading_report(one, zoo) for zoo in some] for one in readers]
     for name, fit in ((name, FITS[name]) for name in names if name in FITS):
-        rivals = Rivals(zoos, fit)
+        rivals = Rivals(zoos, fit, options.quantities)
         yield f"{name} on statistics", lambda some, rivals=rivals: [[rivals.report(zoo) for zoo in some]]
 
 
@@ -132,10 +169,13 @@ class Rivals:
     Args:
         zoos: to train on.
         fit: makes a model of training inputs and targets, and those to choose its settings on.
+        quantities: to read; None for what the zoos record.
     """
 
-    def __init__(self, zoos: Sequence[Zoo], fit: Fit) -> None:
-        self.quantities = [name for name in SHOWN if all(name in {*z.spec.metric_names, *z.spec.columns} for z in zoos)]
+    def __init__(self, zoos: Sequence[Zoo], fit: Fit, quantities: Sequence[str] | None = None) -> None:
+        self.quantities = quantities or [
+            name for name in SHOWN if all(name in {*zoo.spec.metric_names, *zoo.spec.columns} for zoo in zoos)
+        ]
         train, val = (
             [np.concatenate(some) for some in zip(*(self.table(zoo, s)[:2] for zoo in zoos), strict=True)]
             for s in ("train", "val")
@@ -162,7 +202,11 @@ class Rivals:
 
 
 def scaled(name: str, values: Tensor) -> Tensor:
-    return values if name.endswith("error") else (values + (1e-4 if name.endswith("loss") else 0)).log()
+    return (
+        values
+        if name.endswith("error") or name.startswith(TOLD)
+        else (values + (1e-4 if name.endswith("loss") else 0)).log()
+    )
 
 
 def boosted(inputs: np.ndarray, y: np.ndarray, held: np.ndarray, y_held: np.ndarray) -> HistGradientBoostingRegressor:

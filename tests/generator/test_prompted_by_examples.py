@@ -1,9 +1,11 @@
 """A generator of adapters, prompted by examples, from its training to a folder for PEFT."""
 
+import copy
 import warnings
 from dataclasses import replace
 
 import lightning
+import numpy as np
 import pytest
 import torch
 
@@ -18,13 +20,17 @@ from generator.prompts.prompt import Prompt
 from generator.sampler import make_scheduler, sample_params
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import MADE_UP_RUNS, PairConfig, batch_rng, draw_pairs
+from generator.training.reader import Labelled
+from generator.training.tasks import task_of
 from generator.training.train import assemble, train_generator
 from generator.trajectories import Trajectories
 from tests.generator.model.test_examples import adapters_on
+from tests.zoo.checkpoints.test_adapters import digits_task
 from zoo import build_zoo, get_task
 from zoo.networks import low_rank
 from zoo.networks.layout import LayoutMismatchError
 from zoo.networks.randomness import seeded_module
+from zoo.storage.selection import SelectedZoo
 
 SMALL = {"width": 16, "num_blocks": 1, "num_heads": 2, "diffusion": False, "use_start": False, "use_latent": False}
 SMALL["num_corrections"] = 1
@@ -128,6 +134,21 @@ def test_answers_that_do_not_fit_their_prompt_are_warned_of(pipe, layout):
     pipe.register_to_config(usual_losses=[None, None])
 
 
+def test_a_reader_can_be_asked_which_task_an_adapter_is_for(zoos):
+    names = [f"task_{place}" for place in range(5)]
+    known = Labelled.of(zoos[0], "train", names)
+    wanted = task_of(zoos[0]).describe(known.runs.runs.tolist())
+    rows, snapshots = known.everything()
+    values = known.at(rows, snapshots)[1]
+    assert torch.equal(torch.stack([values[name] for name in names], 1), wanted[rows])
+    with pytest.raises(ValueError, match="does not record"):
+        Labelled.of(zoos[0], "train", ["task_5"])
+    last = Labelled.of(
+        SelectedZoo(zoos[0], keep=np.tile(np.arange(3) == 2, (8, 1))), "train", names
+    )  # the others are missing
+    assert torch.equal(last.at(rows[::3], torch.zeros_like(rows[::3]))[0], known.at(rows[::3], snapshots[2::3])[0])
+
+
 def test_one_model_makes_adapters_of_every_rank(pipe, examples):
     for rank in (2, 3, 4):  # 4 was not trained
         task = adapter_task(rank)
@@ -169,6 +190,21 @@ def test_an_adapter_is_saved_for_peft(pipe, layout, examples, tmp_path):
     torch.testing.assert_close(loaded(examples[0]), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="no network 2"):
         pipe.save_adapter(tmp_path / "other", generated, index=2)
+
+
+def test_adapters_of_peft_with_magnitudes_and_biases_are_generated_and_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    network = seeded_module(get_task("digits", hidden=(6,)).make_model, 0)
+    config = peft.LoraConfig(r=2, target_modules=["layers.0", "layers.1"], use_dora=True, bias="all")
+    task = digits_task(lambda: peft.get_peft_model(copy.deepcopy(network), copy.deepcopy(config)))
+    zoo = build_zoo(tmp_path / "zoo", task, num_runs=4, num_steps=3, num_snapshots=2, batch_size=8)
+    train_generator([zoo], make_config(), out=tmp_path / "out", tasks=[task], trainer_options=QUIET)
+    pipe = ParameterPipeline.from_pretrained(tmp_path / "out")
+    inputs, targets = (some[:12] for some in (task.dataset.train.inputs, task.dataset.train.targets))
+    generated = pipe(prompt={"examples": (inputs, targets)}, task=task)
+    pipe.save_adapter(tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(network, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(inputs), task.predict(generated.params, inputs[None])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_adapters_of_another_base_are_refused(pipe, examples):

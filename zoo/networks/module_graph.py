@@ -23,7 +23,10 @@ from zoo.networks.randomness import preserved_randomness
 
 
 class Use(NamedTuple):
-    """How a forward pass uses a bare parameter: as what kind of tensor (see `tensor_kinds`), held along which axes."""
+    """How a forward pass uses a bare parameter: as what kind of tensor (see `tensor_kinds`), held along which axes.
+
+    A "kernel" is the matrix of a convolution, whose third axis numbers no stack of matrices.
+    """
 
     kind: str
     axes: str = "oi"
@@ -67,6 +70,10 @@ class ModuleGraph:
         sources = [node for node in nodes if node.op == "get_attr" and node.target == name]
         uses = [use for source in sources for user in source.users if (use := _use(source, user, flipped=False))]
         return uses[0] if uses else None
+
+    def multiplies(self, name: str) -> bool:
+        """Whether the forward pass multiplies with a parameter as with a matrix, beside what its module does."""
+        return (use := self.use_of(name)) is not None and use.kind in ("matrix", "kernel")
 
     def ends(self, matrices: Iterable[str], embeddings: Iterable[str]) -> Ends | None:
         """First and last of these matrices, where embeddings come before the matrices that read them."""
@@ -125,10 +132,22 @@ def _use(source: Node, user: Node, *, flipped: bool) -> Use | None:
     if target in _MATMULS:
         return Use("matrix", "io" if (place == 1) != flipped else "oi")
     if target in _WEIGHTED or target in _WEIGHTED_TRANSPOSED:
-        return Use("matrix", "io" if (target in _WEIGHTED_TRANSPOSED) != flipped else "oi")
+        return Use("kernel", "io" if (target in _WEIGHTED_TRANSPOSED) != flipped else "oi")
+    if target is torch.einsum and place:
+        return _use_in_einsum(str(user.args[0]), place - 1, flipped=flipped)
     if target in _LOOKUPS or target in _ADDITIONS:
         return Use("embedding")
     return Use("norm") if target in _PRODUCTS else None
+
+
+def _use_in_einsum(equation: str, place: int, *, flipped: bool) -> Use | None:
+    """What an equation tells of one of its tensors: of a matrix, or a stack of them, one axis is summed over."""
+    terms, _, result = equation.replace(" ", "").partition("->")
+    own = terms.split(",")[place]
+    is_output = [axis in result and terms.count(axis) == 1 for axis in own[-2:]]
+    if len(own) not in (2, 3) or own[:-2] not in result or sum(is_output) != 1:
+        return None
+    return Use("matrix", "oi" if is_output[0] != flipped else "io")
 
 
 def _tensors_of(node: Node, names: list[str]) -> list[str]:

@@ -127,10 +127,12 @@ def _place(
     roles = {name: "hidden" if kind.name == "matrix" else kind.name for name, kind in kinds.items()}
     matrices = [name for name, role in roles.items() if role == "hidden" and not is_adapter(name)]
     lookups = [name for name in kinds if is_lookup(tensors[name])]
+    tied: list[str] = []  # tables that are multiplied with, too
     first, last = _declared_inputs(module, tensors), _declared_outputs(module, tensors)
     if first is None or last is None:
         tables = [name for name, kind in kinds.items() if kind.name == "embedding"]
-        ends = graph.ends(matrices, tables)
+        tied = [n for n in tables if isinstance(tensors[n].owner, nn.Linear) or (n in lookups and graph.multiplies(n))]
+        ends = graph.ends([*matrices, *tied], tables)
         first = ends.first if first is None and ends else first
         last = ends.last if last is None and ends else last
     if first is None:
@@ -138,7 +140,7 @@ def _place(
         _note_guess(kinds, {n for n in first if not (_ENTRANCE.search(n) or _is_in_order(module, n))}, matrices)
     if last is None:
         last = {name for name in matrices if is_head(name)}
-        if not last:
+        if not last and not tied:  # else a table is the output
             last = {name for name in matrices[-1:] if not is_recurrent(tensors[name])}
             _note_guess(kinds, {name for name in last if not _is_in_order(module, name)}, matrices)
     roles |= {name: "input" for name in first if roles[name] == "hidden"}
@@ -192,11 +194,12 @@ def _note_guess(kinds: dict[str, Kind], placed: Iterable[str], matrices: Sequenc
 
 
 def _is_in_order(module: nn.Module, name: str) -> bool:
-    """Whether the modules around a tensor run in the order of registration, as torch's own do."""
+    """Whether the modules around a tensor run in the order of registration, as torch's own do but for lists."""
     around = [module]
     for part in name.split(".")[:-1]:
         around.append(around[-1].get_submodule(part))
-    return all(own_class(owner).__module__.startswith("torch.nn.") for owner in around)
+    are_lists = any(isinstance(owner, nn.ModuleList | nn.ModuleDict) for owner in around)
+    return not are_lists and all(own_class(owner).__module__.startswith("torch.nn.") for owner in around)
 
 
 def _unite_tied(kinds: dict[str, Kind], tensors: Mapping[str, Owned]) -> None:

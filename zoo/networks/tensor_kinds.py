@@ -101,10 +101,8 @@ def kind_of(owned: Owned, graph: ModuleGraph) -> Kind:
     use = graph.use_of(owned.name)
     if use is not None:
         stacked = use.kind == "matrix" and owned.tensor.ndim == 3
-        return Kind(use.kind, f"e{use.axes}" if stacked else use.axes)
-    if owned.tensor.ndim == 3 and "expert" in f"{owned.name} {type(owned.owner).__name__}".lower():
-        return Kind("matrix", _axes_of_stack(owned))
-    return _of_shape(owned.tensor)
+        return Kind("matrix" if use.kind == "kernel" else use.kind, f"e{use.axes}" if stacked else use.axes)
+    return _of_shape(owned)
 
 
 def kind_of_named(name: str, tensor: Tensor) -> Kind:
@@ -173,21 +171,22 @@ def _of_name(owned: Owned) -> Kind | None:
     return found
 
 
-def _of_shape(tensor: Tensor) -> Kind:
+def _of_shape(owned: Owned) -> Kind:
     """A guess: axes of length one belong to vectors and to tables that are broadcast over examples."""
-    long_axes = sum(size > 1 for size in tensor.shape)
-    if long_axes < 2:
+    tensor, words = owned.tensor, f"{owned.name} {type(owned.owner).__name__}".lower()
+    if tensor.ndim == 3 and (1 not in tensor.shape or "expert" in words):
+        return Kind("matrix", _axes_of_stack(owned), known="expert" in words)
+    if sum(size > 1 for size in tensor.shape) < 2:
         return Kind("bias")
-    if tensor.shape[0] == 1 and tensor.ndim > 2:
-        return Kind("embedding", known=False)
-    return Kind("matrix", "eoi" if tensor.ndim == 3 else "oi", known=False)
+    return Kind("embedding" if tensor.shape[0] == 1 and tensor.ndim > 2 else "matrix", known=False)
 
 
 def _axes_of_stack(owned: Owned) -> str:
-    """Axes of a stack of experts: told by the module (Hugging Face), else by what fits the stack beside it."""
+    """Axes of a stack of matrices: told by the module (Hugging Face), else by what fits the stack beside it."""
     if hasattr(owned.owner, "is_transposed"):
         return "eio" if owned.owner.is_transposed else "eoi"
-    stacks = [param for param in owned.owner.parameters(recurse=False) if param.ndim == 3]
+    beside: list[Tensor] = [param for param in owned.owner.parameters(recurse=False) if param.ndim == 3]
+    stacks = beside or [owned.tensor]
     (_, rows, columns), (_, next_rows, next_columns) = stacks[0].shape, stacks[-1].shape
     fits_io = rows == next_columns and columns % next_rows == 0  # inputs x inner, inner x outputs
     fits_oi = columns == next_rows and rows % next_columns == 0

@@ -22,6 +22,8 @@ NORM: Final = "mulo-norm"
 WIDE: Final = "mulo-wide"
 SCALARS: Final = "mulo-norm-scalars"
 STATIC: Final = "mulo-norm-static"
+WIDE_SCALARS: Final = "mulo-wide-scalars"
+WIDE_STATIC: Final = "mulo-wide-static"
 _QUESTION: Final = "What is claimed of the learned optimizers, and does it hold?"
 _WIDE_HIDDEN: Final = ("mnist14-768x3-T100",)
 _STRETCHED: Final = ("digits-32-T12000", "mnist14-32x18-T400")
@@ -94,8 +96,9 @@ GOALS: Final = (
         surely=True,
     ),
     *(
-        Goal(NORM, f"mean loss to {twin}", 1.0, 0.85, "mean_loss", None, twin=twin, surely=True)
-        for twin in (SCALARS, STATIC)
+        Goal(learned, f"mean loss to {twin}", 1.0, 0.85, "mean_loss", None, twin=twin, surely=True)
+        for learned, twins in ((NORM, (SCALARS, STATIC)), (WIDE, (WIDE_SCALARS, WIDE_STATIC)))
+        for twin in twins
     ),
     Goal(NORM, "width 256 (from 16), mean loss to tuned AdamW", 1.15, 1.0, "mean_loss", tasks=("digits-256-T400",)),
     Goal(

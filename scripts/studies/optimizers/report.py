@@ -17,7 +17,7 @@ from learned_opt.evaluation.statistics import Interval, accuracy_points, compare
 
 from ...rows import Row
 from .comparison import ONE_CONSTANT, REFERENCE, TUNED_MUON, Comparison
-from .goals import NORM, SCALARS, STATIC
+from .goals import NORM, SCALARS, STATIC, WIDE_SCALARS, WIDE_STATIC
 
 HOW_TO_READ: Final = """How to read it:
 
@@ -33,7 +33,8 @@ HOW_TO_READ: Final = """How to read it:
   "one constant" is the single best setting for all tasks of a table. `mulo-norm-scalars` has learned constants and no
   layer of feedback; `mulo-norm` is trained on from there, so the scalars alone were trained for less.
   `mulo-norm-static` is trained on for as long, with a layer that sees nothing of the gradients. Only what `mulo-norm`
-  gains over these is owed to its layer.
+  gains over these is owed to its layer. `mulo-wide-scalars` and `mulo-wide-static` are these two with the noise power
+  of `mulo-wide` and without decay, but without its gate; `mulo-wide-gate` is the former with the gate.
 - `mulo` knows no horizon and its step stays as large as it is. `mulo-wsd` is the same with its multiplier decayed to
   zero in the last fifth, as a user who knows the horizon would do; the fifth was chosen on other tasks.
 - Meta-training draws the digits too, but no MNIST and no MNIST-1D. Inputs are standardised, MLPs begin with He's
@@ -60,6 +61,8 @@ _OTHERS: Final = (
     NORM,
     SCALARS,
     STATIC,
+    WIDE_SCALARS,
+    WIDE_STATIC,
 )
 
 

@@ -8,6 +8,8 @@ from generator.evaluation.baselines import MatchedAverage, MeanDelta, NearestNei
 from generator.evaluation.neighbours import distance_bounds, nearest, paired_distances
 from generator.evaluation.testbed import METRIC
 from generator.trajectories import Trajectories, nearest_snapshots
+from tests.generator.model.test_examples import adapters_on
+from zoo.networks import low_rank
 from zoo.networks.metrics import matched_distances
 from zoo.networks.symmetry import apply, sample
 from zoo.tasks.registry import get_task
@@ -112,3 +114,12 @@ def test_few_candidates_find_a_permuted_copy(task):
     assert found.index[:, 0].tolist() == [3, 17]
     assert found.distances.max() < 1e-3
     assert paired_distances(task.layout, copies, others[[3, 17]]).max() < 1e-3
+
+
+def test_adapters_are_near_by_their_products():
+    layout = adapters_on("mlp")[0].layout
+    others = torch.randn(30, layout.num_params, generator=rng())
+    copies = low_rank.apply(layout, others[[3, 17]], low_rank.sample(layout, 2, rng(2)))
+    found = nearest(layout, copies, others, k=2)
+    assert found.index[:, 0].tolist() == [3, 17]
+    assert (found.distances[:, 0] < 1e-3 * found.distances[:, 1]).all()

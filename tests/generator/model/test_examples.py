@@ -1,10 +1,15 @@
 """What the model is shown of examples: what the frozen base computes on them, whatever kind of network it is."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from generator.model.context import NetworkContext
 from generator.model.examples import ExampleDescriber, FrozenBase, ObservedExamples
+from generator.tokens.normalizer import ParamNormalizer
+from tests.zoo.checkpoints.test_adapters import digits_task
 from tests.zoo.tasks.test_libraries import extra
 from zoo import get_task
 from zoo.networks.randomness import seeded_module
@@ -43,6 +48,29 @@ def test_of_each_adapted_layer_it_is_seen_what_is_usual_over_places(base):
     }
     expected = torch.cat([pooled[out.ndim](out) for out in seen], dim=1)
     torch.testing.assert_close(FrozenBase(task)(inputs), expected.unflatten(0, (2, 3)))
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_dora": True}, {"bias": "all"}])
+def test_the_base_of_adapters_of_peft_is_seen_as_that_of_ours(kind):
+    peft = pytest.importorskip("peft")
+    task, network = adapters_on("mlp")
+    config = peft.LoraConfig(r=2, target_modules=BASES["mlp"][1], **kind)
+    theirs = digits_task(lambda: peft.get_peft_model(copy.deepcopy(network), config))
+    inputs = task.dataset.train.inputs[:6].unflatten(0, (2, 3))
+    torch.testing.assert_close(FrozenBase(theirs)(inputs), FrozenBase(task)(inputs))
+
+
+def test_of_frozen_layers_without_adapters_nothing_is_seen():
+    def head_alone():
+        network = adapters_on("mlp")[1]
+        network.layers[0].requires_grad_(False)
+        return network
+
+    task = digits_task(head_alone)
+    normalizer = ParamNormalizer.fit("chunk", [task.layout], [torch.randn(3, task.layout.num_params)])
+    context = NetworkContext.of(normalizer, task.layout, task)
+    assert task.layout.base is not None
+    assert context.example_options(use_start=False)["num_features"] == 64
 
 
 def observed(task, members, num_examples, rng):

@@ -7,12 +7,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from generator import GeneratorConfig, ObjectiveConfig, OptimizationConfig, PairConfig, train_generator
+from generator import (
+    GeneratorConfig,
+    ObjectiveConfig,
+    OptimizationConfig,
+    PairConfig,
+    ParameterPipeline,
+    train_generator,
+)
 from zoo import build_zoo, get_task
 from zoo.settings import SettingsMismatchError
 from zoo.storage.selection import SelectedZoo
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+PLAN = {
+    "num_steps": 4,
+    "snapshot_steps": (0, 2, 4),
+    "block_size": 8,
+    "split_fractions": {"train": 0.6, "val": 0.2, "test": 0.2},
+}
 CONFIG = GeneratorConfig(
     model={"width": 16, "num_blocks": 1, "num_heads": 2},
     pairs=PairConfig(batch_size=4),
@@ -34,7 +47,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def zoo(folder, task):
-    return build_zoo(folder / "zoo", task, num_runs=24, num_steps=4, snapshot_steps=(0, 2, 4), block_size=8)
+    return build_zoo(folder / "zoo", task, num_runs=24, **PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +81,24 @@ def test_the_same_training_is_resumed(folder, zoo, out, task):
     assert json.loads((out / "settings.json").read_text()) == before
 
 
+def test_a_finished_training_is_given_calibrated_latents(folder, zoo):
+    out, config = folder / "calibrated", replace(CONFIG, num_validation_starts=2)
+    plain = train(zoo, out, config)
+    given = train(zoo, out, replace(config, calibrate_latents=True))
+    assert torch.equal(weights(given), weights(plain))
+    assert {kind["latent_scale"] for kind in plain.config["calibrations"][0].values()} == {1.0}
+    assert given.config["calibrations"][0]["noise"]["latent_scale"] > 1.0
+
+    loaded = ParameterPipeline.from_pretrained(out)
+    assert loaded.config["calibrations"] == given.config["calibrations"]
+    one, again, other = (
+        pipe(prompt={"loss": 2.3}, num_samples=3, generator=torch.Generator().manual_seed(0)).params
+        for pipe in (given, loaded, plain)
+    )
+    torch.testing.assert_close(again, one)
+    assert not torch.allclose(other, one)
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -88,9 +119,8 @@ def test_other_settings_are_refused(zoo, out, changes, field):
 
 
 def test_another_zoo_is_refused(folder, task, zoo, out):
-    settings = {"num_steps": 4, "snapshot_steps": (0, 2, 4), "block_size": 8}
-    grown = build_zoo(folder / "grown", task, num_runs=32, **settings)
-    other = build_zoo(folder / "other", task, num_runs=24, seed=1, **settings)
+    grown = build_zoo(folder / "grown", task, num_runs=32, **PLAN)
+    other = build_zoo(folder / "other", task, num_runs=24, seed=1, **PLAN)
     for one, field in (
         (grown, r"zoos\[0\]\.num_runs: begun with 24, now 32; zoos\[0\]\.num_done"),
         (other, r"zoos\[0\]\.seed: begun with 0, now 1"),
@@ -118,8 +148,7 @@ def test_options_that_are_gone_keep_out_only_trainings_that_used_them(zoo, out):
 
 
 def test_a_zoo_that_was_built_again_is_the_same(folder, task, zoo, out):
-    settings = {"num_steps": 4, "snapshot_steps": (0, 2, 4), "block_size": 8}
-    train(build_zoo(folder / "again", task, num_runs=24, **settings), out)
+    train(build_zoo(folder / "again", task, num_runs=24, **PLAN), out)
 
 
 def test_another_task_is_refused(zoo, out):

@@ -261,6 +261,63 @@ def test_what_the_model_declares_goes_before_its_order():
     assert not guesses(known)
 
 
+class Tied(nn.Module):
+    """A language model whose table of tokens is its output, in a layer of its own or not, traced or not."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+        self.table, self.body = nn.Embedding(9, 4), nn.ModuleList([nn.Linear(4, 4)])
+        if how != "function":
+            self.to_tokens = nn.Linear(4, 9, bias=False)
+            self.to_tokens.weight = self.table.weight
+
+    def forward(self, tokens):
+        x = self.body[0](self.table(tokens))
+        if self.how == "untraced" and tokens.sum() > 0:
+            x = x + 1
+        return F.linear(x, self.table.weight) if self.how == "function" else self.to_tokens(x)
+
+
+@pytest.mark.parametrize("how", ["layer", "function", "untraced"])
+def test_a_tied_table_is_the_output_and_no_matrix_before_it(how):
+    known = infer_roles(Tied(how))
+    assert known["body.0.weight"].role == "hidden"
+    assert known["table.weight"].role == "embedding"
+    assert not guesses(known)
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, lambda layers: nn.ModuleDict({"dec": layers[0], "enc": layers[1]})])
+def test_the_order_in_a_list_of_modules_is_a_guess(kind):
+    assert guesses(infer_roles(kind([nn.Linear(8, 3), nn.Linear(5, 8)]))).count("weight") == 2
+
+
+class Equations(nn.Module):
+    """A convolution, a dense mixture and a projection of bare tensors, and experts in a list that is not traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(8, 4, 3))
+        self.first, self.second = nn.Parameter(torch.randn(3, 8, 16)), nn.Parameter(torch.randn(3, 16, 8))
+        self.turned = nn.Parameter(torch.randn(2, 8))
+        self.experts = nn.ParameterList([torch.randn(3, 4, 8), torch.randn(3, 8, 4)])
+
+    def forward(self, x):
+        x = F.conv1d(x, self.kernel).mean(-1)
+        x = torch.einsum("b e f, e f d -> b e d", torch.einsum("bd,edf->bef", x, self.first).relu(), self.second)
+        x = x.mean(1)
+        return torch.einsum("bi,oi->bo", x, self.turned)
+
+
+def test_equations_and_convolutions_tell_axes_of_bare_tensors():
+    known = infer_roles(Equations())
+    axes = {"kernel": "oi", "first": "eio", "second": "eio", "turned": "oi"}
+    assert {name: known[name].axes for name in axes} == axes
+    assert (known["kernel"].fan_in, known["second"].fan_in) == (12, 16)
+    assert not any(known[name].guessed for name in axes)
+    assert known["experts.0"].axes == "eoi"
+
+
 def test_patterns_override_and_later_ones_win():
     model = MLP(8, (6, 5), 3)
     known = infer_roles(model, {"layers.*.weight": "hidden", "layers.2.weight": "output"})
