@@ -154,14 +154,18 @@ class Trajectories:
 
     def sample(self, num_networks: int, rng: torch.Generator) -> Tensor:
         """Networks (N, P) drawn uniformly over runs and their snapshots."""
-        return torch.cat([*self.sample_in_parts(num_networks, rng)])
+        return self.read(*self._drawn(num_networks, rng))
 
     def sample_in_parts(self, num_networks: int, rng: torch.Generator) -> Iterator[Tensor]:
         """The networks of `sample`, some at a time, so that memory does not hold many large ones; drawn at once."""
-        rows = torch.randint(len(self), (num_networks,), generator=rng)
-        snapshots = (torch.rand(num_networks, generator=rng) * self.counts[rows]).long()
         size = max(1, _NUMBERS_PER_PART // self.layout.num_params)
-        return (self.read(*part) for part in zip(rows.split(size), snapshots.split(size), strict=True))
+        parts = (drawn.split(size) for drawn in self._drawn(num_networks, rng))
+        return (self.read(*part) for part in zip(*parts, strict=True))
+
+    def _drawn(self, num_networks: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows of runs (N,), and a snapshot (N,) of each."""
+        rows = torch.randint(len(self), (num_networks,), generator=rng)
+        return rows, (torch.rand(num_networks, generator=rng) * self.counts[rows]).long()
 
     @property
     def has_updates(self) -> bool:

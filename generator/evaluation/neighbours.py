@@ -24,7 +24,7 @@ from zoo.networks.symmetry import Permutations, grouped_axes
 from zoo.storage.zoo import Zoo
 
 DEFAULT_NUM_CANDIDATES: Final = 128
-_PAIRS_PER_MATCHING: Final = 4096
+_NUMBERS_PER_MATCHING: Final = 2**20  # of networks whose units are matched at once: what indexes them fits caches
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def nearest_runs(zoo: Zoo, params: Tensor, *, k: int = 3) -> Neighbours:
 def paired_distances(layout: ParamLayout, params: Tensor, others: Tensor) -> Tensor:
     """Matched distance (N,) of network i to other i, over trainable parameters."""
     used = slice(0, layout.num_trainable)
-    parts = zip(params.split(_PAIRS_PER_MATCHING), others.split(_PAIRS_PER_MATCHING), strict=True)
+    parts = zip(*_portions(params, others), strict=True)
     return torch.cat([(align(layout, other, one).params - one)[:, used].norm(dim=1) for one, other in parts])
 
 
@@ -93,9 +93,14 @@ def permutations_to(layout: ParamLayout, params: Tensor, references: Tensor) -> 
     references = references.expand_as(params)
     parts = [
         align(layout, one, reference).permutations
-        for one, reference in zip(params.split(_PAIRS_PER_MATCHING), references.split(_PAIRS_PER_MATCHING), strict=True)
+        for one, reference in zip(*_portions(params, references), strict=True)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _portions(*networks: Tensor) -> list[tuple[Tensor, ...]]:
+    """Each of some sets of networks (N, P) in portions of the same sizes."""
+    return [some.split(max(1, _NUMBERS_PER_MATCHING // some.shape[1])) for some in networks]
 
 
 def distance_bounds(layout: ParamLayout, params: Tensor, others: Tensor) -> Tensor:

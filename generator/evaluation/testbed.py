@@ -108,15 +108,16 @@ class Testbed:
 
     @classmethod
     @torch_defaults()
-    def from_zoo(cls, zoo: Zoo, *, device: str | torch.device = "cpu") -> Testbed:
-        """The task that the zoo records, on a device, its training runs, and its test runs as unseen ones."""
+    def from_zoo(cls, zoo: Zoo, *, max_runs: int | None = None, device: str | torch.device = "cpu") -> Testbed:
+        """The task that the zoo records, on a device, its (first) training runs, and its test runs as unseen ones."""
         if METRIC not in zoo.spec.metric_names:
             raise ValueError(
                 f"the protocol compares networks by {METRIC}, the zoo records {list(zoo.spec.metric_names)}; prompt "
                 "alignment on other metrics is measured by alignment_report, at the end of scripts.train_generator"
             )
         task = task_of(zoo).to(resolve_device(device))
-        train, unseen = (Trajectories.from_zoo(zoo, split, (METRIC,)) for split in ("train", "test"))
+        train = Trajectories.from_zoo(zoo, "train", (METRIC,), max_runs=max_runs)
+        unseen = Trajectories.from_zoo(zoo, "test", (METRIC,))
         return cls(task, train, unseen)
 
     @property

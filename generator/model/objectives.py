@@ -49,6 +49,9 @@ class ObjectiveConfig:
         function_split: "train", "val", or "train_val" to draw from both; never the test split. "val" where training
             examples overlap, as windows of a text do: a network is to be good beyond the examples of its prompt.
         function_energy_weight: of the energy score on outputs.
+        function_aim: of networks that are asked for by examples or words alone: the "least" loss there is, or on the
+            logarithmic scale that of the "target", which weighs a task that can be told by its ratio to what the zoo
+            has, not by what is lost on tasks that cannot.
         description_weight: of the squared error with which examples of a prompt tell the numbers that describe their
             task, where its family has such (`Family.describe`). The model is then given what they tell. This is nothing
             to do with descriptions in words, which are prompts (`GeneratorConfig.descriptions`).
@@ -66,6 +69,7 @@ class ObjectiveConfig:
     function_episodes: int = 8
     function_split: str = "train"
     function_energy_weight: float = 1.0
+    function_aim: str = "least"
     description_weight: float = 0.0
     self_fed_share: float = 0.0
     windows_per_step: int = 0
@@ -75,6 +79,8 @@ class ObjectiveConfig:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, got {self.prediction!r}")
         if self.function_split not in ("train", "val", "train_val"):
             raise ValueError(f"function_split must be 'train', 'val' or 'train_val', got {self.function_split!r}")
+        if self.function_aim not in ("least", "target"):
+            raise ValueError(f"function_aim must be 'least' or 'target', got {self.function_aim!r}")
         if self.function_energy_weight and not self.energy_score:
             raise ValueError("function_energy_weight needs energy_score=True: it scores two samples per target")
         if self.self_fed_share and self.prediction != "sample":

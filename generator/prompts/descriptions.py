@@ -39,12 +39,18 @@ def embedder_of(name: str) -> Embedder:
 def hashed_words(texts: Sequence[str]) -> Tensor:
     """Bags of words (N, 512) of length one; case, order and punctuation count for nothing.
 
+    Raises:
+        ValueError: for a text without a word.
+
     Source: Weinberger et al. 2009 (arXiv 0902.2206), signed feature hashing.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
 
     reader = HashingVectorizer(n_features=_NUM_PLACES, token_pattern=r"\w+")
-    return torch.from_numpy(reader.transform(texts).toarray()).float()
+    bags = torch.from_numpy(reader.transform(texts).toarray()).float()
+    if silent := [text for text, bag in zip(texts, bags, strict=True) if not bag.any()]:
+        raise ValueError(f"a description must have words, got {silent[0]!r}")
+    return bags
 
 
 class SentenceModel:
@@ -65,9 +71,9 @@ class SentenceModel:
             self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
             self._model = AutoModel.from_pretrained(place, local_files_only=True).eval()
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"descriptions must be {WORDS!r} or the folder of a sentence model, got {folder!r}: {reason}"
+                f"descriptions must be {WORDS!r} or the folder of a sentence model, got {folder!r}, in which "
+                "transformers finds none"
             ) from error
 
     @torch.no_grad()

@@ -155,7 +155,8 @@ class Examples:
 def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None] | bytes:
     """What `Examples.read` takes of a file: x.npz with arrays `inputs` and perhaps `targets`, x.csv of numbers, x.txt.
 
-    The first line of a table names its columns; one called `target` holds the classes, all others are inputs, in order.
+    The first line of a table names its columns; one called `target` holds the classes, where it is not left empty, all
+    others are inputs, in order.
 
     Raises:
         ValueError: for another kind of file, or one without these.
@@ -175,7 +176,7 @@ def load_examples(path: str) -> tuple[np.ndarray, np.ndarray | None] | bytes:
     if column(list(columns)).dtype != object:
         raise ValueError(f"the first line of {path} must name its columns, got numbers: {list(columns)[:4]}")
     targets = columns.pop("target", None)
-    return np.stack([*columns.values()], axis=1), targets
+    return np.stack([*columns.values()], axis=1), None if targets is None else np.nan_to_num(targets, nan=NO_LABEL)
 
 
 def _windows(text: str | bytes, kind: ExampleKind) -> tuple[np.ndarray, np.ndarray]:

@@ -236,7 +236,8 @@ def _function_losses(
 ) -> dict[str, Tensor]:
     """Function-space losses of predicted parameters (V * B, P) against those of the real targets.
 
-    Where there is no target, and where only examples or words are given, it is the loss itself.
+    Where there is no target it is the loss itself, and so it is, unless that is to be the target's, where only examples
+    or words are given.
     """
     size = len(batch.target)
     num_samples = len(predicted) // size
@@ -244,7 +245,8 @@ def _function_losses(
     copies = task.repeated(examples, num_samples)  # copies of a network see the same
     outputs = context.outputs(task, predicted, copies.inputs).contiguous()  # (V * B, E, ..., K)
     can_ask_otherwise = bool(batch.prompt.target.shape[1] or batch.prompt.task_bits.shape[1])  # than for the best
-    if can_ask_otherwise or config.function_energy_weight:
+    is_compared = can_ask_otherwise or config.function_aim == "target"
+    if is_compared or config.function_energy_weight:
         with torch.no_grad():  # softmax is slow on views
             real_outputs = context.outputs(task, batch.target, examples.inputs).contiguous()
     losses: dict[str, Tensor] = {}
@@ -254,11 +256,12 @@ def _function_losses(
             gap = return_gap(task, one_each, batch.target, config.function_episodes, rng)
         else:
             gap = achieved = task.objective.loss(outputs, copies.targets)
-            if can_ask_otherwise:
+            if is_compared:
                 reference = task.objective.loss(real_outputs, examples.targets)
-                asks_for_best = ~batch.prompt.asks_metric & batch.prompt.shows_task
                 compared = log_loss_gap(achieved, reference.repeat(num_samples))
-                gap = torch.where(asks_for_best.repeat(num_samples), achieved, compared)
+                asks_for_best = ~batch.prompt.asks_metric & batch.prompt.shows_task
+                is_least = asks_for_best if config.function_aim == "least" else batch.has_target == 0
+                gap = torch.where(is_least.repeat(num_samples), achieved, compared)
         asks = (~batch.prompt.is_null).repeat(len(gap) // size)  # of networks asked for something
         losses["function"] = _mean(gap, asks)
     if config.function_energy_weight:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor
+
+from zoo.remarks import warn
 
 NUM_IN_A_ROW: Final = 10  # steps that change nothing; more than a GradScaler skips to find its scale
 LATE_STEP: Final = 100  # past the first steps of a warm-up
@@ -93,12 +93,4 @@ class Remarks:
     def _say(self, topic: str, message: str) -> None:
         if topic not in self._said:
             self._said.add(topic)
-            warnings.warn(message, stacklevel=_caller_level())
-
-
-def _caller_level() -> int:
-    """How many calls up the program is: above this package, and what torch wraps around a step."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in ("learned_opt", "torch"):
-        frame, level = frame.f_back, level + 1
-    return level
+            warn(message)

@@ -10,11 +10,11 @@ rule's base step, so that the usual values (0.01 to 0.1) are sensible.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -31,6 +31,7 @@ from learned_opt.optimizer.whole_tensors import complete_state, update_whole
 from learned_opt.pretrained.files import Pretrained, Source, load_pretrained
 from learned_opt.rules.rule import reads_loss
 from zoo.devices import sent
+from zoo.remarks import warn
 
 RECOMMENDED: Final = {True: "mulo-wide", False: "mulo-norm"}  # by whether the number of steps is known
 AVERAGE_POWER: Final = 20.0  # of the average where no horizon is known: over about the last 5% of the run
@@ -117,10 +118,9 @@ class LearnedOptimizer(Optimizer):
         common = (0, 0, horizon, self.pretrained.hash, average, True)
         super().__init__(groups, options | dict(zip(_COMMON, common, strict=True)))
         if horizon is None and average is None and self.pretrained.rule.uses_horizon:
-            warnings.warn(
+            warn(
                 "num_training_steps is not given, so the step does not fall to zero; give it, or an average of the "
-                "weights (average=8 and optimizer.eval()), to end lower",
-                stacklevel=2,
+                "weights (average=8 and optimizer.eval()), to end lower"
             )
 
     default_average: float | None = None  # where there is no horizon
@@ -236,8 +236,10 @@ class LearnedOptimizer(Optimizer):
         return returned
 
     def state_dict(self) -> dict[str, Any]:
-        """As of torch.optim, counters as Python integers."""
+        """As of torch.optim, counters and NumPy's scalars as Python numbers, for files of weights alone."""
         self._report_skips()
+        for group in self.param_groups:
+            group.update({key: value.item() for key, value in group.items() if isinstance(value, np.generic)})
         with read_counters(self.param_groups):
             return super().state_dict()
 

@@ -7,7 +7,6 @@ others (ResNets) once. A model without blocks counts its hidden layers.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
@@ -20,6 +19,7 @@ from zoo.networks.layout import ParamLayout
 from zoo.networks.module_graph import own_class
 from zoo.networks.roles import PARAM_ROLES, TensorRole, fan_in, guesses, infer_roles, is_head
 from zoo.networks.tensor_kinds import kind_of_named
+from zoo.remarks import warn
 
 MIN_BLOCK_MATRICES: Final = 2  # modules with fewer matrices are layers
 
@@ -67,10 +67,9 @@ def model_roles(
     inferred = infer_roles(module, roles)
     known = {name: inferred[name] for name, _ in module.named_parameters()}
     if guessed := guesses(known):
-        warnings.warn(
+        warn(
             f"roles were guessed from shapes or the order of registration ({guessed}); where one is wrong, give it: "
-            f'roles={{"name or pattern": role}} with one of {PARAM_ROLES}',
-            stacklevel=5,
+            f'roles={{"name or pattern": role}} with one of {PARAM_ROLES}'
         )
     depth = depth or infer_depth(module) or _count_hidden_layers(role.role for role in known.values())
     return known, depth, any(isinstance(child, nn.Embedding | nn.EmbeddingBag) for child in module.modules())
@@ -134,11 +133,10 @@ def guessed_roles(
     ]
     if matrices:
         guessed = guesses({entry.name: role for entry, role in zip(params, known, strict=True)})
-        warnings.warn(
+        warn(
             f"parameters do not tell their modules: roles of matrices were guessed from their order ({guessed}), a "
             "table of embeddings counts as a matrix unless its name says so, and depth as the number of matrices; pass "
-            'the model itself, or groups {"params": ..., "role": ...}, to be sure',
-            stacklevel=4,
+            'the model itself, or groups {"params": ..., "role": ...}, to be sure'
         )
     return known, depth or _count_hidden_layers((*roles, *beside)), reads_tokens
 

@@ -56,8 +56,11 @@ SHOWN = {
     "task_3": "map 2, 2",
     "task_4": "inverted",
 }
-OF_ADAPTERS = ReaderConfig(
-    quantities=("test_error", "test_loss", *(f"{TOLD}{place}" for place in range(5))), num_inputs=32, batch_size=64
+OF_ADAPTERS = ReaderConfig(  # chosen on validation runs
+    quantities=("test_error", "test_loss", *(f"{TOLD}{place}" for place in range(5))),
+    num_inputs=32,
+    num_steps=600,
+    batch_size=64,
 )
 NUM_LEAVES = (15, 63)
 NUM_TREES = 400

@@ -3,6 +3,7 @@
     python -m scripts.bench.generator_rivals ZOO [PIPELINE ...] [--num-components 99 0] [--seeds 0 1 2] [--record]
 
 The rival is fitted to the last networks of 100 training runs (its setting), copies and averages are made of the same.
+Its published settings for Iris are `--num-components 0 --dropout .4 --time-width 4`, for MNIST `--num-components 99`.
 Pipelines that were trained on the zoo are asked for the floor, the median over runs of the lowest validation loss.
 Novelty is measured against the runs that a row's networks were learned from, diversity against held-out runs of equal
 loss. How much of a network's variance is outside the span of the rival's 100 networks, units matched, says whether it
@@ -12,7 +13,6 @@ could have been made by adding and subtracting these.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ _NUM_LEARNED_FROM = 100
 def rows(
     zoo: str,
     *pipelines: str,
+    max_runs: int = 0,
+    from_starts: bool = False,
+    noises: Sequence[float] = (0.0, 0.1),
+    averaged: Sequence[int] = (4, 2),
     num_components: Sequence[int] = (99, 0),
     dropout: float = WeightFlowConfig.dropout,
     time_width: int = WeightFlowConfig.time_width,
@@ -49,50 +53,53 @@ def rows(
     Args:
         zoo: of one architecture
         pipelines: folders of pipelines of several seeds that were trained on it
+        max_runs: that the pipelines were trained on, the first ones; 0 for all
+        from_starts: whether pipelines update the initial networks of held-out runs, not noise
+        noises: of the copies, to the size of what is copied
+        averaged: how many networks the averages are of
         num_components: of the rival; 0 for the numbers themselves
         dropout: of the rival
         time_width: of the rival
         seeds: of the rival, and of all noise
-        number: of networks of each kind
+        number: of networks of each kind, at most as many as there are held-out runs
     """
-    whole = Testbed.from_zoo(Zoo.open(zoo))
-    few = replace(whole, train=Trajectories.from_zoo(Zoo.open(zoo), "train", (METRIC,), max_runs=_NUM_LEARNED_FROM))
-    finals = last_networks(few.train)
+    few, whole = (Testbed.from_zoo(Zoo.open(zoo), max_runs=most) for most in (_NUM_LEARNED_FROM, max_runs or None))
+    finals, number = last_networks(few.train), min(number, len(whole.unseen))
     kinds: dict[str, Callable[[int], Sampler]] = {
-        "copies": lambda seed: NoisyCopy(few.train, 0.0),
-        "copies with noise of .1": lambda seed: NoisyCopy(few.train, 0.1),
-        "averages of 4, matched": lambda seed: MatchedAverage(few.train, 4),
-        "averages of 2, matched": lambda seed: MatchedAverage(few.train, 2),
+        f"copies with noise of {noise:g}" if noise else "copies": lambda seed, noise=noise: NoisyCopy(few.train, noise)
+        for noise in noises
     }
+    for count in averaged:
+        kinds[f"averages of {count}, matched"] = lambda seed, count=count: MatchedAverage(few.train, count)
     for components in num_components:
         config = WeightFlowConfig(num_components=components, dropout=dropout, time_width=time_width)
         kinds[f"DeepWeightFlow, {components or 'no'} components"] = lambda seed, config=config: WeightFlow.fit(
             few.task.layout, finals, config, seed=seed
         )
-    setting = {"network": "-".join(map(str, widths(whole.task))), "task": whole.task.name}
+    source = whole.task.config.get("source", whole.task.name)  # of a real table
+    setting = {"network": "-".join(map(str, widths(whole.task))), "task": str(source)}
     for name, make in kinds.items():
         found = [measured(few, finals, make(seed), number, seed) for seed in seeds]
         yield row_of(setting | {"made by": name, "from runs": len(few.train)}, found, seeds, number)
     if pipelines:
         found = []
         for seed, folder in enumerate(pipelines):
-            sampler = PipelineSampler(ParameterPipeline.from_pretrained(folder), whole.task, use_start=False)
+            sampler = PipelineSampler(ParameterPipeline.from_pretrained(folder), whole.task, use_start=from_starts)
             found.append(measured(whole, finals, sampler, number, seed))
-        made = {"made by": "generator, asked for the floor", "from runs": len(whole.train)}
+        origin = ", one update of unseen starts" if from_starts else ""
+        made = {"made by": f"generator, asked for the floor{origin}", "from runs": len(whole.train)}
         yield row_of(setting | made, found, range(len(pipelines)), number)
     held_out = last_networks(whole.unseen)[:number]
-    found = [measured(one, finals, lambda *_: held_out, len(held_out), 0) for one in (few, whole)]
-    yield row_of(setting | {"made by": "training, held-out runs", "from runs": len(few.train)}, found[:1], (0,), number)
-    yield row_of(
-        setting | {"made by": "training, held-out runs", "from runs": len(whole.train)}, found[1:], (0,), number
-    )
+    for testbed in {len(one.train): one for one in (few, whole)}.values():
+        made = {"made by": "training, held-out runs", "from runs": len(testbed.train)}
+        found = [measured(testbed, finals, lambda *_: held_out, number, 0)]
+        yield row_of(setting | made, found, (0,), number)
 
 
 def measured(testbed: Testbed, learned: Tensor, sampler: Sampler, number: int, seed: int) -> dict[str, float]:
     """Figures of a sampler's networks against a testbed's training runs, and against the span of networks (N, P)."""
-    number = min(number, len(testbed.unseen))
     asked = torch.full((number,), testbed.floor)
-    params = sampler(None, {METRIC: asked}, torch.Generator().manual_seed(seed)).cpu()
+    params = sampler(testbed.starts(number), {METRIC: asked}, torch.Generator().manual_seed(seed)).cpu()
     losses = testbed.val_loss(params)
     pool = pool_at(testbed.train, losses.log().mean().exp())
     known = Behaviour.of(testbed.task, pool, OVERLAP_SPLITS)

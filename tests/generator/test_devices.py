@@ -19,10 +19,11 @@ from generator.model.batch_norm import with_recomputed_batch_norm
 from generator.model.objectives import ObjectiveConfig
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
+from generator.training.assembly import assemble
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.losses import training_losses
 from generator.training.pairs import PairConfig, batch_rng, draw_pairs
-from generator.training.train import assemble, train_generator
+from generator.training.train import train_generator
 from generator.trajectories import Trajectories
 from tests.devices import never_waiting
 from tests.generator.test_pipeline import make_pipeline

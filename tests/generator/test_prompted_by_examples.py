@@ -18,11 +18,12 @@ from generator.pipeline import ParameterPipeline
 from generator.prompts.plausibility import FEWEST_LABELLED
 from generator.prompts.prompt import Prompt
 from generator.sampler import make_scheduler, sample_params
+from generator.training.assembly import assemble
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.pairs import MADE_UP_RUNS, PairConfig, batch_rng, draw_pairs
 from generator.training.reader import Labelled
 from generator.training.tasks import task_of
-from generator.training.train import assemble, train_generator
+from generator.training.train import train_generator
 from generator.trajectories import Trajectories
 from tests.generator.model.test_examples import adapters_on
 from tests.zoo.checkpoints.test_adapters import digits_task

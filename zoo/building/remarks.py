@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from zoo.building.plan import DEFAULT_BATCH_SIZE, BuildPlan
 from zoo.building.search import Search
+from zoo.remarks import warn
 from zoo.storage.schema import RunStatus
 from zoo.storage.zoo import Zoo
-
-_STACK_LEVEL: Final = 4  # where build_zoo, which is decorated, was called
 
 
 def remark_on_plan(plan: BuildPlan) -> None:
     """Of small batches, networks in float64, and parameters that are only shrunk."""
     task = plan.task
     if plan.batch_size is None and plan.minibatch_size < DEFAULT_BATCH_SIZE:
-        warnings.warn(
+        warn(
             f"batch_size is {plan.minibatch_size}, the whole training split, which is smaller than the default of "
-            f"{DEFAULT_BATCH_SIZE}",
-            stacklevel=_STACK_LEVEL,
+            f"{DEFAULT_BATCH_SIZE}"
         )
     if any(slot.dtype == "float64" for slot in task.layout):
-        warnings.warn(f"networks are trained in float64 and stored as {plan.dtype}", stacklevel=_STACK_LEVEL)
+        warn(f"networks are trained in float64 and stored as {plan.dtype}")
     if task.unused and isinstance(plan.optimizer, Mapping) and plan.optimizer.get("weight_decay"):
-        warnings.warn(
+        warn(
             f"the loss is no function of {list(task.unused[:5])}, which optimizers of torch leave as they are; here "
-            "weight decay shrinks them, too",
-            stacklevel=_STACK_LEVEL,
+            "weight decay shrinks them, too"
         )
 
 
@@ -38,10 +33,9 @@ def remark_on_search(search: Search | None, plan: BuildPlan, num_blocks: int) ->
     """Of a search that has but one block to learn from."""
     learns = search is not None and search.sampler != "random"
     if learns and num_blocks == 1 < plan.num_runs:
-        warnings.warn(
+        warn(
             f"the search learns from earlier blocks, but all {plan.num_runs:,} runs are in one; give a block_size, "
-            f"such as {-(-plan.num_runs // 8)}",
-            stacklevel=_STACK_LEVEL,
+            f"such as {-(-plan.num_runs // 8)}"
         )
 
 
@@ -50,8 +44,7 @@ def remark_on_divergence(zoo: Zoo, plan: BuildPlan, path: Path) -> None:
     num_diverged = int((zoo.status == RunStatus.DIVERGED).sum())
     if 2 * num_diverged > plan.num_runs:
         count = "all" if num_diverged == plan.num_runs else f"{num_diverged:,} of"
-        warnings.warn(
+        warn(
             f"{count} {plan.num_runs:,} runs of {path} diverged: their loss exceeded max_loss = {plan.max_loss:g} "
-            "or was not finite; try a smaller learning rate or init_scale",
-            stacklevel=_STACK_LEVEL,
+            "or was not finite; try a smaller learning rate or init_scale"
         )

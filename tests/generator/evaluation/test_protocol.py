@@ -13,8 +13,8 @@ from generator.evaluation.protocol import GENERATOR, EvaluationConfig, SamplerRe
 from generator.evaluation.testbed import METRIC, PipelineSampler, Testbed
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
+from generator.training.assembly import assemble
 from generator.training.config import GeneratorConfig
-from generator.training.train import assemble
 from generator.trajectories import Trajectories, nearest_snapshots
 from zoo.networks.metrics import euclidean_distances
 from zoo.tasks.registry import get_task

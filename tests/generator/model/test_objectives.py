@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import energy_distance
@@ -189,7 +191,24 @@ def test_perfect_predictions_have_no_function_loss(task, runs, family):
         runs = Trajectories(task.layout, params, {"val_loss": torch.rand(8, 2) + 0.1})
     model, context = make_parts(task, runs, use_latent=False)
     batch = draw_pairs(runs, PairConfig(batch_size=6), batch_rng(0, 0))
-    truth = context.scale.normalize(batch.target)
+    assert of_the_truth(model, context, batch)["total"].item() == pytest.approx(0, abs=1e-4)
+
+
+def test_where_words_alone_ask_for_a_network_it_is_to_have_the_least_loss_or_that_of_its_target(task, runs):
+    model, context = make_parts(task, runs, use_latent=False)
+    batch = draw_pairs(runs, PairConfig(batch_size=6, prompt_dropout=1.0), batch_rng(0, 0))
+    batch = replace(batch, prompt=replace(batch.prompt, description=torch.ones(6, 1)))
+    least = of_the_truth(model, context, batch)["function"].item()
+    assert least > 0.1
+    assert of_the_truth(model, context, batch, function_aim="target")["function"].item() == pytest.approx(0, abs=1e-4)
+    made_up = replace(batch, has_target=torch.zeros(6))
+    assert of_the_truth(model, context, made_up, function_aim="target")["function"].item() == pytest.approx(least)
+    with pytest.raises(ValueError, match="function_aim must be"):
+        ObjectiveConfig(function_aim="most")
+
+
+def of_the_truth(model, context, batch, **options):
+    """Losses of a model that predicts the targets."""
 
     class Oracle(torch.nn.Module):
         config = model.config
@@ -199,11 +218,10 @@ def test_perfect_predictions_have_no_function_loss(task, runs, family):
             return model.read(*args, **kwargs)
 
         def forward(self, *args, **kwargs):
-            return truth
+            return context.scale.normalize(batch.target)
 
-    config = ObjectiveConfig(energy_score=False, function_energy_weight=0.0)
-    losses = training_losses(Oracle(), context, batch, config, rng=batch_rng(0, 0), precision=torch.enable_grad())
-    assert losses["total"].item() == pytest.approx(0, abs=1e-4)
+    config = ObjectiveConfig(energy_score=False, function_energy_weight=0.0, **options)
+    return training_losses(Oracle(), context, batch, config, rng=batch_rng(0, 0), precision=torch.enable_grad())
 
 
 def test_null_prompts_are_left_out_of_the_function_loss(task, runs):

@@ -21,6 +21,8 @@ def test_hashed_words_know_words_alone():
     assert torch.equal(vectors[0], vectors[1])
     assert 0.5 < float(vectors[0] @ vectors[2]) < 0.95
     assert abs(float(vectors[0] @ vectors[3])) < 1e-6
+    with pytest.raises(ValueError, match=r"must have words, got '\?!'"):
+        hashed_words(["three", "?!"])
 
 
 def test_a_run_is_described_by_one_of_its_texts():

@@ -97,6 +97,11 @@ def test_examples_are_read_from_files(tmp_path):
     inputs, targets = load_examples(str(tmp_path / "some.csv"))
     assert inputs.tolist() == [[1, 2], [3, 4.5]]
     assert targets.tolist() == [0, 1]
+    (tmp_path / "some.csv").write_text("a,target\n1,0\n3,\n")
+    assert load_examples(str(tmp_path / "some.csv"))[1].tolist() == [0, NO_LABEL]
+    (tmp_path / "some.csv").write_text("")
+    with pytest.raises(ValueError, match="has no rows"):
+        load_examples(str(tmp_path / "some.csv"))
     (tmp_path / "some.txt").write_text("a text")
     assert load_examples(str(tmp_path / "some.txt")) == b"a text"
     with pytest.raises(ValueError, match=r"x\.npz, x\.csv or x\.txt"):

@@ -9,10 +9,11 @@ from generator.model.objectives import ObjectiveConfig
 from generator.model.transformer import RecurrentDiffusionTransformer
 from generator.pipeline import ParameterPipeline
 from generator.sampler import make_scheduler
+from generator.training.assembly import assemble
 from generator.training.config import GeneratorConfig, OptimizationConfig
 from generator.training.module import GeneratorModule, PairDataModule, by_width, split_params
 from generator.training.pairs import PairConfig, batch_rng, draw_pairs, numbered_batch
-from generator.training.train import assemble, keep_last_checkpoint, lightning_without_hints, make_trainer
+from generator.training.train import keep_last_checkpoint, lightning_without_hints, make_trainer
 from generator.trajectories import Trajectories
 from zoo.tasks.registry import get_task
 

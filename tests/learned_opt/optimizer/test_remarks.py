@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from learned_opt import MuLO
+from learned_opt import MuLO, tensor_specs
 from learned_opt.optimizer.remarks import LATE_STEP, NUM_IN_A_ROW
 
 
@@ -76,3 +76,19 @@ def test_they_point_at_the_program():
     with pytest.warns(UserWarning, match=r"momentum|beyond num_training_steps") as said:
         train(model, optimizer, 3, schedule)
     assert [remark.filename for remark in said] == [__file__] * 2
+
+
+class Untraced(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x) if x.sum() > 0 else self.other(x)
+
+
+@pytest.mark.parametrize("call", [MuLO, tensor_specs, lambda model: MuLO(model.parameters())])
+def test_guesses_point_at_the_program(call):
+    with pytest.warns(UserWarning, match="were guessed") as said:
+        call(Untraced())
+    assert [remark.filename for remark in said] == [__file__]

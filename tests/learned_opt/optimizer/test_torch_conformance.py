@@ -239,6 +239,15 @@ def test_saved_and_resumed_is_uninterrupted(name, how):
     assert resumed.inner_step == 12
 
 
+def test_numbers_of_numpy_can_be_loaded_without_code():
+    options = {"lr": np.float32(0.5), "weight_decay": np.float64(0.1), "depth": np.int64(3), "average": np.float64(8)}
+    optimizer, file = MuLO(make_model(), **options), io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    (group, _) = torch.load(file, weights_only=True)["param_groups"]
+    assert {key: group[key] for key in options} == {"lr": 0.5, "weight_decay": 0.1, "depth": 3, "average": 8.0}
+
+
 def test_asking_for_state_before_the_first_step_changes_nothing():
     model, twin = make_model(), make_model()
     optimizer, other = make("mulo-norm", model), make("mulo-norm", twin)

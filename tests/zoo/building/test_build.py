@@ -314,8 +314,9 @@ def test_targets_in_large_units_are_refused_before_a_zoo_is_begun(tmp_path):
 
 def test_a_zoo_whose_runs_diverged_says_so(tmp_path, task):
     settings = SETTINGS | {"num_runs": 4, "optimizer": {"name": "sgd", "lr": 1e9}}
-    with pytest.warns(UserWarning, match="all 4 runs of .* diverged: their loss exceeded max_loss = 10000"):
+    with pytest.warns(UserWarning, match="all 4 runs of .* diverged: their loss exceeded max_loss = 10000") as said:
         build_zoo(tmp_path / "zoo", task, **settings)
+    assert [remark.filename for remark in said] == [__file__]
 
 
 @pytest.mark.filterwarnings("ignore:.* runs of .* diverged")

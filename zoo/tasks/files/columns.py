@@ -51,7 +51,7 @@ def _read_csv(file: Path) -> Mapping[str, list]:
             first = stream.readline()
             delimiter = max(",;\t", key=first.count)
             stream.seek(0)
-            header, *rows = [row for row in csv.reader(stream, delimiter=delimiter, strict=True) if row]
+            header, *rows = [row for row in csv.reader(stream, delimiter=delimiter, strict=True) if row] or [[]]
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot read {file} as text in UTF-8: {error}; save it in that encoding") from error
     except (csv.Error, ValueError) as error:
