@@ -1,28 +1,68 @@
 """Do generated networks differ as real ones do, and at what cost? Diversity, novelty and accuracy by the protocol.
 
-    python -m scripts.bench.generator_diversity ZOO PIPELINE [PIPELINE ...] [--name defaults] [--record]
+    python -m scripts.bench.generator_diversity ZOO PIPELINE [PIPELINE ...] [--name defaults] [--also METRIC] [--record]
 
 Pipelines of several seeds that were trained on the zoo, from noise and, where they know starts, from starts; at the
-lowest prompt and at the one nearest .3. Real networks are what the same starts became at equal loss.
+lowest prompt and at the one nearest .3. Real networks are what the same starts became at equal loss. With `--also` the
+pipelines, trained on it, too, are asked for a further metric, drawn for each network as training runs have it.
+
+Legend: B networks, N training networks of which a metric is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
 
 from generator import EvaluationConfig, ParameterPipeline, PipelineSampler, Testbed
 from generator.evaluation import evaluate
 from generator.evaluation.novelty import GENERATED, HELD_OUT, NoveltyReport
 from generator.evaluation.protocol import Evaluation
+from generator.evaluation.testbed import METRIC, Sampler
+from generator.trajectories import log_gap
 from zoo.storage.zoo import Zoo
 
 from ..rows import Row, over_seeds
 from .command import bench
 
+_NUM_NEAREST: Final = 256  # training networks of about the loss that is asked for
+
+
+@dataclass(frozen=True)
+class AsksFurther:
+    """A sampler that is also asked for a further metric, that of a training network of about the loss asked for.
+
+    Attributes:
+        sampler: of a generator that knows both.
+        metric: the further one.
+        values: (N,) of it, of training networks.
+        losses: (N,) of these.
+    """
+
+    sampler: Sampler
+    metric: str
+    values: Tensor
+    losses: Tensor
+
+    def __call__(self, start: Tensor | None, prompt: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
+        asked, index = prompt[METRIC].unique(return_inverse=True)
+        nearest = log_gap(self.losses, asked[:, None]).topk(_NUM_NEAREST, largest=False).indices[index]  # (B, 256)
+        drawn = nearest.gather(1, torch.randint(_NUM_NEAREST, (len(index), 1), generator=rng))[:, 0]
+        return self.sampler(start, {**prompt, self.metric: self.values[drawn]}, rng)
+
 
 def rows(
-    zoo: str, *pipelines: str, name: str = "defaults", num_starts: int = 128, num_novelty_starts: int = 64
+    zoo: str,
+    *pipelines: str,
+    name: str = "defaults",
+    also: str = "",
+    num_starts: int = 128,
+    num_novelty_starts: int = 64,
 ) -> Iterator[Row]:
     """A row for each mode and prompt.
 
@@ -30,12 +70,14 @@ def rows(
         zoo: that the pipelines were trained on
         pipelines: folders, of several seeds
         name: of the recipe
+        also: metric that is asked for, too
         num_starts: unseen ones
         num_novelty_starts: of them, for the distance to the training set
     """
-    testbed = Testbed.from_zoo(Zoo.open(zoo))
-    samplers = [ParameterPipeline.from_pretrained(folder) for folder in pipelines]
-    knows_starts = all(pipe.model.config["use_start"] for pipe in samplers)
+    opened = Zoo.open(zoo)
+    testbed = Testbed.from_zoo(opened)
+    pipes = [ParameterPipeline.from_pretrained(folder) for folder in pipelines]
+    knows_starts = all(pipe.model.config["use_start"] for pipe in pipes)
     for use_start in (False, True) if knows_starts else (False,):
         config = EvaluationConfig(
             num_starts=num_starts,
@@ -44,7 +86,12 @@ def rows(
             num_updates=1,
             baselines=False,
         )
-        found = [evaluate(PipelineSampler(pipe, testbed.task, use_start), testbed, config=config) for pipe in samplers]
+        samplers: list[Sampler] = [PipelineSampler(pipe, testbed.task, use_start) for pipe in pipes]
+        if also:
+            training = opened.split("train")
+            known = [torch.from_numpy(opened.metric(one)[training]).flatten() for one in (also, METRIC)]
+            samplers = [AsksFurther(sampler, also, *known) for sampler in samplers]
+        found = [evaluate(sampler, testbed, config=config) for sampler in samplers]
         for place in range(len(found[0].novelty)):
             prompt = found[0].novelty[place].prompt
             setting: dict[str, str | float] = {
