@@ -13,6 +13,6 @@ _CALLED: Final = ("zoo", "generator", "learned_opt", "torch", "contextlib")
 def warn(message: str) -> None:
     """Warn at the line of the program that called these packages, however deep inside of them."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _CALLED:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _CALLED:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)

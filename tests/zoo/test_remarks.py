@@ -9,8 +9,3 @@ def test_a_warning_from_deep_inside_points_at_the_program():
     with pytest.warns(UserWarning, match="mind") as said:
         inside["call"](inside["call"])
     assert [remark.filename for remark in said] == [__file__]
-
-
-def test_a_program_without_a_name_is_warned():
-    with pytest.warns(UserWarning, match="mind"):
-        exec("warn('mind')", {"__name__": None, "warn": warn})
