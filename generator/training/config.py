@@ -119,8 +119,8 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         check_numbers(vars(self), type(self), positive=("max_runs",))
-        if isinstance(self.metrics, str):
-            raise ValueError(f"metrics must be a sequence of names, got {self.metrics!r}; write [{self.metrics!r}]")
+        if isinstance(self.metrics, str) or not isinstance(self.metrics, Sequence):
+            raise ValueError(f"metrics must be a sequence of names such as ['loss'], got {self.metrics!r}")
         if self.num_held_out and self.num_validation_starts:
             raise ValueError("num_held_out leaves no runs for validation: set num_validation_starts=0")
         if (self.task_bits is None) != (self.num_task_bits == 0):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -70,10 +71,11 @@ class PairConfig:
         shares = [name for name in vars(self) if name.endswith(("_share", "_dropout", "_targets"))]
         check_numbers(vars(self), type(self), positive=("batch_size",), shares=shares)
         if self.num_examples is not None:
-            fewest, most = self.num_examples if len(self.num_examples) == 2 else (0, 0)
-            if not FEWEST <= fewest <= most <= MOST:
+            limits = list(self.num_examples) if isinstance(self.num_examples, Sequence) else []
+            are_whole = all(isinstance(number, Integral) and not isinstance(number, bool) for number in limits)
+            if not (len(limits) == 2 and are_whole and FEWEST <= limits[0] <= limits[1] <= MOST):
                 raise ValueError(
-                    f"num_examples must be fewest and most, numbers from {FEWEST} to {MOST}, got {self.num_examples}"
+                    f"num_examples must be fewest and most, integers from {FEWEST} to {MOST}, got {self.num_examples!r}"
                 )
         elif self.share_without_targets:
             raise ValueError("share_without_targets needs examples in prompts, which tell made-up tasks apart")

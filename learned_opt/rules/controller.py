@@ -24,6 +24,7 @@ REFERENCE_HORIZON: Final = 400  # scales of the tasks for which theta = 0 is mea
 REFERENCE_WIDTH: Final = 32
 REFERENCE_DEPTH: Final = 2
 WIDTH_POWER: Final = 0.5  # of 32 / width in the step of matrices: not learned, as narrow networks do not determine it
+SHORTEST_HORIZON: Final = 16  # below it powers of T, learned on longer runs, make steps that throw small networks off
 
 FAST_WEIGHT: Final = 0.1
 SLOW_AGREEMENT_WEIGHT: Final = 0.02
@@ -245,7 +246,8 @@ def control(
 ) -> tuple[Statistics, Controls]:
     """New statistics and the controls of the next update."""
     known = _static(tuple(specs), signals.grad_square.device)
-    fraction, num_steps = horizon.fraction[:, None], horizon.num_steps[:, None]  # (1 or N, 1)
+    fraction = horizon.fraction[:, None]  # (1 or N, 1)
+    num_steps = horizon.num_steps[:, None].clamp(min=SHORTEST_HORIZON)
     log_horizon = (num_steps / REFERENCE_HORIZON).log()
     base = _log_base(scalars, known, log_horizon)  # (N, R)
     statistics = _remember(scalars, statistics, signals, num_steps)

@@ -19,6 +19,8 @@ where networks begin as usual and minibatches are not tiny. No update changes on
 a layer of many inputs kills kernels of few channels. And where weights and gradients have both grown without
 disagreement, which is how runs at batch size 1 begin to diverge, steps fall. The others have start = infinity.
 
+In powers and shares of T, T is at least 16; the schedule ends with the run.
+
 Only matrices decay by themselves; what the user asks for, 0 included, goes before that. What agreement has done to
 log_step is forgotten over T / r steps: while steps are too long at first it shortens them, and it leaves the end of a
 run, where gradients are noise, to the schedule. A linear layer, 15 -> 3, on the statistics of the tensor adds o1, draws

@@ -69,7 +69,8 @@ def infer_roles(module: nn.Module, overrides: Mapping[str, str] | None = None) -
     for pattern, role in (overrides or {}).items():
         if role not in ROLES:
             raise ValueError(f"role of {pattern!r} must be one of {ROLES}, got {role!r}")
-        matched = _matched(str(pattern), role, tensors)
+        tied = {id(tensors[name].tensor) for name in _matched(str(pattern), role, tensors)}
+        matched = [name for name, owned in tensors.items() if id(owned.tensor) in tied]
         roles |= dict.fromkeys(matched, role)
         kinds |= {name: replace(kinds[name], known=True) for name in matched if name in kinds}
     return _described(roles, kinds, tensors)

@@ -13,7 +13,7 @@ Axes: "oi" outputs x inputs (x kernel), "io" inputs x outputs (x kernel), "eoi" 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch import Tensor, nn
@@ -95,7 +95,10 @@ def owned_tensors(module: nn.Module) -> dict[str, Owned]:
 
 def kind_of(owned: Owned, graph: ModuleGraph) -> Kind:
     """Kind of a parameter."""
-    told = _of_module(owned) or _of_name(owned)
+    told = _of_module(owned)
+    if told is None and (told := _of_name(owned)) and told.name == "matrix" and not is_adapter(owned.name):
+        use = graph.use_of(owned.name)  # a name does not tell axes
+        return replace(told, axes=use.axes) if use and use.kind in ("matrix", "kernel") else told
     if told is not None:
         return told
     use = graph.use_of(owned.name)

@@ -138,6 +138,7 @@ def test_what_does_not_fit_is_said(zoo, tmp_path):
     "options",
     [
         {"metrics": "loss"},
+        {"metrics": 3},
         {"max_runs": 0},
         {"task_bits": "mask"},
         {"num_task_bits": 3},
@@ -157,6 +158,7 @@ def test_settings_that_contradict_each_other_are_refused(options):
     [
         lambda: PairConfig(start_share=1.5),
         lambda: PairConfig(batch_size=0),
+        *(partial(PairConfig, num_examples=wrong) for wrong in (48, "48", (4,), (4.5, 8), (4, "8"), (3, 8), (16, 8))),
         lambda: ObjectiveConfig(function_examples=0),
         lambda: OptimizationConfig(learning_rate=0.0),
         lambda: OptimizationConfig(average_decay=1.5),

@@ -320,7 +320,7 @@ def test_step_beyond_the_horizon_is_the_last_one():
     assert not torch.equal(moved[0], torch.ones(1, 4, 8))
 
 
-@pytest.mark.parametrize(("num_steps", "kept"), [(90, 0.9**10), (9, 0.0), (4, 0.0)])
+@pytest.mark.parametrize(("num_steps", "kept"), [(90, 0.9**10), (16, 0.4375**10), (4, 0.4375**10)])
 def test_what_agreement_did_to_the_step_is_forgotten(num_steps, kept):
     rule, log_step = NormalizedRule(feedback=False), controller.Statistics._fields.index("log_step")
     theta = controller.encode_scalars({**SCALARS, "agreement_target": 0.0})
@@ -331,6 +331,19 @@ def test_what_agreement_did_to_the_step_is_forgotten(num_steps, kept):
         zeros = [torch.zeros(1, 4, 8)]
         rule.update(theta, SPECS[4:5], params, zeros, state, inner_step=inner_step, num_steps=num_steps)
     assert float(state["statistics"][0][0, log_step]) == pytest.approx(2.0 * kept, abs=1e-5)
+
+
+def test_tiny_runs_begin_with_the_step_of_one_of_sixteen_updates():
+    rule, theta, specs = NormalizedRule(), meta_trained_like(), SPECS[1:2]
+    ended = {}
+    for num_steps in (1, 2, 16, 17):
+        params = [torch.ones(1, *specs[0].shape) / 8]
+        grads = [torch.randn(params[0].shape, generator=torch.Generator().manual_seed(0))]
+        rule.update(theta, specs, params, grads, rule.init_state(specs, params), inner_step=0, num_steps=num_steps)
+        ended[num_steps] = params[0]
+    assert torch.equal(ended[1], ended[16])
+    assert torch.equal(ended[2], ended[16])
+    assert not torch.equal(ended[16], ended[17])
 
 
 def test_encoding_scalars_is_the_inverse_of_decoding():

@@ -338,3 +338,29 @@ def test_patterns_override_and_later_ones_win():
 def test_bad_overrides_are_refused(overrides, said):
     with pytest.raises(ValueError, match=said):
         infer_roles(MLP(8, (6,), 3), overrides)
+
+
+class Weights(nn.Module):
+    """Matrices whose names say that they are weights, and nothing of rows and columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8, 5))
+        self.w_out = nn.Parameter(torch.zeros(3, 5))
+
+    def forward(self, x):
+        return nn.functional.linear(x @ self.weight, self.w_out)
+
+
+def test_axes_of_what_is_named_a_weight_are_told_by_its_use():
+    known = infer_roles(Weights())
+    told = {name: (role.role, role.axes, role.fan_in) for name, role in known.items()}
+    assert told == {"weight": ("input", "io", 8), "w_out": ("output", "oi", 5)}
+
+
+@pytest.mark.parametrize("pattern", ["0.*", "1.*"])
+def test_a_role_given_to_a_tied_tensor_counts_under_all_its_names(pattern):
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 9, bias=False))
+    model[1].weight = model[0].weight
+    known = infer_roles(model, {pattern: "output"})
+    assert known["0.weight"].role == known["1.weight"].role == "output"
