@@ -40,7 +40,7 @@ from zoo.ambient import torch_defaults
 from zoo.checkpoints.adapters import save_adapter
 from zoo.networks.layout import LayoutMismatchError, ParamLayout
 from zoo.networks.low_rank import has_adapters
-from zoo.settings import check_numbers
+from zoo.settings import check_options
 from zoo.storage.splits import SplitRule
 from zoo.tasks.task import Task
 
@@ -157,7 +157,7 @@ class ParameterPipeline(SavedPipeline):
         """
         counts = {"num_samples": num_samples, "best_of": best_of, "num_inference_steps": num_inference_steps}
         options = {**counts, "guidance_scale": guidance_scale, "eta": eta}
-        check_numbers(options, type(self).__call__, positive=counts, shares=("eta",))
+        check_options(options, type(self).__call__, positive=counts, shares=("eta",))
         check_sampling(self.scheduler, num_inference_steps, eta=eta, rng=generator)
         if best_of > 1:
             self._require_reader()
@@ -230,7 +230,7 @@ class ParameterPipeline(SavedPipeline):
                 f"this generator makes networks in one pass, not from noise, so none is edited; use {instead}"
             )
         steps = {"num_inference_steps": num_inference_steps}
-        check_numbers(steps, type(self).edit, positive=steps)
+        check_options(steps, type(self).edit, positive=steps)
         check_sampling(self.scheduler, num_inference_steps, rng=generator)
         layout, networks = self._starts(network, layout, task)
         if networks is None:

@@ -3,7 +3,7 @@
 Settings are dataclasses, mappings, sequences, tensors and scalars, in any nesting. A record of them is JSON: what is
 read back is compared with what is given now, field by field, so that 1 and 1.0, tuples and lists, and a tensor and its
 hash are the same. A field that the record lacks, because a later release added it, had its default. Before anything is
-begun, `check_numbers` refuses numbers that none can mean.
+begun, `check_options` refuses numbers and truth values that none can mean.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SettingsMismatchError(ValueError):
     """What was begun with other settings than those given now; the message names each field that differs."""
 
 
-def check_numbers(
+def check_options(
     options: Mapping[str, object],
     kind: Callable[..., Any],
     *,
@@ -44,7 +44,7 @@ def check_numbers(
     shares: Collection[str] = (),
     signed: Collection[str] = (),
 ) -> None:
-    """Refuse options that are no finite number where `kind` declares one, no whole one where it declares that, or < 0.
+    """Refuse options that are no truth value, no whole or no finite number where `kind` declares one, and those < 0.
 
     Args:
         options: values by name.
@@ -59,7 +59,11 @@ def check_numbers(
     for name, hint in get_type_hints(kind).items():
         kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         value = options.get(name)
-        if name not in options or not {int, float} & {*kinds} or (value is None and type(None) in kinds):
+        if name not in options or not {bool, int, float} & {*kinds} or (value is None and type(None) in kinds):
+            continue
+        if bool in kinds:
+            if not isinstance(value, bool | np.bool_):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
             continue
         is_whole = float not in kinds
         is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool)

@@ -34,7 +34,7 @@ from generator.evaluation.verdict import Estimate, Verdict
 from generator.trajectories import Trajectories, log_gap
 from zoo.ambient import torch_defaults
 from zoo.networks.metrics import LOG_RANGE
-from zoo.settings import check_numbers
+from zoo.settings import check_options
 
 GENERATOR: Final = "generator"
 BELOW_FLOOR: Final = (0.25, 0.4, 0.63)  # of the floor
@@ -66,7 +66,7 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_numbers(vars(self), type(self), positive=("num_updates",))
+        check_options(vars(self), type(self), positive=("num_updates",))
         for name in ("num_starts", "num_novelty_starts", "num_prompts"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from zoo.networks import low_rank
 from zoo.networks.layout import ParamLayout
-from zoo.settings import check_numbers
+from zoo.settings import check_options
 from zoo.tasks.objectives import Probabilistic
 from zoo.tasks.task import Task
 
@@ -75,6 +75,8 @@ class ObjectiveConfig:
     windows_per_step: int = 0
 
     def __post_init__(self) -> None:
+        counts = ("function_examples", "function_episodes")
+        check_options(vars(self), type(self), positive=counts, shares=("self_fed_share",))
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, got {self.prediction!r}")
         if self.function_split not in ("train", "val", "train_val"):
@@ -85,8 +87,6 @@ class ObjectiveConfig:
             raise ValueError("function_energy_weight needs energy_score=True: it scores two samples per target")
         if self.self_fed_share and self.prediction != "sample":
             raise ValueError(f"self_fed_share needs prediction='sample', got {self.prediction!r}")
-        counts = ("function_examples", "function_episodes")
-        check_numbers(vars(self), type(self), positive=counts, shares=("self_fed_share",))
         if not (self.params_weight or self.function_weight):
             raise ValueError("params_weight or function_weight must be positive, both are 0: nothing would be learned")
 

@@ -34,7 +34,7 @@ from generator.prompts.examples import ExampleKind
 from generator.prompts.prompt import MetricRange, Prompt, PromptEncoder
 from generator.tokens.tokenizer import ChunkTokenizer, ParamTokenizer
 from generator.tokens.windows import sinusoids
-from zoo.settings import check_numbers
+from zoo.settings import check_options
 
 _NUM_TIME_FREQUENCIES: Final = 5
 _DRAWN_STD: Final = 0.5  # in normalised units
@@ -140,7 +140,7 @@ class RecurrentDiffusionTransformer(FromFolder, ModelMixin, ConfigMixin):  # typ
     ) -> None:
         super().__init__()
         sizes = ("width", "num_heads", "edge_width", "mlp_ratio", "correction_steps")
-        check_numbers(self.config, type(self).__init__, positive=sizes, signed=("start_skip",))
+        check_options(self.config, type(self).__init__, positive=sizes, signed=("start_skip",))
         self.ranges = {name: MetricRange(*bounds) for name, bounds in sorted(metrics.items())}
         self.window = window
         self.num_drawn = int(diffusion) + int(use_latent)  # channels that are drawn: noisy values, latent

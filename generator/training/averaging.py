@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.settings import check_numbers
+from zoo.settings import check_options
 from zoo.training.schedules import Schedule
 
 BETAS: Final = (0.9, 0.98)
@@ -42,7 +42,7 @@ class AveragedTrainingConfig:
     def __post_init__(self) -> None:
         not_counts = ("warmup_steps", "weight_decay", "average_decay", "num_inputs", "seed")
         positive = vars(self).keys() - not_counts
-        check_numbers(vars(self), type(self), positive=positive, shares=("average_decay",))
+        check_options(vars(self), type(self), positive=positive, shares=("average_decay",))
 
 
 class AveragedTraining(Generic[Model]):

@@ -9,7 +9,7 @@ from typing import Any, Final
 from generator.model.objectives import ObjectiveConfig
 from generator.prompts.prompt import ALIASES
 from generator.training.pairs import PairConfig
-from zoo.settings import check_numbers
+from zoo.settings import check_options
 
 PRECISIONS: Final = ("auto", "bfloat16", "float32")
 
@@ -49,7 +49,7 @@ class OptimizationConfig:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
         positive = ("num_steps", "num_epochs", "learning_rate", "wide_inputs", "clip_norm")
-        check_numbers(vars(self), type(self), positive=positive, shares=("average_decay",))
+        check_options(vars(self), type(self), positive=positive, shares=("average_decay",))
         if self.num_steps % self.num_epochs:
             raise ValueError(f"num_steps must be a multiple of num_epochs, got {self.num_steps} and {self.num_epochs}")
 
@@ -118,7 +118,7 @@ class GeneratorConfig:
     calibrate_latents: bool = False
 
     def __post_init__(self) -> None:
-        check_numbers(vars(self), type(self), positive=("max_runs",))
+        check_options(vars(self), type(self), positive=("max_runs",))
         if isinstance(self.metrics, str) or not isinstance(self.metrics, Sequence):
             raise ValueError(f"metrics must be a sequence of names such as ['loss'], got {self.metrics!r}")
         if self.num_held_out and self.num_validation_starts:

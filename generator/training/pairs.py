@@ -22,7 +22,7 @@ from generator.prompts.examples import FEWEST, MOST
 from generator.prompts.prompt import Prompt, readable
 from generator.trajectories import Trajectories
 from zoo.networks import symmetry
-from zoo.settings import check_numbers
+from zoo.settings import check_options
 
 MADE_UP_RUNS: Final = 2**31  # the first number of runs that no zoo has
 
@@ -69,7 +69,7 @@ class PairConfig:
 
     def __post_init__(self) -> None:
         shares = [name for name in vars(self) if name.endswith(("_share", "_dropout", "_targets"))]
-        check_numbers(vars(self), type(self), positive=("batch_size",), shares=shares)
+        check_options(vars(self), type(self), positive=("batch_size",), shares=shares)
         if self.num_examples is not None:
             limits = list(self.num_examples) if isinstance(self.num_examples, Sequence) else []
             are_whole = all(isinstance(number, Integral) and not isinstance(number, bool) for number in limits)

@@ -170,7 +170,7 @@ def test_settings_out_of_range_are_refused(make):
         make()
 
 
-@pytest.mark.parametrize(
+with_options = pytest.mark.parametrize(
     "make",
     [
         PairConfig,
@@ -183,6 +183,9 @@ def test_settings_out_of_range_are_refused(make):
         partial(RecurrentDiffusionTransformer, {}, {}, {}),
     ],
 )
+
+
+@with_options
 def test_every_number_must_be_finite_and_none_is_negative(make):
     numbers = {name: value for name, value in defaults_of(make).items() if type(value) in (int, float)}
     assert numbers
@@ -191,3 +194,11 @@ def test_every_number_must_be_finite_and_none_is_negative(make):
             with pytest.raises(ValueError, match=f"{name} must be .*got") as refused:
                 make(**{name: value})
             assert "\n" not in str(refused.value)
+
+
+@with_options
+def test_what_is_true_or_false_is_no_word_or_number(make):
+    for name in (name for name, value in defaults_of(make).items() if type(value) is bool):
+        for value in ("no", 2, None):
+            with pytest.raises(ValueError, match=f"{name} must be true or false, got"):
+                make(**{name: value})
